@@ -1,0 +1,12 @@
+"""Batch normalization whose running statistics can be trusted."""
+
+from batchnorm.errors import BatchNormError as BatchNormError
+from batchnorm.layers import EMA as EMA
+from batchnorm.layers import BatchNorm1d as BatchNorm1d
+from batchnorm.layers import BatchNorm2d as BatchNorm2d
+from batchnorm.layers import BatchNorm3d as BatchNorm3d
+from batchnorm.layers import Cumulative as Cumulative
+from batchnorm.layers import LazyBatchNorm1d as LazyBatchNorm1d
+from batchnorm.layers import LazyBatchNorm2d as LazyBatchNorm2d
+from batchnorm.layers import LazyBatchNorm3d as LazyBatchNorm3d
+from batchnorm.layers import Moments as Moments

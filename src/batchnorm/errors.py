@@ -1,0 +1,22 @@
+"""The one error class of the package, and the sentence every bad argument gets."""
+
+from __future__ import annotations
+
+
+class BatchNormError(ValueError):
+    """A bad argument, bad data or an impossible request; the model and the files are unchanged.
+
+    Example:
+        >>> import batchnorm, torch
+        >>> try:
+        ...     batchnorm.EMA(decay=1.5)
+        ... except batchnorm.BatchNormError as error:
+        ...     print(error)
+        decay must be in [0, 1), the weight of the old value; it was 1.5
+    """
+
+
+def check(condition: bool, argument: str, legal: str, value: object) -> None:
+    """Raise a `BatchNormError` that names the argument, what is legal and what it was."""
+    if not condition:
+        raise BatchNormError(f"{argument} must be {legal}; it was {value}")

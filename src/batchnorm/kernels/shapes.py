@@ -1,0 +1,42 @@
+"""What the passes exchange: raw moments, and the widths of the arithmetic."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class RawMoments(NamedTuple):
+    """What `reduce` returns, one row per group: `(groups, C)`, in the wide dtype.
+
+    count is the number of values (or the sum of their weights), count_squared the sum of squared
+    weights (equal to count for unweighted data), m2 the sum of squared deviations from mean.
+    """
+
+    count: Tensor
+    count_squared: Tensor
+    mean: Tensor
+    m2: Tensor
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of channel vectors: float64 wherever the device has one."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of arithmetic over whole tensors: float32, or float64 for float64 data."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def per_channel(vector: Tensor, x: Tensor) -> Tensor:
+    """View a `(C,)` vector so that it broadcasts over `(N, C, *)`."""
+    return vector.reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def group_sizes(n: int, groups: int) -> list[int]:
+    """Split n samples into groups that differ by at most one sample, larger ones first."""
+    small, extra = divmod(n, groups)
+    return [small + 1] * extra + [small] * (groups - extra)

@@ -1,0 +1,98 @@
+"""`BatchNorm1d`, `2d`, `3d` and their lazy forms: torch's classes with this package's forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _LazyNormBase
+
+from batchnorm.layers.methods import recipe_for
+from batchnorm.layers.module import BatchNorm
+
+_DOC = """Batch normalization over {shapes}, a drop-in for `torch.nn.BatchNorm{rank}d`.
+
+Example:
+    >>> import torch, batchnorm
+    >>> layer = batchnorm.BatchNorm{rank}d(16)
+    >>> layer(torch.randn({example})).shape
+    torch.Size([{example}])
+    >>> careful = batchnorm.BatchNorm{rank}d(16, method="debiased", momentum=0.01)
+
+Arguments, defaults, state_dict keys and numbers are torch's: normalise with the biased variance
+of the batch, store the unbiased one, `momentum` is the weight of the new batch and None means the
+cumulative average. Further keyword arguments: `method` (a name from the table of methods) and any
+of the five choices, `extent`, `estimator`, `coupling`, `inference`, `policy`.
+
+Differences from torch, all on purpose: statistics stay float32 in half-precision models; a
+non-finite batch is skipped and counted in `num_batches_skipped` (`Policy(nonfinite="propagate")`
+is torch's way); an empty batch does not advance the counter; a forward recomputed by activation
+checkpointing does not update twice.
+
+Raises:
+    BatchNormError: one value per channel in training, an input of the wrong rank, an unknown method.
+
+Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithms 1 and 2.
+"""
+
+
+class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
+    __doc__ = _DOC.format(rank=1, shapes="`(N, C)` or `(N, C, L)`", example="8, 16, 5")
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
+
+
+class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
+    __doc__ = _DOC.format(rank=2, shapes="`(N, C, H, W)`", example="8, 16, 5, 5")
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
+
+
+class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
+    __doc__ = _DOC.format(rank=3, shapes="`(N, C, D, H, W)`", example="8, 16, 3, 5, 5")
+    _check_input_dim = nn.BatchNorm3d._check_input_dim
+
+
+class _Lazy(_LazyNormBase):
+    """num_features comes from the first input; the layer then becomes the plain class."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None | str = "estimator",
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        method: str = "batchnorm",
+        **choices: Any,
+    ) -> None:
+        recipe = recipe_for(method, **choices)
+        start: Any = recipe.estimator.momentum if isinstance(momentum, str) else momentum
+        super().__init__(eps, start, affine, track_running_stats, device, dtype, bias=bias)
+        self.recipe = recipe
+
+    def initialize_parameters(self, input: Any) -> None:
+        """Take the number of channels from the input and the buffers the recipe needs."""
+        fresh = self.has_uninitialized_params()
+        super().initialize_parameters(input)
+        if fresh:
+            self.adopt(self.recipe)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class LazyBatchNorm1d(_Lazy, BatchNorm1d):
+    """A `BatchNorm1d` whose num_features is taken from its first input."""
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(_Lazy, BatchNorm2d):
+    """A `BatchNorm2d` whose num_features is taken from its first input."""
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(_Lazy, BatchNorm3d):
+    """A `BatchNorm3d` whose num_features is taken from its first input."""
+
+    cls_to_become = BatchNorm3d

@@ -1,0 +1,131 @@
+"""Count, mean and sum of squared deviations: what statistics are made of, and how they merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from batchnorm import kernels
+from batchnorm.errors import BatchNormError, check
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The exact moments of some values per channel, mergeable without loss.
+
+    Example:
+        >>> import torch
+        >>> from batchnorm import Moments
+        >>> x = torch.tensor([[1.0], [2.0], [3.0], [6.0]])
+        >>> whole = Moments.of(x)
+        >>> parts = Moments.of(x[:1]).merge(Moments.of(x[1:]))
+        >>> float(whole.mean), float(parts.m2)
+        (3.0, 14.0)
+
+    Attributes are float64 tensors of one shape, `(C,)` or `(groups, C)`: count is the number of
+    values (the sum of weights for weighted data), mean their mean, m2 the sum of squared
+    deviations from it, count_squared the sum of squared weights (None means equal to count).
+
+    Source: merging after Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+    computing sample variances" (1979).
+    """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+    count_squared: Tensor | None = None
+
+    @staticmethod
+    def of(
+        x: Tensor,
+        *,
+        channel_axis: int = 1,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        groups: int | None = None,
+    ) -> Moments:
+        """The moments of x over all axes but channel_axis.
+
+        Args:
+            x: floating-point tensor with at least two axes, such as `(N, C)` or `(N, C, H, W)`.
+            channel_axis: which axis holds the channels.
+            mask: boolean, True is data; it broadcasts against x with the channel axis taken out,
+                so `(N,)` or `(N, L)` for `(N, C, L)`.
+            weight: non-negative sample weights, broadcast as mask is; not together with mask.
+            groups: split the first of the remaining axes into this many even groups and return
+                `(groups, C)`; sizes differ by at most one.
+
+        Raises:
+            BatchNormError: x is not floating point or has fewer than two axes, the mask or weight
+                does not fit, or there are more groups than samples.
+        """
+        check(x.is_floating_point(), "x", "a floating-point tensor", x.dtype)
+        check(x.dim() >= 2, "x", "a tensor with at least two axes", f"of shape {tuple(x.shape)}")
+        check(-x.dim() <= channel_axis < x.dim(), "channel_axis", f"an axis of {tuple(x.shape)}", channel_axis)
+        check(mask is None or weight is None, "mask and weight", "given one at a time", "both given")
+        channels_second = x.movedim(channel_axis, 1)
+        k = 1 if groups is None else groups
+        check(1 <= k <= max(channels_second.shape[0], 1), "groups", "between 1 and the number of samples", k)
+        if mask is not None:
+            check(mask.dtype == torch.bool, "mask", "a boolean tensor, True where data is", mask.dtype)
+        spread = _against(channels_second, mask if mask is not None else weight)
+        raw = kernels.select(channels_second).reduce(channels_second, spread, k)
+        parts = (raw.count, raw.mean, raw.m2, raw.count_squared)
+        return Moments(*(parts if groups is not None else (p[0] for p in parts)))
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets of values together (Chan's formula), exact in float64."""
+        count = self.count + other.count
+        share = torch.where(count > 0, other.count / torch.where(count > 0, count, 1.0), 0.0)
+        # An empty side may carry any mean; it must not reach the result, not even as NaN * 0.
+        mean_a = torch.where(self.count > 0, self.mean, other.mean)
+        mean_b = torch.where(other.count > 0, other.mean, mean_a)
+        delta = mean_b - mean_a
+        mean = mean_a + delta * share
+        m2 = self.m2 + other.m2 + delta * delta * self.count * share
+        return Moments(count, mean, m2, self._squares() + other._squares())
+
+    def pool(self) -> Moments:
+        """Merge the groups of a `(groups, C)` result into one `(C,)` result."""
+        if self.mean.dim() == 1:
+            return self
+        count = self.count.sum(0)
+        safe = torch.where(count > 0, count, 1.0)
+        mean = (self.count * self.mean).sum(0) / safe
+        m2 = (self.m2 + self.count * (self.mean - mean).square()).sum(0)
+        return Moments(count, mean, m2, self._squares().sum(0))
+
+    def var(self, correction: float = 0) -> Tensor:
+        """The variance `m2 / (count - correction)`: 0 is the biased one that normalises, 1 the stored one.
+
+        For weights that are frequencies this is Bessel's correction; NaN where count <= correction.
+        """
+        if correction < 0:
+            raise BatchNormError(f"correction must be 0 or more; it was {correction}")
+        rest = self.count - correction
+        return torch.where(rest > 0, self.m2 / torch.where(rest > 0, rest, 1.0), torch.nan)
+
+    @property
+    def effective_count(self) -> Tensor:
+        """The number of equally weighted values that carry as much information (Kish)."""
+        squares = self._squares()
+        return torch.where(squares > 0, self.count.square() / torch.where(squares > 0, squares, 1.0), 0.0)
+
+    def _squares(self) -> Tensor:
+        return self.count if self.count_squared is None else self.count_squared
+
+
+def _against(x: Tensor, weight: Tensor | None) -> Tensor | None:
+    """Reshape a mask or weight given without the channel axis to broadcast over `(N, C, *)`."""
+    if weight is None:
+        return None
+    without = (x.shape[0], *x.shape[2:])
+    check(
+        weight.dim() <= len(without) and tuple(weight.shape) == without[: weight.dim()],
+        "mask or weight",
+        f"of a shape that begins {without}, x's without the channel axis",
+        f"of shape {tuple(weight.shape)}",
+    )
+    return weight.reshape(weight.shape[0], 1, *weight.shape[1:], *[1] * (x.dim() - 1 - weight.dim()))
