@@ -10,3 +10,9 @@ from batchnorm.layers import LazyBatchNorm1d as LazyBatchNorm1d
 from batchnorm.layers import LazyBatchNorm2d as LazyBatchNorm2d
 from batchnorm.layers import LazyBatchNorm3d as LazyBatchNorm3d
 from batchnorm.layers import Moments as Moments
+from batchnorm.models import convert as convert
+from batchnorm.models import freeze as freeze
+from batchnorm.models import pause as pause
+from batchnorm.models import recalibrate as recalibrate
+from batchnorm.models import to_stock as to_stock
+from batchnorm.models import unfreeze as unfreeze

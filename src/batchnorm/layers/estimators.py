@@ -15,7 +15,7 @@ Gain = float | Tensor
 
 
 class State(NamedTuple):
-    """Running mean and variance `(C,)`, and the number of values behind them where one is kept."""
+    """Running mean and variance `(C,)`, and the number of values behind them `(1,)` where one is kept."""
 
     mean: Tensor
     var: Tensor
@@ -153,8 +153,8 @@ class Pooled:
         seen = _count(state)
         old = Moments(seen.expand_as(state.mean), state.mean, state.var * (seen - 1).clamp_min(0))
         new = old.merge(batch)
-        return State(new.mean, new.var(1), new.count[0])
+        return State(new.mean, new.var(1), new.count[:1])
 
 
 def _count(state: State) -> Tensor:
-    return torch.zeros_like(state.mean[0]) if state.count is None else state.count
+    return torch.zeros_like(state.mean[:1]) if state.count is None else state.count

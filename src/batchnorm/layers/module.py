@@ -67,7 +67,8 @@ class BatchNorm(_BatchNorm):
             self.register_buffer("num_batches_skipped", zero, persistent=False)
         if recipe.estimator.keeps_count and "pooled_count" not in self._buffers:
             wide = kernels.wide_dtype(device)
-            self.register_buffer("pooled_count", torch.zeros((), dtype=wide, device=device))
+            # One element, not a scalar: compiled graphs lose in-place changes of 0-dim float64 CPU tensors.
+            self.register_buffer("pooled_count", torch.zeros(1, dtype=wide, device=device))
         elif not recipe.estimator.keeps_count:
             self._buffers.pop("pooled_count", None)
         self._widen()

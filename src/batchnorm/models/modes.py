@@ -1,0 +1,129 @@
+"""Modes that hold whatever `.train()` and `.eval()` are called: frozen, and paused."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchnorm.layers import BatchNorm
+from batchnorm.models.find import batch_norm_layers
+
+
+def freeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
+    """Make every batch norm layer use its stored statistics and never move them, whatever `.train()` says.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> model = batchnorm.freeze(torch.nn.Sequential(torch.nn.BatchNorm1d(2)))
+        >>> _ = model.train()(torch.randn(8, 2))
+        >>> int(model[0].num_batches_tracked)
+        0
+
+    Works on torch's layers, this package's and subclasses; survives deepcopy and pickle, and
+    applies to part of a model when given that part. A state_dict does not carry it.
+
+    Args:
+        model: the model or a part of it; returned as it is.
+        affine: also stop training weight and bias (`requires_grad_(False)`).
+    """
+    for layer in batch_norm_layers(model).values():
+        if isinstance(layer, BatchNorm):
+            layer.frozen = True
+        elif not is_frozen(layer):
+            layer.register_forward_pre_hook(_hold)
+            layer.register_forward_hook(_release, always_call=True, prepend=True)
+        if affine:
+            _train_affine(layer, False)
+    _forget_compiled()
+    return model
+
+
+def unfreeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
+    """Undo `freeze`: the layers follow `.train()` and `.eval()` again; with affine, train weight and bias too."""
+    for layer in batch_norm_layers(model).values():
+        if isinstance(layer, BatchNorm):
+            layer.frozen = False
+        for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (_hold, _release)]:
+                del hooks[key]
+                layer._forward_hooks_always_called.pop(key, None)
+        if affine:
+            _train_affine(layer, True)
+    _forget_compiled()
+    return model
+
+
+def is_frozen(layer: nn.Module) -> bool:
+    """Whether `freeze` holds this layer."""
+    return getattr(layer, "frozen", False) is True or _hold in layer._forward_pre_hooks.values()
+
+
+def _train_affine(layer: _BatchNorm, train: bool) -> None:
+    for parameter in (layer.weight, layer.bias):
+        if parameter is not None:
+            parameter.requires_grad_(train)
+
+
+# Top-level functions, so that hooked models can be copied and pickled.
+def _hold(module: nn.Module, args: Any) -> None:
+    module.__dict__.setdefault("_before_hold", []).append(module.training)
+    module.training = False
+
+
+def _release(module: nn.Module, args: Any, output: Any) -> None:
+    if module.__dict__.get("_before_hold"):
+        module.training = module.__dict__["_before_hold"].pop()
+
+
+def _forget_compiled() -> None:
+    # Compiled graphs do not notice hooks added or removed later; without this a frozen stock
+    # layer inside a compiled model would keep moving.
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+_paused: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+@contextmanager
+def pause(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the context no running statistic and no counter moves; layers normalise as they would have.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+        >>> with batchnorm.pause(model):
+        ...     _ = model(torch.randn(8, 2))
+        >>> int(model[0].num_batches_tracked)
+        0
+
+    For the second forward of SAM, adversarial and consistency passes, a learning-rate finder or
+    a summary. Contexts may nest and overlap, and an exception restores everything.
+    """
+    layers = list(batch_norm_layers(model).values())
+    with _lock:
+        for layer in layers:
+            depth, tracked = _paused.get(layer, (0, layer.track_running_stats))
+            _paused[layer] = (depth + 1, tracked)
+            # In training a layer that does not track normalises with the batch and moves nothing;
+            # in eval it still uses its buffers. Compiled code guards on the attribute.
+            layer.track_running_stats = False
+    try:
+        yield model
+    finally:
+        with _lock:
+            for layer in layers:
+                depth, tracked = _paused.pop(layer)
+                if depth > 1:
+                    _paused[layer] = (depth - 1, tracked)
+                else:
+                    layer.track_running_stats = tracked
