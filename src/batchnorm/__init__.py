@@ -16,3 +16,4 @@ from batchnorm.models import pause as pause
 from batchnorm.models import recalibrate as recalibrate
 from batchnorm.models import to_stock as to_stock
 from batchnorm.models import unfreeze as unfreeze
+from batchnorm.diagnose import diagnose as diagnose

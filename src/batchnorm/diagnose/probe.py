@@ -1,0 +1,96 @@
+"""One training step, watched and rolled back: which statistics move, how often, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchnorm.layers.recompute import recomputing
+from batchnorm.models.batches import call
+
+
+@dataclass
+class Probe:
+    """Per layer: whether its statistics moved in a training step, and by how many updates in the backward."""
+
+    moved: dict[str, bool] = field(default_factory=dict)
+    updates_in_backward: dict[str, int] = field(default_factory=dict)
+
+
+def probe_training_step(
+    model: nn.Module,
+    modules: dict[str, _BatchNorm],
+    batch: Any,
+    forward_fn: Callable[..., Any] | None,
+) -> Probe | None:
+    """Run forward and backward as `model.train()` would, then put back every buffer, gradient and flag.
+
+    None if the model cannot take such a step on this batch (one value per channel, no floating
+    output); that is itself no finding.
+    """
+    probe = Probe({name: False for name in modules}, dict.fromkeys(modules, 0))
+    flags = {module: module.training for module in model.modules()}
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    gradients = [(p, p.grad) for p in model.parameters()]
+    before = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in modules.items()}  # pyright: ignore
+
+    def watch(name: str) -> Callable[..., None]:
+        module = modules[name]
+
+        def hook(*_: Any) -> None:
+            counter = module.num_batches_tracked
+            seen = counts.get(name)
+            if counter is not None and seen is not None and recomputing():
+                probe.updates_in_backward[name] += int(int(counter) != seen)
+            counts[name] = None if counter is None else int(counter)
+
+        return hook
+
+    counts: dict[str, int | None] = {n: _count(m) for n, m in modules.items()}
+    handles = [m.register_forward_hook(watch(name)) for name, m in modules.items()]
+    device_ids = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
+    try:
+        with torch.random.fork_rng(devices=device_ids), torch.enable_grad():
+            for parameter, _ in gradients:
+                parameter.grad = None
+            model.train()
+            total = _sum(call(model, batch, forward_fn))
+            if total is not None and total.requires_grad:
+                total.backward()
+            for name, m in modules.items():
+                mean, var = before[name]
+                probe.moved[name] = not (_same(mean, m.running_mean) and _same(var, m.running_var))
+        return probe
+    except (ValueError, RuntimeError, TypeError):
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, flag in flags.items():
+            module.training = flag
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def _same(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _count(module: _BatchNorm) -> int | None:
+    return None if module.num_batches_tracked is None else int(module.num_batches_tracked)
+
+
+def _sum(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output.float().sum() if output.is_floating_point() else None
+    items = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    parts = [part for part in map(_sum, items) if part is not None]
+    return torch.stack(parts).sum() if parts else None
