@@ -1,0 +1,150 @@
+"""The command line: `batchnorm demo`, `batchnorm diagnose`, `batchnorm recalibrate`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from torch import nn
+
+from batchnorm import diagnose as diagnose_model
+from batchnorm import recalibrate as recalibrate_model
+from batchnorm.diagnose.report import finite
+from batchnorm.errors import BatchNormError
+from batchnorm.files import load_state, save_state
+
+FINE, FINDINGS, BAD_INPUT = 0, 1, 2
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Batch normalization whose running statistics can be trusted.\n\n"
+    "Exit codes: 0 all is well, 1 diagnose found something above a note, 2 bad input (nothing was written).",
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="MODULE:FACTORY; the factory takes no argument and returns the model.")
+]
+DataOption = Annotated[
+    str, typer.Option("--data", help="MODULE:FACTORY; the factory takes no argument and returns the batches.")
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="A .pt or .safetensors state dict, read as data only.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.command()
+def demo(
+    report: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("batchnorm-demo.html"),
+) -> None:
+    """Show the four steps of batch norm, then diagnose and repair a network that fails in eval mode."""
+    from batchnorm.demo.run import run
+
+    raise typer.Exit(run(report, Console()))
+
+
+@app.command()
+def diagnose(
+    model: ModelOption,
+    data: DataOption,
+    weights: WeightsOption = None,
+    as_json: JsonOption = False,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML report here.")] = None,
+) -> None:
+    """Say what is wrong with a model's batch norm, in which layer, and what fixes it."""
+    report = diagnose_model(_model(model, weights), _batches(data))
+    if html is not None:
+        report.to_html(html)
+    if as_json:
+        print(json.dumps(finite(report.to_dict()), indent=2))
+    else:
+        Console().print(report)
+    raise typer.Exit(FINE if report.ok else FINDINGS)
+
+
+@app.command()
+def recalibrate(
+    model: ModelOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Where to write the repaired state dict.")],
+    weights: WeightsOption = None,
+    variance: Annotated[str, typer.Option(help="'total' over all values, or 'within' batches.")] = "total",
+    max_batches: Annotated[int | None, typer.Option(help="Read at most this many batches.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Re-estimate the running statistics from data and write the repaired weights."""
+    net = _model(model, weights)
+    shown = sys.stderr.isatty()
+    result = recalibrate_model(
+        net, _batches(data), variance=variance, max_batches=max_batches, show_progress=shown
+    )
+    save_state(net.state_dict(), out)
+    if as_json:
+        rows = {
+            name: {
+                "count": row.count,
+                "mean_shift": row.mean_shift,
+                "standard_error": row.standard_error,
+                "var_ratio": row.var_ratio,
+            }
+            for name, row in result.layers.items()
+        }
+        summary = {"samples": result.samples, "batches": result.batches, "layers": rows, "out": str(out)}
+        print(json.dumps(finite(summary), indent=2))
+    else:
+        Console().print(result)
+        Console().print(f"wrote {out}", soft_wrap=True)
+
+
+def _model(reference: str, weights: Path | None) -> nn.Module:
+    model = _make(reference, "--model")
+    if not isinstance(model, nn.Module):
+        raise BatchNormError(f"--model must name a factory of a torch.nn.Module; {reference} gave a {type(model).__name__}")
+    if weights is not None:
+        try:
+            model.load_state_dict(load_state(weights))
+        except RuntimeError as error:
+            first = str(error).splitlines()[-1].strip()
+            raise BatchNormError(f"--weights must fit the model; {weights.name} does not: {first}") from error
+    return model
+
+
+def _batches(reference: str) -> Iterable[Any]:
+    data = _make(reference, "--data")
+    if not isinstance(data, Iterable):
+        raise BatchNormError(f"--data must name a factory of batches; {reference} gave a {type(data).__name__}")
+    return data
+
+
+def _make(reference: str, option: str) -> Any:
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise BatchNormError(f"{option} must be MODULE:FACTORY, such as my_project.models:build; it was {reference!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise BatchNormError(f"{option} must name an importable module; {error}") from error
+    except AttributeError as error:
+        raise BatchNormError(f"{option} must name something in its module; {error}") from error
+    if not callable(factory):
+        raise BatchNormError(f"{option} must name a function without arguments; {reference} is a {type(factory).__name__}")
+    return factory()
+
+
+def main() -> None:
+    """Run the command line; a `BatchNormError` becomes one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except BatchNormError as error:
+        Console(stderr=True).print(f"batchnorm: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        sys.exit(BAD_INPUT)

@@ -1,0 +1,115 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import batchnorm
+from batchnorm.layers import Pooled
+
+DATA = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def network():
+    torch.manual_seed(0)
+    shared = nn.BatchNorm2d(4)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), shared, nn.ReLU(), shared, nn.BatchNorm2d(4, momentum=0.3))
+
+
+def test_round_trip_is_bitwise_and_keeps_objects():
+    model = network()
+    model(DATA)
+    before = copy.deepcopy(model.state_dict())
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    modules = list(model)
+    assert batchnorm.convert(model) is model
+    assert list(model) == modules
+    assert model[1] is model[3]
+    assert model[4].momentum == 0.3
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert optimizer.param_groups[0]["params"][2] is model[1].weight
+    assert batchnorm.to_stock(model) is model
+    assert type(model[1]) is nn.BatchNorm2d
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert not any(name in model[1].__dict__ for name in ("recipe", "frozen", "_record"))
+
+
+def test_root_hooks_and_flags_survive():
+    layer = nn.BatchNorm1d(3).eval()
+    calls = []
+    layer.register_forward_hook(lambda *a: calls.append(1))
+    assert batchnorm.convert(layer) is layer
+    layer(torch.randn(4, 3))
+    assert calls == [1]
+    assert not layer.training
+
+
+@pytest.mark.parametrize("method", ["batchnorm", "debiased", "cumulative", "pooled", "population"])
+def test_every_method_goes_back_to_the_same_eval_output(method):
+    model = batchnorm.convert(network(), method)
+    for _ in range(3):
+        model(DATA)
+    expected = model.eval()(DATA)
+    keys = network().state_dict().keys()
+    batchnorm.to_stock(model)
+    assert torch.equal(model(DATA), expected)
+    assert model.state_dict().keys() == keys
+
+
+def test_half_precision_goes_back_to_the_same_eval_output():
+    model = batchnorm.convert(network().bfloat16())
+    model(DATA.bfloat16())
+    expected = model.eval()(DATA.bfloat16())
+    assert torch.equal(batchnorm.to_stock(model)(DATA.bfloat16()), expected)
+
+
+def test_trained_statistics_with_counter_zero_are_not_wiped():
+    layer = nn.BatchNorm1d(2, momentum=0.01)
+    with torch.no_grad():
+        layer.running_mean.fill_(5.0)
+    debiased = batchnorm.convert(copy.deepcopy(layer), "debiased")
+    debiased(torch.zeros(8, 2))
+    assert torch.allclose(debiased.running_mean, torch.tensor(5 * 0.99), atol=1e-5)
+    with pytest.raises(batchnorm.BatchNormError, match="count must be given"):
+        batchnorm.convert(layer, "cumulative")
+    assert type(layer) is nn.BatchNorm1d
+    batchnorm.convert(layer, "cumulative", count=9)
+    layer(torch.zeros(8, 2))
+    assert torch.allclose(layer.running_mean, torch.tensor(4.5))
+
+
+def test_custom_subclasses_are_refused_by_name_and_nothing_changes():
+    class Custom(nn.BatchNorm2d):
+        def forward(self, x):
+            return torch.relu(super().forward(x))
+
+    model = nn.Sequential(nn.BatchNorm2d(3), Custom(3))
+    with pytest.raises(batchnorm.BatchNormError, match=r"1 \(Custom\)"):
+        batchnorm.convert(model)
+    assert type(model[0]) is nn.BatchNorm2d
+    batchnorm.convert(model, custom="keep")
+    assert type(model[0]) is batchnorm.BatchNorm2d
+    assert type(model[1]) is Custom
+
+
+def test_unknown_method_and_model_without_batch_norm():
+    with pytest.raises(batchnorm.BatchNormError, match="method must be one of batchnorm, debiased"):
+        batchnorm.convert(nn.BatchNorm1d(2), "magic")
+    with pytest.raises(batchnorm.BatchNormError, match="Linear has none"):
+        batchnorm.convert(nn.Linear(2, 2))
+
+
+def test_lazy_layers_convert():
+    model = batchnorm.convert(nn.Sequential(nn.LazyBatchNorm2d()), estimator=Pooled())
+    model(DATA)
+    assert type(model[0]) is batchnorm.BatchNorm2d
+    assert float(model[0].pooled_count) == 16 * 36
+
+
+def test_frozen_stays_frozen_on_the_way_back():
+    model = batchnorm.freeze(batchnorm.convert(network()))
+    batchnorm.to_stock(model).train()(DATA)
+    assert int(model[1].num_batches_tracked) == 0
