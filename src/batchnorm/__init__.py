@@ -1,5 +1,6 @@
 """Batch normalization whose running statistics can be trusted."""
 
+from batchnorm.diagnose import diagnose as diagnose
 from batchnorm.errors import BatchNormError as BatchNormError
 from batchnorm.layers import EMA as EMA
 from batchnorm.layers import BatchNorm1d as BatchNorm1d
@@ -16,4 +17,3 @@ from batchnorm.models import pause as pause
 from batchnorm.models import recalibrate as recalibrate
 from batchnorm.models import to_stock as to_stock
 from batchnorm.models import unfreeze as unfreeze
-from batchnorm.diagnose import diagnose as diagnose

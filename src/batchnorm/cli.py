@@ -43,7 +43,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 @app.command()
 def demo(
-    report: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("batchnorm-demo.html"),
+    report: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path(
+        "batchnorm-demo.html"
+    ),
 ) -> None:
     """Show the four steps of batch norm, then diagnose and repair a network that fails in eval mode."""
     from batchnorm.demo.run import run
@@ -107,7 +109,9 @@ def recalibrate(
 def _model(reference: str, weights: Path | None) -> nn.Module:
     model = _make(reference, "--model")
     if not isinstance(model, nn.Module):
-        raise BatchNormError(f"--model must name a factory of a torch.nn.Module; {reference} gave a {type(model).__name__}")
+        raise BatchNormError(
+            f"--model must name a factory of a torch.nn.Module; {reference} gave a {type(model).__name__}"
+        )
     if weights is not None:
         try:
             model.load_state_dict(load_state(weights))
@@ -120,14 +124,18 @@ def _model(reference: str, weights: Path | None) -> nn.Module:
 def _batches(reference: str) -> Iterable[Any]:
     data = _make(reference, "--data")
     if not isinstance(data, Iterable):
-        raise BatchNormError(f"--data must name a factory of batches; {reference} gave a {type(data).__name__}")
+        raise BatchNormError(
+            f"--data must name a factory of batches; {reference} gave a {type(data).__name__}"
+        )
     return data
 
 
 def _make(reference: str, option: str) -> Any:
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
-        raise BatchNormError(f"{option} must be MODULE:FACTORY, such as my_project.models:build; it was {reference!r}")
+        raise BatchNormError(
+            f"{option} must be MODULE:FACTORY, such as my_project.models:build; it was {reference!r}"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -137,7 +145,9 @@ def _make(reference: str, option: str) -> Any:
     except AttributeError as error:
         raise BatchNormError(f"{option} must name something in its module; {error}") from error
     if not callable(factory):
-        raise BatchNormError(f"{option} must name a function without arguments; {reference} is a {type(factory).__name__}")
+        raise BatchNormError(
+            f"{option} must name a function without arguments; {reference} is a {type(factory).__name__}"
+        )
     return factory()
 
 
@@ -146,5 +156,11 @@ def main() -> None:
     try:
         app()
     except BatchNormError as error:
-        Console(stderr=True).print(f"batchnorm: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        Console(stderr=True).print(
+            f"batchnorm: {error}", style="red", markup=False, soft_wrap=True, highlight=False
+        )
         sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

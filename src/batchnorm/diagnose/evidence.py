@@ -188,7 +188,9 @@ def _gap(trained: Any, evaluated: Any) -> tuple[float, float] | None:
 def _first_output(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
-    items = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    items = (
+        output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    )
     return next((t for t in map(_first_output, items) if t is not None), None)
 
 

@@ -64,7 +64,8 @@ def render(
         _drift_chart(report),
     )
     charts = [
-        (title, caption, vl_convert.vegalite_to_svg(chart.to_dict())) for title, caption, chart in [*extra_charts, drift]
+        (title, caption, vl_convert.vegalite_to_svg(chart.to_dict()))
+        for title, caption, chart in [*extra_charts, drift]
     ]
     environment = jinja2.Environment(autoescape=True)
     return environment.from_string(TEMPLATE).render(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.layers.recompute import recomputing
 from batchnorm.models.batches import call
 
 
@@ -39,20 +38,6 @@ def probe_training_step(
     gradients = [(p, p.grad) for p in model.parameters()]
     before = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in modules.items()}  # pyright: ignore
 
-    def watch(name: str) -> Callable[..., None]:
-        module = modules[name]
-
-        def hook(*_: Any) -> None:
-            counter = module.num_batches_tracked
-            seen = counts.get(name)
-            if counter is not None and seen is not None and recomputing():
-                probe.updates_in_backward[name] += int(int(counter) != seen)
-            counts[name] = None if counter is None else int(counter)
-
-        return hook
-
-    counts: dict[str, int | None] = {n: _count(m) for n, m in modules.items()}
-    handles = [m.register_forward_hook(watch(name)) for name, m in modules.items()]
     device_ids = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
     try:
         with torch.random.fork_rng(devices=device_ids), torch.enable_grad():
@@ -60,8 +45,13 @@ def probe_training_step(
                 parameter.grad = None
             model.train()
             total = _sum(call(model, batch, forward_fn))
+            # Counted after the forward and after the backward, not in hooks: checkpointing stops a
+            # recomputed forward by an exception before its hooks run.
+            counts = {name: _count(m) for name, m in modules.items()}
             if total is not None and total.requires_grad:
                 total.backward()
+            for name, m in modules.items():
+                probe.updates_in_backward[name] = _count(m) - counts[name]
             for name, m in modules.items():
                 mean, var = before[name]
                 probe.moved[name] = not (_same(mean, m.running_mean) and _same(var, m.running_var))
@@ -69,8 +59,6 @@ def probe_training_step(
     except (ValueError, RuntimeError, TypeError):
         return None
     finally:
-        for handle in handles:
-            handle.remove()
         for module, flag in flags.items():
             module.training = flag
         with torch.no_grad():
@@ -84,13 +72,15 @@ def _same(a: Tensor, b: Tensor | None) -> bool:
     return b is not None and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _count(module: _BatchNorm) -> int | None:
-    return None if module.num_batches_tracked is None else int(module.num_batches_tracked)
+def _count(module: _BatchNorm) -> int:
+    return 0 if module.num_batches_tracked is None else int(module.num_batches_tracked)
 
 
 def _sum(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output.float().sum() if output.is_floating_point() else None
-    items = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    items = (
+        output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    )
     parts = [part for part in map(_sum, items) if part is not None]
     return torch.stack(parts).sum() if parts else None

@@ -60,7 +60,11 @@ def _not_positive(e: Evidence) -> Iterator[tuple[str, str, str]]:
     for layer in e.layers.values():
         negative, zero = int((layer.var < 0).sum()), int((layer.var == 0).sum())
         if negative:
-            yield layer.name, f"running_var is negative in {negative} of {layer.var.numel()} channels", RECALIBRATE
+            yield (
+                layer.name,
+                f"running_var is negative in {negative} of {layer.var.numel()} channels",
+                RECALIBRATE,
+            )
 
 
 def _zero_var(e: Evidence) -> Iterator[tuple[str, str, str]]:
@@ -168,7 +172,9 @@ def _few_values(e: Evidence) -> Iterator[tuple[str, str, str]]:
 
 
 def _uneven_counters(e: Evidence) -> Iterator[tuple[str, str, str]]:
-    counters = {n: layer.counter for n, layer in e.layers.items() if layer.counter is not None and not layer.frozen}
+    counters = {
+        n: layer.counter for n, layer in e.layers.items() if layer.counter is not None and not layer.frozen
+    }
     if counters and max(counters.values()) > 0:
         usual = sorted(counters.values())[len(counters) // 2]
         for name, count in counters.items():

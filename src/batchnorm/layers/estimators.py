@@ -71,7 +71,7 @@ class EMA:
 
     @property
     def momentum(self) -> float | None:
-        """torch's momentum, the weight of the new batch."""
+        """Torch's momentum, the weight of the new batch."""
         # 1 - 0.9 is 0.09999999999999998; torch's users write 0.1.
         return round(1 - self.decay, 15)
 

@@ -39,7 +39,7 @@ class BatchNorm(_BatchNorm):
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float | None | str = "estimator",
+        momentum: float | str | None = "estimator",
         affine: bool = True,
         track_running_stats: bool = True,
         device: Any = None,
@@ -226,7 +226,7 @@ class BatchNorm(_BatchNorm):
             raise BatchNormError(f"input must have at least 2 axes (N, C, ...); it had {input.dim()}")
 
     def extra_repr(self) -> str:
-        """torch's line, and what differs from it."""
+        """Torch's line, and what differs from it."""
         default = Recipe()
         parts = [
             f"{name}={getattr(self.recipe, name)!r}"

@@ -57,7 +57,7 @@ class _Lazy(_LazyNormBase):
     def __init__(
         self,
         eps: float = 1e-5,
-        momentum: float | None | str = "estimator",
+        momentum: float | str | None = "estimator",
         affine: bool = True,
         track_running_stats: bool = True,
         device: Any = None,

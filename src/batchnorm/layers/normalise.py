@@ -61,7 +61,9 @@ class FourPasses(torch.autograd.Function):
     """`apply` forward; `backward_reduce` and `backward_apply` backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, eps: float, respell):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, eps: float, respell
+    ):
         """Keep x and the plan's vectors."""
         invstd = torch.rsqrt(plan.var + eps)
         scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
@@ -77,9 +79,7 @@ class FourPasses(torch.autograd.Function):
         x, weight, bias, mean, invstd, centre = ctx.saved_tensors
         if torch.is_grad_enabled():
             inputs = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
-            found = iter(
-                torch.autograd.grad(ctx.respell(x, weight, bias), inputs, g, create_graph=True)
-            )
+            found = iter(torch.autograd.grad(ctx.respell(x, weight, bias), inputs, g, create_graph=True))
             dx, dw, db = (
                 next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)
             )

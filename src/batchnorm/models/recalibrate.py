@@ -89,7 +89,12 @@ class Recalibration:
         for heading in ("values a channel", "mean moved by (std)", "+- (std)", "variance x"):
             table.add_column(heading, justify="right")
         for name, row in self.layers.items():
-            cells = (f"{row.count}", f"{row.mean_shift:.3f}", f"{row.standard_error:.3f}", f"{row.var_ratio:.3f}")
+            cells = (
+                f"{row.count}",
+                f"{row.mean_shift:.3f}",
+                f"{row.standard_error:.3f}",
+                f"{row.var_ratio:.3f}",
+            )
             table.add_row(name or "(root)", *cells)
         for name in self.unreached:
             table.add_row(name, "never reached: unchanged", "", "", "")

@@ -1,0 +1,102 @@
+"""The command line as a person runs it, in another process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+FACTORIES = """
+import torch
+from torch import nn
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+def plain():
+    return nn.Linear(2, 2)
+def data():
+    return list((torch.randn(64, 3, 6, 6, generator=torch.Generator().manual_seed(0)) + 3).split(32))
+def empty():
+    return []
+def broken():
+    return [torch.full((8, 3, 6, 6), float("nan"))]
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "mine.py").write_text(FACTORIES)
+    return tmp_path
+
+
+def run(folder, *arguments):
+    command = [sys.executable, "-m", "batchnorm.cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_diagnose_then_recalibrate_then_diagnose(folder):
+    first = run(
+        folder, "diagnose", "--model", "mine:model", "--data", "mine:data", "--json", "--html", "r.html"
+    )
+    assert first.returncode == 1, first.stderr
+    assert json.loads(first.stdout)["findings"][0]["code"] == "BN101"
+    assert "<svg" in (folder / "r.html").read_text()
+    repair = run(
+        folder, "recalibrate", "--model", "mine:model", "--data", "mine:data", "--out", "fixed.pt", "--json"
+    )
+    assert repair.returncode == 0, repair.stderr
+    assert json.loads(repair.stdout)["samples"] == 64
+    state = torch.load(folder / "fixed.pt", weights_only=True)
+    assert int(state["1.num_batches_tracked"]) == 2
+    again = run(folder, "diagnose", "--model", "mine:model", "--data", "mine:data", "--weights", "fixed.pt")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "your statistics are fine" in again.stdout
+
+
+def test_safetensors(folder):
+    out = run(folder, "recalibrate", "--model", "mine:model", "--data", "mine:data", "--out", "f.safetensors")
+    assert out.returncode == 0, out.stderr
+    again = run(
+        folder, "diagnose", "--model", "mine:model", "--data", "mine:data", "--weights", "f.safetensors"
+    )
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--model", "mine:model", "--data", "mine:data", "--weights", "none.pt"],
+            "there is none at none.pt",
+        ),
+        (
+            ["--model", "mine:model", "--data", "mine:data", "--weights", "mine.py"],
+            "could not be read as one",
+        ),
+        (["--model", "mine:model", "--data", "mine:data", "--weights", "other.pt"], "must fit the model"),
+        (["--model", "mine", "--data", "mine:data"], "must be MODULE:FACTORY"),
+        (["--model", "yours:model", "--data", "mine:data"], "No module named 'yours'"),
+        (["--model", "mine:absent", "--data", "mine:data"], "absent"),
+        (["--model", "mine:NUMBER", "--data", "mine:data"], "function without arguments"),
+        (["--model", "mine:data", "--data", "mine:data"], "must name a factory of a torch.nn.Module"),
+        (["--model", "mine:plain", "--data", "mine:data"], "Linear has none"),
+        (["--model", "mine:model", "--data", "mine:empty"], "at least one batch"),
+        (["--model", "mine:model", "--data", "mine:broken"], "NaN or infinity"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["diagnose", "recalibrate"])
+def test_bad_input_is_one_sentence_exit_code_two_and_no_file(folder, verb, arguments, sentence):
+    torch.save({"weight": torch.zeros(1)}, folder / "other.pt")
+    out = ["--out", "out.pt"] if verb == "recalibrate" else []
+    result = run(folder, verb, *arguments, *out)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (folder / "out.pt").exists()
+
+
+def test_help_names_the_options(folder):
+    shown = run(folder, "recalibrate", "--help").stdout
+    assert all(word in shown for word in ("--model", "--data", "--weights", "--out"))
