@@ -43,9 +43,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 @app.command()
 def demo(
-    report: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path(
-        "batchnorm-demo.html"
-    ),
+    report: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("batchnorm-demo.html"),
 ) -> None:
     """Show the four steps of batch norm, then diagnose and repair a network that fails in eval mode."""
     from batchnorm.demo.run import run
@@ -85,9 +83,7 @@ def recalibrate(
     """Re-estimate the running statistics from data and write the repaired weights."""
     net = _model(model, weights)
     shown = sys.stderr.isatty()
-    result = recalibrate_model(
-        net, _batches(data), variance=variance, max_batches=max_batches, show_progress=shown
-    )
+    result = recalibrate_model(net, _batches(data), variance=variance, max_batches=max_batches, show_progress=shown)
     save_state(net.state_dict(), out)
     if as_json:
         rows = {
@@ -124,18 +120,14 @@ def _model(reference: str, weights: Path | None) -> nn.Module:
 def _batches(reference: str) -> Iterable[Any]:
     data = _make(reference, "--data")
     if not isinstance(data, Iterable):
-        raise BatchNormError(
-            f"--data must name a factory of batches; {reference} gave a {type(data).__name__}"
-        )
+        raise BatchNormError(f"--data must name a factory of batches; {reference} gave a {type(data).__name__}")
     return data
 
 
 def _make(reference: str, option: str) -> Any:
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
-        raise BatchNormError(
-            f"{option} must be MODULE:FACTORY, such as my_project.models:build; it was {reference!r}"
-        )
+        raise BatchNormError(f"{option} must be MODULE:FACTORY, such as my_project.models:build; it was {reference!r}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -156,9 +148,7 @@ def main() -> None:
     try:
         app()
     except BatchNormError as error:
-        Console(stderr=True).print(
-            f"batchnorm: {error}", style="red", markup=False, soft_wrap=True, highlight=False
-        )
+        Console(stderr=True).print(f"batchnorm: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
         sys.exit(BAD_INPUT)
 
 

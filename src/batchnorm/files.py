@@ -40,9 +40,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
             if isinstance(loaded.get(key), dict):
                 loaded = loaded[key]
     if not isinstance(loaded, dict) or not any(isinstance(v, Tensor) for v in loaded.values()):
-        raise BatchNormError(
-            f"weights must hold tensors by name; {path.name} holds a {type(loaded).__name__}"
-        )
+        raise BatchNormError(f"weights must hold tensors by name; {path.name} holds a {type(loaded).__name__}")
     return loaded
 
 

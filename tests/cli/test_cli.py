@@ -37,15 +37,11 @@ def run(folder, *arguments):
 
 
 def test_diagnose_then_recalibrate_then_diagnose(folder):
-    first = run(
-        folder, "diagnose", "--model", "mine:model", "--data", "mine:data", "--json", "--html", "r.html"
-    )
+    first = run(folder, "diagnose", "--model", "mine:model", "--data", "mine:data", "--json", "--html", "r.html")
     assert first.returncode == 1, first.stderr
     assert json.loads(first.stdout)["findings"][0]["code"] == "BN101"
     assert "<svg" in (folder / "r.html").read_text()
-    repair = run(
-        folder, "recalibrate", "--model", "mine:model", "--data", "mine:data", "--out", "fixed.pt", "--json"
-    )
+    repair = run(folder, "recalibrate", "--model", "mine:model", "--data", "mine:data", "--out", "fixed.pt", "--json")
     assert repair.returncode == 0, repair.stderr
     assert json.loads(repair.stdout)["samples"] == 64
     state = torch.load(folder / "fixed.pt", weights_only=True)
@@ -58,9 +54,7 @@ def test_diagnose_then_recalibrate_then_diagnose(folder):
 def test_safetensors(folder):
     out = run(folder, "recalibrate", "--model", "mine:model", "--data", "mine:data", "--out", "f.safetensors")
     assert out.returncode == 0, out.stderr
-    again = run(
-        folder, "diagnose", "--model", "mine:model", "--data", "mine:data", "--weights", "f.safetensors"
-    )
+    again = run(folder, "diagnose", "--model", "mine:model", "--data", "mine:data", "--weights", "f.safetensors")
     assert again.returncode == 0, again.stderr
 
 

@@ -11,9 +11,7 @@ DATA = torch.randn(103, 3, 5, 5, generator=torch.Generator().manual_seed(1)) * 2
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.BatchNorm2d(4, momentum=0.0)
-    )
+    return nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.BatchNorm2d(4, momentum=0.0))
 
 
 def state(model):
@@ -136,11 +134,10 @@ def test_bad_input_leaves_the_model_exactly_as_it_was(problem):
             yield DATA[:1, :, :3, :3]
 
     expected = {"raises": OSError, "interrupt": KeyboardInterrupt, "one value": ValueError}
+    target = nn.Linear(2, 2) if problem == "no layer" else model
+    loader = [] if problem in ("empty", "no layer") else batches()
     with pytest.raises(expected.get(problem, batchnorm.BatchNormError)):
-        if problem == "no layer":
-            batchnorm.recalibrate(nn.Linear(2, 2), [])
-        else:
-            batchnorm.recalibrate(model, [] if problem == "empty" else batches())
+        batchnorm.recalibrate(target, loader)
     assert same(before, state(model))
     assert model.training
     assert not model[3].training

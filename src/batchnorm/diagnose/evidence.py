@@ -82,9 +82,7 @@ def gather(model: nn.Module, loader: Iterable[Any], forward_fn: Callable[..., An
         raise BatchNormError("loader must yield at least one batch; it was empty")
     for layer in layers.values():
         if not layer.finite_input:
-            raise BatchNormError(
-                f"loader must give finite activations; NaN or infinity reached layer {layer.name!r}"
-            )
+            raise BatchNormError(f"loader must give finite activations; NaN or infinity reached layer {layer.name!r}")
         _compare(layer)
     probe = probe_training_step(model, modules, first, forward_fn)
     power = sum(p for _, p in gaps)
@@ -188,9 +186,7 @@ def _gap(trained: Any, evaluated: Any) -> tuple[float, float] | None:
 def _first_output(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
-    items = (
-        output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    )
+    items = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
     return next((t for t in map(_first_output, items) if t is not None), None)
 
 

@@ -48,9 +48,7 @@ svg { max-width: 100%; height: auto }
 LAYER_HEADER = ["layer", "drift (std)", "+- (std)", "variance factor", "fewest values", "updates"]
 
 
-def render(
-    report: Report, extra_charts: Sequence[tuple[str, str, Any]], extra_tables: Sequence[ExtraTable]
-) -> str:
+def render(report: Report, extra_charts: Sequence[tuple[str, str, Any]], extra_tables: Sequence[ExtraTable]) -> str:
     """The page as text."""
     try:
         import jinja2

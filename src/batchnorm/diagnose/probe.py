@@ -79,8 +79,6 @@ def _count(module: _BatchNorm) -> int:
 def _sum(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output.float().sum() if output.is_floating_point() else None
-    items = (
-        output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    )
+    items = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
     parts = [part for part in map(_sum, items) if part is not None]
     return torch.stack(parts).sum() if parts else None

@@ -141,7 +141,7 @@ class Report:
     def to_json(self, path: str | Path) -> None:
         """Write `to_dict` as JSON, NaN and infinity as null."""
         text = json.dumps(finite(self.to_dict()), indent=2)
-        write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+        write_atomically(path, lambda temporary: _write_text(temporary, text + "\n"))
 
     def to_html(
         self,
@@ -162,7 +162,11 @@ class Report:
         from batchnorm.diagnose.page import render
 
         page = render(self, extra_charts, extra_tables)
-        write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+        write_atomically(path, lambda temporary: _write_text(temporary, page))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _counter(layer: LayerEvidence) -> str:

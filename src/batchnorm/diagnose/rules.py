@@ -172,9 +172,7 @@ def _few_values(e: Evidence) -> Iterator[tuple[str, str, str]]:
 
 
 def _uneven_counters(e: Evidence) -> Iterator[tuple[str, str, str]]:
-    counters = {
-        n: layer.counter for n, layer in e.layers.items() if layer.counter is not None and not layer.frozen
-    }
+    counters = {n: layer.counter for n, layer in e.layers.items() if layer.counter is not None and not layer.frozen}
     if counters and max(counters.values()) > 0:
         usual = sorted(counters.values())[len(counters) // 2]
         for name, count in counters.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-class RawMoments(NamedTuple):
+@dataclass(frozen=True)
+class RawMoments:
     """What `reduce` returns, one row per group: `(groups, C)`, in the wide dtype.
 
     count is the number of values (or the sum of their weights), count_squared the sum of squared

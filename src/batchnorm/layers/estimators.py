@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from batchnorm.layers.moments import Moments
 Gain = float | Tensor
 
 
-class State(NamedTuple):
+@dataclass(frozen=True)
+class State:
     """Running mean and variance `(C,)`, and the number of values behind them `(1,)` where one is kept."""
 
     mean: Tensor
@@ -91,9 +92,7 @@ class EMA:
     def step(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> State:
         """Move mean and unbiased variance by the gain."""
         a = self.gain(state, batch, momentum, step)
-        return State(
-            (1 - a) * state.mean + a * batch.mean, (1 - a) * state.var + a * batch.var(1), state.count
-        )
+        return State((1 - a) * state.mean + a * batch.mean, (1 - a) * state.var + a * batch.var(1), state.count)
 
 
 @dataclass(frozen=True)

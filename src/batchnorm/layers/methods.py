@@ -32,6 +32,4 @@ def recipe_for(method: str = "batchnorm", **choices: Any) -> Recipe:
     """
     if method not in METHODS:
         raise BatchNormError(f"method must be one of {', '.join(METHODS)}; it was {method!r}")
-    return replace(
-        METHODS[method], **{name: choice for name, choice in choices.items() if choice is not None}
-    )
+    return replace(METHODS[method], **{name: choice for name, choice in choices.items() if choice is not None})

@@ -10,44 +10,66 @@ from torch.nn.modules.batchnorm import _LazyNormBase
 from batchnorm.layers.methods import recipe_for
 from batchnorm.layers.module import BatchNorm
 
-_DOC = """Batch normalization over {shapes}, a drop-in for `torch.nn.BatchNorm{rank}d`.
-
-Example:
-    >>> import torch, batchnorm
-    >>> layer = batchnorm.BatchNorm{rank}d(16)
-    >>> layer(torch.randn({example})).shape
-    torch.Size([{example}])
-    >>> careful = batchnorm.BatchNorm{rank}d(16, method="debiased", momentum=0.01)
-
-Arguments, defaults, state_dict keys and numbers are torch's: normalise with the biased variance
-of the batch, store the unbiased one, `momentum` is the weight of the new batch and None means the
-cumulative average. Further keyword arguments: `method` (a name from the table of methods) and any
-of the five choices, `extent`, `estimator`, `coupling`, `inference`, `policy`.
-
-Differences from torch, all on purpose: statistics stay float32 in half-precision models; a
-non-finite batch is skipped and counted in `num_batches_skipped` (`Policy(nonfinite="propagate")`
-is torch's way); an empty batch does not advance the counter; a forward recomputed by activation
-checkpointing does not update twice.
-
-Raises:
-    BatchNormError: one value per channel in training, an input of the wrong rank, an unknown method.
-
-Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithms 1 and 2.
-"""
-
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
-    __doc__ = _DOC.format(rank=1, shapes="`(N, C)` or `(N, C, L)`", example="8, 16, 5")
+    """Batch normalization over `(N, C)` or `(N, C, L)`, a drop-in for `torch.nn.BatchNorm1d`.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> layer = batchnorm.BatchNorm1d(16)
+        >>> layer(torch.randn(8, 16, 5)).shape
+        torch.Size([8, 16, 5])
+        >>> careful = batchnorm.BatchNorm1d(16, method="debiased", momentum=0.01)
+
+    See `BatchNorm2d` for arguments, errors, the differences from torch and the source.
+    """
+
     _check_input_dim = nn.BatchNorm1d._check_input_dim
 
 
 class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
-    __doc__ = _DOC.format(rank=2, shapes="`(N, C, H, W)`", example="8, 16, 5, 5")
+    """Batch normalization over `(N, C, H, W)`, a drop-in for `torch.nn.BatchNorm2d`.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> layer = batchnorm.BatchNorm2d(16)
+        >>> layer(torch.randn(8, 16, 5, 5)).shape
+        torch.Size([8, 16, 5, 5])
+        >>> careful = batchnorm.BatchNorm2d(16, method="debiased", momentum=0.01)
+
+    Arguments, defaults, state_dict keys and numbers are torch's: normalise with the biased
+    variance of the batch, store the unbiased one, `momentum` is the weight of the new batch and
+    None means the cumulative average. Further keyword arguments: `method` (a name of
+    `batchnorm.layers.METHODS`) and any of the five choices, `extent`, `estimator`, `coupling`,
+    `inference`, `policy`.
+
+    Differences from torch, all on purpose: statistics stay float32 in half-precision models; a
+    non-finite batch is skipped and counted in `num_batches_skipped`
+    (`Policy(nonfinite="propagate")` is torch's way); an empty batch does not advance the counter;
+    a forward recomputed by activation checkpointing does not update twice.
+
+    Raises:
+        BatchNormError: one value per channel in training, an unknown method.
+        ValueError: an input of the wrong rank, as in torch.
+
+    Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithms 1 and 2.
+    """
+
     _check_input_dim = nn.BatchNorm2d._check_input_dim
 
 
 class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
-    __doc__ = _DOC.format(rank=3, shapes="`(N, C, D, H, W)`", example="8, 16, 3, 5, 5")
+    """Batch normalization over `(N, C, D, H, W)`, a drop-in for `torch.nn.BatchNorm3d`.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> layer = batchnorm.BatchNorm3d(16)
+        >>> layer(torch.randn(8, 16, 3, 5, 5)).shape
+        torch.Size([8, 16, 3, 5, 5])
+
+    See `BatchNorm2d` for arguments, errors, the differences from torch and the source.
+    """
+
     _check_input_dim = nn.BatchNorm3d._check_input_dim
 
 
@@ -74,10 +96,10 @@ class _Lazy(_LazyNormBase):
 
     def initialize_parameters(self, input: Any) -> None:
         """Take the number of channels from the input and the buffers the recipe needs."""
-        fresh = self.has_uninitialized_params()
+        fresh = self.has_uninitialized_params()  # pyright: ignore[reportAttributeAccessIssue]
         super().initialize_parameters(input)
         if fresh:
-            self.adopt(self.recipe)  # pyright: ignore[reportAttributeAccessIssue]
+            self.adopt(self.recipe)  # pyright: ignore[reportCallIssue]
 
 
 class LazyBatchNorm1d(_Lazy, BatchNorm1d):

@@ -61,9 +61,7 @@ class FourPasses(torch.autograd.Function):
     """`apply` forward; `backward_reduce` and `backward_apply` backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, eps: float, respell
-    ):
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, eps: float, respell):
         """Keep x and the plan's vectors."""
         invstd = torch.rsqrt(plan.var + eps)
         scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
@@ -80,9 +78,7 @@ class FourPasses(torch.autograd.Function):
         if torch.is_grad_enabled():
             inputs = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
             found = iter(torch.autograd.grad(ctx.respell(x, weight, bias), inputs, g, create_graph=True))
-            dx, dw, db = (
-                next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)
-            )
+            dx, dw, db = (next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias))
             return dx, dw, db, None, None, None
         passes = kernels.select(x)
         sum_g, sum_gx = passes.backward_reduce(g, x, mean[None], invstd[None])
@@ -91,8 +87,8 @@ class FourPasses(torch.autograd.Function):
         u = ctx.share * sum_g / n
         v = ctx.share * sum_gx / n * invstd
         dx = passes.backward_apply(g, x, centre[None], scale[None], u, v) if ctx.needs_input_grad[0] else None
-        dw = sum_gx[0].to(weight.dtype) if ctx.needs_input_grad[1] else None
-        db = sum_g[0].to(bias.dtype) if ctx.needs_input_grad[2] else None
+        dw = sum_gx[0].to(weight.dtype) if weight is not None and ctx.needs_input_grad[1] else None
+        db = sum_g[0].to(bias.dtype) if bias is not None and ctx.needs_input_grad[2] else None
         return dx, dw, db, None, None, None
 
 
@@ -100,6 +96,6 @@ def needs_spelling(x: Tensor) -> bool:
     """Whether a transform, a compiler or forward-mode AD must see the operations themselves."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
         or torch.autograd.forward_ad._current_level >= 0
     )

@@ -19,17 +19,13 @@ def call(model: nn.Module, batch: Any, forward_fn: Callable[[nn.Module, Any], An
     """Run the model on a batch, moved to where the model is."""
     if forward_fn is not None:
         return forward_fn(model, batch)
-    device = next(
-        (p.device for p in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu")
-    )
+    device = next((p.device for p in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
     batch = _to(batch, device)
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, (tuple, list)):
         if not batch:
-            raise BatchNormError(
-                "loader must yield a tensor, a tuple, a list or a dict; it yielded an empty one"
-            )
+            raise BatchNormError("loader must yield a tensor, a tuple, a list or a dict; it yielded an empty one")
         return model(batch[0])
     return model(batch)
 
@@ -48,9 +44,7 @@ def count_samples(batch: Any) -> int:
     """The size of the first axis of the first tensor in a batch."""
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.dim() else 1
-    items = (
-        batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    )
+    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     for item in items:
         found = count_samples(item)
         if found:

@@ -47,7 +47,7 @@ def freeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
 
 
 def unfreeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
-    """Undo `freeze`: the layers follow `.train()` and `.eval()` again; with affine, train weight and bias too."""
+    """Undo `freeze`: layers follow `.train()` and `.eval()` again; with affine, weight and bias train again."""
     for layer in batch_norm_layers(model).values():
         if isinstance(layer, BatchNorm):
             layer.frozen = False

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm import layers as ours
 from batchnorm.errors import BatchNormError
@@ -62,7 +63,7 @@ def convert(
         raise BatchNormError(f"model must contain a batch norm layer; {type(model).__name__} has none")
     if custom not in ("refuse", "keep"):
         raise BatchNormError(f"custom must be 'refuse' or 'keep'; it was {custom!r}")
-    targets = {name: m for name, m in found.items() if type(m) in _TO_OURS or type(m) in _TO_STOCK}
+    targets: dict[str, Any] = {name: m for name, m in found.items() if type(m) in _TO_OURS or type(m) in _TO_STOCK}
     others = [f"{name or '(root)'} ({type(m).__name__})" for name, m in found.items() if name not in targets]
     if others and custom == "refuse":
         raise BatchNormError(
@@ -74,8 +75,8 @@ def convert(
         module.__class__ = _TO_OURS.get(type(module), type(module))
         if "estimator" in choices or recipe.estimator.momentum is None:
             module.momentum = recipe.estimator.momentum
-        if not isinstance(module, nn.modules.lazy.LazyModuleMixin):
-            module.adopt(recipe)  # pyright: ignore[reportCallIssue]
+        if not isinstance(module, LazyModuleMixin):
+            module.adopt(recipe)
         else:
             module.recipe = recipe
         if starts[name] is not None:
@@ -86,7 +87,7 @@ def convert(
 def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choices: Any) -> int | None:
     """The counter a trained layer needs so that its first gain does not wipe its statistics."""
     estimator = recipe.estimator
-    if layer.running_mean is None or isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+    if layer.running_mean is None or isinstance(layer, LazyModuleMixin):
         return None
     if count is not None:
         if count < 0:
@@ -126,7 +127,7 @@ def to_stock(model: nn.Module) -> nn.Module:
     """
     from batchnorm.models.modes import freeze
 
-    targets = {n: m for n, m in batch_norm_layers(model).items() if isinstance(m, BatchNorm)}
+    targets: dict[str, Any] = {n: m for n, m in batch_norm_layers(model).items() if isinstance(m, BatchNorm)}
     for name, module in targets.items():
         if type(module) not in _TO_STOCK:
             raise BatchNormError(
