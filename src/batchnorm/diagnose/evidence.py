@@ -149,11 +149,12 @@ def _in_eval(
 ) -> Any:
     frozen = {name: module for name, module in modules.items() if is_frozen(module)}
     flags = {module: module.training for module in model.modules()}
+
     # Frozen layers normalise with the stored statistics in either mode: their inputs are measured here.
-    handles = [
-        m.register_forward_pre_hook(lambda mod, args, name=name: layers[name].collected.add(args[0]))
-        for name, m in frozen.items()
-    ]
+    def watch(total: Collected) -> Callable[..., None]:
+        return lambda module, args: total.add(args[0])
+
+    handles = [m.register_forward_pre_hook(watch(layers[name].collected)) for name, m in frozen.items()]
     try:
         with torch.no_grad():
             model.eval()

@@ -23,7 +23,8 @@ p.caption, p.data { color: #55606e; margin: 4px 0 12px }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid #eceff2; vertical-align: top }
 td.n { text-align: right } code { background: #eef1f4; padding: 1px 4px; border-radius: 4px; font-size: 14px }
 .badge { border-radius: 4px; padding: 1px 8px; font-weight: 600; color: #fff; white-space: nowrap }
-.error { background: #b3261e } .warning { background: #8a5a00 } .note { background: #55606e } .fine { background: #1b6e3c }
+.error { background: #b3261e } .warning { background: #8a5a00 }
+.note { background: #55606e } .fine { background: #1b6e3c }
 svg { max-width: 100%; height: auto }
 </style></head><body><main>
 <h1>{{ report.verdict[0] | upper }}{{ report.verdict[1:] }}
@@ -41,7 +42,8 @@ svg { max-width: 100%; height: auto }
 {% for title, caption, svg in charts %}
 <section><h2>{{ title }}</h2><p class="caption">{{ caption }}</p>{{ svg | safe }}</section>
 {% endfor %}
-<section><h2>Layers</h2><div class="scroll"><table><tr>{% for h in layer_header %}<th>{{ h }}</th>{% endfor %}</tr>
+<section><h2>Layers</h2><div class="scroll"><table>
+<tr>{% for h in layer_header %}<th>{{ h }}</th>{% endfor %}</tr>
 {% for row in layer_rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table></div></section>
 </main></body></html>
 """

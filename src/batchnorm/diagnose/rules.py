@@ -58,7 +58,7 @@ def _nonfinite(e: Evidence) -> Iterator[tuple[str, str, str]]:
 
 def _not_positive(e: Evidence) -> Iterator[tuple[str, str, str]]:
     for layer in e.layers.values():
-        negative, zero = int((layer.var < 0).sum()), int((layer.var == 0).sum())
+        negative = int((layer.var < 0).sum())
         if negative:
             yield (
                 layer.name,
@@ -166,7 +166,8 @@ def _few_values(e: Evidence) -> Iterator[tuple[str, str, str]]:
         if n < FEW_VALUES and not layer.frozen:
             yield (
                 layer.name,
-                f"a batch has {n:.0f} values per channel: its variance is uncertain by {(2 / max(n - 1, 1)) ** 0.5:.0%}",
+                f"a batch has {n:.0f} values per channel: its variance is uncertain by "
+                f"{(2 / max(n - 1, 1)) ** 0.5:.0%}",
                 "use larger batches, or batchnorm.freeze(model)",
             )
 
@@ -181,7 +182,7 @@ def _uneven_counters(e: Evidence) -> Iterator[tuple[str, str, str]]:
                     name,
                     f"num_batches_tracked is {count}, in most layers {usual}: the layer is used several times in a "
                     "forward, was skipped, or was loaded from elsewhere",
-                    "check that the layer is meant to be shared; batchnorm.recalibrate(model, loader) pools all its uses",
+                    "batchnorm.recalibrate(model, loader) pools all uses of a shared layer",
                 )
 
 

@@ -32,28 +32,28 @@ def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1) -> RawMomen
 def _reduce_group(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = wide_dtype(x.device)
     x = x.to(compute_dtype(x))
-    if weight is None:
+    selected = None if weight is None else weight != 0
+    if weight is None or selected is None:
         n = torch.full((), x.numel() // max(x.shape[1], 1), dtype=wide, device=x.device).expand(x.shape[1])
         n_squared = n
         # Any sample of a channel lies within sqrt(n) standard deviations of its mean, so it is a
         # shift that removes a large mean before anything is summed, at no extra pass.
         shift = _first_sample(x)
     else:
-        selected = weight != 0
         x = torch.where(selected, x, x.new_zeros(()))
         weight = weight.to(x.dtype).expand(x.shape[0], 1, *x.shape[2:])
         n = _channel_sum(weight, wide).expand(x.shape[1])
         n_squared = _channel_sum(weight.square(), wide).expand(x.shape[1])
         shift = (_channel_sum(weight * x, wide) / n.clamp_min(1e-300)).detach().to(x.dtype)
     centred = x - per_channel(shift, x)
-    if weight is not None:
+    if selected is not None:
         centred = torch.where(selected, centred, centred.new_zeros(()))
     divisor = torch.where(n > 0, n, torch.ones_like(n))
     first = _weighted_sum(centred, weight, wide) / divisor
     # Corrected two-pass: the rounding of the first mean is taken out again by the sum of deviations.
     rounded = first.detach().to(x.dtype)
     deviation = centred - per_channel(rounded, x)
-    if weight is not None:
+    if selected is not None:
         deviation = torch.where(selected, deviation, deviation.new_zeros(()))
     rest = _weighted_sum(deviation, weight, wide)
     m2 = _weighted_sum(deviation.square(), weight, wide) - rest * rest / divisor

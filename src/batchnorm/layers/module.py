@@ -85,7 +85,8 @@ class BatchNorm(_BatchNorm):
         """Normalise `(N, C, *)`: with the batch in training (and move the statistics), else with the stored."""
         if isinstance(input, torch.fx.Proxy):
             # symbolic_trace keeps only torch.nn modules whole; ask it to keep this one too.
-            return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
+            tracer: Any = input.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
         self._check_input_dim(input)
         if self.running_mean is not None and self.running_mean.dtype in _NARROW:
             self._widen()
@@ -205,12 +206,13 @@ class BatchNorm(_BatchNorm):
                 self._buffers[name] = old.to(device=new.device, dtype=torch.float32)
         return self
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:
         key = prefix + "pooled_count"
-        if getattr(self, "pooled_count", None) is not None and key not in state_dict:
-            # A stock checkpoint has no count of values; its statistics start as one batch's worth.
-            state_dict[key] = torch.zeros_like(self._buffers["pooled_count"])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        count = getattr(self, "pooled_count", None)
+        if count is not None and key not in state_dict:
+            # A stock checkpoint has no count of values: nothing is known to have been pooled.
+            state_dict[key] = torch.zeros_like(count)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._widen()
 
     def reset_running_stats(self) -> None:

@@ -24,7 +24,7 @@ class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
     See `BatchNorm2d` for arguments, errors, the differences from torch and the source.
     """
 
-    _check_input_dim = nn.BatchNorm1d._check_input_dim
+    _check_input_dim = nn.BatchNorm1d._check_input_dim  # pyright: ignore[reportAssignmentType]
 
 
 class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
@@ -55,7 +55,7 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
     Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithms 1 and 2.
     """
 
-    _check_input_dim = nn.BatchNorm2d._check_input_dim
+    _check_input_dim = nn.BatchNorm2d._check_input_dim  # pyright: ignore[reportAssignmentType]
 
 
 class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
@@ -70,7 +70,7 @@ class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
     See `BatchNorm2d` for arguments, errors, the differences from torch and the source.
     """
 
-    _check_input_dim = nn.BatchNorm3d._check_input_dim
+    _check_input_dim = nn.BatchNorm3d._check_input_dim  # pyright: ignore[reportAssignmentType]
 
 
 class _Lazy(_LazyNormBase):

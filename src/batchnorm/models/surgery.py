@@ -75,7 +75,7 @@ def convert(
         module.__class__ = _TO_OURS.get(type(module), type(module))
         if "estimator" in choices or recipe.estimator.momentum is None:
             module.momentum = recipe.estimator.momentum
-        if not isinstance(module, LazyModuleMixin):
+        if not _is_lazy(module):
             module.adopt(recipe)
         else:
             module.recipe = recipe
@@ -84,10 +84,14 @@ def convert(
     return model
 
 
+def _is_lazy(layer: nn.Module) -> bool:
+    return isinstance(layer, LazyModuleMixin)
+
+
 def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choices: Any) -> int | None:
     """The counter a trained layer needs so that its first gain does not wipe its statistics."""
     estimator = recipe.estimator
-    if layer.running_mean is None or isinstance(layer, LazyModuleMixin):
+    if layer.running_mean is None or _is_lazy(layer):
         return None
     if count is not None:
         if count < 0:

@@ -1,0 +1,1 @@
+"""The embedded data and the demonstration."""
