@@ -44,7 +44,8 @@ svg { max-width: 100%; height: auto }
 {% endfor %}
 <section><h2>Layers</h2><div class="scroll"><table>
 <tr>{% for h in layer_header %}<th>{{ h }}</th>{% endfor %}</tr>
-{% for row in layer_rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table></div></section>
+{% for row in layer_rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</table></div></section>
 </main></body></html>
 """
 LAYER_HEADER = ["layer", "drift (std)", "+- (std)", "variance factor", "fewest values", "updates"]

@@ -40,7 +40,7 @@ def batch_norm_train(
     weight = None if weight is None else weight.to(stats_dtype)
     bias = None if bias is None else bias.to(stats_dtype)
     # cuDNN and CUDA's own kernel subtract the mean before scaling, so only the CPU needs the shift.
-    if x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0:
+    if x.dtype == torch.float32 and x.device.type == "cpu":
         shift = x.detach()[0].reshape(x.shape[1], -1)[:, 0]
         x = x - per_channel(shift, x)
         y = torch.native_batch_norm(x, weight, bias, scratch_mean, scratch_var, True, 1.0, eps)[0]

@@ -101,7 +101,10 @@ class BatchNorm(_BatchNorm):
                 f"Expected more than 1 value per channel when training, got input size {input.size()} in "
                 f"{describe(self)}; use a larger batch, drop the last one, or Policy(too_few='population')"
             )
-        return self._with_batch(input, tracks and values > 0)
+        if values == 0:
+            # torch's function keeps the graph for an empty batch; nothing may move, not even the counter.
+            return functional.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        return self._with_batch(input, tracks)
 
     def _with_stored(self, x: Tensor) -> Tensor:
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias

@@ -1,0 +1,62 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import batchnorm
+from batchnorm.demo.broken_network import score, train
+from batchnorm.demo.data import load_digits
+from batchnorm.demo.four_steps import four_steps
+from batchnorm.demo.run import run
+
+
+@pytest.fixture
+def console():
+    return Console(width=80, record=True, file=io.StringIO())
+
+
+def test_embedded_digits_are_the_uci_ones():
+    ours = load_digits()
+    theirs = pytest.importorskip("sklearn.datasets").load_digits()
+    x = torch.cat([ours.train_x, ours.test_x])
+    assert (len(ours.train_x), len(ours.test_x)) == (1297, 500)
+    rows = {tuple(row) for row in (x.flatten(1) * 16).numpy().astype(int).tolist()}
+    assert rows == {tuple(row) for row in theirs.data.astype(int).tolist()}
+    assert np.bincount(torch.cat([ours.train_y, ours.test_y])).tolist() == np.bincount(theirs.target).tolist()
+
+
+def test_four_steps_equal_the_formula(console):
+    shown = four_steps(console)
+    for step in shown.steps:
+        assert torch.allclose(step.mean_after, step.mean_by_hand, atol=1e-6)
+        assert torch.allclose(step.var_after, step.var_by_hand, atol=1e-6)
+        assert step.normalised_mean.abs().max() < 1e-5
+        assert (step.normalised_var - 1).abs().max() < 1e-4
+    assert shown.initial_left == pytest.approx(0.9**5)
+    assert shown.inference_error < 1e-5
+    assert shown.recipe_change < 1e-6
+
+
+def test_the_network_is_broken_for_its_reason_and_repaired():
+    digits = load_digits()
+    model, _ = train(digits)
+    test = digits.test_x, digits.test_y
+    good, bad = score(model, *test, "train")[0], score(model, *test, "eval")[0]
+    assert good > 0.93
+    assert bad < 0.75
+    report = batchnorm.diagnose(model, digits.train_x.split(64))
+    assert {"BN104", "BN202"} == {finding.code for finding in report.findings}
+    batchnorm.recalibrate(model, digits.train_x.split(64))
+    assert score(model, *test, "eval")[0] > 0.93
+
+
+def test_the_whole_run_fits_a_terminal_and_writes_its_report(console, tmp_path):
+    assert run(tmp_path / "demo.html", console) == 0
+    text = console.export_text()
+    assert "BN202" in text
+    assert "your statistics are fine" in text
+    assert max(len(line) for line in text.splitlines() if "Report:" not in line) <= 80
+    page = (tmp_path / "demo.html").read_text()
+    assert page.count("<svg") == 3
