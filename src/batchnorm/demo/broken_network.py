@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ def train(digits: Digits, seed: int = 0) -> tuple[nn.Sequential, History]:
     model = build().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     history = History()
+    layer: Any = model[1]
     channel = 0
     for _ in range(STEPS):
         pick = torch.randint(len(digits.train_x), (BATCH,), generator=generator)
@@ -54,8 +56,8 @@ def train(digits: Digits, seed: int = 0) -> tuple[nn.Sequential, History]:
         optimizer.step()
         history.batch_mean.append(float(received.mean()))
         history.batch_var.append(float(received.var()))
-        history.running_mean.append(float(model[1].running_mean[channel]))
-        history.running_var.append(float(model[1].running_var[channel]))
+        history.running_mean.append(float(layer.running_mean[channel]))
+        history.running_var.append(float(layer.running_var[channel]))
     return model, history
 
 

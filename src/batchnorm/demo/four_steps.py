@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -45,7 +46,7 @@ def four_steps(console: Console, batches: int = 5, seed: int = 0) -> FourSteps:
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model = nn.Sequential(batchnorm.BatchNorm1d(10), nn.Linear(10, 1)).train()
-    layer = model[0]
+    layer: Any = model[0]
     console.rule("The four steps", align="left")
     console.print(
         "Does batch norm use the batch or a moving average? Both: the batch while training, the moving average at "
@@ -71,7 +72,7 @@ def four_steps(console: Console, batches: int = 5, seed: int = 0) -> FourSteps:
 
 
 def _train_step(model: nn.Sequential, x: Tensor) -> Step:
-    layer = model[0]
+    layer: Any = model[0]
     m = layer.momentum
     mean, var = layer.running_mean.clone(), layer.running_var.clone()
     y = layer(x).detach()
@@ -111,7 +112,7 @@ def _number(value: Tensor) -> str:
 
 def _inference(console: Console, model: nn.Sequential, x: Tensor) -> float:
     model.eval()
-    layer = model[0]
+    layer: Any = model[0]
     by_hand = (x - layer.running_mean) / (layer.running_var + layer.eps).sqrt()
     with torch.no_grad():
         error = float((layer(x) - by_hand).abs().max())
@@ -124,7 +125,7 @@ def _inference(console: Console, model: nn.Sequential, x: Tensor) -> float:
 
 def _recipe(console: Console, model: nn.Sequential) -> float:
     """The recipe found in tutorials, carried out as they do: after eval(), mixing a value with itself."""
-    layer = model[0]
+    layer: Any = model[0]
     before = layer.running_mean.clone(), layer.running_var.clone()
     m = layer.momentum
     mean = m * layer.running_mean + (1 - m) * layer.running_mean
