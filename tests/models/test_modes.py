@@ -115,6 +115,19 @@ def test_pauses_that_overlap_without_nesting_restore_the_flag():
     assert int(model[1].num_batches_tracked) == 0
     second.__exit__(None, None, None)
     assert model[1].track_running_stats
+    model(DATA)
+    assert int(model[1].num_batches_tracked) == 1
+
+
+def test_a_paused_layer_keeps_its_coupling():
+    model = batchnorm.convert(network(), "population")
+    model(DATA)
+    expected = copy.deepcopy(model)(DATA)
+    before = statistics(model)
+    with batchnorm.pause(model):
+        assert torch.equal(model(DATA), expected)
+    assert same(statistics(model), before)
+    assert not torch.allclose(expected, batchnorm.to_stock(model)(DATA), atol=0.1)
 
 
 @BOTH

@@ -152,3 +152,13 @@ def test_torch_update_bn_gets_ragged_batches_wrong_where_this_is_exact():
     batchnorm.recalibrate(ours, data.split(64))
     assert abs(float(stock[0].running_mean - data.mean())) > 4
     assert float(ours[0].running_mean) == pytest.approx(float(data.mean()), abs=1e-6)
+
+
+def test_the_coupling_does_not_matter_and_a_pause_around_it_holds():
+    stock, population = network(), batchnorm.convert(network(), "population")
+    batchnorm.recalibrate(stock, DATA.split(50))
+    with batchnorm.pause(population):
+        batchnorm.recalibrate(population, DATA.split(50))
+        assert population[0].paused
+    assert torch.allclose(stock[3].running_var, population[3].running_var, rtol=1e-5)
+    assert not population[0].paused

@@ -44,11 +44,11 @@ def _reduce_group(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Ten
         weight = weight.to(x.dtype).expand(x.shape[0], 1, *x.shape[2:])
         n = _channel_sum(weight, wide).expand(x.shape[1])
         n_squared = _channel_sum(weight.square(), wide).expand(x.shape[1])
-        shift = (_channel_sum(weight * x, wide) / n.clamp_min(1e-300)).detach().to(x.dtype)
+        shift = (_channel_sum(weight * x, wide) / _or_one(n)).detach().to(x.dtype)
     centred = x - per_channel(shift, x)
     if selected is not None:
         centred = torch.where(selected, centred, centred.new_zeros(()))
-    divisor = torch.where(n > 0, n, torch.ones_like(n))
+    divisor = _or_one(n)
     first = _weighted_sum(centred, weight, wide) / divisor
     # Corrected two-pass: the rounding of the first mean is taken out again by the sum of deviations.
     rounded = first.detach().to(x.dtype)
@@ -58,6 +58,10 @@ def _reduce_group(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Ten
     rest = _weighted_sum(deviation, weight, wide)
     m2 = _weighted_sum(deviation.square(), weight, wide) - rest * rest / divisor
     return n, n_squared, shift.to(wide) + rounded.to(wide) + rest / divisor, m2.clamp_min(0)
+
+
+def _or_one(count: Tensor) -> Tensor:
+    return torch.where(count > 0, count, torch.ones_like(count))
 
 
 def _first_sample(x: Tensor) -> Tensor:

@@ -96,19 +96,34 @@ class EMA:
 
 
 @dataclass(frozen=True)
-class Cumulative(EMA):
+class Cumulative:
     """The plain average over batches, torch's `momentum=None`: equal batch weights, within-batch variance.
 
     Example:
         >>> import batchnorm
         >>> batchnorm.BatchNorm1d(4, estimator=batchnorm.Cumulative()).momentum is None
         True
+
+    A number assigned to the layer's `momentum` makes it a moving average while it stays, as in torch.
     """
 
     @property
     def momentum(self) -> float | None:
         """None, torch's word for it."""
         return None
+
+    @property
+    def keeps_count(self) -> bool:
+        """No: the step counter is enough."""
+        return False
+
+    def gain(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> Gain:
+        """1 / step."""
+        return EMA().gain(state, batch, momentum, step)
+
+    def step(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> State:
+        """Average mean and unbiased variance."""
+        return EMA().step(state, batch, momentum, step)
 
 
 @dataclass(frozen=True)

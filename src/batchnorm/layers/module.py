@@ -32,6 +32,7 @@ class BatchNorm(_BatchNorm):
 
     recipe: Recipe = Recipe()
     frozen: bool = False
+    paused: bool = False
     pooled_count: Tensor | None
     num_batches_skipped: Tensor | None
 
@@ -78,7 +79,7 @@ class BatchNorm(_BatchNorm):
         for name in ("num_batches_skipped", "pooled_count"):
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
-        for name in ("recipe", "frozen", "_record"):
+        for name in ("recipe", "frozen", "paused", "_record"):
             self.__dict__.pop(name, None)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -92,6 +93,7 @@ class BatchNorm(_BatchNorm):
             self._widen()
         if (self.frozen or not self.training) and self.running_mean is not None:
             return self._with_stored(input)
+        # A paused layer keeps its coupling and moves nothing; one that does not track uses the batch.
         tracks = self.training and self.track_running_stats and self.running_mean is not None
         values = input.numel() // input.shape[1]
         if values == 1:
@@ -118,12 +120,13 @@ class BatchNorm(_BatchNorm):
             bias = bias.to(mean.dtype)  # pyright: ignore[reportOptionalMemberAccess]
         return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
 
-    def _with_batch(self, x: Tensor, moves: bool) -> Tensor:
+    def _with_batch(self, x: Tensor, tracks: bool) -> Tensor:
         recipe = self.recipe
-        if not (moves and recipe.coupling.reads_population):
+        moves = tracks and not self.paused and not recomputing()
+        if not (tracks and recipe.coupling.reads_population):
             dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
             y, mean, var = kernels.batch_norm_train(x, self.weight, self.bias, self.eps, dtype)
-            if moves and not recomputing():
+            if moves:
                 n = torch.full_like(mean, x.numel() // x.shape[1])
                 self._move(Moments(n, mean.detach(), var.detach() * (n - 1)))
             return y
@@ -138,7 +141,7 @@ class BatchNorm(_BatchNorm):
         else:
             plan = recipe.coupling.plan(batch, population, gain)
             y = normalise.four_passes(x, self.weight, self.bias, plan, self.eps, spell)
-        if not recomputing():
+        if moves:
             self._move(batch)
         return y
 

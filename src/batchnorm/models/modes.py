@@ -112,18 +112,26 @@ def pause(model: nn.Module) -> Iterator[nn.Module]:
     layers = list(batch_norm_layers(model).values())
     with _lock:
         for layer in layers:
-            depth, tracked = _paused.get(layer, (0, layer.track_running_stats))
-            _paused[layer] = (depth + 1, tracked)
-            # In training a layer that does not track normalises with the batch and moves nothing;
-            # in eval it still uses its buffers. Compiled code guards on the attribute.
-            layer.track_running_stats = False
+            depth, before = _paused.get(layer, (0, getattr(layer, _switch(layer))))
+            _paused[layer] = (depth + 1, before)
+            setattr(layer, _switch(layer), isinstance(layer, BatchNorm))
     try:
         yield model
     finally:
         with _lock:
             for layer in layers:
-                depth, tracked = _paused.pop(layer)
+                depth, before = _paused.pop(layer)
                 if depth > 1:
-                    _paused[layer] = (depth - 1, tracked)
+                    _paused[layer] = (depth - 1, before)
                 else:
-                    layer.track_running_stats = tracked
+                    setattr(layer, _switch(layer), before)
+
+
+def _switch(layer: _BatchNorm) -> str:
+    """The attribute that pauses a layer; compiled code guards on attributes, not on hooks.
+
+    A stock layer that does not track normalises with the batch in training and moves nothing; in
+    eval it still uses its buffers. This package's layers may normalise with the population in
+    training, so they have a switch of their own.
+    """
+    return "paused" if isinstance(layer, BatchNorm) else "track_running_stats"

@@ -16,7 +16,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.layers import Moments
 from batchnorm.models.batches import call, count_samples, progress
 from batchnorm.models.find import tracking_layers
-from batchnorm.models.modes import is_frozen, pause
+from batchnorm.models.modes import is_frozen
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 _STATE = ("running_mean", "running_var", "num_batches_tracked", "pooled_count")
@@ -198,11 +198,12 @@ def collecting(
 
     with ExitStack() as stack, torch.no_grad():
         stack.callback(lambda: [setattr(m, "training", flag) for m, flag in flags.items()])
-        stack.enter_context(pause(model))
         for module in flags:
             module.training = False
         for name, layer in layers.items():
-            layer.training = True
+            # A layer that does not track normalises with its batch, whatever its coupling, and moves nothing.
+            stack.callback(setattr, layer, "track_running_stats", layer.track_running_stats)
+            layer.training, layer.track_running_stats = True, False
             stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
         yield collected
 
