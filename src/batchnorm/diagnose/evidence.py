@@ -71,7 +71,7 @@ def gather(model: nn.Module, loader: Iterable[Any], forward_fn: Callable[..., An
         with collecting(model, active) as got, _inputs(modules, layers):
             trained = call(model, batch, forward_fn)
         for name, part in got.items():
-            _pool(layers[name].collected, part)
+            layers[name].collected.merge(part)
         evaluated = _in_eval(model, modules, layers, batch, forward_fn)
         gap = _gap(trained, evaluated)
         if gap is not None:
@@ -164,16 +164,6 @@ def _in_eval(
             handle.remove()
         for module, flag in flags.items():
             module.training = flag
-
-
-def _pool(total: Collected, part: Collected) -> None:
-    if part.values is None or part.sample_means is None:
-        return
-    total.values = part.values if total.values is None else total.values.merge(part.values)
-    means = total.sample_means
-    total.sample_means = part.sample_means if means is None else means.merge(part.sample_means)
-    total.calls += part.calls
-    total.fewest_values = min(total.fewest_values, part.fewest_values)
 
 
 def _gap(trained: Any, evaluated: Any) -> tuple[float, float] | None:

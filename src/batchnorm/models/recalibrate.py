@@ -24,10 +24,11 @@ _STATE = ("running_mean", "running_var", "num_batches_tracked", "pooled_count")
 
 @dataclass
 class Collected:
-    """What one layer received: all values pooled, and how its samples' means spread."""
+    """What one layer received: all values pooled, how its samples' means spread, and the variance within batches."""
 
     values: Moments | None = None
     sample_means: Moments | None = None
+    within: Tensor | None = None
     calls: int = 0
     fewest_values: float = float("inf")
 
@@ -36,13 +37,21 @@ class Collected:
         x = x.detach()
         if x.numel() == 0:
             return
-        new = Moments.of(x)
+        values = Moments.of(x)
         means = x.double().flatten(2).mean(2) if x.dim() > 2 else x.double()
-        spread = Moments.of(means)
-        self.values = new if self.values is None else self.values.merge(new)
-        self.sample_means = spread if self.sample_means is None else self.sample_means.merge(spread)
-        self.calls += 1
-        self.fewest_values = min(self.fewest_values, x.numel() / x.shape[1])
+        within = values.count * values.var(1)
+        self.merge(Collected(values, Moments.of(means), within, 1, x.numel() / x.shape[1]))
+
+    def merge(self, other: Collected) -> None:
+        """Pool what was collected elsewhere."""
+        if other.values is None or other.sample_means is None or other.within is None:
+            return
+        self.values = other.values if self.values is None else self.values.merge(other.values)
+        means = self.sample_means
+        self.sample_means = other.sample_means if means is None else means.merge(other.sample_means)
+        self.within = other.within if self.within is None else self.within + other.within
+        self.calls += other.calls
+        self.fewest_values = min(self.fewest_values, other.fewest_values)
 
     @property
     def standard_error(self) -> Tensor:
@@ -157,16 +166,15 @@ def recalibrate(
     active = {name: layer for name, layer in layers.items() if name not in frozen}
     if not active:
         raise BatchNormError("model must contain a batch norm layer that is not frozen; all are")
-    within: dict[str, list[Moments]] = {name: [] for name in active}
     samples = batches = 0
-    with collecting(model, active, within) as collected:
+    with collecting(model, active) as collected:
         for batch in progress(loader, max_batches, show_progress, "recalibrating"):
             call(model, batch, forward_fn)
             samples += count_samples(batch)
             batches += 1
     if batches == 0:
         raise BatchNormError("loader must yield at least one batch; it was empty")
-    new = {name: _estimate(name, c, within[name], variance) for name, c in collected.items() if c.values}
+    new = {name: _estimate(name, c, variance) for name, c in collected.items() if c.values}
     rows = {name: _row(active[name], collected[name], *new[name]) for name in new}
     before = snapshot(active.values())
     try:
@@ -180,19 +188,14 @@ def recalibrate(
 
 
 @contextmanager
-def collecting(
-    model: nn.Module, layers: dict[str, _BatchNorm], within: dict[str, list[Moments]] | None = None
-) -> Iterator[dict[str, Collected]]:
+def collecting(model: nn.Module, layers: dict[str, _BatchNorm]) -> Iterator[dict[str, Collected]]:
     """Pool what each layer receives; layers normalise with the batch, all else is in eval, nothing moves."""
     flags = {module: module.training for module in model.modules()}
     collected = {name: Collected() for name in layers}
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args[0].numel() > 0:
-                collected[name].add(args[0])
-                if within is not None:
-                    within[name].append(Moments.of(args[0].detach()))
+            collected[name].add(args[0])
 
         return hook
 
@@ -223,15 +226,13 @@ def _restore(before: dict[_BatchNorm, dict[str, Tensor]]) -> None:
                 layer._buffers[name].copy_(value)  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def _estimate(name: str, collected: Collected, parts: list[Moments], variance: str) -> tuple[Tensor, Tensor]:
+def _estimate(name: str, collected: Collected, variance: str) -> tuple[Tensor, Tensor]:
     values = collected.values
     if values is None or not bool(torch.isfinite(values.mean).all() and torch.isfinite(values.m2).all()):
         raise BatchNormError(f"loader must give finite activations; NaN or infinity reached layer {name!r}")
-    if variance == "total":
+    if variance == "total" or collected.within is None:
         return values.mean, values.var(1)
-    weights = torch.stack([part.count for part in parts])
-    unbiased = torch.stack([part.var(1) for part in parts])
-    return values.mean, (weights * unbiased).sum(0) / weights.sum(0)
+    return values.mean, collected.within / values.count
 
 
 def _row(layer: _BatchNorm, collected: Collected, mean: Tensor, var: Tensor) -> RecalibratedLayer:
