@@ -146,11 +146,11 @@ class BatchNorm(_BatchNorm):
         return y
 
     def _state(self, dtype: torch.dtype) -> State:
-        mean = self.running_mean.to(dtype)  # pyright: ignore[reportOptionalMemberAccess]
-        var = self.running_var.to(dtype)  # pyright: ignore[reportOptionalMemberAccess]
-        count = getattr(self, "pooled_count", None)
         # Copies, since the buffers move in place while a backward may still need these.
-        return State(mean.clone(), var.clone(), None if count is None else count.clone())
+        mean = self.running_mean.to(dtype, copy=True)  # pyright: ignore[reportOptionalMemberAccess]
+        var = self.running_var.to(dtype, copy=True)  # pyright: ignore[reportOptionalMemberAccess]
+        count = getattr(self, "pooled_count", None)
+        return State(mean, var, None if count is None else count.clone())
 
     def _step(self, device: torch.device) -> Tensor:
         tracked = self.num_batches_tracked
