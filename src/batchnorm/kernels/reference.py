@@ -1,15 +1,47 @@
 """The four passes in plain torch operations: the reference, and what transforms trace.
 
 Everything here is differentiable, so the reference forward under autograd is the second spelling
-against which every hand-written backward is tested.
+against which every hand-written backward is tested. Data are `(N, C, *)`, split evenly into groups
+of samples; channel vectors are `(groups, C)`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.shapes import RawMoments, compute_dtype, group_sizes, per_channel, wide_dtype
+from batchnorm.kernels.shapes import RawMoments, compute_dtype, group_blocks, wide_dtype
+
+
+class _Run(NamedTuple):
+    """A run of equal groups: where its rows of channel vectors are, and a view `(groups, n, C, *)` of a tensor."""
+
+    rows: slice
+    groups: int
+    samples: slice
+
+    def view(self, x: Tensor) -> Tensor:
+        part = x[self.samples]
+        return part.reshape(self.groups, part.shape[0] // self.groups, *x.shape[1:])
+
+    def vector(self, vector: Tensor, x: Tensor) -> Tensor:
+        """This run's rows of a `(groups, C)` vector, to broadcast over `view(x)`."""
+        return vector[self.rows].reshape(self.groups, 1, -1, *[1] * (x.dim() - 2))
+
+
+def _runs(n: int, groups: int) -> Iterator[_Run]:
+    sample, row = 0, 0
+    for size, count in group_blocks(n, groups):
+        yield _Run(slice(row, row + count), count, slice(sample, sample + size))
+        sample, row = sample + size, row + count
+
+
+def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
+    flat = [part.reshape(-1, *like.shape[1:]) for part in parts]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1) -> RawMoments:
@@ -19,55 +51,58 @@ def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1) -> RawMomen
     weights. Values of weight zero are selected away before any arithmetic, so a NaN in padding
     stays in the padding.
     """
-    if groups == 1:
-        chunks = [(x, weight)]
-    else:
-        sizes = group_sizes(x.shape[0], groups)
-        weights = [None] * groups if weight is None else list(torch.split(weight, sizes))
-        chunks = list(zip(torch.split(x, sizes), weights, strict=True))
-    parts = [_reduce_group(part, part_weight) for part, part_weight in chunks]
-    return RawMoments(*(torch.stack(column) for column in zip(*parts, strict=True)))
+    if weight is not None:
+        weight = weight.expand(x.shape[0], 1, *x.shape[2:])
+    parts = [_reduce_run(run.view(x), None if weight is None else run.view(weight)) for run in _runs(len(x), groups)]
+    return RawMoments(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _reduce_group(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _reduce_run(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = wide_dtype(x.device)
+    groups, channels = x.shape[0], x.shape[2]
     x = x.to(compute_dtype(x))
-    selected = None if weight is None else weight != 0
-    if weight is None or selected is None:
-        n = torch.full((), x.numel() // max(x.shape[1], 1), dtype=wide, device=x.device).expand(x.shape[1])
-        n_squared = n
+    if weight is None:
+        selected = None
+        values = x.numel() // max(groups * channels, 1)
+        n = n_squared = torch.full((), values, dtype=wide, device=x.device).expand(groups, channels)
         # Any sample of a channel lies within sqrt(n) standard deviations of its mean, so it is a
         # shift that removes a large mean before anything is summed, at no extra pass.
-        shift = _first_sample(x)
+        shift = _first_value(x)
     else:
+        selected = weight != 0
         x = torch.where(selected, x, x.new_zeros(()))
-        weight = weight.to(x.dtype).expand(x.shape[0], 1, *x.shape[2:])
-        n = _channel_sum(weight, wide).expand(x.shape[1])
-        n_squared = _channel_sum(weight.square(), wide).expand(x.shape[1])
+        weight = weight.to(x.dtype)
+        n = _channel_sum(weight, wide).expand(groups, channels)
+        n_squared = _channel_sum(weight.square(), wide).expand(groups, channels)
         shift = (_channel_sum(weight * x, wide) / _or_one(n)).detach().to(x.dtype)
-    centred = x - per_channel(shift, x)
-    if selected is not None:
-        centred = torch.where(selected, centred, centred.new_zeros(()))
+    centred = _select(x - _over(shift, x), selected)
     divisor = _or_one(n)
     first = _weighted_sum(centred, weight, wide) / divisor
     # Corrected two-pass: the rounding of the first mean is taken out again by the sum of deviations.
     rounded = first.detach().to(x.dtype)
-    deviation = centred - per_channel(rounded, x)
-    if selected is not None:
-        deviation = torch.where(selected, deviation, deviation.new_zeros(()))
+    deviation = _select(centred - _over(rounded, x), selected)
     rest = _weighted_sum(deviation, weight, wide)
     m2 = _weighted_sum(deviation.square(), weight, wide) - rest * rest / divisor
     return n, n_squared, shift.to(wide) + rounded.to(wide) + rest / divisor, m2.clamp_min(0)
+
+
+def _over(vector: Tensor, x: Tensor) -> Tensor:
+    """View `(groups, C)` to broadcast over `(groups, n, C, *)`."""
+    return vector.reshape(x.shape[0], 1, -1, *[1] * (x.dim() - 3))
+
+
+def _select(x: Tensor, selected: Tensor | None) -> Tensor:
+    return x if selected is None else torch.where(selected, x, x.new_zeros(()))
 
 
 def _or_one(count: Tensor) -> Tensor:
     return torch.where(count > 0, count, torch.ones_like(count))
 
 
-def _first_sample(x: Tensor) -> Tensor:
+def _first_value(x: Tensor) -> Tensor:
     if x.numel() == 0:
-        return x.new_zeros(x.shape[1])
-    return x.detach()[0].reshape(x.shape[1], -1)[:, 0]
+        return x.new_zeros(x.shape[0], x.shape[2])
+    return x.detach()[:, 0].reshape(x.shape[0], x.shape[2], -1)[..., 0]
 
 
 def _weighted_sum(x: Tensor, weight: Tensor | None, wide: torch.dtype) -> Tensor:
@@ -75,51 +110,72 @@ def _weighted_sum(x: Tensor, weight: Tensor | None, wide: torch.dtype) -> Tensor
 
 
 def _channel_sum(x: Tensor, wide: torch.dtype) -> Tensor:
-    """Sum within a sample in the compute dtype (pairwise inside torch), over samples in the wide one."""
-    inner = x.sum(tuple(range(2, x.dim()))) if x.dim() > 2 else x
-    return inner.sum(0, dtype=wide)
+    """Sum within a sample in the compute dtype (pairwise inside torch), over a group's samples in the wide one."""
+    inner = x.sum(tuple(range(3, x.dim()))) if x.dim() > 3 else x
+    return inner.sum(1, dtype=wide)
 
 
-def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """`(x - mean) * scale + shift` per group and channel, the mean taken off as a high and a low part."""
-    if mean.shape[0] > 1:
-        parts = torch.split(x, group_sizes(x.shape[0], mean.shape[0]))
-        rows = zip(parts, mean, scale, shift, strict=True)
-        return torch.cat([apply(part, m[None], s[None], b[None]) for part, m, s, b in rows])
+def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`(x - mean) * scale + shift` per group and channel, the mean taken off as a high and a low part.
+
+    Zero where weight is zero, whatever x holds there.
+    """
     dtype = compute_dtype(x)
-    y = _centred(x, mean[0]) * per_channel(scale[0].to(dtype), x) + per_channel(shift[0].to(dtype), x)
-    return y.to(x.dtype)
+    selected = None if weight is None else (weight != 0).expand(x.shape[0], 1, *x.shape[2:])
+    parts = []
+    for run in _runs(len(x), mean.shape[0]):
+        chosen = None if selected is None else run.view(selected)
+        centred = _centred(_select(run.view(x), chosen), run.vector(mean, x))
+        y = centred * run.vector(scale, x).to(dtype) + run.vector(shift, x).to(dtype)
+        parts.append(_select(y, chosen))
+    return _joined(parts, x).to(x.dtype)
 
 
 def _centred(x: Tensor, mean: Tensor) -> Tensor:
     dtype = compute_dtype(x)
     high = mean.to(dtype)
     low = (mean - high.to(mean.dtype)).to(dtype)
-    return (x.to(dtype) - per_channel(high, x)) - per_channel(low, x)
+    return (x.to(dtype) - high) - low
 
 
-def backward_reduce(g: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of g and of g * xhat per group and channel, `(groups, C)`, with xhat = (x - mean) * invstd."""
+def backward_reduce(
+    g: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sum of g and of g * xhat per group and channel, `(groups, C)`, with xhat = (x - mean) * invstd.
+
+    Each output counts once, however much its sample weighs; where weight is zero there is no output.
+    """
     wide = wide_dtype(x.device)
-    sizes = group_sizes(x.shape[0], mean.shape[0])
+    selected = None if weight is None else (weight != 0).expand(x.shape[0], 1, *x.shape[2:])
     sums = []
-    rows = zip(torch.split(g, sizes), torch.split(x, sizes), mean, strict=True)
-    for g_part, x_part, mean_row in rows:
-        g_part = g_part.to(compute_dtype(x))
-        g_x = _channel_sum(g_part * _centred(x_part, mean_row), wide)
-        sums.append((_channel_sum(g_part, wide), g_x))
-    sum_g = torch.stack([s for s, _ in sums])
-    return sum_g, torch.stack([s for _, s in sums]) * invstd.to(wide)
+    for run in _runs(len(x), mean.shape[0]):
+        chosen = None if selected is None else run.view(selected)
+        g_run = _select(run.view(g).to(compute_dtype(x)), chosen)
+        centred = _centred(_select(run.view(x), chosen), run.vector(mean, x))
+        sums.append((_channel_sum(g_run, wide), _channel_sum(g_run * centred, wide)))
+    sum_g, sum_gx = (torch.cat(column) for column in zip(*sums, strict=True))
+    return sum_g, sum_gx * invstd.to(wide)
 
 
-def backward_apply(g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """`scale * (g - u - v * (x - centre))` per group and channel: the gradient of every method."""
+def backward_apply(
+    g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, u: Tensor, v: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """`scale * g - w * (u + v * (x - centre))` per group and channel: the gradient of every method.
+
+    w is the sample's weight (1 without weights): what reaches x through the statistics is
+    proportional to it. Zero where it is zero.
+    """
     dtype = compute_dtype(x)
-    sizes = group_sizes(x.shape[0], centre.shape[0])
-    rows = zip(torch.split(g, sizes), torch.split(x, sizes), centre, scale, u, v, strict=True)
-    parts = [
-        per_channel(s.to(dtype), xp)
-        * (gp.to(dtype) - per_channel(ur.to(dtype), xp) - per_channel(vr.to(dtype), xp) * _centred(xp, c))
-        for gp, xp, c, s, ur, vr in rows
-    ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
+    if weight is not None:
+        weight = weight.expand(x.shape[0], 1, *x.shape[2:])
+    parts = []
+    for run in _runs(len(x), centre.shape[0]):
+        w = None if weight is None else run.view(weight)
+        chosen = None if w is None else w != 0
+        centred = _centred(_select(run.view(x), chosen), run.vector(centre, x))
+        through = run.vector(u, x).to(dtype) + run.vector(v, x).to(dtype) * centred
+        if w is not None:
+            through = through * w.to(dtype)
+        direct = run.vector(scale, x).to(dtype) * _select(run.view(g).to(dtype), chosen)
+        parts.append(_select(direct - through, chosen))
+    return _joined(parts, x).to(x.dtype)

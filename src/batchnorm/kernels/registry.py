@@ -13,14 +13,18 @@ from batchnorm.kernels.shapes import RawMoments
 
 
 class Passes(NamedTuple):
-    """One implementation of the four passes; `serves(x)` says whether it may run on this tensor."""
+    """One implementation of the four passes; `serves(x)` says whether it may run on this tensor.
+
+    The signatures are those of `batchnorm.kernels.reference`; the last argument is always the mask
+    or the sample weights, `(N, 1, *)`, or None.
+    """
 
     name: str
     serves: Callable[[Tensor], bool]
     reduce: Callable[[Tensor, Tensor | None, int], RawMoments]
-    apply: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    backward_reduce: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    backward_apply: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    apply: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    backward_reduce: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    backward_apply: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 REFERENCE = Passes(

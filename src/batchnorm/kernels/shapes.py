@@ -37,7 +37,12 @@ def per_channel(vector: Tensor, x: Tensor) -> Tensor:
     return vector.reshape(1, -1, *[1] * (x.dim() - 2))
 
 
-def group_sizes(n: int, groups: int) -> list[int]:
-    """Split n samples into groups that differ by at most one sample, larger ones first."""
+def group_blocks(n: int, groups: int) -> list[tuple[int, int]]:
+    """(samples, groups) of each run of equal groups when n samples are split evenly, larger ones first.
+
+    Group sizes differ by at most one sample, so there are at most two runs: whole runs, not single
+    groups, are what the passes work on.
+    """
     small, extra = divmod(n, groups)
-    return [small + 1] * extra + [small] * (groups - extra)
+    runs = [((small + 1) * extra, extra), (small * (groups - extra), groups - extra)]
+    return [run for run in runs if run[1]]

@@ -5,19 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from batchnorm.errors import check
+from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.couplings import BatchCoupling, Coupling
 from batchnorm.layers.estimators import EMA, Estimator
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Extent: all samples of the batch share statistics."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Inference: the stored running statistics normalise."""
+from batchnorm.layers.extents import Batch, Extent
+from batchnorm.layers.inference import Inference, Stored
 
 
 @dataclass(frozen=True)
@@ -28,36 +20,60 @@ class Policy:
     counted in `num_batches_skipped` ("skip"), stops the run ("raise"), or enters the statistics
     for ever as in torch ("propagate"). too_few: one value per channel is an error as in torch
     ("raise"), or is normalised with the running statistics, which stay ("population"). An empty
-    batch changes nothing, not even the counter.
+    batch changes nothing, not even the counter. weights: sample weights are repetitions
+    ("frequency": weight 2 is the sample twice) or precisions ("reliability"), which decides how the
+    stored variance is corrected for its own mean.
 
     Raises:
-        BatchNormError: another word for either.
+        BatchNormError: another word for any of them.
     """
 
     nonfinite: Literal["skip", "raise", "propagate"] = "skip"
     too_few: Literal["raise", "population"] = "raise"
+    weights: Literal["frequency", "reliability"] = "frequency"
 
     def __post_init__(self) -> None:
-        check(
-            self.nonfinite in ("skip", "raise", "propagate"),
-            "nonfinite",
-            "'skip', 'raise' or 'propagate'",
-            repr(self.nonfinite),
-        )
-        check(
-            self.too_few in ("raise", "population"),
-            "too_few",
-            "'raise' or 'population'",
-            repr(self.too_few),
-        )
+        legal = {
+            "nonfinite": ("skip", "raise", "propagate"),
+            "too_few": ("raise", "population"),
+            "weights": ("frequency", "reliability"),
+        }
+        for name, words in legal.items():
+            value = getattr(self, name)
+            check(value in words, name, " or ".join(map(repr, words)), repr(value))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method of batch normalization: extent, estimator, coupling, inference and policy."""
+    """A method of batch normalization: extent, estimator, coupling, inference and policy.
 
-    extent: Batch = field(default_factory=Batch)
+    Raises:
+        BatchNormError: choices of the wrong kind, or that do not go together, with the reason.
+    """
+
+    extent: Extent = field(default_factory=Batch)
     estimator: Estimator = field(default_factory=EMA)
     coupling: Coupling = field(default_factory=BatchCoupling)
-    inference: Stored = field(default_factory=Stored)
+    inference: Inference = field(default_factory=Stored)
     policy: Policy = field(default_factory=Policy)
+
+    def __post_init__(self) -> None:
+        kinds = {"extent": Extent, "estimator": Estimator, "coupling": Coupling, "policy": Policy}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            check(isinstance(value, kind), name, f"one of the choices of {name}", repr(value))
+        reason = self.coupling.refuses(self) or _sequential_refuses(self)
+        if reason is not None:
+            raise BatchNormError(f"the choices must go together; they do not: {reason}")
+
+
+def _sequential_refuses(recipe: Recipe) -> str | None:
+    if not recipe.extent.sequential:
+        return None
+    estimator = recipe.estimator
+    if not isinstance(estimator, EMA) or callable(estimator.decay) or estimator.debias:
+        return "sequential updates need a plain moving average of constant decay: use estimator=EMA(...)"
+    if recipe.coupling.counts_batches:
+        name = type(recipe.coupling).__name__
+        return f"{name} counts batches, and sequential updates have none: use Ghost(size, update='pooled')"
+    return None

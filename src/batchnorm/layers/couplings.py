@@ -2,71 +2,175 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
-from batchnorm.layers.estimators import Gain, State
+from batchnorm.layers.estimators import Estimator, Gain, Now, State
 from batchnorm.layers.moments import Moments
+
+if TYPE_CHECKING:
+    from batchnorm.layers.choices import Recipe
 
 
 class Plan(NamedTuple):
-    """How to normalise one batch: `(x - mean) / sqrt(var + eps)`.
+    """How to normalise: `(x - mean) / sqrt(var + eps) * ratio + offset`, rows of groups by channels.
 
     share is the weight of the current batch in mean and var, which is what its gradient flows
-    through; centre is the mean about which the variance's share was taken.
+    through; centre is the mean about which the variance's share was taken. ratio and offset are
+    constants to the gradient. Where centred is False the mean is a constant too. grad_ratio scales the
+    gradient and not the output (Unified Normalization).
     """
 
     mean: Tensor
     var: Tensor
     share: Gain
     centre: Tensor
+    ratio: Tensor | None = None
+    offset: Tensor | None = None
+    centred: bool = True
+    grad_ratio: Tensor | None = None
 
 
-class Coupling(Protocol):
+class Returned(NamedTuple):
+    """What a backward pass brings to the channels: sums of dy and of dy * xhat, and what stands beside them.
+
+    scale is weight * ratio / sqrt(var + eps), so that dx = scale * dy - (u + v * (x - centre)).
+    """
+
+    plan: Plan
+    batch: Moments
+    invstd: Tensor
+    scale: Tensor
+    sum_g: Tensor
+    sum_gx: Tensor
+
+
+class Coupling:
     """The choice "which statistics normalise in training?"."""
 
-    @property
-    def reads_population(self) -> bool:
-        """Whether the running statistics enter the training forward."""
-        ...
+    reads_population: bool = True
+    # False: no mean is taken off, running_var is the second moment and running_mean stays 0.
+    centres: bool = True
+    # False: the backward is an estimate with a memory, not the derivative of the forward.
+    exact: bool = True
+    # Whether it needs the layer before, whose weights made the input.
+    looks_back: bool = False
+    # Whether it keeps windows or warm-ups in units of batches.
+    counts_batches: bool = False
+    # Whether one value per channel is enough to normalise a group.
+    takes_one_value: bool = False
 
-    def plan(self, batch: Moments, population: State, gain: Gain) -> Plan:
-        """The normalising statistics, written in differentiable operations."""
-        ...
+    def refuses(self, recipe: Recipe) -> str | None:
+        """Why these choices do not go together, or None."""
+        return None
+
+    def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
+        """The buffers it needs beside mean and variance, as they start from these statistics."""
+        return {}
+
+    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+        """The normalising statistics of each group, written in differentiable operations."""
+        raise NotImplementedError
+
+    def step(self, batch: Moments, state: State, now: Now) -> dict[str, Tensor]:
+        """What changes in its memory after this forward; batch holds the pooled moments."""
+        return {}
+
+    def pull(self, back: Returned, state: State, now: Now) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """U and v of dx, and what changes in its memory; only where `exact` is False."""
+        raise NotImplementedError
+
+    def finish(self, y: Tensor) -> Tensor:
+        """What is done to the layer's output, in training and at inference."""
+        return y
+
+    @property
+    def finishes(self) -> str | None:
+        """The name of what `finish` does, where no affine map per channel can do it."""
+        return None
 
 
 @dataclass(frozen=True)
-class BatchCoupling:
+class BatchCoupling(Coupling):
     """Normalise with the batch's own mean and biased variance (Ioffe and Szegedy 2015, algorithm 1)."""
 
-    @property
-    def reads_population(self) -> bool:
-        """No."""
-        return False
+    reads_population = False
 
-    def plan(self, batch: Moments, population: State, gain: Gain) -> Plan:
+    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
         """The batch's statistics, share 1."""
         return Plan(batch.mean, batch.var(0), 1.0, batch.mean)
 
 
 @dataclass(frozen=True)
-class PopulationCoupling:
+class SecondMoment(Coupling):
+    """Normalise with the batch's root mean square, no mean taken off."""
+
+    reads_population = False
+    centres = False
+
+    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+        """E[x^2] of the batch, share 1."""
+        zero = torch.zeros_like(batch.mean)
+        return Plan(zero, batch.var(0), 1.0, zero, centred=False)
+
+
+@dataclass(frozen=True)
+class PopulationCoupling(Coupling):
     """Normalise with the population as updated by this batch: `gain * batch + (1 - gain) * running`.
+
+    Example:
+        >>> import batchnorm
+        >>> from batchnorm.layers import PopulationCoupling
+        >>> layer = batchnorm.BatchNorm1d(4, coupling=PopulationCoupling(), momentum=0.5)
 
     The gradient flows through the current batch's share alone. At gain 1 this is plain batch
     normalization; at small gains it is what Equinox calls mode="ema", which trains less stably
-    because the gradient's own statistics are weighted by the gain too.
+    because the gradient's own statistics are weighted by the gain too. With `EMA(total=True)` the
+    moments mix as E[x] and E[x^2] (fast.ai's running batch norm), otherwise mean and variance do.
+
+    Args:
+        gradient: False treats the statistics as constants (Diminishing Batch Normalization).
     """
 
-    @property
-    def reads_population(self) -> bool:
-        """Yes."""
-        return True
+    gradient: bool = True
 
-    def plan(self, batch: Moments, population: State, gain: Gain) -> Plan:
-        """Mean and variance interpolated linearly; share is the gain."""
-        mean = gain * batch.mean + (1 - gain) * population.mean
-        var = gain * batch.var(0) + (1 - gain) * population.var
-        return Plan(mean, var, gain, batch.mean)
+    def refuses(self, recipe: Recipe) -> str | None:
+        """An average of standard deviations has no linear share of the batch."""
+        if getattr(recipe.estimator, "sigma", False):
+            return "a population coupling needs an estimator of the variance: use EMA(sigma=False)"
+        return None
+
+    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+        """Mean and variance interpolated; share is the gain."""
+        if batch.mean.dim() == 2:
+            return by_group(self, batch, state, now, estimator)
+        gain = estimator.gain(state, batch, now)
+        rest = estimator.rest(state, batch, now)
+        mean = gain * batch.mean + (1 - gain) * rest.mean
+        var = gain * batch.var(0) + (1 - gain) * rest.var
+        centre = batch.mean
+        if estimator.total:
+            var = var + gain * (1 - gain) * (batch.mean - rest.mean).square()
+            centre = mean
+        if not self.gradient:
+            return Plan(mean.detach(), var.detach(), 0.0, centre)
+        return Plan(mean, var, gain, centre)
+
+
+def by_group(coupling: Coupling, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+    """The plans of single groups, put together: for couplings whose arithmetic is not elementwise."""
+    rows = [
+        coupling.plan(batch.row(i), state if state.mean.dim() == 1 else replace(state, mean=m, var=v), now, estimator)
+        for i, (m, v) in enumerate(zip(state.mean.expand_as(batch.mean), state.var.expand_as(batch.mean), strict=True))
+    ]
+    share = torch.stack([torch.as_tensor(row.share).to(batch.mean).expand_as(row.mean) for row in rows])
+    mean, var, centre = (torch.stack([getattr(row, name) for row in rows]) for name in ("mean", "var", "centre"))
+    return Plan(mean, var, share, centre)
+
+
+def about_zero(batch: Moments) -> Moments:
+    """The same values with their second moment about zero in the place of the squared deviations."""
+    return replace(batch, mean=torch.zeros_like(batch.mean), m2=batch.m2 + batch.count * batch.mean.square())

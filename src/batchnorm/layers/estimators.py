@@ -2,51 +2,107 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from batchnorm.errors import check
+from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.moments import Moments
+from batchnorm.layers.windows import pushed, rows_with
 
 Gain = float | Tensor
+Schedule = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
 class State:
-    """Running mean and variance `(C,)`, and the number of values behind them `(1,)` where one is kept."""
+    """Running mean and variance, and whatever else the choices keep: `memory`, by buffer name."""
 
     mean: Tensor
     var: Tensor
-    count: Tensor | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-class Estimator(Protocol):
+class Now(NamedTuple):
+    """What a step knows besides data: its number (1 is the first), the layer's momentum and eps."""
+
+    step: Tensor
+    momentum: Gain | None
+    eps: float
+    # What a coupling that looks back found out about the layer before.
+    before: Mapping[str, Tensor] | None = None
+
+
+class Estimator:
     """The choice "how do the running statistics move?"."""
 
-    @property
-    def momentum(self) -> float | None:
-        """What a layer's `momentum` attribute starts with."""
-        ...
+    # Whether the variance holds the spread of the batch means, so that moments mix as E[x] and E[x^2].
+    total: bool = False
 
     @property
-    def keeps_count(self) -> bool:
-        """Whether the layer keeps a `pooled_count` buffer for this estimator."""
-        ...
+    def momentum(self) -> float | Schedule | None:
+        """What a layer's `momentum` attribute starts with: a number, a function of the step, or None."""
+        return None
 
-    def gain(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> Gain:
-        """The weight of the new batch in the new mean, at this step (1 is the first)."""
-        ...
+    def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
+        """The buffers it needs beside mean and variance, as they start from these statistics."""
+        return {}
 
-    def step(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> State:
+    def gain(self, state: State, batch: Moments, now: Now) -> Gain:
+        """The weight of the new batch in the new mean."""
+        raise NotImplementedError
+
+    def rest(self, state: State, batch: Moments, now: Now) -> State:
+        """What the batch joins: the new mean is `(1 - gain) * rest.mean + gain * batch.mean`."""
+        return state
+
+    def step(self, state: State, batch: Moments, now: Now) -> State:
         """The statistics after this batch."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class EMA:
+class _Average(Estimator):
+    """Averages driven by the layer's momentum: a number, a schedule already called, or None for 1 / step.
+
+    sigma averages sqrt(var + eps) and stores its square minus eps (the rule of Batch
+    Renormalization and of Keras' renorm). total adds the spread of the batch means,
+    a (1 - a) (mean_B - mean)^2, so that the average is of E[x^2] - E[x]^2. correction is 1 for the
+    unbiased batch variance, torch's, and 0 for the biased one of Flax, Haiku and Keras.
+    """
+
+    sigma: bool = field(default=False, kw_only=True)
+    total: bool = field(default=False, kw_only=True)
+    correction: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check(self.correction in (0, 1), "correction", "0 (biased) or 1 (unbiased)", self.correction)
+        check(not (self.sigma and self.total), "sigma and total", "given one at a time", "both given")
+
+    def gain(self, state: State, batch: Moments, now: Now) -> Gain:
+        """The momentum, or 1 / step for None."""
+        return 1.0 / now.step.to(batch.mean.dtype) if now.momentum is None else now.momentum
+
+    def step(self, state: State, batch: Moments, now: Now) -> State:
+        """Move the mean and the variance by the gain."""
+        a = self.gain(state, batch, now)
+        mean = (1 - a) * state.mean + a * batch.mean
+        var = batch.var(self.correction)
+        if self.sigma:
+            sigma = (1 - a) * (state.var + now.eps).sqrt() + a * (var + now.eps).sqrt()
+            return State(mean, (sigma.square() - now.eps).clamp_min(0), state.memory)
+        var = (1 - a) * state.var + a * var
+        if self.total:
+            var = var + a * (1 - a) * (batch.mean - state.mean).square()
+        return State(mean, var, state.memory)
+
+
+@dataclass(frozen=True)
+class EMA(_Average):
     """An exponential moving average: `new = decay * old + (1 - decay) * batch`.
 
     Example:
@@ -60,43 +116,66 @@ class EMA:
     stock BatchNorm can load them. The layer's `momentum` attribute, 1 - decay, is read at every
     call; None there means the cumulative average, as in torch.
 
+    Args:
+        decay: the weight of the old value, a number or a function of the step (a tensor, 1 at the
+            first batch) that returns one. A debiased schedule keeps one buffer, `initial_weight`.
+        debias: correct for the initial value.
+        sigma: average sqrt(var + eps) instead of var; stored as its square minus eps.
+        total: let the spread of the batch means into the variance.
+        correction: 1 stores the unbiased batch variance as torch does, 0 the biased one.
+
     Raises:
-        BatchNormError: decay outside [0, 1).
+        BatchNormError: decay outside [0, 1), another correction, sigma together with total.
     """
 
-    decay: float = 0.9
+    decay: float | Schedule = 0.9
     debias: bool = False
 
     def __post_init__(self) -> None:
-        check(0 <= self.decay < 1, "decay", "in [0, 1), the weight of the old value", self.decay)
+        super().__post_init__()
+        legal = callable(self.decay) or 0 <= self.decay < 1
+        check(legal, "decay", "in [0, 1), the weight of the old value", self.decay)
 
     @property
-    def momentum(self) -> float | None:
+    def momentum(self) -> float | Schedule | None:
         """Torch's momentum, the weight of the new batch."""
+        if callable(self.decay):
+            return partial(_complement, self.decay)
         # 1 - 0.9 is 0.09999999999999998; torch's users write 0.1.
         return round(1 - self.decay, 15)
 
-    @property
-    def keeps_count(self) -> bool:
-        """No: the step counter is enough."""
-        return False
+    def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
+        """The weight the initial value still has, where a schedule makes it no power of the decay."""
+        if not (self.debias and callable(self.decay)):
+            return {}
+        return {"initial_weight": torch.where(trained, 0.0, 1.0).to(state.mean.dtype).reshape(1)}
 
-    def gain(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> Gain:
+    def gain(self, state: State, batch: Moments, now: Now) -> Gain:
         """Momentum, corrected for the initial value where asked, or 1 / step for None."""
-        if momentum is None:
-            return 1.0 / step.to(batch.mean.dtype)
-        if self.debias and momentum > 0:
-            return momentum / (1.0 - (1.0 - momentum) ** step.to(batch.mean.dtype))
-        return momentum
+        if now.momentum is None or not self.debias:
+            return super().gain(state, batch, now)
+        momentum = torch.as_tensor(now.momentum, dtype=batch.mean.dtype, device=batch.mean.device)
+        if "initial_weight" in state.memory:
+            left = state.memory["initial_weight"] * (1 - momentum)
+        else:
+            left = (1 - momentum) ** now.step.to(batch.mean.dtype)
+        return torch.where(momentum > 0, momentum / torch.where(left < 1, 1 - left, 1.0), 0.0)
 
-    def step(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> State:
-        """Move mean and unbiased variance by the gain."""
-        a = self.gain(state, batch, momentum, step)
-        return State((1 - a) * state.mean + a * batch.mean, (1 - a) * state.var + a * batch.var(1), state.count)
+    def step(self, state: State, batch: Moments, now: Now) -> State:
+        """Move mean and variance by the gain, and forget the initial value a little more."""
+        new = super().step(state, batch, now)
+        if "initial_weight" in state.memory and now.momentum is not None:
+            left = state.memory["initial_weight"] * (1 - now.momentum)
+            return replace(new, memory={**state.memory, "initial_weight": left})
+        return new
+
+
+def _complement(schedule: Schedule, step: Tensor) -> Any:
+    return 1 - schedule(step)
 
 
 @dataclass(frozen=True)
-class Cumulative:
+class Cumulative(_Average):
     """The plain average over batches, torch's `momentum=None`: equal batch weights, within-batch variance.
 
     Example:
@@ -107,27 +186,45 @@ class Cumulative:
     A number assigned to the layer's `momentum` makes it a moving average while it stays, as in torch.
     """
 
-    @property
-    def momentum(self) -> float | None:
-        """None, torch's word for it."""
-        return None
+
+@dataclass(frozen=True)
+class Diminishing(_Average):
+    """A gain that falls with the step, `min(1, scale / step**power)`: sums of gains diverge, of squares converge.
+
+    Example:
+        >>> import batchnorm, torch
+        >>> layer = batchnorm.BatchNorm1d(4, estimator=batchnorm.Diminishing(power=0.5))
+        >>> float(layer.momentum(torch.tensor(16)))
+        0.25
+
+    power 1 and scale 1 is the cumulative average; smaller powers forget the early batches.
+
+    Raises:
+        BatchNormError: power outside (0, 1], scale that is not positive.
+
+    Source: Ma and Klabjan, "Diminishing Batch Normalization" (2017), the sequence alpha^(m).
+    """
+
+    power: float = 1.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.power <= 1, "power", "in (0, 1]", self.power)
+        check(self.scale > 0, "scale", "positive", self.scale)
 
     @property
-    def keeps_count(self) -> bool:
-        """No: the step counter is enough."""
-        return False
+    def momentum(self) -> float | Schedule | None:
+        """The gain as a function of the step."""
+        return partial(_diminished, self.power, self.scale)
 
-    def gain(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> Gain:
-        """1 / step."""
-        return EMA().gain(state, batch, momentum, step)
 
-    def step(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> State:
-        """Average mean and unbiased variance."""
-        return EMA().step(state, batch, momentum, step)
+def _diminished(power: float, scale: float, step: Tensor) -> Tensor:
+    return (scale / step.double() ** power).clamp_max(1.0)
 
 
 @dataclass(frozen=True)
-class Pooled:
+class Pooled(Estimator):
     """The exact moments of everything seen: count-weighted, with the variance between batches.
 
     Example:
@@ -141,34 +238,130 @@ class Pooled:
         tensor([9.7000])
 
     The layer keeps a `pooled_count` buffer. A `momentum` of 0 assigned to the layer pauses it;
-    other values have no meaning here.
+    other values have no meaning here. correction is 1 for the unbiased variance, 0 for the biased.
     """
 
-    @property
-    def momentum(self) -> float | None:
-        """None: every value counts the same."""
-        return None
+    correction: int = 1
+    total = True
 
-    @property
-    def keeps_count(self) -> bool:
-        """Yes: the number of values pooled so far."""
-        return True
+    def __post_init__(self) -> None:
+        check(self.correction in (0, 1), "correction", "0 (biased) or 1 (unbiased)", self.correction)
 
-    def gain(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> Gain:
+    def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
+        """The number of values pooled; of statistics from elsewhere it is not known, so none."""
+        # One element, not a scalar: compiled graphs lose in-place changes of 0-dim float64 CPU tensors.
+        return {"pooled_count": torch.zeros(1, dtype=torch.float64, device=state.mean.device)}
+
+    def gain(self, state: State, batch: Moments, now: Now) -> Gain:
         """The batch's share of all values seen."""
-        if momentum == 0:
-            return 0.0
-        return batch.count / (_count(state) + batch.count)
+        total = state.memory["pooled_count"] + batch.count
+        return 0.0 if _paused(now) else batch.count / torch.where(total > 0, total, 1.0)
 
-    def step(self, state: State, batch: Moments, momentum: float | None, step: Tensor) -> State:
+    def step(self, state: State, batch: Moments, now: Now) -> State:
         """Merge the batch into what has been seen (Chan)."""
-        if momentum == 0:
+        if _paused(now):
             return state
-        seen = _count(state)
-        old = Moments(seen.expand_as(state.mean), state.mean, state.var * (seen - 1).clamp_min(0))
+        seen = state.memory["pooled_count"]
+        old = Moments(seen.expand_as(state.mean), state.mean, state.var * (seen - self.correction).clamp_min(0))
         new = old.merge(batch)
-        return State(new.mean, new.var(1), new.count[:1])
+        return State(new.mean, new.var(self.correction), {**state.memory, "pooled_count": new.count[:1]})
 
 
-def _count(state: State) -> Tensor:
-    return torch.zeros_like(state.mean[:1]) if state.count is None else state.count
+@dataclass(frozen=True)
+class Window(Estimator):
+    """The average over the last `size` batches, and nothing of what came before.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> layer = batchnorm.BatchNorm1d(1, estimator=batchnorm.Window(2))
+        >>> for value in (100.0, 1.0, 3.0):
+        ...     _ = layer(torch.full((4, 1), value))
+        >>> layer.running_mean
+        tensor([2.])
+
+    Batches weigh the same and the variance is the mean of theirs; with total the values are pooled
+    exactly: batches weigh what they hold and the spread of their means counts. The layer keeps the
+    buffers `window_mean`, `window_var`, `window_count` and `window_seen`. Statistics trained
+    elsewhere fill the window at the start, so they leave it batch by batch. correction as in `EMA`.
+
+    Raises:
+        BatchNormError: size below 1, another correction.
+    """
+
+    size: int = 10
+    total: bool = False
+    correction: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check(isinstance(self.size, int) and self.size >= 1, "size", "1 or more batches", self.size)
+        check(self.correction in (0, 1), "correction", "0 (biased) or 1 (unbiased)", self.correction)
+
+    def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
+        """The window's batches, and how many came by."""
+        k = self.size
+        return {
+            "window_mean": state.mean.expand(k, -1).clone(),
+            "window_var": state.var.expand(k, -1).clone(),
+            # A count of 0 in a filled row: not known, weighs what the new batch weighs.
+            "window_count": torch.zeros(k, 1, dtype=state.mean.dtype, device=state.mean.device),
+            "window_seen": torch.where(trained, k, 0).reshape(1),
+        }
+
+    def _weights(self, state: State, batch: Moments) -> tuple[Tensor, Tensor]:
+        """Each row's weight with the batch in the oldest's place, and which row that is."""
+        count, seen = state.memory["window_count"], state.memory["window_seen"]
+        new = batch.count[..., :1]
+        rows, used = rows_with(torch.where(count > 0, count, new), seen, new)
+        weights = rows if self.total else torch.ones_like(rows)
+        return torch.where(used, weights, 0.0), seen % self.size
+
+    def gain(self, state: State, batch: Moments, now: Now) -> Gain:
+        """The batch's share of the window it enters."""
+        if _paused(now):
+            return 0.0
+        weights, slot = self._weights(state, batch)
+        return weights.index_select(0, slot)[0] / weights.sum(0)
+
+    def rest(self, state: State, batch: Moments, now: Now) -> State:
+        """The window without the batch and without the oldest one."""
+        weights, slot = self._weights(state, batch)
+        here = torch.arange(self.size, device=slot.device)[:, None] == slot
+        return self._average(torch.where(here, 0.0, weights), state.memory, state, 0)
+
+    def step(self, state: State, batch: Moments, now: Now) -> State:
+        """Put the batch in the place of the oldest and average."""
+        if _paused(now):
+            return state
+        memory, seen = dict(state.memory), state.memory["window_seen"]
+        weights, _ = self._weights(state, batch)
+        var = batch.var(0 if self.total else self.correction)
+        memory["window_mean"] = pushed(memory["window_mean"], seen, batch.mean)
+        memory["window_var"] = pushed(memory["window_var"], seen, var)
+        memory["window_count"] = pushed(memory["window_count"], seen, batch.count[:1])
+        memory["window_seen"] = seen + 1
+        return replace(self._average(weights, memory, state, self.correction), memory=memory)
+
+    def _average(self, weights: Tensor, memory: Mapping[str, Tensor], empty: State, correction: int) -> State:
+        total = weights.sum(0)
+        safe = torch.where(total > 0, total, 1.0)
+        mean = (weights * memory["window_mean"]).sum(0) / safe
+        spread = memory["window_var"]
+        if self.total:
+            spread = spread + (memory["window_mean"] - mean).square()
+            safe = torch.where(total > correction, total - correction, 1.0)
+        var = (weights * spread).sum(0) / safe
+        return State(torch.where(total > 0, mean, empty.mean), torch.where(total > 0, var, empty.var), empty.memory)
+
+
+def _paused(now: Now) -> bool:
+    return isinstance(now.momentum, float | int) and now.momentum == 0
+
+
+def resolve(momentum: Any, step: Tensor) -> Gain | None:
+    """The momentum of this step: a schedule is called with the step's number."""
+    if not callable(momentum):
+        return momentum
+    value = momentum(step)
+    if not isinstance(value, float | int | Tensor):
+        raise BatchNormError(f"momentum must return a number or a tensor; it returned {value!r}")
+    return value

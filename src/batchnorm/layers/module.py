@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm import kernels
-from batchnorm.errors import BatchNormError
+from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import normalise
+from batchnorm.layers.activation import SMALLEST_WEIGHT, InPlace, activate, check_activation
 from batchnorm.layers.choices import Recipe
-from batchnorm.layers.estimators import State
-from batchnorm.layers.methods import recipe_for
+from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, Returned, SecondMoment
+from batchnorm.layers.cross_iteration import look_back
+from batchnorm.layers.estimators import Now, State
+from batchnorm.layers.inference import Mixture
+from batchnorm.layers.masks import Given, required
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
+from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.recompute import ForwardRecord, recomputing
+from batchnorm.layers.statistics import NARROW, Statistics
+from batchnorm.layers.table import recipe_for
 
-_NARROW = (torch.float16, torch.bfloat16)
-STATISTICS = ("running_mean", "running_var", "pooled_count")
 
+class BatchNorm(Statistics):
+    """Batch normalization of any rank and channel axis; what `BatchNorm1d`, `2d` and `3d` share.
 
-class BatchNorm(_BatchNorm):
-    """What `BatchNorm1d`, `2d` and `3d` share; on its own it takes any rank from `(N, C)` up.
+    Example:
+        >>> import torch, batchnorm
+        >>> layer = batchnorm.BatchNorm(16, channel_axis=-1)
+        >>> layer(torch.randn(8, 5, 5, 16)).shape
+        torch.Size([8, 5, 5, 16])
 
-    Class attributes hold the defaults, so that a stock layer becomes one of these by changing its
-    class alone.
+    Arguments are those of `BatchNorm2d`; channel_axis says which axis holds the channels.
+
+    Raises:
+        BatchNormError: fewer than two axes, and as `BatchNorm2d`.
     """
 
-    recipe: Recipe = Recipe()
+    # Class attributes hold the defaults, so that a stock layer becomes one of these by changing its class alone.
     frozen: bool = False
     paused: bool = False
-    pooled_count: Tensor | None
-    num_batches_skipped: Tensor | None
+    accumulating: bool = False
+    channel_axis: int = 1
+    activation: str | None = None
+    negative_slope: float = 0.01
+    inplace: bool = False
+    fused_from: str | None = None
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float | str | None = "estimator",
+        momentum: Any = "estimator",
         affine: bool = True,
         track_running_stats: bool = True,
         device: Any = None,
@@ -48,186 +64,348 @@ class BatchNorm(_BatchNorm):
         *,
         bias: bool = True,
         method: str = "batchnorm",
+        channel_axis: int = 1,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        inplace: bool = False,
         **choices: Any,
     ) -> None:
         recipe = recipe_for(method, **choices)
-        start = recipe.estimator.momentum if isinstance(momentum, str) else momentum
+        check_activation(activation, negative_slope, inplace)
+        plain = isinstance(recipe.coupling, BatchCoupling) and recipe.extent.groups(10**6) == 1
+        check(not inplace or plain, "inplace", "False with ghost groups or another coupling than the batch's", inplace)
+        start: Any = recipe.estimator.momentum if isinstance(momentum, str) else momentum
         # bias= came to torch's layers after the oldest torch this package supports.
         extra = {} if bias else {"bias": bias}
         super().__init__(num_features, eps, start, affine, track_running_stats, device, dtype, **extra)
+        self.channel_axis, self.activation = channel_axis, activation
+        self.negative_slope, self.inplace = negative_slope, inplace
         self.adopt(recipe)
 
-    def adopt(self, recipe: Recipe) -> None:
-        """Take a recipe and the buffers it needs; what is there already is kept."""
-        self.recipe = recipe
-        if self.running_mean is None:
-            return
-        device = self.running_mean.device
-        if "num_batches_skipped" not in self._buffers:
-            zero = torch.zeros((), dtype=torch.long, device=device)
-            self.register_buffer("num_batches_skipped", zero, persistent=False)
-        if recipe.estimator.keeps_count and "pooled_count" not in self._buffers:
-            wide = kernels.wide_dtype(device)
-            # One element, not a scalar: compiled graphs lose in-place changes of 0-dim float64 CPU tensors.
-            self.register_buffer("pooled_count", torch.zeros(1, dtype=wide, device=device))
-        elif not recipe.estimator.keeps_count:
-            self._buffers.pop("pooled_count", None)
-        self._widen()
+    def forward(
+        self,
+        input: Tensor,
+        mask: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        weights: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Normalise `(N, C, *)`: with the batch in training (and move the statistics), else with the stored.
 
-    def abandon(self) -> None:
-        """Drop everything that a stock layer does not have."""
-        for name in ("num_batches_skipped", "pooled_count"):
-            self._buffers.pop(name, None)
-            self._non_persistent_buffers_set.discard(name)
-        for name in ("recipe", "frozen", "paused", "_record"):
-            self.__dict__.pop(name, None)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise `(N, C, *)`: with the batch in training (and move the statistics), else with the stored."""
+        Args:
+            input: floating point, channels at `channel_axis`.
+            mask: boolean `(N, *spatial)`, True where data counts; output and gradient are zero elsewhere.
+            lengths: `(N,)` integers for inputs `(N, C, L)`; what lies beyond is padding.
+            weights: non-negative sample weights `(N,)` or `(N, *spatial)`; weight 0 is padding.
+            residual: added to the output before the activation.
+        """
         if isinstance(input, torch.fx.Proxy):
             # symbolic_trace keeps only torch.nn modules whole; ask it to keep this one too.
+            named = {"mask": mask, "lengths": lengths, "weights": weights, "residual": residual}
+            named = {name: value for name, value in named.items() if value is not None}
             tracer: Any = input.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), named)
+        if self.channel_axis != 1:
+            input = input.movedim(self.channel_axis, 1)
+            residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
-        if self.running_mean is not None and self.running_mean.dtype in _NARROW:
+        y = self._normalised(input, self._weight_of(input, Given(mask, lengths, weights)), residual is None)
+        if not (self.inplace and self.training):
+            y = activate(y, self.activation, self.negative_slope, residual)
+        elif residual is not None:
+            raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
+        return y if self.channel_axis == 1 else y.movedim(1, self.channel_axis)
+
+    def _weight_of(self, x: Tensor, given: Given) -> Tensor | None:
+        """The mask or weights of this call, or those of the context around it, as `(N, 1, *)`."""
+        held = self.__dict__.get("_given")
+        kind = self.recipe.extent.requires
+        if given.kind is None:
+            if held is None:
+                if kind is not None:
+                    required(kind, given, describe(self))
+                return None
+            given = held
+        if kind is not None:
+            required(kind, given, describe(self))
+        if self.recipe.coupling.looks_back:
+            raise BatchNormError(f"{given.kind} must be None: {self.recipe.coupling!r} cannot leave samples out")
+        try:
+            return given.check().on(x)
+        except BatchNormError as error:
+            raise BatchNormError(f"{error}, in {describe(self)}") from None
+
+    def _normalised(self, x: Tensor, weight: Tensor | None, alone: bool) -> Tensor:
+        if self.running_mean is not None and self.running_mean.dtype in NARROW:
             self._widen()
+        recipe = self.recipe
         if (self.frozen or not self.training) and self.running_mean is not None:
-            return self._with_stored(input)
+            if isinstance(recipe.inference, Mixture) and not self.training and x.numel():
+                return recipe.coupling.finish(self._with_mixture(x, weight, recipe.inference))
+            return recipe.coupling.finish(self._with_stored(x, weight))
         # A paused layer keeps its coupling and moves nothing; one that does not track uses the batch.
         tracks = self.training and self.track_running_stats and self.running_mean is not None
-        values = input.numel() // input.shape[1]
-        if values == 1:
-            if tracks and self.recipe.policy.too_few == "population":
-                return self._with_stored(input)
+        if x.numel() == 0:
+            # torch's function keeps the graph for an empty batch; nothing may move, not even the counter.
+            return functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        coupling = recipe.coupling
+        if coupling.reads_population and not tracks:
+            coupling = BatchCoupling() if coupling.centres else SecondMoment()
+        groups = recipe.extent.groups(x.shape[0])
+        fewest = x.shape[0] // groups * (x.numel() // (x.shape[0] * x.shape[1]))
+        if fewest == 1 and not coupling.takes_one_value:
+            if tracks and recipe.policy.too_few == "population":
+                return self._with_stored(x, weight)
             raise BatchNormError(
-                f"Expected more than 1 value per channel when training, got input size {input.size()} in "
+                f"Expected more than 1 value per channel when training, got input size {x.size()} in "
                 f"{describe(self)}; use a larger batch, drop the last one, or Policy(too_few='population')"
             )
-        if values == 0:
-            # torch's function keeps the graph for an empty batch; nothing may move, not even the counter.
-            return functional.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        return self._with_batch(input, tracks)
+        if type(coupling) is BatchCoupling and groups == 1 and weight is None:
+            return self._plain(x, tracks)
+        sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres)
+        return coupling.finish(self._coupled(x, sharing, coupling, tracks))
 
-    def _with_stored(self, x: Tensor) -> Tensor:
-        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.affine_part("weight"), self.affine_part("bias")
+
+    def _with_stored(self, x: Tensor, sample_weight: Tensor | None) -> Tensor:
+        mean, var = self.stat("running_mean"), self.stat("running_var")
+        weight, bias = self._affine()
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # Backward holds its own copies: the buffers may move before it runs.
-            mean, var = mean.clone(), var.clone()  # pyright: ignore[reportOptionalMemberAccess]
+            mean, var = mean.clone(), var.clone()
         # CPU kernels refuse half-precision parameters beside float32 statistics.
-        if weight is not None and weight.dtype in _NARROW:
-            weight = weight.to(mean.dtype)  # pyright: ignore[reportOptionalMemberAccess]
-        if bias is not None and bias.dtype in _NARROW:
-            bias = bias.to(mean.dtype)  # pyright: ignore[reportOptionalMemberAccess]
-        return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
+        if weight is not None and weight.dtype in NARROW:
+            weight = weight.to(mean.dtype)
+        if bias is not None and bias.dtype in NARROW:
+            bias = bias.to(mean.dtype)
+        if sample_weight is None:
+            return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
+        selected = sample_weight != 0
+        y = functional.batch_norm(torch.where(selected, x, 0), mean, var, weight, bias, False, 0.0, self.eps)
+        return torch.where(selected, y, 0)
 
-    def _with_batch(self, x: Tensor, tracks: bool) -> Tensor:
-        recipe = self.recipe
+    def _with_mixture(self, x: Tensor, sample_weight: Tensor | None, inference: Mixture) -> Tensor:
+        centres = self.recipe.coupling.centres
+        groups = inference.groups(len(x))
+        sharing = Sharing(groups, sample_weight, False, centres)
+        state = self._state(kernels.wide_dtype(x.device))
+
+        def plan_of(here: Moments) -> Plan:
+            return inference.plan(here, state, len(x) // groups, centres)
+
+        return self._spell_or_pass(x, sharing, plan_of, None)
+
+    def _plain(self, x: Tensor, tracks: bool) -> Tensor:
+        """The batch normalises: torch's fused kernel."""
+        weight, bias = self._affine()
         moves = tracks and not self.paused and not recomputing()
-        if not (tracks and recipe.coupling.reads_population):
-            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-            y, mean, var = kernels.batch_norm_train(x, self.weight, self.bias, self.eps, dtype)
+        if self.inplace and self.training and not normalise.needs_spelling(x):
+            y, batch = self._in_place(x, weight, bias)
             if moves:
-                n = torch.full_like(mean, x.numel() // x.shape[1])
-                self._move(Moments(n, mean.detach(), var.detach() * (n - 1)))
+                self._move(batch, None)
             return y
-        batch = normalise.batch_moments(x)
-        population, gain = self._population(batch)
-
-        def spell(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-            return normalise.spelled(x, weight, bias, recipe.coupling, population, gain, self.eps)
-
-        if normalise.needs_spelling(x):
-            y = spell(x, self.weight, self.bias)
-        else:
-            plan = recipe.coupling.plan(batch, population, gain)
-            y = normalise.four_passes(x, self.weight, self.bias, plan, self.eps, spell)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        y, mean, var = kernels.batch_norm_train(x, weight, bias, self.eps, dtype)
         if moves:
-            self._move(batch)
+            n = torch.full_like(mean, x.numel() // x.shape[1])
+            self._move(Moments(n, mean.detach(), var.detach() * (n - 1)), None)
+        return activate(y, self.activation, self.negative_slope, None) if self.inplace else y
+
+    def _in_place(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Moments]:
+        if weight is not None:
+            message = (
+                f"weight must be at least {SMALLEST_WEIGHT} in every channel with inplace=True, which divides by it"
+            )
+            _require((weight.detach().abs() >= SMALLEST_WEIGHT).all(), message, self)
+        batch = normalise.batch_moments(x, Sharing())
+        invstd = torch.rsqrt(batch.var(0) + self.eps)
+        y: Any = InPlace.apply(x, weight, bias, batch.mean, invstd, self.negative_slope)
+        return y, batch.pool()
+
+    def _coupled(self, x: Tensor, sharing: Sharing, coupling: Coupling, tracks: bool) -> Tensor:
+        """Any coupling over any extent: moments, plan, the passes, and the step of the statistics."""
+        recipe, again = self.recipe, recomputing()
+        moves = tracks and not self.paused and not again
+        before = self._look_back(x, again) if coupling.looks_back else None
+        batch = normalise.batch_moments(x, sharing)
+        pooled = batch.pool()
+        state, now = self._situation(pooled, before, again) if tracks else (State(pooled.mean, pooled.mean), _NO_TIME)
+        met = state
+        final, ok = None, None
+        if tracks and recipe.extent.sequential:
+            met, final, ok = self._stream(batch, state, now)
+
+        def plan_of(found: Moments) -> Plan:
+            plan = coupling.plan(found, met, now, recipe.estimator)
+            return plan if sharing.weight is None else self._not_too_few(plan, found, state, tracks)
+
+        pull = None if coupling.exact else self._puller(coupling, now)
+        y = self._spell_or_pass(x, sharing, plan_of, pull, batch)
+        if moves and final is None:
+            self._move(pooled, coupling.step(pooled, state, now), now)
+        elif moves and final is not None and ok is not None:
+            self._commit(final, ok.any(), (~ok).any())
         return y
 
-    def _state(self, dtype: torch.dtype) -> State:
-        # Copies, since the buffers move in place while a backward may still need these.
-        mean = self.running_mean.to(dtype, copy=True)  # pyright: ignore[reportOptionalMemberAccess]
-        var = self.running_var.to(dtype, copy=True)  # pyright: ignore[reportOptionalMemberAccess]
-        count = getattr(self, "pooled_count", None)
-        return State(mean, var, None if count is None else count.clone())
+    def _spell_or_pass(
+        self, x: Tensor, sharing: Sharing, plan_of: Any, pull: Any, batch: Moments | None = None
+    ) -> Tensor:
+        weight, bias = self._affine()
 
-    def _step(self, device: torch.device) -> Tensor:
-        tracked = self.num_batches_tracked
-        return torch.ones((), dtype=torch.long, device=device) if tracked is None else tracked + 1
+        def spell(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+            return normalise.spelled(x, weight, bias, plan_of, sharing, self.eps)
+
+        if pull is None and normalise.needs_spelling(x):
+            return spell(x, weight, bias)
+        if pull is not None and normalise.transformed():
+            raise BatchNormError(
+                f"coupling {self.recipe.coupling!r} cannot be transformed by torch.func in training: its backward is an "
+                "estimate with a memory, not a derivative; use eval mode, or autograd"
+            )
+        found = normalise.batch_moments(x, sharing) if batch is None else batch
+        rule = normalise.Backward(spell if pull is None else None, pull)
+        return normalise.four_passes(x, weight, bias, plan_of(found), found, sharing, self.eps, rule)
+
+    def _look_back(self, x: Tensor, again: bool) -> dict[str, Tensor]:
+        if self.before is None:
+            raise BatchNormError(
+                f"{describe(self)} must know the convolution before it: use batchnorm.convert(model, 'cbn') on the "
+                "whole model, or layer.attach(conv)"
+            )
+        if torch.compiler.is_compiling():
+            raise BatchNormError(
+                "cross-iteration takes a derivative inside its forward, which torch.compile cannot trace"
+            )
+        if again:
+            raise BatchNormError(
+                f"activation checkpointing must not wrap {describe(self)}: cross-iteration needs the graph"
+            )
+        return look_back(x, self.before.weight)
+
+    def _not_too_few(self, plan: Plan, found: Moments, state: State, tracks: bool) -> Plan:
+        """Masked groups of one value: an error, or the running statistics."""
+        if self.recipe.coupling.takes_one_value:
+            return plan
+        few = (found.count > 0) & (found.effective_count <= 1)
+        if not (tracks and self.recipe.policy.too_few == "population"):
+            _require(~few.any(), "mask must leave more than 1 value per channel when training", self)
+            return plan
+        share = torch.where(few, 0.0, plan.share)
+        mean, var = torch.where(few, state.mean, plan.mean), torch.where(few, state.var, plan.var)
+        ratio = None if plan.ratio is None else torch.where(few, 1.0, plan.ratio)
+        offset = None if plan.offset is None else torch.where(few, 0.0, plan.offset)
+        return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset)
+
+    def _puller(self, coupling: Coupling, now: Now) -> Any:
+        def pull(back: Returned) -> tuple[Tensor, Tensor]:
+            u, v, new = coupling.pull(back, self._state(back.sum_g.dtype), now)
+            if not self.paused:
+                # An overflowing step of mixed precision must not stay in the controllers for ever.
+                self._write_memory(new, torch.isfinite(back.sum_g).all() & torch.isfinite(back.sum_gx).all())
+            return u, v
+
+        return pull
 
     @torch.no_grad()
-    def _population(self, batch: Moments) -> tuple[State, Any]:
-        record = self.__dict__.setdefault("_record", ForwardRecord())
-        if recomputing():
-            found = record.recall(batch.mean)
+    def _situation(self, pooled: Moments, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
+        """The statistics and the step this forward meets; a recomputed one meets those of its first."""
+        reads = self.recipe.coupling.reads_population
+        record = self.__dict__.setdefault("_record", ForwardRecord()) if reads else None
+        if again and record is not None:
+            found = record.recall(pooled.mean)
             if found is not None:
                 return found
-        state = self._state(batch.mean.dtype)
-        gain = self.recipe.estimator.gain(state, batch, self.momentum, self._step(batch.mean.device))
-        if not torch.compiler.is_compiling():
-            record.remember(batch.mean, state, gain)
-        return state, gain
+        state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
+        if record is not None and not torch.compiler.is_compiling():
+            record.remember(pooled.mean, state, now)
+        return state, now
 
     @torch.no_grad()
-    def _move(self, batch: Moments) -> None:
-        """Step 3: move the running statistics, unless the batch is not finite."""
-        nonfinite = self.recipe.policy.nonfinite
-        state = self._state(batch.mean.dtype)
-        new = self.recipe.estimator.step(state, batch, self.momentum, self._step(batch.mean.device))
+    def _stream(self, batch: Moments, state: State, now: Now) -> tuple[State, State, Tensor]:
+        """Group after group: what each meets `(groups, C)`, what is left at the end, which groups counted."""
+        met: list[State] = []
+        counted: list[Tensor] = []
+        for group in range(len(batch.mean)):
+            met.append(state)
+            row = batch.row(group)
+            new = self.recipe.estimator.step(state, row, now)
+            ok = self._acceptable(row, new)
+            state = State(torch.where(ok, new.mean, state.mean), torch.where(ok, new.var, state.var), state.memory)
+            counted.append(ok)
+        means, variances = torch.stack([s.mean for s in met]), torch.stack([s.var for s in met])
+        return State(means, variances, state.memory), state, torch.stack(counted)
+
+    def _acceptable(self, batch: Moments, new: State) -> Tensor:
+        """Whether a batch may enter the statistics: finite, not empty, and enough of it for a variance."""
+        present = (batch.count > 0).all()
+        if self.recipe.policy.nonfinite == "propagate":
+            return present
         ok = torch.isfinite(batch.mean).all() & torch.isfinite(batch.m2).all()
-        if nonfinite == "raise":
-            message = f"batch statistics must be finite; they are not in {type(self).__name__}"
-            try:
-                torch._assert_async(ok, message)
-            except RuntimeError as error:
-                raise BatchNormError(f"{message}: {describe(self)}") from error
-        if nonfinite == "propagate":
-            ok = torch.ones_like(ok)
-        self.running_mean.copy_(torch.where(ok, new.mean, state.mean))  # pyright: ignore[reportOptionalMemberAccess]
-        self.running_var.copy_(torch.where(ok, new.var, state.var))  # pyright: ignore[reportOptionalMemberAccess]
-        count = getattr(self, "pooled_count", None)
-        if count is not None and new.count is not None:
-            count.copy_(torch.where(ok, new.count, count))
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(ok)
-        skipped = getattr(self, "num_batches_skipped", None)
-        if skipped is not None:
-            skipped.add_(~ok)
+        if self.recipe.policy.nonfinite == "raise":
+            _require(ok | ~present, "batch statistics must be finite", self)
+        return ok & present & torch.isfinite(new.var).all()
 
-    def _widen(self) -> None:
-        """Statistics are never narrower than float32, whatever cast the module."""
-        for name in STATISTICS:
-            buffer = self._buffers.get(name)
-            if buffer is not None and buffer.dtype in _NARROW:
-                self._buffers[name] = buffer.float()
+    @torch.no_grad()
+    def _move(self, batch: Moments, memory: dict[str, Tensor] | None, now: Now | None = None) -> None:
+        """Step 3: move the running statistics, unless the batch is not finite."""
+        if self.accumulating:
+            self._pend(batch)
+            return
+        state = self._state(batch.mean.dtype)
+        new = self.recipe.estimator.step(state, batch, self._now(batch.mean.device) if now is None else now)
+        ok = self._acceptable(batch, new)
+        if memory:
+            new = replace(new, memory={**new.memory, **memory})
+        self._commit(new, ok, ~ok)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        before = {name: self._buffers.get(name) for name in STATISTICS}
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers.get(name)
-            if old is not None and new is not None and new.dtype in _NARROW:
-                # From the old values: the narrow copy has lost digits already.
-                self._buffers[name] = old.to(device=new.device, dtype=torch.float32)
-        return self
+    def _commit(self, new: State, ok: Tensor, skipped: Tensor) -> None:
+        for name, value in (("running_mean", new.mean), ("running_var", new.var)):
+            buffer = self.stat(name)
+            buffer.copy_(torch.where(ok, value, buffer.to(value.dtype)))
+        self._write_memory(new.memory, ok)
+        tracked = self.stat("num_batches_tracked")
+        if tracked is not None:
+            tracked.add_(ok)
+        count = getattr(self, "num_batches_skipped", None)
+        if count is not None:
+            count.add_(skipped)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:
-        key = prefix + "pooled_count"
-        count = getattr(self, "pooled_count", None)
-        if count is not None and key not in state_dict:
-            # A stock checkpoint has no count of values: nothing is known to have been pooled.
-            state_dict[key] = torch.zeros_like(count)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._widen()
+    def _pend(self, batch: Moments) -> None:
+        """Keep a micro-batch for the one update that `accumulate` makes."""
+        held = self._pending()
+        ok = torch.isfinite(batch.mean).all() & torch.isfinite(batch.m2).all() & (batch.count > 0).all()
+        new = held.merge(batch)
+        for name, value in (("count", new.count), ("mean", new.mean), ("m2", new.m2)):
+            buffer = getattr(self, f"pending_{name}")
+            buffer.copy_(torch.where(ok, value, buffer))
+        squares = new.count if new.count_squared is None else new.count_squared
+        self.pending_count_squared.copy_(torch.where(ok, squares, self.pending_count_squared))  # pyright: ignore
 
-    def reset_running_stats(self) -> None:
-        """Back to mean 0, variance 1 and all counters 0."""
-        super().reset_running_stats()
-        for name in ("pooled_count", "num_batches_skipped"):
-            buffer = self._buffers.get(name)
-            if buffer is not None:
-                buffer.zero_()
+    def _pending(self) -> Moments:
+        count, mean, m2, squares = (getattr(self, f"pending_{n}") for n in ("count", "mean", "m2", "count_squared"))
+        return Moments(count.clone(), mean.clone(), m2.clone(), squares.clone())
+
+    def start_accumulating(self) -> None:
+        """Collect moments instead of moving; see `batchnorm.accumulate`."""
+        wide = kernels.wide_dtype(self.running_mean.device)  # pyright: ignore[reportOptionalMemberAccess]
+        for name in ("count", "count_squared", "mean", "m2"):
+            zero = torch.zeros(self.num_features, dtype=wide, device=self.running_mean.device)  # pyright: ignore
+            self.register_buffer(f"pending_{name}", zero, persistent=False)
+        self.accumulating = True
+
+    @torch.no_grad()
+    def stop_accumulating(self, land: bool) -> None:
+        """Make the one update from what was collected, or none."""
+        self.accumulating = False
+        batch = self._pending()
+        if land and bool((batch.count > 0).any()):
+            state, now = self._state(batch.mean.dtype), self._now(batch.mean.device)
+            self._move(batch, self.recipe.coupling.step(batch, state, now), now)
+        for name in ("count", "count_squared", "mean", "m2"):
+            del self._buffers[f"pending_{name}"]
+            self._non_persistent_buffers_set.discard(f"pending_{name}")
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -241,4 +419,19 @@ class BatchNorm(_BatchNorm):
             for name in ("extent", "estimator", "coupling", "inference", "policy")
             if getattr(self.recipe, name) != getattr(default, name)
         ]
-        return ", ".join([super().extra_repr(), *parts, *(["frozen=True"] if self.frozen else [])])
+        for name in ("channel_axis", "activation", "inplace", "frozen"):
+            if getattr(self, name) != getattr(BatchNorm, name):
+                parts.append(f"{name}={getattr(self, name)!r}")
+        return ", ".join([super().extra_repr(), *parts, *([f"banks={self.bank_names}"] if self.bank_names else [])])
+
+
+# A layer that does not track has no step; couplings that would ask are replaced before.
+_NO_TIME: Any = Now(None, None, 0.0)  # pyright: ignore[reportArgumentType]
+
+
+def _require(condition: Tensor, message: str, layer: BatchNorm) -> None:
+    """Raise without waiting for the value: an error in eager mode, an assertion in compiled code."""
+    try:
+        torch._assert_async(condition, message)
+    except RuntimeError as error:
+        raise BatchNormError(f"{message}: {describe(layer)}") from error

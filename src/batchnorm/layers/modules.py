@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _LazyNormBase
 
-from batchnorm.layers.methods import recipe_for
+from batchnorm.layers.activation import check_activation
 from batchnorm.layers.module import BatchNorm
+from batchnorm.layers.table import recipe_for
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
@@ -39,9 +40,16 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
 
     Arguments, defaults, state_dict keys and numbers are torch's: normalise with the biased
     variance of the batch, store the unbiased one, `momentum` is the weight of the new batch and
-    None means the cumulative average. Further keyword arguments: `method` (a name of
-    `batchnorm.layers.METHODS`) and any of the five choices, `extent`, `estimator`, `coupling`,
-    `inference`, `policy`.
+    None means the cumulative average. momentum may also be a function of the step.
+
+    Further keyword arguments:
+        method: a name of `batchnorm.methods()`.
+        extent, estimator, coupling, inference, policy: any of the five choices in the method's place.
+        activation: "relu" or "leaky_relu" (of negative_slope), applied to the output; a residual
+            given to the call is added before it.
+        inplace: with leaky_relu, keep the output for backward instead of the input. xhat is then
+            found again with an error of at most 2 (|y| + |bias|) u / |weight|, u the unit roundoff,
+            so a |weight| below 0.001 is refused at the call: at 0 its gradient would be lost.
 
     Differences from torch, all on purpose: statistics stay float32 in half-precision models; a
     non-finite batch is skipped and counted in `num_batches_skipped`
@@ -87,12 +95,15 @@ class _Lazy(_LazyNormBase):
         *,
         bias: bool = True,
         method: str = "batchnorm",
+        activation: str | None = None,
+        negative_slope: float = 0.01,
         **choices: Any,
     ) -> None:
         recipe = recipe_for(method, **choices)
+        check_activation(activation, negative_slope, False)
         start: Any = recipe.estimator.momentum if isinstance(momentum, str) else momentum
         super().__init__(eps, start, affine, track_running_stats, device, dtype, bias=bias)
-        self.recipe = recipe
+        self.recipe, self.activation, self.negative_slope = recipe, activation, negative_slope
 
     def initialize_parameters(self, input: Any) -> None:
         """Take the number of channels from the input and the buffers the recipe needs."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
+from batchnorm.layers.masks import against
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Moments:
     Attributes are float64 tensors of one shape, `(C,)` or `(groups, C)`: count is the number of
     values (the sum of weights for weighted data), mean their mean, m2 the sum of squared
     deviations from it, count_squared the sum of squared weights (None means equal to count).
+    reliability says that weights are precisions, not repetitions, which matters to `var(1)` alone.
 
     Source: merging after Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
     computing sample variances" (1979).
@@ -36,6 +38,7 @@ class Moments:
     mean: Tensor
     m2: Tensor
     count_squared: Tensor | None = None
+    reliability: bool = False
 
     @staticmethod
     def of(
@@ -70,7 +73,8 @@ class Moments:
         check(1 <= k <= max(channels_second.shape[0], 1), "groups", "between 1 and the number of samples", k)
         if mask is not None:
             check(mask.dtype == torch.bool, "mask", "a boolean tensor, True where data is", mask.dtype)
-        spread = _against(channels_second, mask if mask is not None else weight)
+        given = mask if mask is not None else weight
+        spread = None if given is None else against(channels_second, given)
         raw = kernels.select(channels_second).reduce(channels_second, spread, k)
         parts = (raw.count, raw.mean, raw.m2, raw.count_squared)
         return Moments(*(parts if groups is not None else (p[0] for p in parts)))
@@ -85,7 +89,7 @@ class Moments:
         delta = mean_b - mean_a
         mean = mean_a + delta * share
         m2 = self.m2 + other.m2 + delta * delta * self.count * share
-        return Moments(count, mean, m2, self._squares() + other._squares())
+        return Moments(count, mean, m2, self._squares() + other._squares(), self.reliability)
 
     def pool(self) -> Moments:
         """Merge the groups of a `(groups, C)` result into one `(C,)` result."""
@@ -95,16 +99,24 @@ class Moments:
         safe = torch.where(count > 0, count, 1.0)
         mean = (self.count * self.mean).sum(0) / safe
         m2 = (self.m2 + self.count * (self.mean - mean).square()).sum(0)
-        return Moments(count, mean, m2, self._squares().sum(0))
+        return Moments(count, mean, m2, self._squares().sum(0), self.reliability)
+
+    def row(self, index: int) -> Moments:
+        """One group of a `(groups, C)` result."""
+        squares = None if self.count_squared is None else self.count_squared[index]
+        return Moments(self.count[index], self.mean[index], self.m2[index], squares, self.reliability)
 
     def var(self, correction: float = 0) -> Tensor:
         """The variance `m2 / (count - correction)`: 0 is the biased one that normalises, 1 the stored one.
 
-        For weights that are frequencies this is Bessel's correction; NaN where count <= correction.
+        That is Bessel's correction where weights are frequencies (a sample of weight 2 stands for
+        two); for reliabilities the correction is taken in units of count_squared / count. NaN where
+        count <= correction.
         """
         if correction < 0:
             raise BatchNormError(f"correction must be 0 or more; it was {correction}")
-        rest = self.count - correction
+        unit = self._squares() / torch.where(self.count > 0, self.count, 1.0) if self.reliability else 1.0
+        rest = self.count - correction * unit
         return torch.where(rest > 0, self.m2 / torch.where(rest > 0, rest, 1.0), torch.nan)
 
     @property
@@ -115,17 +127,3 @@ class Moments:
 
     def _squares(self) -> Tensor:
         return self.count if self.count_squared is None else self.count_squared
-
-
-def _against(x: Tensor, weight: Tensor | None) -> Tensor | None:
-    """Reshape a mask or weight given without the channel axis to broadcast over `(N, C, *)`."""
-    if weight is None:
-        return None
-    without = (x.shape[0], *x.shape[2:])
-    check(
-        weight.dim() <= len(without) and tuple(weight.shape) == without[: weight.dim()],
-        "mask or weight",
-        f"of a shape that begins {without}, x's without the channel axis",
-        f"of shape {tuple(weight.shape)}",
-    )
-    return weight.reshape(weight.shape[0], 1, *weight.shape[1:], *[1] * (x.dim() - 1 - weight.dim()))

@@ -2,47 +2,74 @@
 
 `spelled` is plain differentiable torch: what compilers, functorch, forward-mode AD and double
 backward use. `FourPasses` keeps only x and channel vectors and applies the backward rule
-dx = scale * (g - a mean(g) - a c mean(g xhat)), a = share, c = (x - centre) / S.
+dx = scale * (g - a mean(g) - a c mean(g xhat)), a = share, c = (x - centre) / S, or the coupling's
+own u and v.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from batchnorm import kernels
-from batchnorm.kernels import reference
-from batchnorm.layers.couplings import Coupling, Plan
-from batchnorm.layers.estimators import Gain, State
+from batchnorm.errors import BatchNormError
+from batchnorm.kernels import RawMoments, reference
+from batchnorm.layers.couplings import Plan, Returned, about_zero
 from batchnorm.layers.moments import Moments
 
 
-def batch_moments(x: Tensor) -> Moments:
-    """The moments of a batch `(N, C, *)`, outside autograd."""
+class Sharing(NamedTuple):
+    """Who shares statistics in this call: groups of samples, the mask or weights, and what weights mean."""
+
+    groups: int = 1
+    weight: Tensor | None = None
+    reliability: bool = False
+    centres: bool = True
+
+    def moments(self, raw: RawMoments) -> Moments:
+        """What `reduce` returned, about zero where no mean is taken off."""
+        found = Moments(raw.count, raw.mean, raw.m2, raw.count_squared, self.reliability)
+        return found if self.centres else about_zero(found)
+
+
+def batch_moments(x: Tensor, sharing: Sharing) -> Moments:
+    """The moments of a batch `(N, C, *)` per group, outside autograd."""
     with torch.no_grad():
-        raw = kernels.select(x).reduce(x, None, 1)
-    return Moments(raw.count[0], raw.mean[0], raw.m2[0])
+        return sharing.moments(kernels.select(x).reduce(x, sharing.weight, sharing.groups))
+
+
+def _affine(plan: Plan, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """invstd, and scale and shift of the output, with the plan's ratio and offset folded in."""
+    invstd = torch.rsqrt(plan.var + eps)
+    scale = invstd if plan.ratio is None else invstd * plan.ratio
+    shift = torch.zeros_like(invstd) if plan.offset is None else plan.offset
+    if weight is not None:
+        scale, shift = scale * weight.to(invstd.dtype), shift * weight.to(invstd.dtype)
+    return invstd, scale, shift if bias is None else shift + bias.to(invstd.dtype)
 
 
 def spelled(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    coupling: Coupling,
-    population: State,
-    gain: Gain,
+    plan_of: Callable[[Moments], Plan],
+    sharing: Sharing,
     eps: float,
 ) -> Tensor:
     """Normalise in operations that autograd, compilers and transforms follow."""
-    raw = reference.reduce(x, None, 1)
-    plan = coupling.plan(Moments(raw.count[0], raw.mean[0], raw.m2[0]), population, gain)
-    invstd = torch.rsqrt(plan.var + eps)
-    scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
-    shift = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype)
-    return reference.apply(x, plan.mean[None], scale[None], shift[None])
+    plan = plan_of(sharing.moments(reference.reduce(x, sharing.weight, sharing.groups)))
+    _, scale, shift = _affine(plan, weight, bias, eps)
+    return reference.apply(x, plan.mean, scale, shift, sharing.weight)
+
+
+class Backward(NamedTuple):
+    """What the backward pass needs beside tensors saved: how to spell it out, and the coupling's own rule."""
+
+    respell: Callable[[Tensor, Tensor | None, Tensor | None], Tensor] | None
+    pull: Callable[[Returned], tuple[Tensor, Tensor]] | None
 
 
 def four_passes(
@@ -50,52 +77,82 @@ def four_passes(
     weight: Tensor | None,
     bias: Tensor | None,
     plan: Plan,
+    batch: Moments,
+    sharing: Sharing,
     eps: float,
-    respell: Callable[[Tensor, Tensor | None, Tensor | None], Tensor],
+    backward: Backward,
 ) -> Tensor:
-    """Normalise with a plan made outside autograd; respell is `spelled`, for double backward."""
-    return FourPasses.apply(x, weight, bias, plan, eps, respell)  # pyright: ignore[reportReturnType]
+    """Normalise with a plan made outside autograd."""
+    return FourPasses.apply(x, weight, bias, plan, batch, sharing, eps, backward)  # pyright: ignore
 
 
 class FourPasses(torch.autograd.Function):
     """`apply` forward; `backward_reduce` and `backward_apply` backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, eps: float, respell):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        plan: Plan,
+        batch: Moments,
+        sharing: Sharing,
+        eps: float,
+        backward: Backward,
+    ) -> Tensor:
         """Keep x and the plan's vectors."""
-        invstd = torch.rsqrt(plan.var + eps)
-        scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
-        shift = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype)
-        ctx.save_for_backward(x, weight, bias, plan.mean, invstd, plan.centre)
-        ctx.share, ctx.respell = plan.share, respell
-        return kernels.select(x).apply(x, plan.mean[None], scale[None], shift[None])
+        invstd, scale, shift = _affine(plan, weight, bias, eps)
+        # The same number of tensors in a recomputed forward: channel vectors ride on the context.
+        ctx.save_for_backward(x, weight, bias, sharing.weight)
+        ctx.plan, ctx.batch, ctx.groups, ctx.invstd, ctx.rule = plan, batch, sharing.groups, invstd, backward
+        return kernels.select(x).apply(x, plan.mean, scale, shift, sharing.weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        """The unified rule, or autograd through `spelled` when a second derivative is wanted."""
+        """The coupling's rule, or autograd through `spelled` when a second derivative is wanted."""
         (g,) = grads
-        x, weight, bias, mean, invstd, centre = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        x, weight, bias, sample_weight = ctx.saved_tensors
+        nothing = (None,) * 5
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if ctx.rule.respell is None:
+                raise BatchNormError(
+                    "create_graph must be False for a coupling whose backward is an estimate with a memory; it was True"
+                )
             inputs = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
-            found = iter(torch.autograd.grad(ctx.respell(x, weight, bias), inputs, g, create_graph=True))
-            dx, dw, db = (next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias))
-            return dx, dw, db, None, None, None
+            found = iter(torch.autograd.grad(ctx.rule.respell(x, weight, bias), inputs, g, create_graph=True))
+            return *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)), *nothing
+        plan, invstd = ctx.plan, ctx.invstd
         passes = kernels.select(x)
-        sum_g, sum_gx = passes.backward_reduce(g, x, mean[None], invstd[None])
-        n = x.numel() // x.shape[1]
+        sum_g, sum_gx = passes.backward_reduce(g, x, plan.mean, invstd, sample_weight)
         scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
-        u = ctx.share * sum_g / n
-        v = ctx.share * sum_gx / n * invstd
-        dx = passes.backward_apply(g, x, centre[None], scale[None], u, v) if ctx.needs_input_grad[0] else None
-        dw = sum_gx[0].to(weight.dtype) if weight is not None and ctx.needs_input_grad[1] else None
-        db = sum_g[0].to(bias.dtype) if bias is not None and ctx.needs_input_grad[2] else None
-        return dx, dw, db, None, None, None
+        for ratio in (plan.ratio, plan.grad_ratio):
+            scale = scale if ratio is None else scale * ratio
+        if ctx.rule.pull is None:
+            a = plan.share / torch.where(ctx.batch.count > 0, ctx.batch.count, 1.0) * scale
+            u = a * sum_g if plan.centred else torch.zeros_like(sum_g)
+            v = a * sum_gx * invstd
+        else:
+            u, v = ctx.rule.pull(Returned(plan, ctx.batch, invstd, scale, sum_g, sum_gx))
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:
+            dx = passes.backward_apply(g, x, plan.centre, scale, u, v, sample_weight)
+        if weight is not None and ctx.needs_input_grad[1]:
+            dw = sum_gx if plan.ratio is None else sum_gx * plan.ratio
+            dw = (dw if plan.offset is None else dw + sum_g * plan.offset).sum(0).to(weight.dtype)
+        if bias is not None and ctx.needs_input_grad[2]:
+            db = sum_g.sum(0).to(bias.dtype)
+        return dx, dw, db, *nothing
 
 
 def needs_spelling(x: Tensor) -> bool:
     """Whether a transform, a compiler or forward-mode AD must see the operations themselves."""
+    return torch.compiler.is_compiling() or transformed()
+
+
+def transformed() -> bool:
+    """Whether a functorch transform or forward-mode AD is at work."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+        torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
         or torch.autograd.forward_ad._current_level >= 0
     )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm.layers.estimators import State
+from batchnorm.layers.estimators import Now, State
 
 
 def recomputing() -> bool:
@@ -20,7 +20,7 @@ def recomputing() -> bool:
 
 
 class ForwardRecord:
-    """The population that recent forwards normalised with, found again by the batch's mean.
+    """The statistics that recent forwards met, found again by the batch's mean.
 
     A layer may run several times between two backwards and backwards may run in any order, so
     the position says nothing; the recomputed batch has the mean of its first forward. The match is
@@ -29,27 +29,28 @@ class ForwardRecord:
 
     def __init__(self, length: int = 32) -> None:
         self._length = length
-        self._entries: deque[tuple[Tensor, State, Tensor]] = deque(maxlen=length)
+        self._entries: deque[tuple[Tensor, dict[str, Tensor], float]] = deque(maxlen=length)
 
-    def remember(self, batch_mean: Tensor, population: State, gain: Any) -> None:
-        """Keep copies of what this forward used."""
-        gain = torch.as_tensor(gain, dtype=batch_mean.dtype, device=batch_mean.device)
-        copied = State(population.mean.clone(), population.var.clone())
-        self._entries.append((batch_mean.clone(), copied, gain.clone()))
+    def remember(self, batch_mean: Tensor, state: State, now: Now) -> None:
+        """Keep what this forward met; the state is a copy of the buffers already."""
+        vectors = {"mean": state.mean, "var": state.var, "step": now.step.clone()}
+        if now.momentum is not None:
+            vectors["momentum"] = torch.as_tensor(now.momentum, dtype=batch_mean.dtype, device=batch_mean.device)
+        vectors.update({f"memory {name}": value for name, value in state.memory.items()})
+        self._entries.append((batch_mean.clone(), vectors, now.eps))
 
-    def recall(self, batch_mean: Tensor) -> tuple[State, Tensor] | None:
-        """The population and gain of the remembered forward whose batch mean is nearest."""
+    def recall(self, batch_mean: Tensor) -> tuple[State, Now] | None:
+        """What the remembered forward met whose batch mean is nearest."""
         entries = [e for e in self._entries if e[0].shape == batch_mean.shape]
         if not entries:
             return None
-        means = torch.stack([mean for mean, _, _ in entries])
-        nearest = (means - batch_mean).abs().sum(1).argmin()[None]
-
-        def pick(rows: list[Tensor]) -> Tensor:
-            return torch.stack(rows).index_select(0, nearest)[0]
-
-        state = State(pick([s.mean for _, s, _ in entries]), pick([s.var for _, s, _ in entries]))
-        return state, pick([gain for _, _, gain in entries])
+        names = entries[-1][1].keys()
+        entries = [e for e in entries if e[1].keys() == names]
+        nearest = (torch.stack([e[0] for e in entries]) - batch_mean).abs().sum(-1).argmin()[None]
+        found = {name: torch.stack([e[1][name] for e in entries]).index_select(0, nearest)[0] for name in names}
+        memory = {name.removeprefix("memory "): v for name, v in found.items() if name.startswith("memory ")}
+        now = Now(found["step"], found.get("momentum"), entries[-1][2])
+        return State(found["mean"], found["var"], memory), now
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardRecord:
         return ForwardRecord(self._length)

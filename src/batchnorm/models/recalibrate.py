@@ -19,7 +19,6 @@ from batchnorm.models.find import tracking_layers
 from batchnorm.models.modes import is_frozen
 
 ForwardFn = Callable[[nn.Module, Any], Any]
-_STATE = ("running_mean", "running_var", "num_batches_tracked", "pooled_count")
 
 
 @dataclass
@@ -213,10 +212,7 @@ def collecting(model: nn.Module, layers: dict[str, _BatchNorm]) -> Iterator[dict
 
 def snapshot(layers: Iterable[_BatchNorm]) -> dict[_BatchNorm, dict[str, Tensor]]:
     """Copies of the layers' statistics."""
-    return {
-        layer: {name: b.clone() for name, b in layer._buffers.items() if name in _STATE and b is not None}
-        for layer in layers
-    }
+    return {layer: {name: b.clone() for name, b in layer._buffers.items() if b is not None} for layer in layers}
 
 
 def _restore(before: dict[_BatchNorm, dict[str, Tensor]]) -> None:

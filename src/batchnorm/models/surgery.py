@@ -11,7 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm import layers as ours
 from batchnorm.errors import BatchNormError
-from batchnorm.layers import BatchNorm, Recipe, recipe_for
+from batchnorm.layers import BatchNorm, Cumulative, Diminishing, Recipe, recipe_for
 from batchnorm.models.find import batch_norm_layers
 
 _TO_OURS: dict[type[nn.Module], type[nn.Module]] = {
@@ -73,7 +73,7 @@ def convert(
     starts = {name: _start_count(name, m, recipe, count, choices) for name, m in targets.items()}
     for name, module in targets.items():
         module.__class__ = _TO_OURS.get(type(module), type(module))
-        if "estimator" in choices or recipe.estimator.momentum is None:
+        if _replaces_momentum(recipe, choices):
             module.momentum = recipe.estimator.momentum
         if not _is_lazy(module):
             module.adopt(recipe)
@@ -82,6 +82,10 @@ def convert(
         if starts[name] is not None:
             module.num_batches_tracked.fill_(starts[name])
     return model
+
+
+def _replaces_momentum(recipe: Recipe, choices: Any) -> bool:
+    return "estimator" in choices or not isinstance(recipe.estimator.momentum, float)
 
 
 def _is_lazy(layer: nn.Module) -> bool:
@@ -100,13 +104,13 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
     trained = bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
     if not trained or layer.num_batches_tracked is None or int(layer.num_batches_tracked) > 0:
         return None
-    if estimator.momentum is None and not estimator.keeps_count:
+    if isinstance(estimator, Cumulative | Diminishing):
         raise BatchNormError(
             f"count must be given: layer {name!r} holds trained statistics but its counter is 0, so a "
             "cumulative average would replace them with the first batch"
         )
     momentum = estimator.momentum if "estimator" in choices else layer.momentum
-    if getattr(estimator, "debias", False) and momentum:
+    if getattr(estimator, "debias", False) and isinstance(momentum, float) and momentum:
         # From this step on the correction (1 - momentum)^t is below float32 resolution.
         return math.ceil(math.log(2**-24) / math.log1p(-min(momentum, 1 - 1e-12)))
     return None

@@ -1,0 +1,74 @@
+"""Activation and residual as a part of the layer, and the form that keeps one tensor instead of two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from batchnorm import kernels
+from batchnorm.errors import check
+
+ACTIVATIONS = ("relu", "leaky_relu")
+# Below this |weight|, inverting the affine map would magnify the rounding of y a thousand times.
+SMALLEST_WEIGHT = 1e-3
+
+
+def check_activation(activation: str | None, negative_slope: float, inplace: bool) -> None:
+    """The arguments of a fused activation."""
+    words = "None, 'relu' or 'leaky_relu'"
+    check(activation is None or activation in ACTIVATIONS, "activation", words, repr(activation))
+    check(not inplace or activation == "leaky_relu", "activation", "'leaky_relu' with inplace=True", repr(activation))
+    check(not inplace or negative_slope > 0, "negative_slope", "positive with inplace=True", negative_slope)
+
+
+def activate(y: Tensor, activation: str | None, negative_slope: float, residual: Tensor | None) -> Tensor:
+    """`activation(y + residual)`; y is the layer's own, so nothing else can see it change."""
+    if residual is not None:
+        y = y + residual
+    if activation == "relu":
+        return functional.relu(y)
+    return functional.leaky_relu(y, negative_slope) if activation == "leaky_relu" else y
+
+
+class InPlace(torch.autograd.Function):
+    """Batch norm and leaky relu that keep the output alone and find xhat again from it.
+
+    xhat = (z - bias) / weight with z = y where y >= 0 and y / slope elsewhere; its error is at most
+    2 (|z| + |bias|) u / |weight|, u the unit roundoff of y's dtype.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, slope: float
+    ) -> Tensor:
+        """Normalise with the batch's statistics `(1, C)`, scale, activate."""
+        scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
+        shift = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype)[None]
+        y = functional.leaky_relu_(kernels.select(x).apply(x, mean, scale, shift, None), slope)
+        ctx.save_for_backward(y, weight, bias)
+        ctx.invstd, ctx.slope = invstd, slope
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        """The gradient of plain batch norm at the xhat found again."""
+        y, weight, bias = ctx.saved_tensors
+        invstd, slope = ctx.invstd, ctx.slope
+        wide = invstd.dtype
+        negative = y < 0
+        g = torch.where(negative, grads[0] * slope, grads[0])
+        z = torch.where(negative, y / slope, y)
+        passes = kernels.select(y)
+        one, zero = torch.ones_like(invstd), torch.zeros_like(invstd)
+        gamma = one if weight is None else weight.to(wide)[None]
+        beta = zero if bias is None else bias.to(wide)[None]
+        xhat = passes.apply(z, beta, 1 / gamma, zero, None)
+        sum_g, sum_gx = passes.backward_reduce(g, xhat, zero, one, None)
+        scale, n = gamma * invstd, y.numel() // y.shape[1]
+        dx = passes.backward_apply(g, xhat, zero, scale, scale * sum_g / n, scale * sum_gx / n, None)
+        dw = None if weight is None else sum_gx[0].to(weight.dtype)
+        db = None if bias is None else sum_g[0].to(bias.dtype)
+        return dx, dw, db, None, None, None

@@ -1,0 +1,117 @@
+"""Cross-Iteration Batch Normalization: past batches count too, carried along with the weights' change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from batchnorm.errors import check
+from batchnorm.kernels import compute_dtype
+from batchnorm.layers.couplings import Coupling, Plan
+from batchnorm.layers.estimators import Estimator, Now, State
+from batchnorm.layers.moments import Moments
+from batchnorm.layers.windows import pushed
+
+if TYPE_CHECKING:
+    from batchnorm.layers.choices import Recipe
+
+_RINGS = ("past_mean", "past_square", "past_mean_slope", "past_square_slope", "past_weight")
+
+
+def look_back(x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """The slopes of each channel's mean and mean square over the weights that made it, and the weights.
+
+    Channel i depends on filter i alone, so one derivative of the sum over channels holds them all.
+    Zero where x has no graph: then the weights are fixed.
+    """
+    slopes = [torch.zeros_like(weight), torch.zeros_like(weight)]
+    if x.requires_grad and weight.requires_grad:
+        wide = x.to(compute_dtype(x))
+        axes = (0, *range(2, x.dim()))
+        for i, value in enumerate((wide.mean(axes).sum(), wide.square().mean(axes).sum())):
+            (found,) = torch.autograd.grad(value, weight, retain_graph=True, allow_unused=True)
+            if found is not None:
+                slopes[i] = found
+    return {"mean_slope": slopes[0], "square_slope": slopes[1], "weight": weight.detach().clone()}
+
+
+@dataclass(frozen=True)
+class CrossIteration(Coupling):
+    """Normalise with the last `window` batches, their moments carried to the present weights (first order).
+
+    Example:
+        >>> import torch, batchnorm
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+        >>> _ = batchnorm.convert(net, "cbn")(torch.randn(2, 3, 8, 8))
+
+    Needs the convolution or linear layer before it: `batchnorm.convert` finds it, `layer.attach`
+    gives it. The gradient flows through the present batch, whose share is 1 / window. The running
+    statistics are fed by the present batch.
+
+    Args:
+        window: how many batches, the present one included.
+        burn_in: steps that are plain batch norm.
+
+    Raises:
+        BatchNormError: window below 1, burn_in below 0.
+
+    Source: Yao et al., "Cross-Iteration Batch Normalization" (2021), equations 5 to 12.
+    """
+
+    window: int = 4
+    burn_in: int = 8
+
+    counts_batches = True
+    looks_back = True
+
+    def __post_init__(self) -> None:
+        check(isinstance(self.window, int) and self.window >= 1, "window", "1 or more batches", self.window)
+        check(self.burn_in >= 0, "burn_in", "0 or more steps", self.burn_in)
+
+    def refuses(self, recipe: Recipe) -> str | None:
+        """The slopes are those of whole batches."""
+        if recipe.extent.requires is not None:
+            return "cross-iteration needs the slopes of whole batches over the weights: no mask and no sample weights"
+        if recipe.extent.groups(10**6) != 1:
+            return "cross-iteration needs the slopes of whole batches over the weights: no ghost groups"
+        return None
+
+    def memory_of(self, state: State, weight: Tensor) -> dict[str, Tensor]:
+        """The past moments, their slopes and the weights they were taken at."""
+        k = self.window - 1
+        vector = torch.zeros((k, state.mean.shape[-1]), dtype=state.mean.dtype, device=state.mean.device)
+        filters = torch.zeros((k, *weight.shape), dtype=state.mean.dtype, device=state.mean.device)
+        rings = dict(zip(_RINGS, (vector, vector.clone(), filters, filters.clone(), filters.clone()), strict=True))
+        return {**rings, "past_seen": torch.zeros(1, dtype=torch.long, device=state.mean.device)}
+
+    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+        """The mean over the window of mean and E[x^2], the variance never below that of the means."""
+        mean_b, var_b = batch.mean, batch.var(0)
+        if self.window == 1 or now.before is None:
+            return Plan(mean_b, var_b, 1.0, mean_b)
+        memory = state.memory
+        moved = now.before["weight"].to(memory["past_weight"].dtype) - memory["past_weight"]
+        filled = (torch.arange(self.window - 1, device=mean_b.device) < memory["past_seen"])[:, None]
+        filled = filled & (now.step > self.burn_in)
+        means = memory["past_mean"] + (memory["past_mean_slope"] * moved).flatten(2).sum(2)
+        squares = memory["past_square"] + (memory["past_square_slope"] * moved).flatten(2).sum(2)
+        variances = (squares - means.square()).clamp_min(0)
+        share = 1.0 / (1 + filled.sum(0).to(mean_b.dtype))
+        mean = share * (mean_b + torch.where(filled, means, 0.0).sum(0))
+        spread = torch.where(filled, variances + (means - mean).square(), 0.0).sum(0)
+        var = share * (var_b + (mean_b - mean).square() + spread)
+        return Plan(mean, var, share, mean)
+
+    def step(self, batch: Moments, state: State, now: Now) -> dict[str, Tensor]:
+        """Remember the batch's moments, their slopes and the weights."""
+        if self.window == 1 or now.before is None:
+            return {}
+        seen, memory = state.memory["past_seen"], state.memory
+        square = batch.var(0) + batch.mean.square()
+        before = now.before
+        values = (batch.mean, square, before["mean_slope"], before["square_slope"], before["weight"])
+        new = {name: pushed(memory[name], seen, value) for name, value in zip(_RINGS, values, strict=True)}
+        return {**new, "past_seen": seen + 1}

@@ -1,0 +1,140 @@
+"""Which samples share statistics: the batch, ghost groups, all ranks; and whether a mask must be given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from batchnorm.errors import BatchNormError, check
+
+
+class Extent:
+    """The choice "which samples share statistics?"."""
+
+    sequential: bool = False
+    requires: str | None = None
+
+    def groups(self, samples: int) -> int:
+        """Into how many groups a batch of this many samples is split."""
+        return 1
+
+
+@dataclass(frozen=True)
+class Batch(Extent):
+    """All samples of the batch share statistics."""
+
+
+@dataclass(frozen=True)
+class Ghost(Extent):
+    """Groups of at least `size` samples, each normalised on its own.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.Ghost(4))
+        >>> x = torch.randn(8, 3)
+        >>> plain = torch.nn.BatchNorm1d(3)
+        >>> torch.allclose(layer(x), torch.cat([plain(x[:4]), plain(x[4:])]), atol=1e-6)
+        True
+
+    A batch of n samples is split into max(1, n // size) groups whose sizes differ by at most one,
+    larger ones first, in the order of the batch: no remainder of one, and a batch below size is one
+    group. Inference does not know about groups.
+
+    Args:
+        size: the ghost batch size; 32 when a method is named without one.
+        update: "pooled" moves the running statistics once a step, by the moments of the whole
+            batch, so the horizon of the average is that of plain batch norm. "sequential" moves
+            them group after group as in the paper, each group meeting the statistics its
+            predecessor left; k groups then weigh 1 - (1 - momentum)^k together.
+
+    Raises:
+        BatchNormError: size below 1, another update.
+
+    Source: Hoffer, Hubara and Soudry, "Train longer, generalize better" (2017), algorithm 1.
+    """
+
+    size: int = 32
+    update: Literal["pooled", "sequential"] = "pooled"
+
+    def __post_init__(self) -> None:
+        check(isinstance(self.size, int) and self.size >= 1, "size", "1 or more samples", self.size)
+        check(self.update in ("pooled", "sequential"), "update", "'pooled' or 'sequential'", repr(self.update))
+
+    @property
+    def sequential(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether each group meets the statistics its predecessor left."""
+        return self.update == "sequential"
+
+    def groups(self, samples: int) -> int:
+        """As many groups of at least `size` as there are."""
+        return max(1, samples // self.size)
+
+
+@dataclass(frozen=True)
+class Sync(Extent):
+    """All samples of all processes share statistics; in a single process this is the batch.
+
+    Example:
+        >>> import batchnorm
+        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.Sync())
+
+    More than one process is refused for now, when the first batch arrives: use
+    `torch.nn.SyncBatchNorm` there.
+
+    Raises:
+        BatchNormError: a process group of more than one process.
+    """
+
+    def groups(self, samples: int) -> int:
+        """One; refused where there is more than one process."""
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise BatchNormError(
+                f"extent must be Batch() or Ghost() in a group of {distributed.get_world_size()} processes; it was "
+                "Sync(), which serves one process so far: use torch.nn.SyncBatchNorm"
+            )
+        return 1
+
+
+@dataclass(frozen=True)
+class Masked(Extent):
+    """Samples and positions where the mask is True, within another extent; a forward without a mask is an error.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Masked())
+        >>> x, lengths = torch.randn(2, 3, 5), torch.tensor([5, 2])
+        >>> float(layer(x, lengths=lengths)[1, :, 2:].abs().sum())
+        0.0
+
+    Any layer takes `mask=`, `lengths=` or `weights=`; this extent makes forgetting it impossible.
+    """
+
+    within: Extent = field(default_factory=Batch)
+    requires: str | None = field(default="mask", init=False)
+
+    @property
+    def sequential(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the extent within."""
+        return self.within.sequential
+
+    def groups(self, samples: int) -> int:
+        """As the extent within."""
+        return self.within.groups(samples)
+
+
+@dataclass(frozen=True)
+class Weighted(Masked):
+    """Samples count by their weights, within another extent; a forward without weights is an error.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> layer = batchnorm.BatchNorm1d(1, extent=batchnorm.layers.Weighted(), momentum=1.0)
+        >>> _ = layer(torch.tensor([[0.0], [4.0]]), weights=torch.tensor([3.0, 1.0]))
+        >>> float(layer.running_mean)
+        1.0
+    """
+
+    requires: str | None = field(default="weights", init=False)

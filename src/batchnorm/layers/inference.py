@@ -1,0 +1,70 @@
+"""Which statistics normalise at inference: the stored ones, or a mixture with what is at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from batchnorm.errors import check
+from batchnorm.layers.couplings import Plan
+from batchnorm.layers.estimators import State
+from batchnorm.layers.moments import Moments
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Inference: the stored running statistics normalise."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Inference: the stored statistics mixed with those of each example, or of the batch at hand.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> layer = batchnorm.BatchNorm2d(3, inference=batchnorm.layers.Mixture(weight=0.1)).eval()
+        >>> layer(torch.randn(2, 3, 4, 4)).shape
+        torch.Size([2, 3, 4, 4])
+
+    Moments mix as E[x] and E[x^2], so the variance holds the distance between the two means and is
+    never negative. Statistics stay as they are. With per="example" no output depends on the other
+    samples (weight 0 is plain inference, weight 1 instance norm); per="batch" with weight 1 is
+    prediction-time batch norm.
+
+    Args:
+        weight: of what is at hand, in [0, 1]; or
+        prior: how many samples the stored statistics stand for: n samples at hand weigh
+            n / (n + prior).
+        per: "example" or "batch".
+
+    Raises:
+        BatchNormError: both or neither of weight and prior, a value out of range.
+
+    Source: Summers and Dinneen, "Four Things Everyone Should Know to Improve Batch Normalization"
+    (2020), section 3.1; Schneider et al., "Improving robustness against common corruptions" (2020).
+    """
+
+    weight: float | None = None
+    prior: float | None = None
+    per: Literal["example", "batch"] = "example"
+
+    def __post_init__(self) -> None:
+        both = f"weight={self.weight}, prior={self.prior}"
+        check((self.weight is None) != (self.prior is None), "weight or prior", "given, one of them", both)
+        check(self.weight is None or 0 <= self.weight <= 1, "weight", "in [0, 1]", self.weight)
+        check(self.prior is None or self.prior >= 0, "prior", "0 or more samples", self.prior)
+        check(self.per in ("example", "batch"), "per", "'example' or 'batch'", repr(self.per))
+
+    def groups(self, samples: int) -> int:
+        """One a sample, or one."""
+        return max(samples, 1) if self.per == "example" else 1
+
+    def plan(self, here: Moments, state: State, samples: int, centred: bool) -> Plan:
+        """The mixed statistics of each group of `samples` samples."""
+        w = self.weight if self.weight is not None else samples / (samples + self.prior)  # pyright: ignore
+        mean = w * here.mean + (1 - w) * state.mean
+        var = w * here.var(0) + (1 - w) * state.var + w * (1 - w) * (here.mean - state.mean).square()
+        return Plan(mean, var, w, mean, centred=centred)
+
+
+Inference = Stored | Mixture

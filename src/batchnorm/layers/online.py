@@ -1,0 +1,114 @@
+"""Online Normalization: every sample meets the statistics of the samples before it, backwards too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from batchnorm.errors import check
+from batchnorm.layers.couplings import Coupling, Plan, Returned
+from batchnorm.layers.estimators import Estimator, Now, State
+from batchnorm.layers.moments import Moments
+
+if TYPE_CHECKING:
+    from batchnorm.layers.choices import Recipe
+
+
+@dataclass(frozen=True)
+class OnlineNorm(Coupling):
+    """Normalise each sample with the statistics of those before it; two controllers straighten the gradient.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> layer = batchnorm.BatchNorm2d(3, method="online")
+        >>> layer(torch.randn(1, 3, 4, 4)).shape
+        torch.Size([1, 3, 4, 4])
+
+    Works at batch size 1, and how a stream of samples is cut into batches does not change a bit of
+    the result. The statistics move sample by sample (`Ghost(1, update="sequential")` with
+    `EMA(0.999, total=True, correction=0)`), the controllers at every backward pass, in the order of
+    the samples.
+
+    Args:
+        backward_decay: of the controllers' memory.
+        clamp: outputs are held within this many units; None does not.
+        layer_scaling: divide each sample's output by its root mean square over channels and
+            positions, as in the paper; the released code clamps instead.
+
+    Raises:
+        BatchNormError: backward_decay outside [0, 1), a clamp that is not positive, both clamp and
+            layer_scaling.
+
+    Source: Chiley et al., "Online Normalization for Training Neural Networks" (2019), equations 8 to 11.
+    """
+
+    backward_decay: float = 0.99
+    clamp: float | None = 5.0
+    layer_scaling: bool = False
+
+    exact = False
+    takes_one_value = True
+
+    def __post_init__(self) -> None:
+        check(0 <= self.backward_decay < 1, "backward_decay", "in [0, 1)", self.backward_decay)
+        check(self.clamp is None or self.clamp > 0, "clamp", "positive or None", self.clamp)
+        both = self.clamp is not None and self.layer_scaling
+        check(not both, "clamp and layer_scaling", "given one at a time (clamp=None)", "both given")
+
+    def refuses(self, recipe: Recipe) -> str | None:
+        """Only a stream of single samples has an order."""
+        if not (recipe.extent.sequential and recipe.extent.groups(7) == 7):
+            return "online normalization needs extent=Ghost(1, update='sequential')"
+        return None
+
+    def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
+        """The two controllers."""
+        return {"backward_u": torch.zeros_like(state.mean)[None], "backward_v": torch.zeros_like(state.mean)[None]}
+
+    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+        """The statistics before each sample, constants to the gradient."""
+        mean = state.mean.expand_as(batch.mean)
+        return Plan(mean, state.var.expand_as(batch.mean), 0.0, mean)
+
+    def pull(self, back: Returned, state: State, now: Now) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Take from each sample's gradient what the controllers hold, and add what is left to them."""
+        count = torch.where(back.batch.count > 0, back.batch.count, 1.0)
+        distance = back.batch.mean - back.plan.mean
+        y_mean = distance * back.invstd
+        y_square = (back.batch.var(0) + distance.square()) * back.invstd.square()
+        per_output = back.scale / back.invstd
+        g_mean, gy_mean = per_output * back.sum_g / count, per_output * back.sum_gx / count
+        rest = 1 - self.backward_decay
+        u, v = state.memory["backward_u"][0], state.memory["backward_v"][0]
+        us: list[Tensor] = []
+        vs: list[Tensor] = []
+        present = back.batch.count > 0
+        for t in range(len(count)):
+            us.append(rest * u)
+            vs.append(rest * v)
+            left_v = gy_mean[t] - vs[t] * y_square[t]
+            left_u = (g_mean[t] - vs[t] * y_mean[t]) * back.invstd[t] - us[t]
+            usable = present[t] & torch.isfinite(left_u) & torch.isfinite(left_v)
+            u = torch.where(usable, u + left_u, u)
+            v = torch.where(usable, v + left_v, v)
+        held_u, held_v = torch.stack(us), torch.stack(vs)
+        return held_u, held_v * back.invstd.square(), {"backward_u": u[None], "backward_v": v[None]}
+
+    def finish(self, y: Tensor) -> Tensor:
+        """Hold the output where small errors of the statistics cannot grow from layer to layer."""
+        if self.clamp is not None:
+            return y.clamp(-self.clamp, self.clamp)
+        if self.layer_scaling:
+            square = y.float().square() if y.dtype in (torch.float16, torch.bfloat16) else y.square()
+            return y * torch.rsqrt(square.mean(tuple(range(1, y.dim())), keepdim=True) + 1e-5).to(y.dtype)
+        return y
+
+    @property
+    def finishes(self) -> str | None:
+        """Clamp or layer scaling."""
+        if self.clamp is not None:
+            return "an activation clamp"
+        return "layer scaling" if self.layer_scaling else None

@@ -1,0 +1,217 @@
+"""The buffers of a layer: running statistics, what the choices remember, banks; their dtypes, loading and reset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchnorm import kernels
+from batchnorm.errors import BatchNormError
+from batchnorm.layers.choices import Recipe
+from batchnorm.layers.estimators import Now, State, resolve
+
+NARROW = (torch.float16, torch.bfloat16)
+_STOCK = ("running_mean", "running_var", "num_batches_tracked")
+_TRANSIENT = ("num_batches_skipped", "pending_count", "pending_count_squared", "pending_mean", "pending_m2")
+
+
+class Statistics(_BatchNorm):
+    """State of a batch norm layer, read and written by name; a bank's under its own prefix."""
+
+    recipe: Recipe = Recipe()
+    memory_names: tuple[str, ...] = ()
+    bank_names: tuple[str, ...] = ()
+    active_bank: str | None = None
+    num_batches_skipped: Tensor | None
+
+    def adopt(self, recipe: Recipe) -> None:
+        """Take a recipe and the buffers it needs; what is there already is kept."""
+        self.recipe = recipe
+        if self.running_mean is None:
+            return
+        self._widen()
+        if "num_batches_skipped" not in self._buffers:
+            zero = torch.zeros((), dtype=torch.long, device=self.running_mean.device)
+            self.register_buffer("num_batches_skipped", zero, persistent=False)
+        for bank in (None, *self.bank_names):
+            initial = self._initial_memory(self._named(bank, "running_mean"), self._named(bank, "running_var"))
+            for name in self.memory_names:
+                if name not in initial:
+                    self._buffers.pop(_key(bank, name), None)
+            for name, value in initial.items():
+                if _key(bank, name) not in self._buffers:
+                    self.register_buffer(_key(bank, name), value)
+        self.memory_names = tuple(initial)
+
+    def _initial_memory(self, mean: Tensor, var: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            state = State(mean, var)
+            trained = (mean != 0).any() | (var != 1).any()
+            memory = self.recipe.estimator.memory(state, trained)
+            coupling: Any = self.recipe.coupling
+            if coupling.looks_back and self.before is not None:
+                return {**memory, **coupling.memory_of(state, self.before.weight)}
+            return {**memory, **coupling.memory(state, trained)}
+
+    def abandon(self, bank: str | None = None) -> None:
+        """Drop everything that a stock layer does not have; a bank's statistics become the layer's."""
+        if bank is not None:
+            self._copy_bank(bank)
+        for name in (*_TRANSIENT, *self.memory_names):
+            self._buffers.pop(name, None)
+            self._non_persistent_buffers_set.discard(name)
+        for owned in self.bank_names:
+            self.drop_bank(owned)
+        for name in list(self.__dict__):
+            if name in _OWN:
+                del self.__dict__[name]
+
+    @property
+    def before(self) -> Any:
+        """The convolution or linear layer whose output this layer normalises, where `attach` told it."""
+        held = self.__dict__.get("_before")
+        return None if not held else held[0]
+
+    def attach(self, before: nn.Module) -> None:
+        """Tell the layer which convolution or linear layer makes its input, for couplings that look back.
+
+        Raises:
+            BatchNormError: a layer without a weight whose first axis is this layer's channels.
+        """
+        weight = getattr(before, "weight", None)
+        if not isinstance(weight, Tensor) or weight.dim() < 2 or weight.shape[0] != self.num_features:
+            raise BatchNormError(
+                f"before must be a convolution or linear layer with {self.num_features} output channels; it was {before}"
+            )
+        # In a list, so that the module is not registered as a child and its parameters not counted twice.
+        self.__dict__["_before"] = [before]
+        self.adopt(self.recipe)
+
+    # Banks -------------------------------------------------------------------------------------------------
+
+    def _named(self, bank: str | None, name: str) -> Any:
+        return getattr(self, _key(bank, name), None)
+
+    def stat(self, name: str) -> Any:
+        """A buffer of the active bank."""
+        return getattr(self, _key(self.active_bank, name), None)
+
+    def affine_part(self, name: str) -> Tensor | None:
+        """Weight or bias: the active bank's own where it has one."""
+        own = None if self.active_bank is None else getattr(self, _key(self.active_bank, name), None)
+        return getattr(self, name) if own is None else own
+
+    def make_bank(self, bank: str, own_affine: bool) -> None:
+        """Register a bank as a copy of the layer's statistics, and of weight and bias where asked."""
+        for name in (*_STOCK, *self.memory_names):
+            value = getattr(self, name, None)
+            if value is not None and _key(bank, name) not in self._buffers:
+                self.register_buffer(_key(bank, name), value.detach().clone())
+        for name in ("weight", "bias"):
+            value = getattr(self, name)
+            if own_affine and value is not None and _key(bank, name) not in self._parameters:
+                self.register_parameter(_key(bank, name), nn.Parameter(value.detach().clone(), value.requires_grad))
+        if bank not in self.bank_names:
+            self.bank_names = (*self.bank_names, bank)
+
+    def drop_bank(self, bank: str) -> None:
+        """Forget a bank."""
+        for name in (*_STOCK, *self.memory_names):
+            self._buffers.pop(_key(bank, name), None)
+        for name in ("weight", "bias"):
+            self._parameters.pop(_key(bank, name), None)
+        self.bank_names = tuple(name for name in self.bank_names if name != bank)
+
+    @torch.no_grad()
+    def _copy_bank(self, bank: str) -> None:
+        for name in (*_STOCK, "weight", "bias"):
+            mine, theirs = getattr(self, name), self._named(bank, name)
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs)
+
+    # Reading and writing -----------------------------------------------------------------------------------
+
+    def _now(self, device: torch.device, before: dict[str, Tensor] | None = None) -> Now:
+        tracked = self.stat("num_batches_tracked")
+        step = torch.ones((), dtype=torch.long, device=device) if tracked is None else tracked + 1
+        return Now(step, resolve(self.momentum, step), self.eps, before)
+
+    def _state(self, dtype: torch.dtype) -> State:
+        # Copies, since the buffers move in place while a backward may still need these.
+        memory = {}
+        for name in self.memory_names:
+            buffer = self.stat(name)
+            memory[name] = buffer.to(dtype, copy=True) if buffer.is_floating_point() else buffer.clone()
+        mean, var = self.stat("running_mean"), self.stat("running_var")
+        return State(mean.to(dtype, copy=True), var.to(dtype, copy=True), memory)
+
+    def _write_memory(self, new: Any, ok: Tensor | None = None) -> None:
+        for name in new:
+            buffer = self.stat(name)
+            value = new[name] if ok is None else torch.where(ok, new[name], buffer)
+            buffer.copy_(value)
+
+    # Dtypes, loading, reset --------------------------------------------------------------------------------
+
+    def _widen(self) -> None:
+        """Statistics are never narrower than float32, whatever cast the module."""
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.dtype in NARROW:
+                self._buffers[name] = buffer.float()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, new in self._buffers.items():
+            old = before[name]
+            if old is None or new is None:
+                continue
+            if new.dtype in NARROW:
+                # From the old values: the narrow copy has lost digits already.
+                self._buffers[name] = old.to(device=new.device, dtype=torch.float32)
+            elif name.endswith("pooled_count"):
+                # A count of values grows past what float32 can add to.
+                self._buffers[name] = old.to(device=new.device, dtype=kernels.wide_dtype(new.device))
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:
+        marker = prefix + "bank_"
+        for key in state_dict:
+            if key.startswith(marker) and key.endswith("_running_mean"):
+                bank = key[len(marker) : -len("_running_mean")]
+                self.make_bank(bank, f"{marker}{bank}_weight" in state_dict or f"{marker}{bank}_bias" in state_dict)
+        missing = [name for name in self.memory_names if prefix + name not in state_dict]
+        mean, var = state_dict.get(prefix + "running_mean"), state_dict.get(prefix + "running_var")
+        if missing and mean is not None and var is not None and mean.shape == self.running_mean.shape:  # pyright: ignore
+            # A stock checkpoint: what the choices remember starts from the statistics it holds.
+            initial = self._initial_memory(mean, var)
+            state_dict.update({prefix + name: initial[name] for name in missing})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._widen()
+
+    def reset_running_stats(self) -> None:
+        """Back to mean 0, variance 1, all counters 0 and nothing remembered; banks are left alone."""
+        super().reset_running_stats()
+        if self.running_mean is None:
+            return
+        for name in _TRANSIENT:
+            buffer = self._buffers.get(name)
+            if buffer is not None:
+                buffer.zero_()
+        if self.memory_names:
+            initial = self._initial_memory(self.running_mean, self.running_var)  # pyright: ignore
+            for name in self.memory_names:
+                getattr(self, name).copy_(initial[name])
+
+
+_OWN = (
+    "recipe", "memory_names", "bank_names", "active_bank", "frozen", "paused", "accumulating", "channel_axis",
+    "activation", "negative_slope", "inplace", "fused_from", "_record", "_given", "_before",
+)  # fmt: skip
+
+
+def _key(bank: str | None, name: str) -> str:
+    return name if bank is None else f"bank_{bank}_{name}"

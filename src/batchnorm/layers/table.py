@@ -1,0 +1,98 @@
+"""The table of named methods: each name is a row of choices, nothing more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from batchnorm.errors import BatchNormError
+from batchnorm.layers.choices import Recipe
+from batchnorm.layers.couplings import PopulationCoupling
+from batchnorm.layers.cross_iteration import CrossIteration
+from batchnorm.layers.estimators import EMA, Cumulative, Diminishing, Pooled, Window
+from batchnorm.layers.extents import Ghost, Masked, Sync, Weighted
+from batchnorm.layers.inference import Mixture
+from batchnorm.layers.moving import MABN, PowerNorm, UnifiedNorm
+from batchnorm.layers.online import OnlineNorm
+from batchnorm.layers.renorm import Renorm
+
+_MOMENT = EMA(correction=0)
+_TABLE: dict[str, tuple[Recipe, str]] = {
+    "batchnorm": (Recipe(), "the batch normalises, a moving average is stored (2015)"),
+    "debiased": (Recipe(estimator=EMA(debias=True)), "the moving average forgets its initial value at once"),
+    "cumulative": (Recipe(estimator=Cumulative()), "the plain average over all batches, torch's momentum=None"),
+    "pooled": (Recipe(estimator=Pooled()), "exact moments of everything seen, with the spread between batches"),
+    "window": (Recipe(estimator=Window()), "the average over the last 10 batches"),
+    "diminishing": (
+        Recipe(estimator=Diminishing(), coupling=PopulationCoupling(gradient=False)),
+        "the average with falling gain normalises, as a constant to the gradient (2017)",
+    ),
+    "ghost": (Recipe(extent=Ghost()), "groups of at least 32 samples normalise on their own (2017)"),
+    "sync": (Recipe(extent=Sync()), "one batch over all processes"),
+    "renorm": (
+        Recipe(estimator=EMA(0.99, sigma=True, correction=0), coupling=Renorm()),
+        "the batch, corrected towards the running statistics within limits (2017)",
+    ),
+    "population": (
+        Recipe(coupling=PopulationCoupling()),
+        "the running statistics, this batch included, normalise in training too",
+    ),
+    "mabn": (
+        Recipe(estimator=EMA(0.98, correction=0), coupling=MABN()),
+        "windows over batches, forwards and backwards, for 1 to 4 samples (2020)",
+    ),
+    "cbn": (
+        Recipe(coupling=CrossIteration()),
+        "the last 4 batches, carried along with the weights of the convolution before (2021)",
+    ),
+    "online": (
+        Recipe(Ghost(1, "sequential"), EMA(0.999, total=True, correction=0), OnlineNorm()),
+        "sample by sample, statistics and gradient by controllers, at batch size 1 (2019)",
+    ),
+    "power": (Recipe(estimator=_MOMENT, coupling=PowerNorm()), "the running second moment, for transformers (2020)"),
+    "unified": (
+        Recipe(estimator=_MOMENT, coupling=UnifiedNorm()),
+        "the geometric mean of 4 second moments, for transformers (2022)",
+    ),
+    "example-weighing": (
+        Recipe(inference=Mixture(weight=0.1)),
+        "inference mixes the stored statistics with each example's own (2020)",
+    ),
+    "masked": (Recipe(extent=Masked()), "only what the mask or the lengths say is data counts"),
+    "weighted": (Recipe(extent=Weighted()), "samples count by their weights"),
+    "banks": (Recipe(), "statistics by name, `with bank(model, name)`, for domains, clients or widths"),
+}
+METHODS: dict[str, Recipe] = {name: recipe for name, (recipe, _) in _TABLE.items()}
+
+
+def methods() -> dict[str, str]:
+    """Every named method with one line about it.
+
+    Example:
+        >>> import batchnorm
+        >>> batchnorm.methods()["ghost"]
+        'groups of at least 32 samples normalise on their own (2017)'
+
+    The names are what `convert(model, name)` and `BatchNorm2d(64, method=name)` take.
+    """
+    return {name: line for name, (_, line) in _TABLE.items()}
+
+
+def recipe_for(method: str = "batchnorm", **choices: Any) -> Recipe:
+    """The recipe of a named method with some of its choices replaced.
+
+    Example:
+        >>> from batchnorm.layers import recipe_for, Policy
+        >>> recipe_for("debiased", policy=Policy(nonfinite="raise")).estimator.debias
+        True
+
+    Raises:
+        BatchNormError: an unknown method or choice, or choices that do not go together.
+    """
+    if method not in METHODS:
+        raise BatchNormError(f"method must be one of {', '.join(METHODS)}; it was {method!r}")
+    known = ("extent", "estimator", "coupling", "inference", "policy")
+    for name in choices:
+        if name not in known:
+            raise BatchNormError(f"a choice must be one of {', '.join(known)}; it was {name!r}")
+    return replace(METHODS[method], **{name: choice for name, choice in choices.items() if choice is not None})
