@@ -166,7 +166,8 @@ def by_group(coupling: Coupling, batch: Moments, state: State, now: Now, estimat
         coupling.plan(batch.row(i), state if state.mean.dim() == 1 else replace(state, mean=m, var=v), now, estimator)
         for i, (m, v) in enumerate(zip(state.mean.expand_as(batch.mean), state.var.expand_as(batch.mean), strict=True))
     ]
-    share = torch.stack([torch.as_tensor(row.share).to(batch.mean).expand_as(row.mean) for row in rows])
+    shares = [torch.as_tensor(row.share, dtype=batch.mean.dtype, device=batch.mean.device) for row in rows]
+    share = torch.stack([one.expand_as(row.mean) for one, row in zip(shares, rows, strict=True)])
     mean, var, centre = (torch.stack([getattr(row, name) for row in rows]) for name in ("mean", "var", "centre"))
     return Plan(mean, var, share, centre)
 

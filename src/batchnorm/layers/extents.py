@@ -106,7 +106,7 @@ class Masked(Extent):
         >>> import torch, batchnorm
         >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Masked())
         >>> x, lengths = torch.randn(2, 3, 5), torch.tensor([5, 2])
-        >>> float(layer(x, lengths=lengths)[1, :, 2:].abs().sum())
+        >>> float(layer(x, lengths=lengths)[1, :, 2:].detach().abs().sum())
         0.0
 
     Any layer takes `mask=`, `lengths=` or `weights=`; this extent makes forgetting it impossible.

@@ -259,10 +259,10 @@ class BatchNorm(Statistics):
 
         if pull is None and normalise.needs_spelling(x):
             return spell(x, weight, bias)
-        if pull is not None and normalise.transformed():
+        if pull is not None and not torch.compiler.is_compiling() and normalise.transformed():
             raise BatchNormError(
-                f"coupling {self.recipe.coupling!r} cannot be transformed by torch.func in training: its backward is an "
-                "estimate with a memory, not a derivative; use eval mode, or autograd"
+                f"coupling {type(self.recipe.coupling).__name__} cannot be transformed by torch.func in training: its "
+                "backward is an estimate with a memory, not a derivative; use eval mode, or autograd"
             )
         found = normalise.batch_moments(x, sharing) if batch is None else batch
         rule = normalise.Backward(spell if pull is None else None, pull)
@@ -382,10 +382,13 @@ class BatchNorm(Statistics):
             buffer.copy_(torch.where(ok, value, buffer))
         squares = new.count if new.count_squared is None else new.count_squared
         self.pending_count_squared.copy_(torch.where(ok, squares, self.pending_count_squared))  # pyright: ignore
+        self.num_batches_skipped.add_(~ok)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _pending(self) -> Moments:
         count, mean, m2, squares = (getattr(self, f"pending_{n}") for n in ("count", "mean", "m2", "count_squared"))
-        return Moments(count.clone(), mean.clone(), m2.clone(), squares.clone())
+        return Moments(
+            count.clone(), mean.clone(), m2.clone(), squares.clone(), self.recipe.policy.weights == "reliability"
+        )
 
     def start_accumulating(self) -> None:
         """Collect moments instead of moving; see `batchnorm.accumulate`."""

@@ -76,8 +76,8 @@ class Moments:
         given = mask if mask is not None else weight
         spread = None if given is None else against(channels_second, given)
         raw = kernels.select(channels_second).reduce(channels_second, spread, k)
-        parts = (raw.count, raw.mean, raw.m2, raw.count_squared)
-        return Moments(*(parts if groups is not None else (p[0] for p in parts)))
+        found = Moments(raw.count, raw.mean, raw.m2, raw.count_squared)
+        return found if groups is not None else found.row(0)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of values together (Chan's formula), exact in float64."""

@@ -36,6 +36,7 @@ class Statistics(_BatchNorm):
         if "num_batches_skipped" not in self._buffers:
             zero = torch.zeros((), dtype=torch.long, device=self.running_mean.device)
             self.register_buffer("num_batches_skipped", zero, persistent=False)
+        initial: dict[str, Tensor] = {}
         for bank in (None, *self.bank_names):
             initial = self._initial_memory(self._named(bank, "running_mean"), self._named(bank, "running_var"))
             for name in self.memory_names:
@@ -84,7 +85,7 @@ class Statistics(_BatchNorm):
         weight = getattr(before, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() < 2 or weight.shape[0] != self.num_features:
             raise BatchNormError(
-                f"before must be a convolution or linear layer with {self.num_features} output channels; it was {before}"
+                f"before must be a convolution or linear layer with {self.num_features} outputs; it was {before}"
             )
         # In a list, so that the module is not registered as a child and its parameters not counted twice.
         self.__dict__["_before"] = [before]
@@ -136,17 +137,12 @@ class Statistics(_BatchNorm):
 
     def _now(self, device: torch.device, before: dict[str, Tensor] | None = None) -> Now:
         tracked = self.stat("num_batches_tracked")
-        step = torch.ones((), dtype=torch.long, device=device) if tracked is None else tracked + 1
+        step = torch.ones((), dtype=torch.long, device=device) if tracked is None else _copy(tracked, tracked.dtype) + 1
         return Now(step, resolve(self.momentum, step), self.eps, before)
 
     def _state(self, dtype: torch.dtype) -> State:
-        # Copies, since the buffers move in place while a backward may still need these.
-        memory = {}
-        for name in self.memory_names:
-            buffer = self.stat(name)
-            memory[name] = buffer.to(dtype, copy=True) if buffer.is_floating_point() else buffer.clone()
-        mean, var = self.stat("running_mean"), self.stat("running_var")
-        return State(mean.to(dtype, copy=True), var.to(dtype, copy=True), memory)
+        memory = {name: _copy(self.stat(name), dtype) for name in self.memory_names}
+        return State(_copy(self.stat("running_mean"), dtype), _copy(self.stat("running_var"), dtype), memory)
 
     def _write_memory(self, new: Any, ok: Tensor | None = None) -> None:
         for name in new:
@@ -215,3 +211,14 @@ _OWN = (
 
 def _key(bank: str | None, name: str) -> str:
     return name if bank is None else f"bank_{bank}_{name}"
+
+
+def _copy(buffer: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy, since buffers move in place while a backward may still need their old values."""
+    if not buffer.is_floating_point():
+        dtype = buffer.dtype
+    if torch.compiler.is_compiling():
+        # A compiled backward recomputes cheap operations from the buffer, which has moved by then: a clone
+        # gives wrong gradients (torch 2.13, no error). It keeps the result of a cumulative sum.
+        return buffer[None].cumsum(0, dtype=dtype)[0]
+    return buffer.to(dtype, copy=True)

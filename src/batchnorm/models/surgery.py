@@ -11,8 +11,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm import layers as ours
 from batchnorm.errors import BatchNormError
-from batchnorm.layers import BatchNorm, Cumulative, Diminishing, Recipe, recipe_for
+from batchnorm.layers import BatchNorm, Cumulative, Diminishing, Mixture, Recipe, recipe_for
+from batchnorm.models.activations import activation_of, set_module
 from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.graph import linear_maps_before
+from batchnorm.models.modes import freeze
 
 _TO_OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
@@ -47,7 +50,7 @@ def convert(
 
     Args:
         model: changed in place and returned.
-        method: a name of `batchnorm.layers.METHODS`.
+        method: a name of `batchnorm.methods()`.
         count: how many batches the present statistics stand for; needed where a cumulative
             estimator meets trained statistics whose counter is 0.
         custom: "refuse" names the subclasses of torch's layers that cannot be converted without
@@ -71,6 +74,7 @@ def convert(
             "losing their own forward: convert them to torch's classes first, or pass custom='keep'"
         )
     starts = {name: _start_count(name, m, recipe, count, choices) for name, m in targets.items()}
+    before = _maps_before(model, targets) if recipe.coupling.looks_back else {}
     for name, module in targets.items():
         module.__class__ = _TO_OURS.get(type(module), type(module))
         if _replaces_momentum(recipe, choices):
@@ -79,9 +83,23 @@ def convert(
             module.adopt(recipe)
         else:
             module.recipe = recipe
+        if name in before:
+            module.attach(before[name])
         if starts[name] is not None:
             module.num_batches_tracked.fill_(starts[name])
     return model
+
+
+def _maps_before(model: nn.Module, targets: dict[str, Any]) -> dict[str, nn.Module]:
+    """The convolution or linear layer before each target, for couplings that look back."""
+    before = linear_maps_before(model)
+    missing = [name or "(root)" for name, layer in targets.items() if name not in before or _is_lazy(layer)]
+    if missing:
+        raise BatchNormError(
+            "model must have a convolution or linear layer right before each batch norm layer for this coupling; none "
+            f"is certain for {', '.join(missing)}: convert the parts that have one, or use layer.attach(conv)"
+        )
+    return before
 
 
 def _replaces_momentum(recipe: Recipe, choices: Any) -> bool:
@@ -116,7 +134,7 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
     return None
 
 
-def to_stock(model: nn.Module) -> nn.Module:
+def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     """Turn this package's layers back into plain torch ones with the same eval output.
 
     Example:
@@ -125,30 +143,70 @@ def to_stock(model: nn.Module) -> nn.Module:
         >>> type(stock[0]) is torch.nn.BatchNorm1d
         True
 
-    The layers stay the same objects. A layer frozen by `freeze` stays frozen (by hooks, as
-    `freeze` does to stock layers). In a half-precision model weight and bias are widened to the
-    statistics' float32, since torch's CPU kernels refuse the mixture and rounding the statistics
-    would change the output; calling `.half()` afterwards does what it does to any stock model.
+    The layers stay the same objects. A fused activation becomes a module of its own again: where
+    `fuse_activations` took it from, or in a `Sequential` after the layer. A layer frozen by
+    `freeze` stays frozen (by hooks, as `freeze` does to stock layers). In a half-precision model
+    weight and bias are widened to the statistics' float32, since torch's CPU kernels refuse the
+    mixture and rounding the statistics would change the output; calling `.half()` afterwards does
+    what it does to any stock model.
+
+    Args:
+        model: changed in place and returned (a root layer with an activation comes back in a `Sequential`).
+        bank: whose statistics the layers are to have; None for their own. Other banks are dropped.
 
     Raises:
-        BatchNormError: a subclass of this package's layers with no stock counterpart; nothing is changed.
+        BatchNormError: a layer whose eval output no per-channel affine map can give, or that torch
+            has no class for; a bank that is not there. Nothing is changed.
     """
-    from batchnorm.models.modes import freeze
-
     targets: dict[str, Any] = {n: m for n, m in batch_norm_layers(model).items() if isinstance(m, BatchNorm)}
     for name, module in targets.items():
-        if type(module) not in _TO_STOCK:
-            raise BatchNormError(
-                f"model must hold BatchNorm1d, 2d or 3d; layer {name!r} is a {type(module).__name__}, "
-                "for which torch has no class"
-            )
-    for module in targets.values():
-        frozen = module.frozen
-        module.abandon()
+        reason = _no_stock(module, bank)
+        if reason is not None:
+            raise BatchNormError(f"layer {name or '(root)'!r} must become a plain torch layer; it cannot: {reason}")
+    for name, module in targets.items():
+        frozen, fused_from = module.frozen, module.fused_from
+        activation = None if module.activation is None else activation_of(module)
+        module.abandon(bank)
         module.__class__ = _TO_STOCK[type(module)]
         for parameter in (module.weight, module.bias):
             if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
         if frozen:
             freeze(module)
+        if activation is not None:
+            model = _with_activation(model, name, module, activation, fused_from)
+    return model
+
+
+def _no_stock(layer: Any, bank: str | None) -> str | None:
+    """Why no torch layer gives this layer's eval output, or None."""
+    if type(layer) not in _TO_STOCK:
+        return f"torch has no class for {type(layer).__name__}; use BatchNorm1d, 2d or 3d"
+    if layer.channel_axis != 1:
+        return f"torch's layers hold channels at axis 1, this one at {layer.channel_axis}"
+    if layer.accumulating:
+        return "it is inside accumulate(), whose update has not landed"
+    inference = layer.recipe.inference
+    if isinstance(inference, Mixture) and inference.weight != 0:
+        return f"its inference {inference!r} depends on the {inference.per} at hand; set Stored() first"
+    if layer.recipe.coupling.finishes is not None:
+        return f"{layer.recipe.coupling.finishes} follows the normalization, which is no affine map per channel"
+    if bank is not None and bank not in layer.bank_names:
+        return f"it has no bank {bank!r}; its banks are {', '.join(layer.bank_names) or 'none'}"
+    return None
+
+
+def _with_activation(
+    model: nn.Module, name: str, layer: nn.Module, activation: nn.Module, fused_from: str | None
+) -> nn.Module:
+    """The activation back where it was taken from, or after the layer."""
+    if fused_from is not None and isinstance(dict(model.named_modules()).get(fused_from), nn.Identity):
+        set_module(model, fused_from, activation)
+        return model
+    if isinstance(dict(model.named_modules()).get(fused_from or ""), nn.ReLU | nn.LeakyReLU) and fused_from:
+        return model  # shared with a layer before, and put back for that one
+    pair = nn.Sequential(layer, activation)
+    if layer is model:
+        return pair
+    set_module(model, name, pair)
     return model
