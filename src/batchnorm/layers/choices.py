@@ -40,7 +40,8 @@ class Policy:
         }
         for name, words in legal.items():
             value = getattr(self, name)
-            check(value in words, name, " or ".join(map(repr, words)), repr(value))
+            listed = f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}"
+            check(value in words, name, listed, repr(value))
 
 
 @dataclass(frozen=True)

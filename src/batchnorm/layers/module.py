@@ -314,12 +314,12 @@ class BatchNorm(Statistics):
         reads = self.recipe.coupling.reads_population
         record = self.__dict__.setdefault("_record", ForwardRecord()) if reads else None
         if again and record is not None:
-            found = record.recall(pooled.mean)
+            found = record.recall(pooled)
             if found is not None:
                 return found
         state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
         if record is not None and not torch.compiler.is_compiling():
-            record.remember(pooled.mean, state, now)
+            record.remember(pooled, state, now)
         return state, now
 
     @torch.no_grad()

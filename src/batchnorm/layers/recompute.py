@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.layers.estimators import Now, State
+from batchnorm.layers.moments import Moments
 
 
 def recomputing() -> bool:
@@ -20,10 +21,10 @@ def recomputing() -> bool:
 
 
 class ForwardRecord:
-    """The statistics that recent forwards met, found again by the batch's mean.
+    """The statistics that recent forwards met, found again by the batch's moments.
 
     A layer may run several times between two backwards and backwards may run in any order, so
-    the position says nothing; the recomputed batch has the mean of its first forward. The match is
+    the position says nothing; the recomputed batch has the moments of its first forward. The match is
     an argmin over tensors: nothing waits for a value. Copies and pickles start empty.
     """
 
@@ -31,22 +32,23 @@ class ForwardRecord:
         self._length = length
         self._entries: deque[tuple[Tensor, dict[str, Tensor], float]] = deque(maxlen=length)
 
-    def remember(self, batch_mean: Tensor, state: State, now: Now) -> None:
+    def remember(self, batch: Moments, state: State, now: Now) -> None:
         """Keep what this forward met; the state is a copy of the buffers already."""
         vectors = {"mean": state.mean, "var": state.var, "step": now.step.clone()}
         if now.momentum is not None:
-            vectors["momentum"] = torch.as_tensor(now.momentum, dtype=batch_mean.dtype, device=batch_mean.device)
+            vectors["momentum"] = torch.as_tensor(now.momentum, dtype=batch.mean.dtype, device=batch.mean.device)
         vectors.update({f"memory {name}": value for name, value in state.memory.items()})
-        self._entries.append((batch_mean.clone(), vectors, now.eps))
+        self._entries.append((_key(batch), vectors, now.eps))
 
-    def recall(self, batch_mean: Tensor) -> tuple[State, Now] | None:
-        """What the remembered forward met whose batch mean is nearest."""
-        entries = [e for e in self._entries if e[0].shape == batch_mean.shape]
+    def recall(self, batch: Moments) -> tuple[State, Now] | None:
+        """What the remembered forward met whose batch moments are nearest."""
+        key = _key(batch)
+        entries = [e for e in self._entries if e[0].shape == key.shape]
         if not entries:
             return None
         names = entries[-1][1].keys()
         entries = [e for e in entries if e[1].keys() == names]
-        nearest = (torch.stack([e[0] for e in entries]) - batch_mean).abs().sum(-1).argmin()[None]
+        nearest = (torch.stack([e[0] for e in entries]) - key).abs().sum(-1).argmin()[None]
         found = {name: torch.stack([e[1][name] for e in entries]).index_select(0, nearest)[0] for name in names}
         memory = {name.removeprefix("memory "): v for name, v in found.items() if name.startswith("memory ")}
         now = Now(found["step"], found.get("momentum"), entries[-1][2])
@@ -57,3 +59,8 @@ class ForwardRecord:
 
     def __reduce__(self) -> tuple[type[ForwardRecord], tuple[int]]:
         return ForwardRecord, (self._length,)
+
+
+def _key(batch: Moments) -> Tensor:
+    # Not the mean alone: couplings that take off none have it at 0.
+    return torch.cat((batch.mean, batch.m2))
