@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import check
 
 
 class Extent:
@@ -15,6 +15,8 @@ class Extent:
 
     sequential: bool = False
     requires: str | None = None
+    # The choice of sharing over processes, where this extent holds it.
+    sync: Sync | None = None
 
     def groups(self, samples: int) -> int:
         """Into how many groups a batch of this many samples is split."""
@@ -80,22 +82,47 @@ class Sync(Extent):
         >>> import batchnorm
         >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.Sync())
 
-    More than one process is refused for now, when the first batch arrives: use
-    `torch.nn.SyncBatchNorm` there.
+    Works wherever `torch.distributed` does, gloo on the CPU included. Ranks may hold different
+    numbers of samples, or none. Forward is one sum over ranks (two at the first batch), backward
+    one, each of O(channels) float64 values; inference never waits for anybody. Nothing happens
+    where no process group is initialised.
+
+    Args:
+        within: `Ghost(size)` normalises groups inside each rank and shares the running statistics.
+        group: a process group; None is the default one. It cannot be pickled.
+        timeout: seconds after which a rank that waits for the others raises, naming layer and ranks
+            (CPU tensors; on CUDA the process group's own timeout holds).
 
     Raises:
-        BatchNormError: a process group of more than one process.
+        BatchNormError: another extent within, sequential updates, a timeout that is not positive.
     """
 
+    within: Extent = field(default_factory=Batch)
+    group: Any = field(default=None, compare=False)
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        check(type(self.within) in (Batch, Ghost), "within", "Batch() or Ghost(size)", self.within)
+        check(not self.within.sequential, "within", "without sequential updates, which follow one order", self.within)
+        check(self.timeout > 0, "timeout", "positive", self.timeout)
+
+    @property
+    def sync(self) -> Sync | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Itself."""
+        return self
+
     def groups(self, samples: int) -> int:
-        """One; refused where there is more than one process."""
+        """As the extent within."""
+        return self.within.groups(samples)
+
+    def size(self) -> int:
+        """How many processes share statistics now."""
         distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise BatchNormError(
-                f"extent must be Batch() or Ghost() in a group of {distributed.get_world_size()} processes; it was "
-                "Sync(), which serves one process so far: use torch.nn.SyncBatchNorm"
-            )
-        return 1
+        started = distributed.is_available() and distributed.is_initialized()
+        return distributed.get_world_size(self.group) if started else 1
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sync:
+        return self  # frozen, and a process group cannot be copied
 
 
 @dataclass(frozen=True)
@@ -119,6 +146,11 @@ class Masked(Extent):
     def sequential(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the extent within."""
         return self.within.sequential
+
+    @property
+    def sync(self) -> Sync | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the extent within."""
+        return self.within.sync
 
     def groups(self, samples: int) -> int:
         """As the extent within."""

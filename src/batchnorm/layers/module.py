@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from batchnorm.layers.masks import Given, required
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
+from batchnorm.layers.ranks import Ranks
 from batchnorm.layers.recompute import ForwardRecord, recomputing
 from batchnorm.layers.statistics import NARROW, Statistics
 from batchnorm.layers.table import recipe_for
@@ -146,25 +149,45 @@ class BatchNorm(Statistics):
             return recipe.coupling.finish(self._with_stored(x, weight))
         # A paused layer keeps its coupling and moves nothing; one that does not track uses the batch.
         tracks = self.training and self.track_running_stats and self.running_mean is not None
-        if x.numel() == 0:
+        ranks = self._ranks() if self.training else None
+        if x.numel() == 0 and ranks is None:
             # torch's function keeps the graph for an empty batch; nothing may move, not even the counter.
             return functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         coupling = recipe.coupling
         if coupling.reads_population and not tracks:
             coupling = BatchCoupling() if coupling.centres else SecondMoment()
         groups = recipe.extent.groups(x.shape[0])
-        fewest = x.shape[0] // groups * (x.numel() // (x.shape[0] * x.shape[1]))
-        if fewest == 1 and not coupling.takes_one_value:
+        fewest = x.shape[0] // groups * math.prod(x.shape[2:])
+        if fewest == 1 and not coupling.takes_one_value and (ranks is None or groups > 1):
             if tracks and recipe.policy.too_few == "population":
                 return self._with_stored(x, weight)
             raise BatchNormError(
                 f"Expected more than 1 value per channel when training, got input size {x.size()} in "
                 f"{describe(self)}; use a larger batch, drop the last one, or Policy(too_few='population')"
             )
-        if type(coupling) is BatchCoupling and groups == 1 and weight is None:
+        if type(coupling) is BatchCoupling and groups == 1 and weight is None and ranks is None:
             return self._plain(x, tracks)
-        sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres)
+        sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks)
         return coupling.finish(self._coupled(x, sharing, coupling, tracks))
+
+    def _ranks(self) -> Ranks | None:
+        """The processes this layer shares statistics with, greeted once."""
+        sync = self.recipe.extent.sync
+        if sync is None or sync.size() == 1:
+            return None
+        ranks = self.__dict__.get("_partners")
+        if ranks is None:
+            signature = {
+                "layer": describe(self),
+                "channels": self.num_features,
+                "dtype": str(self.running_mean.dtype if self.running_mean is not None else self.weight.dtype),
+                "choices": repr(self.recipe),
+                "version": version("batchnorm"),
+            }
+            ranks = Ranks(sync.group, sync.timeout, signature)
+            ranks.greet()
+            self.__dict__["_partners"] = ranks
+        return ranks
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         return self.affine_part("weight"), self.affine_part("bias")
@@ -229,8 +252,14 @@ class BatchNorm(Statistics):
         recipe, again = self.recipe, recomputing()
         moves = tracks and not self.paused and not again
         before = self._look_back(x, again) if coupling.looks_back else None
+        ranks = sharing.ranks
+        if ranks is not None and (sharing.groups > 1 or recipe.extent.groups(10**6) > 1):
+            # Ghost groups normalise inside their rank; what they pool to is everybody's.
+            sharing = sharing._replace(ranks=None)
         batch = normalise.batch_moments(x, sharing)
         pooled = batch.pool()
+        if ranks is not None and sharing.ranks is None:
+            pooled = ranks.pool(pooled)
         state, now = self._situation(pooled, before, again) if tracks else (State(pooled.mean, pooled.mean), _NO_TIME)
         met = state
         final, ok = None, None
@@ -239,7 +268,8 @@ class BatchNorm(Statistics):
 
         def plan_of(found: Moments) -> Plan:
             plan = coupling.plan(found, met, now, recipe.estimator)
-            return plan if sharing.weight is None else self._not_too_few(plan, found, state, tracks)
+            uneven = sharing.weight is not None or sharing.ranks is not None
+            return self._not_too_few(plan, found, state, tracks) if uneven else plan
 
         pull = None if coupling.exact else self._puller(coupling, now)
         y = self._spell_or_pass(x, sharing, plan_of, pull, batch)
@@ -290,7 +320,7 @@ class BatchNorm(Statistics):
             return plan
         few = (found.count > 0) & (found.effective_count <= 1)
         if not (tracks and self.recipe.policy.too_few == "population"):
-            _require(~few.any(), "mask must leave more than 1 value per channel when training", self)
+            _require(~few.any(), "mask and ranks must leave more than 1 value per channel when training", self)
             return plan
         share = torch.where(few, 0.0, plan.share)
         mean, var = torch.where(few, state.mean, plan.mean), torch.where(few, state.var, plan.var)

@@ -19,6 +19,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.kernels import RawMoments, reference
 from batchnorm.layers.couplings import Plan, Returned, about_zero
 from batchnorm.layers.moments import Moments
+from batchnorm.layers.ranks import Ranks
 
 
 class Sharing(NamedTuple):
@@ -28,10 +29,13 @@ class Sharing(NamedTuple):
     weight: Tensor | None = None
     reliability: bool = False
     centres: bool = True
+    ranks: Ranks | None = None
 
-    def moments(self, raw: RawMoments) -> Moments:
-        """What `reduce` returned, about zero where no mean is taken off."""
+    def moments(self, raw: RawMoments, traced: bool = False) -> Moments:
+        """What `reduce` returned, of all ranks together, about zero where no mean is taken off."""
         found = Moments(raw.count, raw.mean, raw.m2, raw.count_squared, self.reliability)
+        if self.ranks is not None:
+            found = self.ranks.traced_pool(found) if traced else self.ranks.pool(found)
         return found if self.centres else about_zero(found)
 
 
@@ -60,7 +64,7 @@ def spelled(
     eps: float,
 ) -> Tensor:
     """Normalise in operations that autograd, compilers and transforms follow."""
-    plan = plan_of(sharing.moments(reference.reduce(x, sharing.weight, sharing.groups)))
+    plan = plan_of(sharing.moments(reference.reduce(x, sharing.weight, sharing.groups), traced=True))
     _, scale, shift = _affine(plan, weight, bias, eps)
     return reference.apply(x, plan.mean, scale, shift, sharing.weight)
 
@@ -105,7 +109,7 @@ class FourPasses(torch.autograd.Function):
         invstd, scale, shift = _affine(plan, weight, bias, eps)
         # The same number of tensors in a recomputed forward: channel vectors ride on the context.
         ctx.save_for_backward(x, weight, bias, sharing.weight)
-        ctx.plan, ctx.batch, ctx.groups, ctx.invstd, ctx.rule = plan, batch, sharing.groups, invstd, backward
+        ctx.plan, ctx.batch, ctx.ranks, ctx.invstd, ctx.rule = plan, batch, sharing.ranks, invstd, backward
         return kernels.select(x).apply(x, plan.mean, scale, shift, sharing.weight)
 
     @staticmethod
@@ -128,12 +132,14 @@ class FourPasses(torch.autograd.Function):
         scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
         for ratio in (plan.ratio, plan.grad_ratio):
             scale = scale if ratio is None else scale * ratio
+        # Weight and bias get this rank's share, as DDP expects; the statistics got everybody's.
+        all_g, all_gx = (sum_g, sum_gx) if ctx.ranks is None else ctx.ranks.sums(sum_g, sum_gx)
         if ctx.rule.pull is None:
             a = plan.share / torch.where(ctx.batch.count > 0, ctx.batch.count, 1.0) * scale
-            u = a * sum_g if plan.centred else torch.zeros_like(sum_g)
-            v = a * sum_gx * invstd
+            u = a * all_g if plan.centred else torch.zeros_like(all_g)
+            v = a * all_gx * invstd
         else:
-            u, v = ctx.rule.pull(Returned(plan, ctx.batch, invstd, scale, sum_g, sum_gx))
+            u, v = ctx.rule.pull(Returned(plan, ctx.batch, invstd, scale, all_g, all_gx))
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
             dx = passes.backward_apply(g, x, plan.centre, scale, u, v, sample_weight)

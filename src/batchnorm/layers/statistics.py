@@ -205,7 +205,7 @@ class Statistics(_BatchNorm):
 
 _OWN = (
     "recipe", "memory_names", "bank_names", "active_bank", "frozen", "paused", "accumulating", "channel_axis",
-    "activation", "negative_slope", "inplace", "fused_from", "_record", "_given", "_before",
+    "activation", "negative_slope", "inplace", "fused_from", "_record", "_given", "_before", "_partners",
 )  # fmt: skip
 
 
