@@ -268,8 +268,8 @@ class BatchNorm(Statistics):
 
         def plan_of(found: Moments) -> Plan:
             plan = coupling.plan(found, met, now, recipe.estimator)
-            uneven = sharing.weight is not None or sharing.ranks is not None
-            return self._not_too_few(plan, found, state, tracks) if uneven else plan
+            uneven = sharing.weight is not None or ranks is not None
+            return self._sound(plan, found, state, tracks) if uneven else plan
 
         pull = None if coupling.exact else self._puller(coupling, now)
         y = self._spell_or_pass(x, sharing, plan_of, pull, batch)
@@ -314,11 +314,13 @@ class BatchNorm(Statistics):
             )
         return look_back(x, self.before.weight)
 
-    def _not_too_few(self, plan: Plan, found: Moments, state: State, tracks: bool) -> Plan:
-        """Masked groups of one value: an error, or the running statistics."""
+    def _sound(self, plan: Plan, found: Moments, state: State, tracks: bool) -> Plan:
+        """The plan for groups that a mask or a rank leaves empty, or with one value: an error, or the population."""
+        empty = found.count == 0
+        plan = plan._replace(mean=torch.where(empty, 0.0, plan.mean), var=torch.where(empty, 1.0, plan.var))
         if self.recipe.coupling.takes_one_value:
             return plan
-        few = (found.count > 0) & (found.effective_count <= 1)
+        few = ~empty & (found.effective_count <= 1)
         if not (tracks and self.recipe.policy.too_few == "population"):
             _require(~few.any(), "mask and ranks must leave more than 1 value per channel when training", self)
             return plan
