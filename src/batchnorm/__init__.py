@@ -35,6 +35,8 @@ from batchnorm.models import freeze as freeze
 from batchnorm.models import fuse_activations as fuse_activations
 from batchnorm.models import masked as masked
 from batchnorm.models import pause as pause
+from batchnorm.models import rank_report as rank_report
 from batchnorm.models import recalibrate as recalibrate
+from batchnorm.models import sync_statistics as sync_statistics
 from batchnorm.models import to_stock as to_stock
 from batchnorm.models import unfreeze as unfreeze

@@ -14,6 +14,9 @@ from batchnorm.models.modes import freeze as freeze
 from batchnorm.models.modes import is_frozen as is_frozen
 from batchnorm.models.modes import pause as pause
 from batchnorm.models.modes import unfreeze as unfreeze
+from batchnorm.models.ranks import RankReport as RankReport
+from batchnorm.models.ranks import rank_report as rank_report
+from batchnorm.models.ranks import sync_statistics as sync_statistics
 from batchnorm.models.recalibrate import Recalibration as Recalibration
 from batchnorm.models.recalibrate import recalibrate as recalibrate
 from batchnorm.models.surgery import convert as convert
