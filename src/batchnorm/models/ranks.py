@@ -17,7 +17,6 @@ from batchnorm.layers import Moments
 from batchnorm.models.batches import as_text
 from batchnorm.models.find import tracking_layers
 
-
 # Mean, variance and weight per channel, and the batches of each rank.
 Pooled = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -137,7 +136,8 @@ def _report(layers: dict[str, _BatchNorm], group: Any) -> tuple[RankReport, list
         correction = recipe.estimator.correction if "pooled_count" in layer._buffers else 0
         moments = Moments(weight, mean, var * (weight - correction).clamp_min(0)).pool()
         merged = moments.var(correction)
-        std = (merged + layer.eps).sqrt()
+        # Ranks that agree show no difference, whatever correction their variances carry.
+        std = (Moments(weight, mean, var * weight).pool().var(0) + layer.eps).sqrt()
         apart = ((mean - moments.mean) / std).abs()
         ratio = ((var + layer.eps).log() - std.square().log()).abs().exp()
         values = (apart.max(), ratio.max(), apart[0].max(), ratio[0].max())
