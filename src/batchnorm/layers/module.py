@@ -303,7 +303,8 @@ class BatchNorm(Statistics):
             u, v, new = coupling.pull(back, self._state(back.sum_g.dtype), now)
             if not self.paused:
                 # An overflowing step of mixed precision must not stay in the controllers for ever.
-                self._write_memory(new, torch.isfinite(back.sum_g).all() & torch.isfinite(back.sum_gx).all())
+                finite = torch.isfinite(back.sum_g).all() & torch.isfinite(back.sum_gx).all()
+                self._write_memory(new, finite & (back.batch.count > 0).any())
             return u, v
 
         return pull
