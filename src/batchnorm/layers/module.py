@@ -299,12 +299,15 @@ class BatchNorm(Statistics):
         return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset)
 
     def _puller(self, coupling: Coupling, now: Now) -> Any:
+        # By the time backward runs, the bank, the pause or the functional call of this forward may be over.
+        held, moves = self._held(), not self.paused
+
         def pull(back: Returned) -> tuple[Tensor, Tensor]:
-            u, v, new = coupling.pull(back, self._state(back.sum_g.dtype), now)
-            if not self.paused:
+            u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
+            if moves:
                 # An overflowing step of mixed precision must not stay in the controllers for ever.
                 finite = torch.isfinite(back.sum_g).all() & torch.isfinite(back.sum_gx).all()
-                self._write_memory(new, finite & (back.batch.count > 0).any())
+                self._write_memory(new, finite & (back.batch.count > 0).any(), held)
             return u, v
 
         return pull
