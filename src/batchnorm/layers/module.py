@@ -334,7 +334,11 @@ class BatchNorm(Statistics):
         for group in range(len(batch.mean)):
             met.append(state)
             row = batch.row(group)
-            new = self.recipe.estimator.step(state, row, now)
+            here = now
+            if now.momentum is None:
+                # A cumulative average, as update_bn asks for: every group is a step of its own.
+                here = now._replace(step=(now.step - 1) * len(batch.mean) + group + 1)
+            new = self.recipe.estimator.step(state, row, here)
             ok = self._acceptable(row, new)
             state = State(torch.where(ok, new.mean, state.mean), torch.where(ok, new.var, state.var), state.memory)
             counted.append(ok)
