@@ -193,7 +193,7 @@ class BatchNorm(Statistics):
         state = self._state(kernels.wide_dtype(x.device))
 
         def plan_of(here: Moments) -> Plan:
-            return inference.plan(here, state, len(x) // groups, centres)
+            return inference.plan(here, state, x.numel() // (x.shape[0] * x.shape[1]), centres)
 
         return self._spell_or_pass(x, sharing, plan_of, None)
 
