@@ -383,7 +383,7 @@ class BatchNorm(Statistics):
     def _pend(self, batch: Moments) -> None:
         """Keep a micro-batch for the one update that `accumulate` makes."""
         held = self._pending()
-        ok = torch.isfinite(batch.mean).all() & torch.isfinite(batch.m2).all() & (batch.count > 0).all()
+        ok = self._acceptable(batch, State(batch.mean, batch.m2))
         new = held.merge(batch)
         for name, value in (("count", new.count), ("mean", new.mean), ("m2", new.m2)):
             buffer = getattr(self, f"pending_{name}")
