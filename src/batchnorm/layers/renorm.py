@@ -72,7 +72,8 @@ class Renorm(Coupling):
         """The batch's statistics, with ratio r and offset d."""
         var = batch.var(0)
         sigma = (state.var + now.eps).sqrt()
-        r_max, d_max = (torch.as_tensor(limit, dtype=sigma.dtype, device=sigma.device) for limit in self.limits(now.step - 1))
+        limits = self.limits(now.step - 1)
+        r_max, d_max = (torch.as_tensor(limit, dtype=sigma.dtype, device=sigma.device) for limit in limits)
         r = torch.clamp((var.detach() + now.eps).sqrt() / sigma, 1 / r_max, r_max)
         d = torch.clamp((batch.mean.detach() - state.mean) / sigma, -d_max, d_max)
         return Plan(batch.mean, var, 1.0, batch.mean, r, d)
