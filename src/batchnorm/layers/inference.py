@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from batchnorm.errors import check
 from batchnorm.layers.couplings import Plan
-from batchnorm.layers.estimators import State
+from batchnorm.layers.estimators import Gain, State
 from batchnorm.layers.moments import Moments
 
 
@@ -59,9 +61,13 @@ class Mixture:
         """One a sample, or one."""
         return max(samples, 1) if self.per == "example" else 1
 
-    def plan(self, here: Moments, state: State, samples: int, centred: bool) -> Plan:
-        """The mixed statistics of each group of `samples` samples."""
-        w = self.weight if self.weight is not None else samples / (samples + self.prior)  # pyright: ignore
+    def plan(self, here: Moments, state: State, positions: int, centred: bool) -> Plan:
+        """The mixed statistics of each group, whose samples have `positions` values per channel."""
+        w: Gain = self.weight if self.weight is not None else 0.0
+        if self.prior is not None:
+            # Samples that count: a masked one does not, one of weight 2 counts twice, one half masked by half.
+            samples = here.count / positions
+            w = samples / torch.where(samples + self.prior > 0, samples + self.prior, 1.0)
         mean = w * here.mean + (1 - w) * state.mean
         var = w * here.var(0) + (1 - w) * state.var + w * (1 - w) * (here.mean - state.mean).square()
         return Plan(mean, var, w, mean, centred=centred)

@@ -167,7 +167,8 @@ class BatchNorm(Statistics):
             )
         if type(coupling) is BatchCoupling and groups == 1 and weight is None and ranks is None:
             return self._plain(x, tracks)
-        sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks)
+        uneven = weight is not None or ranks is not None
+        sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
         return coupling.finish(self._coupled(x, sharing, coupling, tracks))
 
     def _ranks(self) -> Ranks | None:
@@ -212,11 +213,11 @@ class BatchNorm(Statistics):
     def _with_mixture(self, x: Tensor, sample_weight: Tensor | None, inference: Mixture) -> Tensor:
         centres = self.recipe.coupling.centres
         groups = inference.groups(len(x))
-        sharing = Sharing(groups, sample_weight, False, centres)
+        sharing = Sharing(groups, sample_weight, False, centres, uneven=sample_weight is not None)
         state = self._state(kernels.wide_dtype(x.device))
 
         def plan_of(here: Moments) -> Plan:
-            return inference.plan(here, state, len(x) // groups, centres)
+            return inference.plan(here, state, x.numel() // (x.shape[0] * x.shape[1]), centres)
 
         return self._spell_or_pass(x, sharing, plan_of, None)
 
@@ -268,8 +269,7 @@ class BatchNorm(Statistics):
 
         def plan_of(found: Moments) -> Plan:
             plan = coupling.plan(found, met, now, recipe.estimator)
-            uneven = sharing.weight is not None or ranks is not None
-            return self._sound(plan, found, state, tracks) if uneven else plan
+            return self._not_too_few(plan, found, state, tracks) if sharing.uneven else plan
 
         pull = None if coupling.exact else self._puller(coupling, now)
         y = self._spell_or_pass(x, sharing, plan_of, pull, batch)
@@ -314,13 +314,11 @@ class BatchNorm(Statistics):
             )
         return look_back(x, self.before.weight)
 
-    def _sound(self, plan: Plan, found: Moments, state: State, tracks: bool) -> Plan:
-        """The plan for groups that a mask or a rank leaves empty, or with one value: an error, or the population."""
-        empty = found.count == 0
-        plan = plan._replace(mean=torch.where(empty, 0.0, plan.mean), var=torch.where(empty, 1.0, plan.var))
+    def _not_too_few(self, plan: Plan, found: Moments, state: State, tracks: bool) -> Plan:
+        """Groups that a mask or the ranks leave with one value: an error, or the running statistics."""
         if self.recipe.coupling.takes_one_value:
             return plan
-        few = ~empty & (found.effective_count <= 1)
+        few = (found.count > 0) & (found.effective_count <= 1)
         if not (tracks and self.recipe.policy.too_few == "population"):
             _require(~few.any(), "mask and ranks must leave more than 1 value per channel when training", self)
             return plan
@@ -331,11 +329,15 @@ class BatchNorm(Statistics):
         return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset)
 
     def _puller(self, coupling: Coupling, now: Now) -> Any:
+        # By the time backward runs, the bank, the pause or the functional call of this forward may be over.
+        held, moves = self._held(), not self.paused
+
         def pull(back: Returned) -> tuple[Tensor, Tensor]:
-            u, v, new = coupling.pull(back, self._state(back.sum_g.dtype), now)
-            if not self.paused:
+            u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
+            if moves:
                 # An overflowing step of mixed precision must not stay in the controllers for ever.
-                self._write_memory(new, torch.isfinite(back.sum_g).all() & torch.isfinite(back.sum_gx).all())
+                finite = torch.isfinite(back.sum_g).all() & torch.isfinite(back.sum_gx).all()
+                self._write_memory(new, finite & (back.batch.count > 0).any(), held)
             return u, v
 
         return pull
@@ -362,7 +364,11 @@ class BatchNorm(Statistics):
         for group in range(len(batch.mean)):
             met.append(state)
             row = batch.row(group)
-            new = self.recipe.estimator.step(state, row, now)
+            here = now
+            if now.momentum is None:
+                # A cumulative average, as update_bn asks for: every group is a step of its own.
+                here = now._replace(step=(now.step - 1) * len(batch.mean) + group + 1)
+            new = self.recipe.estimator.step(state, row, here)
             ok = self._acceptable(row, new)
             state = State(torch.where(ok, new.mean, state.mean), torch.where(ok, new.var, state.var), state.memory)
             counted.append(ok)
@@ -407,7 +413,7 @@ class BatchNorm(Statistics):
     def _pend(self, batch: Moments) -> None:
         """Keep a micro-batch for the one update that `accumulate` makes."""
         held = self._pending()
-        ok = torch.isfinite(batch.mean).all() & torch.isfinite(batch.m2).all() & (batch.count > 0).all()
+        ok = self._acceptable(batch, State(batch.mean, batch.m2))
         new = held.merge(batch)
         for name, value in (("count", new.count), ("mean", new.mean), ("m2", new.m2)):
             buffer = getattr(self, f"pending_{name}")

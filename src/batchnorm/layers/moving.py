@@ -37,8 +37,8 @@ def _at_least_one(count: Tensor) -> Tensor:
 
 
 def _over_groups(values: Tensor, batch: Moments) -> Tensor:
-    """The mean over groups, weighted by what they hold."""
-    return (values * batch.count).sum(0) / _at_least_one(batch.count.sum(0))
+    """The mean over groups, weighted by what they hold; nothing of a group that is empty."""
+    return torch.where(batch.count > 0, values * batch.count, 0.0).sum(0) / _at_least_one(batch.count.sum(0))
 
 
 class _SecondMoment(Coupling):

@@ -30,6 +30,8 @@ class Sharing(NamedTuple):
     reliability: bool = False
     centres: bool = True
     ranks: Ranks | None = None
+    # Whether a group may hold nothing, or one value, whatever the shape says: padding, or an empty rank.
+    uneven: bool = False
 
     def moments(self, raw: RawMoments, traced: bool = False) -> Moments:
         """What `reduce` returned, of all ranks together, about zero where no mean is taken off."""
@@ -64,9 +66,28 @@ def spelled(
     eps: float,
 ) -> Tensor:
     """Normalise in operations that autograd, compilers and transforms follow."""
-    plan = plan_of(sharing.moments(reference.reduce(x, sharing.weight, sharing.groups), traced=True))
+    found = sharing.moments(reference.reduce(x, sharing.weight, sharing.groups), traced=True)
+    plan = _where_present(plan_of(found), found, sharing)
     _, scale, shift = _affine(plan, weight, bias, eps)
     return reference.apply(x, plan.mean, scale, shift, sharing.weight)
+
+
+def _where_present(plan: Plan, batch: Moments, sharing: Sharing) -> Plan:
+    """A group that is empty has no variance: its NaN must not reach the gradient of weight as 0 * NaN."""
+    if not sharing.uneven:
+        return plan
+    empty = batch.count == 0
+    ones = {
+        name: torch.where(empty, 1.0, value)
+        for name in ("var", "ratio", "grad_ratio")
+        if (value := getattr(plan, name)) is not None
+    }
+    zeros = {
+        name: torch.where(empty, 0.0, value)
+        for name in ("mean", "centre", "offset")
+        if (value := getattr(plan, name)) is not None
+    }
+    return plan._replace(**ones, **zeros)
 
 
 class Backward(NamedTuple):
@@ -87,6 +108,7 @@ def four_passes(
     backward: Backward,
 ) -> Tensor:
     """Normalise with a plan made outside autograd."""
+    plan = _where_present(plan, batch, sharing)
     return FourPasses.apply(x, weight, bias, plan, batch, sharing, eps, backward)  # pyright: ignore
 
 

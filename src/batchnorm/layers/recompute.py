@@ -43,15 +43,16 @@ class ForwardRecord:
     def recall(self, batch: Moments) -> tuple[State, Now] | None:
         """What the remembered forward met whose batch moments are nearest."""
         key = _key(batch)
-        entries = [e for e in self._entries if e[0].shape == key.shape]
+        # Newest first: of equal batches argmin takes the first, and a training loop asks for its last forward.
+        entries = [e for e in reversed(self._entries) if e[0].shape == key.shape]
         if not entries:
             return None
-        names = entries[-1][1].keys()
+        names = entries[0][1].keys()
         entries = [e for e in entries if e[1].keys() == names]
         nearest = (torch.stack([e[0] for e in entries]) - key).abs().sum(-1).argmin()[None]
         found = {name: torch.stack([e[1][name] for e in entries]).index_select(0, nearest)[0] for name in names}
         memory = {name.removeprefix("memory "): v for name, v in found.items() if name.startswith("memory ")}
-        now = Now(found["step"], found.get("momentum"), entries[-1][2])
+        now = Now(found["step"], found.get("momentum"), entries[0][2])
         return State(found["mean"], found["var"], memory), now
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardRecord:

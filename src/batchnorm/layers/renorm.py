@@ -62,8 +62,8 @@ class Renorm(Coupling):
             return self.schedule(done)
         done = done.double()
         if self.schedule == "crossq":
-            late = done >= 100_000
-            return torch.where(late, self.r_max, 1.0), torch.where(late, self.d_max, 0.0)
+            late = (done >= 100_000).to(done.dtype)
+            return 1 + late * (self.r_max - 1), late * self.d_max
         r = ((done - 5_000) / 35_000).clamp(0, 1) * (self.r_max - 1) + 1
         d = ((done - 5_000) / 20_000).clamp(0, 1) * self.d_max
         return r, d
@@ -72,7 +72,8 @@ class Renorm(Coupling):
         """The batch's statistics, with ratio r and offset d."""
         var = batch.var(0)
         sigma = (state.var + now.eps).sqrt()
-        r_max, d_max = (torch.as_tensor(limit).to(sigma) for limit in self.limits(now.step - 1))
+        limits = self.limits(now.step - 1)
+        r_max, d_max = (torch.as_tensor(limit, dtype=sigma.dtype, device=sigma.device) for limit in limits)
         r = torch.clamp((var.detach() + now.eps).sqrt() / sigma, 1 / r_max, r_max)
         d = torch.clamp((batch.mean.detach() - state.mean) / sigma, -d_max, d_max)
         return Plan(batch.mean, var, 1.0, batch.mean, r, d)

@@ -140,13 +140,18 @@ class Statistics(_BatchNorm):
         step = torch.ones((), dtype=torch.long, device=device) if tracked is None else _copy(tracked, tracked.dtype) + 1
         return Now(step, resolve(self.momentum, step), self.eps, before)
 
-    def _state(self, dtype: torch.dtype) -> State:
-        memory = {name: _copy(self.stat(name), dtype) for name in self.memory_names}
-        return State(_copy(self.stat("running_mean"), dtype), _copy(self.stat("running_var"), dtype), memory)
+    def _held(self) -> dict[str, Tensor]:
+        """The buffers themselves that this forward works with."""
+        return {name: self.stat(name) for name in ("running_mean", "running_var", *self.memory_names)}
 
-    def _write_memory(self, new: Any, ok: Tensor | None = None) -> None:
+    def _state(self, dtype: torch.dtype, held: dict[str, Tensor] | None = None) -> State:
+        held = self._held() if held is None else held
+        memory = {name: _copy(held[name], dtype) for name in self.memory_names}
+        return State(_copy(held["running_mean"], dtype), _copy(held["running_var"], dtype), memory)
+
+    def _write_memory(self, new: Any, ok: Tensor | None = None, held: dict[str, Tensor] | None = None) -> None:
         for name in new:
-            buffer = self.stat(name)
+            buffer = self.stat(name) if held is None else held[name]
             value = new[name] if ok is None else torch.where(ok, new[name], buffer)
             buffer.copy_(value)
 

@@ -83,11 +83,18 @@ def bank(model: nn.Module, name: str, *, own_affine: bool = False) -> Iterator[n
             here are new, so give them to the optimizer. Decided when the bank is made.
 
     Raises:
-        BatchNormError: another kind of name, a model with torch's layers or without statistics.
+        BatchNormError: another kind of name, a model with torch's layers or without statistics, a
+            bank entered inside `accumulate`.
     """
     if not (isinstance(name, str) and name.isidentifier()):
         raise BatchNormError(f"name must be letters, digits and underscores; it was {name!r}")
     layers = own_layers(model, "bank()")
+    busy = [path or "(root)" for path, layer in layers.items() if layer.accumulating]
+    if busy:
+        raise BatchNormError(
+            f"bank must be entered before accumulate, whose one update goes to one bank; {', '.join(busy[:3])} "
+            "accumulates already"
+        )
     bare = [path or "(root)" for path, layer in layers.items() if layer.running_mean is None]
     if bare:
         raise BatchNormError(f"model must track statistics in every layer for bank(); {', '.join(bare)} does not")
@@ -141,6 +148,12 @@ def accumulate(model: nn.Module, *, renorm: bool = False) -> Iterator[nn.Module]
             )
     recipes = {name: layer.recipe for name, layer in layers.items()}
     if renorm:
+        for name, layer in layers.items():
+            if not layer.recipe.coupling.centres:
+                raise BatchNormError(
+                    f"renorm must be False where no mean is taken off; layer {name!r} normalises with second moments "
+                    f"({layer.recipe.coupling!r})"
+                )
         # Built before anything changes: choices that do not go with renorm refuse here.
         recipes = {name: replace(recipe, coupling=Renorm()) for name, recipe in recipes.items()}
     with _set(layers, "recipe", recipes.__getitem__):
