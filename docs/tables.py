@@ -41,8 +41,8 @@ def row(name: str) -> str:
 
 def overview() -> str:
     """One line a method."""
-    head = f"| method | {' | '.join(CHOICES)} | |\n|{'---|' * 7}\n"
-    lines = (f"| [{name}]({name}.md) | {row(name)} | {line} |\n" for name, line in batchnorm.methods().items())
+    head = f"| method | {' | '.join(CHOICES)} |\n|{'---|' * 6}\n"
+    lines = (f"| [{name}]({name}.md): {line} | {row(name)} |\n" for name, line in batchnorm.methods().items())
     return head + "".join(lines)
 
 

@@ -66,7 +66,7 @@ def test_a_card_says_what_a_reader_looks_for(name):
     text = (DOCS / "methods" / f"{name}.md").read_text()
     for part in ("What", "When", "When not", "State", "Hyper-parameters", "Eval and `to_stock`", "Refusals", "Cost"):
         assert re.search(rf"\*\*{re.escape(part)}\.\*\*", re.sub(r"\s+", " ", text)), part
-    for heading in ("Formula", "Use", "How it differs", "What did not work"):
+    for heading in ("Formula", "Use", "How it differs", "What did not work", "Eval mode, refusals, cost"):
         assert f"\n## {heading}\n" in text, heading
     assert "(cost.md)" in text
 
