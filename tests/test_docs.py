@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import batchnorm
 from batchnorm.diagnose import RULES
@@ -82,11 +83,29 @@ def test_choices_in_the_pages_are_the_packages_own(page):
 @pytest.mark.parametrize("name", batchnorm.methods())
 def test_a_card_names_every_buffer_the_method_keeps(name):
     text = (DOCS / "methods" / f"{name}.md").read_text()
-    stock = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
-    kept = set(batchnorm.BatchNorm2d(2, method=name).state_dict())
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
+    stock = set(model[1].state_dict())
+    kept = set(batchnorm.convert(model, name)[1].state_dict())
     assert stock <= kept
     for key in kept - stock:
-        assert key in text or (key.endswith("_seen") and "`_seen`" in text), key
+        assert f"`{key}`" in text or (key.endswith("_seen") and "`_seen`" in text), key
+
+
+@pytest.mark.parametrize(
+    ("row", "choices"),
+    [
+        ("`OnlineNorm` without", {"coupling": batchnorm.OnlineNorm()}),
+        ("`Ghost(update=", {"method": "debiased", "extent": batchnorm.Ghost(4, "sequential")}),
+        ("`MABN`, `PowerNorm`, `UnifiedNorm` with", {"method": "mabn", "extent": batchnorm.Ghost(4, "sequential")}),
+        ("`CrossIteration` with", {"method": "cbn", "extent": batchnorm.Ghost(4)}),
+        ("`PopulationCoupling` with", {"method": "population", "estimator": batchnorm.EMA(sigma=True)}),
+        ("`inplace=True` with", {"method": "renorm", "activation": "leaky_relu", "inplace": True}),
+    ],
+)
+def test_what_the_overview_says_is_refused_is_refused(row, choices):
+    assert f"| {row}" in (DOCS / "methods" / "index.md").read_text()
+    with pytest.raises(batchnorm.BatchNormError):
+        batchnorm.BatchNorm2d(4, **choices)
 
 
 def test_every_page_is_in_the_navigation():
