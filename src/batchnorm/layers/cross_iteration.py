@@ -58,7 +58,7 @@ class CrossIteration(Coupling):
     Raises:
         BatchNormError: window below 1, burn_in below 0.
 
-    Source: Yao et al., "Cross-Iteration Batch Normalization" (2021), equations 5 to 12.
+    Source: Yao et al., "Cross-Iteration Batch Normalization" (2021).
     """
 
     window: int = 4
