@@ -271,13 +271,13 @@ class UnifiedNorm(_SecondMoment):
         # The forward left the window aside (warm-up, outlier) exactly where it used its own moment.
         active = self._active(seen, now)
         rest, _ = others(ring, seen)
-        windowed = torch.where(active, (rest + pooled) / self.window, pooled)
+        windowed = torch.where(active, (rest + psi) / self.window, psi)
         moved = self.backward_decay * average + (1 - self.backward_decay) * windowed
-        used = torch.where(active, moved.expand_as(psi), psi)
+        used = torch.where(active, moved, psi)
         new = {
             "backward_window": pushed(ring, seen, pooled),
             "backward_window_seen": seen + 1,
-            "backward_average": moved,
+            "backward_average": _over_groups(moved, back.batch)[None],
         }
         return torch.zeros_like(psi), used * back.invstd.square(), new
 
