@@ -164,7 +164,9 @@ def expected_step(layer, ways, x, g, counts):
         for name in backward_names(start):
             values = torch.stack([getattr(t, name).double() * n for t, n in zip(twins, held, strict=True)])
             buffer = getattr(start, name)
-            buffer.copy_((values.sum(0) / sum(held)).round() if buffer.dtype == torch.long else values.sum(0) / sum(held))
+            buffer.copy_(
+                (values.sum(0) / sum(held)).round() if buffer.dtype == torch.long else values.sum(0) / sum(held)
+            )
     packed_x, packed_g, _, _ = compacted(x, g, counts)
     run(layer, packed_x, packed_g)
     for name in backward_names(start):
