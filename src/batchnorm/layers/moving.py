@@ -275,13 +275,13 @@ class UnifiedNorm(_SecondMoment):
         outlier = self._active(seen, now) & (back.plan.var == back.batch.var(0)).all() & (self.window > 1)
         active = self._active(seen, now) & ~outlier
         rest, _ = others(ring, seen)
-        windowed = torch.where(active, (rest + pooled) / self.window, pooled)
+        windowed = torch.where(active, (rest + psi) / self.window, psi)
         moved = self.backward_decay * average + (1 - self.backward_decay) * windowed
-        used = torch.where(active, moved.expand_as(psi), psi)
+        used = torch.where(active, moved, psi)
         new = {
             "backward_window": torch.where(outlier, ring, pushed(ring, seen, pooled)),
             "backward_window_seen": torch.where(outlier, seen, seen + 1),
-            "backward_average": torch.where(outlier, average, moved),
+            "backward_average": torch.where(outlier, average, _over_groups(moved, back.batch)[None]),
         }
         return torch.zeros_like(psi), used * back.invstd.square(), new
 
