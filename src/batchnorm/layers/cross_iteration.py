@@ -75,8 +75,6 @@ class CrossIteration(Coupling):
         """The slopes are those of whole batches."""
         if recipe.extent.requires is not None:
             return "cross-iteration needs the slopes of whole batches over the weights: no mask and no sample weights"
-        if recipe.extent.sync is not None:
-            return "cross-iteration needs the slopes of whole batches over the weights: no sharing over processes"
         if recipe.extent.groups(10**6) != 1:
             return "cross-iteration needs the slopes of whole batches over the weights: no ghost groups"
         return None

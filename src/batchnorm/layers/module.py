@@ -291,6 +291,8 @@ class BatchNorm(Moving):
                 f"{describe(self)} must know the convolution before it: use batchnorm.convert(model, 'cbn') on the "
                 "whole model, or layer.attach(conv)"
             )
+        if self._ranks() is not None:
+            raise BatchNormError(f"{describe(self)} must run in one process: the slopes of cross-iteration are its own")
         if torch.compiler.is_compiling():
             raise BatchNormError(
                 "cross-iteration takes a derivative inside its forward, which torch.compile cannot trace"
