@@ -6,9 +6,13 @@ vectors are `(groups, C)`, in float64 wherever the device has it.
 """
 
 from batchnorm.kernels.fused import batch_norm_train as batch_norm_train
+from batchnorm.kernels import native
 from batchnorm.kernels.registry import Passes as Passes
 from batchnorm.kernels.registry import register as register
 from batchnorm.kernels.registry import select as select
 from batchnorm.kernels.shapes import RawMoments as RawMoments
 from batchnorm.kernels.shapes import compute_dtype as compute_dtype
 from batchnorm.kernels.shapes import wide_dtype as wide_dtype
+
+if native.built():
+    register(native.PASSES)

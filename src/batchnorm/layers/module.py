@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
-from batchnorm.layers import normalise
+from batchnorm.layers import fused, normalise
 from batchnorm.layers.activation import SMALLEST_WEIGHT, InPlace, activate, check_activation
 from batchnorm.layers.choices import Recipe
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, Returned, SecondMoment
@@ -110,7 +110,11 @@ class BatchNorm(Statistics):
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
-        y = self._normalised(input, self._weight_of(input, Given(mask, lengths, weights)), residual is None)
+        sample_weight = self._weight_of(input, Given(mask, lengths, weights))
+        done = fused.forward(self, input, sample_weight, residual)
+        if done is not None:
+            return done if self.channel_axis == 1 else done.movedim(1, self.channel_axis)
+        y = self._normalised(input, sample_weight, residual is None)
         if not (self.inplace and self.training):
             y = activate(y, self.activation, self.negative_slope, residual)
         elif residual is not None:
