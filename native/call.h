@@ -59,7 +59,7 @@ struct Call {
     const void* g;
     const void* y_in;       // the saved output, for the backward
     const void* residual;
-    void* out;              // y or dx
+    void* out;              // y or dx; with kStored null asks for the channel vectors alone
     void* out_residual;     // the residual's gradient
     // Sample weights (n x s), float, or double for double data; null without.
     const void* weights;

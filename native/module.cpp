@@ -196,7 +196,9 @@ int forward(const Spec& spec, const Data& d, Address x, Address y, Address resid
         widened(var, wide_statistics ? kFloat64 : kFloat32, d.c, met + d.c);
     }
     met[2 * d.c] = static_cast<double>(step);
-    q.plan = {spec.coupling, spec.eps, gain, spec.r_max, spec.d_max, spec.detached, met, met + d.c};
+    double r_max, d_max;
+    limits_of(spec, static_cast<double>(step - 1), r_max, d_max);
+    q.plan = {spec.coupling, spec.eps, gain, r_max, d_max, spec.detached, met, met + d.c};
     table().forward(q);
     if (!moves) return kDone;
     const Stored to{at<void>(mean), at<void>(var), wide_statistics};
@@ -324,13 +326,13 @@ NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);
     nb::class_<Spec>(m, "Spec")
         .def("__init__",
-             [](Spec* s, int coupling, double eps, double r_max, double d_max, bool detached, int activation, double slope,
+             [](Spec* s, int coupling, double eps, double r_max, double d_max, int schedule, bool detached, int activation, double slope,
                 int gain, double momentum, bool sigma, bool total, int correction, bool reliability, int nonfinite) {
-                 new (s) Spec{coupling, eps, r_max, d_max, detached, activation, slope, gain, momentum, sigma, total,
+                 new (s) Spec{coupling, eps, r_max, d_max, schedule, detached, activation, slope, gain, momentum, sigma, total,
                               correction, reliability, nonfinite};
              },
              nb::kw_only(), nb::arg("coupling"), nb::arg("eps"), nb::arg("r_max") = 1.0, nb::arg("d_max") = 0.0,
-             nb::arg("detached") = false, nb::arg("activation") = 0, nb::arg("slope") = 0.0, nb::arg("gain") = 0,
+             nb::arg("schedule") = 0, nb::arg("detached") = false, nb::arg("activation") = 0, nb::arg("slope") = 0.0, nb::arg("gain") = 0,
              nb::arg("momentum") = 0.0, nb::arg("sigma") = false, nb::arg("total") = false, nb::arg("correction") = 1,
              nb::arg("reliability") = false, nb::arg("nonfinite") = 0);
     nb::class_<Data>(m, "Data").def(

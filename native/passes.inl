@@ -78,6 +78,7 @@ template <class T, class A, bool W, int ACT, bool RES> static void forward_plane
     const int64_t c = q.shape.c;
     if (q.plan.coupling == kStored) {
         for (int64_t at = 0; at < q.shape.groups * c; ++at) plan_channel(q, at, at % c, 0, 0, 0, 0);
+        if (!q.out) return;
     } else if (by_block(q, b)) {
         reduce_planes<T, A, W>(q, b, [&](int64_t at, int64_t ch, const Moments& m) {
             plan_channel(q, at, ch, m.n, m.n2, m.mean, m.m2);
@@ -230,6 +231,7 @@ template <class T, class A, bool W, int ACT, bool RES> static void forward_rows(
     };
     if (q.plan.coupling == kStored) {
         for (int64_t at = 0; at < q.shape.groups * c; ++at) done(at, at % c, Moments{0, 0, 0, 0});
+        if (!q.out) return;
     } else {
         reduce_all_rows<T, A, W>(q, b, done);
     }

@@ -15,6 +15,7 @@ enum Status : int { kDone = 0, kSkipped = 1, kTooFew = 2, kNotFinite = 4 };
 struct Spec {
     int coupling = kBatch;
     double eps = 1e-5, r_max = 1, d_max = 0;
+    int schedule = 0;  // of the limits: none, "paper", "crossq"
     bool detached = false;
     int activation = kNone;
     double slope = 0;
@@ -33,6 +34,21 @@ inline double gain_of(const Spec& s, int64_t step) {
         return s.momentum > 0 ? s.momentum / (left < 1 ? 1 - left : 1.0) : 0.0;
     }
     return s.momentum;
+}
+
+inline double between_0_and_1(double v) { return v < 0 ? 0 : v > 1 ? 1 : v; }
+
+// The limits of Batch Renormalization after `done` steps.
+inline void limits_of(const Spec& s, double done, double& r_max, double& d_max) {
+    r_max = s.r_max;
+    d_max = s.d_max;
+    if (s.schedule == 1) {
+        r_max = between_0_and_1((done - 5000) / 35000) * (s.r_max - 1) + 1;
+        d_max = between_0_and_1((done - 5000) / 20000) * s.d_max;
+    } else if (s.schedule == 2 && done < 100000) {
+        r_max = 1;
+        d_max = 0;
+    }
 }
 
 // Running vectors as they are stored, float or double.

@@ -81,9 +81,14 @@ def forward(
     sample_weight: Tensor | None,
     statistics: Statistics | None,
     moves: bool,
+    y: Tensor | None = None,
 ) -> tuple[Tensor, Saved, int]:
-    """Normalise x, which `native.arranged` has arranged; y, the channel vectors, and what happened."""
-    y = torch.empty_like(x)
+    """Normalise x, which `native.arranged` has arranged; y, the channel vectors, and what happened.
+
+    With y given only the channel vectors are filled in.
+    """
+    given = y is not None
+    y = torch.empty_like(x) if y is None else y
     saved = Saved(groups, x.shape[1])
     held, address, kind = native.spread(sample_weight, x)
     parameter = weight if weight is not None else bias
@@ -98,7 +103,7 @@ def forward(
         chosen,
         native.data(x, last, groups),
         x.data_ptr(),
-        y.data_ptr(),
+        0 if given else y.data_ptr(),
         0 if residual is None else residual.data_ptr(),
         address,
         kind,

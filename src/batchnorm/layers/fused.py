@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import native, reference, slab
@@ -131,6 +132,8 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
         if type(recipe.inference) is not Stored and not layer.training:
             return None
         if recipe.coupling.finishes is not None:
+            return None
+        if layer.activation is None and residual is None and not torch.is_grad_enabled():
             return None
         groups = 1
     else:
@@ -304,8 +307,13 @@ class _Call(NamedTuple):
 
 
 def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any) -> tuple[Tensor, slab.Saved]:
+    y = None
+    if call.stored and call.statistics is not None and call.activation is None and residual is None:
+        if call.sample_weight is None:
+            # torch's own output, to the last bit: `to_stock` promises it, and only its backward is slow.
+            y = functional.batch_norm(x, call.statistics.mean, call.statistics.var, weight, bias, False, 0.0, call.eps)
     y, saved, status = slab.forward(
-        call.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves
+        call.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves, y
     )
     call.result[:] = (saved, status)
     return y, saved
