@@ -252,23 +252,25 @@ static void sums_rows(const Call& q, const Vectors<A>& f, const Blocks& b, int64
     const Range rows = rows_of(q.shape, b, group, block);
     const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
     for (int64_t i = 0; i < c; ++i) { t.mean[i] = t.m2[i] = 0; t.s1[i] = t.s2[i] = 0; }
-    auto some = [&](int64_t r, int count) __attribute__((always_inline)) {
-        for (int64_t i = 0; i < c; i += L) {
-            const int n = static_cast<int>(least(L, c - i));
-            const bool whole = n == L;
-            const V mean = whole ? load(f.mean + i) : load(f.mean + i, n, V{});
-            const V scale = whole ? load(f.scale + i) : load(f.scale + i, n, V{});
-            const V shift = whole ? load(f.shift + i) : load(f.shift + i, n, V{});
-            V a = whole ? load(t.s1 + i) : load(t.s1 + i, n, V{}), ax = whole ? load(t.s2 + i) : load(t.s2 + i, n, V{});
-            for (int j = 0; j < count; ++j) {
-                V g, x;
-                G::read(q, (r + j) * c + i, n, mean, scale, shift, slope, inverse, g, x);
-                a += g;
-                ax += g * (x - mean);
-            }
-            if (whole) { store(t.s1 + i, a); store(t.s2 + i, ax); }
-            else { store(t.s1 + i, a, n); store(t.s2 + i, ax, n); }
+    auto part = [&](int64_t r, int count, int64_t i, int n) __attribute__((always_inline)) {
+        const bool whole = n == L;
+        const V mean = whole ? load(f.mean + i) : load(f.mean + i, n, V{});
+        const V scale = whole ? load(f.scale + i) : load(f.scale + i, n, V{});
+        const V shift = whole ? load(f.shift + i) : load(f.shift + i, n, V{});
+        V a = whole ? load(t.s1 + i) : load(t.s1 + i, n, V{}), ax = whole ? load(t.s2 + i) : load(t.s2 + i, n, V{});
+        for (int j = 0; j < count; ++j) {
+            V g, x;
+            G::read(q, (r + j) * c + i, n, mean, scale, shift, slope, inverse, g, x);
+            a += g;
+            ax += g * (x - mean);
         }
+        if (whole) { store(t.s1 + i, a); store(t.s2 + i, ax); }
+        else { store(t.s1 + i, a, n); store(t.s2 + i, ax, n); }
+    };
+    auto some = [&](int64_t r, int count) __attribute__((always_inline)) {
+        int64_t i = 0;
+        for (; i + L <= c; i += L) part(r, count, i, L);
+        if (i < c) part(r, count, i, static_cast<int>(c - i));
     };
     for (int64_t r = rows.first; r < rows.last;) {
         const int64_t end = least(r + kLastRows, rows.last);
@@ -297,25 +299,27 @@ static void pull_rows(const Call& q, const Vectors<A>& f, Range rows) {
     T* dx = static_cast<T*>(q.out);
     T* dr = static_cast<T*>(q.out_residual);
     const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
-    auto some = [&](int64_t r, int count, A weight) __attribute__((always_inline)) {
-        for (int64_t i = 0; i < c; i += L) {
-            const int n = static_cast<int>(least(L, c - i));
-            const bool whole = n == L;
-            auto vec = [&](const A* p) -> V { return whole ? load(p + i) : load(p + i, n, V{}); };
-            const V mean = vec(f.mean), scale = vec(f.scale), shift = vec(f.shift);
-            const V centre = vec(f.centre), out = vec(f.pull_scale), u = vec(f.u), v = vec(f.v);
-            for (int j = 0; j < count; ++j) {
-                const int64_t at = (r + j) * c + i;
-                V g, x;
-                G::read(q, at, n, mean, scale, shift, slope, inverse, g, x);
-                if (RES) { if (whole) store(dr + at, g); else store(dr + at, g, n); }
-                V through = (x - centre) * v + u;
-                if (W) through = through * weight;
-                const V d = out * g - through;
-                if (whole) store(dx + at, d);
-                else store(dx + at, d, n);
-            }
+    auto part = [&](int64_t r, int count, A weight, int64_t i, int n) __attribute__((always_inline)) {
+        const bool whole = n == L;
+        auto vec = [&](const A* p) -> V { return whole ? load(p + i) : load(p + i, n, V{}); };
+        const V mean = vec(f.mean), scale = vec(f.scale), shift = vec(f.shift);
+        const V centre = vec(f.centre), out = vec(f.pull_scale), u = vec(f.u), v = vec(f.v);
+        for (int j = 0; j < count; ++j) {
+            const int64_t at = (r + j) * c + i;
+            V g, x;
+            G::read(q, at, n, mean, scale, shift, slope, inverse, g, x);
+            if (RES) { if (whole) store(dr + at, g); else store(dr + at, g, n); }
+            V through = (x - centre) * v + u;
+            if (W) through = through * weight;
+            const V d = out * g - through;
+            if (whole) store(dx + at, d);
+            else store(dx + at, d, n);
         }
+    };
+    auto some = [&](int64_t r, int count, A weight) __attribute__((always_inline)) {
+        int64_t i = 0;
+        for (; i + L <= c; i += L) part(r, count, weight, i, L);
+        if (i < c) part(r, count, weight, i, static_cast<int>(c - i));
     };
     auto zero_row = [&](int64_t r) {
         for (int64_t i = 0; i < c; i += L) {

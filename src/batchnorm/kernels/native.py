@@ -34,9 +34,37 @@ if _native is not None and hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_native.serial)
 
 
+_state = {"on": _native is not None}
+
+
 def built() -> bool:
     """Whether the extension is there."""
     return _native is not None
+
+
+def enabled() -> bool:
+    """Whether the extension is there and not switched off."""
+    return _state["on"]
+
+
+def enable(on: bool) -> None:
+    """Switch the native passes on, where there are any, or off."""
+    _state["on"] = on and built()
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets this machine can run, the best last; none without the extension."""
+    return [] if _native is None else _native.instruction_sets()
+
+
+def instruction_set() -> str:
+    """The one in use."""
+    return _native.instruction_set()
+
+
+def choose(instruction_set: str) -> None:
+    """Run with another one of `instruction_sets`."""
+    _native.choose(instruction_set)
 
 
 def unwatched() -> bool:
@@ -67,7 +95,7 @@ def plain(x: Tensor) -> bool:
 
 def serves(x: Tensor) -> bool:
     """Whether the native passes may run on this tensor."""
-    return _native is not None and unwatched() and plain(x) and x.dim() >= 2 and x.numel() > 0
+    return not torch.compiler.is_compiling() and _state["on"] and unwatched() and plain(x) and x.dim() >= 2 and x.numel() > 0
 
 
 def arranged(x: Tensor) -> tuple[Tensor, bool]:

@@ -41,7 +41,11 @@ class _Way(NamedTuple):
     recipe: Recipe
     coupling: Coupling
     estimator_is_native: bool
-    raises: bool
+    stored: bool
+    activation: str | None
+    slope: float
+    eps: float
+    momentum: Any
 
 
 # Keyed by what decides; the recipe is in the value, so its id stays its own.
@@ -73,7 +77,8 @@ def _make_way(
     slope = slope if activation == "leaky_relu" else 0.0
     choices: dict[str, Any] = {"eps": eps, "activation": activation, "slope": slope}
     if kind == "stored":
-        return _Way(slab.spec(coupling="stored", **choices), recipe, recipe.coupling, True, False)
+        spec = slab.spec(coupling="stored", **choices)
+        return _Way(spec, recipe, recipe.coupling, True, True, activation, slope, eps, momentum)
     coupling = recipe.coupling
     if coupling.reads_population and kind == "alone":
         coupling = BatchCoupling() if coupling.centres else SecondMoment()
@@ -84,7 +89,7 @@ def _make_way(
     policy = recipe.policy
     move = move or {}
     choices.update(coupled, **move, nonfinite=policy.nonfinite, reliability=policy.weights == "reliability")
-    return _Way(slab.spec(**choices), recipe, coupling, bool(move), policy.nonfinite == "raise")
+    return _Way(slab.spec(**choices), recipe, coupling, bool(move), False, activation, slope, eps, momentum)
 
 
 def _move(recipe: Recipe, momentum: Any) -> dict[str, Any] | None:
@@ -167,17 +172,14 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     reads = tracks and way.coupling.reads_population
     if again and reads:
         statistics = _as_met(layer, x, sample_weight, groups, statistics)
-    call = _Call(
-        way.spec, last, groups, sample_weight, statistics, moves, inplace, layer.activation if not late else None,
-        layer.negative_slope, layer.eps, layer.momentum, stored, way, [],
-    )  # fmt: skip
+    call = _Call(way, last, groups, sample_weight, statistics, moves, inplace)
     if not late and residual is not None:
         residual = native.like(residual, x)
     if torch.is_grad_enabled():
         y: Any = Fused.apply(x, weight, bias, None if late else residual, call)
     else:
-        y = _run(call, x, weight, bias, None if late else residual)[0]
-    saved, status = call.result
+        y = _run(call, x, weight, bias, None if late else residual)
+    saved, status = call.saved, call.status
     if status:
         if status == slab.TOO_FEW:
             return None
@@ -287,36 +289,36 @@ def _remember(layer: BatchNorm, saved: slab.Saved) -> None:
     record.remember(pooled, State(mean, var), Now(step, momentum, layer.eps))
 
 
-class _Call(NamedTuple):
-    """One forward: what to do, and in `result` what came of it."""
+class _Call:
+    """One forward: what to do, and in `saved` and `status` what came of it."""
 
-    spec: Any
-    last: bool
-    groups: int
-    sample_weight: Tensor | None
-    statistics: slab.Statistics | None
-    moves: bool
-    inplace: bool
-    activation: str | None
-    slope: float
-    eps: float
-    momentum: Any
-    stored: bool
-    way: _Way
-    result: list[Any]
+    __slots__ = ("groups", "inplace", "last", "moves", "sample_weight", "saved", "statistics", "status", "way")
+
+    def __init__(
+        self,
+        way: _Way,
+        last: bool,
+        groups: int,
+        sample_weight: Tensor | None,
+        statistics: slab.Statistics | None,
+        moves: bool,
+        inplace: bool,
+    ) -> None:
+        self.way, self.last, self.groups, self.sample_weight = way, last, groups, sample_weight
+        self.statistics, self.moves, self.inplace = statistics, moves, inplace
 
 
-def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any) -> tuple[Tensor, slab.Saved]:
-    y = None
-    if call.stored and call.statistics is not None and call.activation is None and residual is None:
+def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any) -> Tensor:
+    way, y = call.way, None
+    if way.stored and call.statistics is not None and way.activation is None and residual is None:
         if call.sample_weight is None:
             # torch's own output, to the last bit: `to_stock` promises it, and only its backward is slow.
-            y = functional.batch_norm(x, call.statistics.mean, call.statistics.var, weight, bias, False, 0.0, call.eps)
+            y = functional.batch_norm(x, call.statistics.mean, call.statistics.var, weight, bias, False, 0.0, way.eps)
     y, saved, status = slab.forward(
-        call.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves, y
+        way.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves, y
     )
-    call.result[:] = (saved, status)
-    return y, saved
+    call.saved, call.status = saved, status
+    return y
 
 
 class Fused(torch.autograd.Function):
@@ -325,12 +327,12 @@ class Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, residual: Any, call: _Call) -> Tensor:
         """Keep x, or the output alone in the in-place form, or both where the activation saw a residual."""
-        y, saved = _run(call, x, weight, bias, residual)
-        keeps_y = call.inplace or (residual is not None and call.activation is not None)
+        y = _run(call, x, weight, bias, residual)
+        keeps_y = call.inplace or (residual is not None and call.way.activation is not None)
         ctx.save_for_backward(
             None if call.inplace else x, weight, bias, y if keeps_y else None, call.sample_weight
         )
-        ctx.call, ctx.saved, ctx.residual = call, saved, residual is not None
+        ctx.call, ctx.residual = call, residual is not None
         return y
 
     @staticmethod
@@ -346,7 +348,7 @@ class Fused(torch.autograd.Function):
             return *_in_torch(ctx, g, x, weight, bias, y, sample_weight), None
         source = slab.INVERT if call.inplace else slab.OUTPUT if y is not None else slab.RECOMPUTE
         dx, dw, db, dr = slab.backward(
-            call.spec, native.like(g, pattern), x, y, call.last, weight, bias, sample_weight, ctx.saved, source,
+            call.way.spec, native.like(g, pattern), x, y, call.last, weight, bias, sample_weight, call.saved, source,
             (needs[0], weight is not None and needs[1], bias is not None and needs[2]),
         )  # fmt: skip
         if ctx.residual and needs[3] and dr is None:
@@ -360,7 +362,7 @@ def _respelled(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any) -> t
     if call.inplace:
         raise BatchNormError("create_graph must be False with inplace=True, which has only its output; it was True")
     found = [t for t, needed in zip((x, weight, bias), needs, strict=False) if needed]
-    plain = _spelled(call, ctx.saved, x, weight, bias)
+    plain = _spelled(call, call.saved, x, weight, bias)
     g = _gated(call, g, plain.detach() if y is None else y)
     grads = iter(torch.autograd.grad(plain, found, g, create_graph=True)) if found else iter(())
     dx, dw, db = (next(grads) if needed else None for needed in needs[:3])
@@ -368,40 +370,41 @@ def _respelled(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any) -> t
 
 
 def _gated(call: _Call, g: Tensor, y: Tensor) -> Tensor:
-    if call.activation is None:
+    if call.way.activation is None:
         return g
-    return torch.where(y <= 0, g * call.slope if call.activation == "leaky_relu" else 0.0, g)
+    return torch.where(y <= 0, g * call.way.slope if call.way.activation == "leaky_relu" else 0.0, g)
 
 
 def _spelled(call: _Call, saved: slab.Saved, x: Tensor, weight: Any, bias: Any) -> Tensor:
     """The output before residual and activation, in operations."""
     recipe, coupling = call.way.recipe, call.way.coupling
     mean, var, step = saved.met
-    if call.stored:
-        invstd = torch.rsqrt(var + call.eps)[None]
+    if call.way.stored:
+        invstd = torch.rsqrt(var + call.way.eps)[None]
         scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
         shift = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype)[None]
         return reference.apply(x, mean[None], scale, shift, call.sample_weight)
     sharing = Sharing(call.groups, call.sample_weight, recipe.policy.weights == "reliability", coupling.centres)
 
     def plan_of(found: Moments) -> Plan:
-        return coupling.plan(found, State(mean, var), Now(step, call.momentum, call.eps), recipe.estimator)
+        return coupling.plan(found, State(mean, var), Now(step, call.way.momentum, call.way.eps), recipe.estimator)
 
-    return normalise.spelled(x, weight, bias, plan_of, sharing, call.eps)
+    return normalise.spelled(x, weight, bias, plan_of, sharing, call.way.eps)
 
 
 def _in_torch(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, w: Any) -> tuple[Tensor | None, ...]:
     """The same backward by the reference passes, where g is no plain tensor (vmap over gradients, a mode)."""
-    call, saved, needs = ctx.call, ctx.saved, ctx.needs_input_grad
+    call, needs = ctx.call, ctx.needs_input_grad
+    saved = call.saved
     count_share, ratio, offset = saved.row(7), saved.row(8), saved.row(9)
     mean, invstd, centre = saved.row(4), saved.row(5), saved.row(6)
     gamma = torch.ones_like(invstd) if weight is None else weight.to(invstd.dtype).expand_as(invstd)
     scale = invstd * ratio * gamma
     if call.inplace:
         beta = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype).expand_as(invstd)
-        x, mean, centre, invstd = torch.where(y <= 0, y / call.slope, y), beta, beta, 1 / gamma
+        x, mean, centre, invstd = torch.where(y <= 0, y / call.way.slope, y), beta, beta, 1 / gamma
     elif y is None:
-        y = reference.apply(x, mean, saved.row(10), saved.row(11), w) if call.activation else g
+        y = reference.apply(x, mean, saved.row(10), saved.row(11), w) if call.way.activation else g
     g = _gated(call, g, y)
     sum_g, sum_gx = reference.backward_reduce(g, x, mean, invstd, w)
     a = count_share * scale
