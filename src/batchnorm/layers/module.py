@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
-from batchnorm.layers import normalise
+from batchnorm.layers import fused, normalise
 from batchnorm.layers.activation import SMALLEST_WEIGHT, InPlace, activate, check_activation
 from batchnorm.layers.choices import Recipe
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
@@ -115,9 +115,10 @@ class BatchNorm(Moving):
         sample_weight = self._weight_of(input, Given(mask, lengths, weights))
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
-        if self._goes_in_place(input, sample_weight):
+        y = fused.forward(self, input, sample_weight, residual)
+        if y is None and self._goes_in_place(input, sample_weight):
             y = self._in_place(input)
-        else:
+        elif y is None:
             y = activate(self._normalised(input, sample_weight), self.activation, self.negative_slope, residual)
             if residual is not None and sample_weight is not None:
                 y = torch.where(sample_weight != 0, y, 0)
