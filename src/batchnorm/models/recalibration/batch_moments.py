@@ -79,17 +79,19 @@ def _plain(x: Tensor) -> Part:
     if bool((mean.square() > _LARGEST_OFFSET * var).any()):
         # Rounded, so that taking it off is exact in x's own grid and the rest is small.
         shift = mean.to(torch.float32)
-        rest, square = _sums(x.float() - kernels.shapes.per_channel(shift, x))
+        rest, square = _sums(x.float() - kernels.shapes.per_channel(shift, x), copies=True)
         rest = rest / count
         mean, var = shift.double() + rest, square / count - rest.square()
     return Part(count, mean, var.clamp_min(0) * count)
 
 
-def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Per channel the sum of x and of its square."""
+def _sums(x: Tensor, copies: bool = False) -> tuple[Tensor, Tensor]:
+    """Per channel the sum of x and of its square; copies says that x is a copy already, to be squared in place."""
     inner = tuple(range(2, x.dim()))
     first = x.sum(inner, dtype=torch.float32)
-    if x.is_contiguous():
+    if copies:
+        second = x.square_().sum(inner)
+    elif x.is_contiguous():
         # The norm reads x without writing its square; along strided axes it is slow.
         second = torch.linalg.vector_norm(x, dim=inner, dtype=torch.float32).double().square()
     else:

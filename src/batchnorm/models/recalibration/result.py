@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Group
 from rich.table import Table
@@ -128,6 +129,20 @@ class Recalibration:
 
     def __str__(self) -> str:
         return as_text(self)
+
+
+def summary(result: Recalibration) -> dict[str, Any]:
+    """The result as numbers and strings, for JSON; NaN where something was not measured."""
+    names = ("count", "mean_shift", "var_ratio", "moved", "standard_error", "residual")
+    layers = {name: {key: getattr(row, key) for key in names} for name, row in result.layers.items()}
+    plain = ("samples", "batches", "offered", "upstream", "exchangeable", "sorted", "grouped", "converged", "needed")
+    return {
+        **{key: getattr(result, key) for key in plain},
+        "unreached": list(result.unreached),
+        "frozen": list(result.frozen),
+        "skipped": [list(row) for row in result.skipped],
+        "layers": layers,
+    }
 
 
 def _nan_last(value: float) -> float:
