@@ -39,17 +39,13 @@ class Settled:
 
     totals: dict[str, Totals]
     residual: dict[str, float]
-    reused: tuple[str, ...]
+    # Whether the layers used several times have settled; the others always have.
+    converged: bool
     samples: int
     batches: int
     skipped: list[Skipped]
     alike: list[Alike]
     rounds: int
-
-    @property
-    def converged(self) -> bool:
-        """Whether the layers used several times have settled; the others always have."""
-        return all(self.residual[name] <= CLOSE for name in self.reused)
 
 
 class _NotFinite(Exception):
@@ -101,9 +97,11 @@ class FixedPoint:
             for name, statistics in given.items():
                 self.targets[name].write(*statistics)
             totals, reused, alike = (self._meet if meet else self._layer_by_layer)(held, out, set(given))
+            reused |= set(given)
             residual = {name: self._residual(name, total) for name, total in totals.items()}
-            settled = Settled(totals, residual, tuple(sorted(reused)), 0, 0, [], alike, rounds)
-            if settled.converged:
+            close = all(residual[name] <= CLOSE + self._rounding(name, totals[name]) for name in reused)
+            settled = Settled(totals, residual, close, 0, 0, [], alike, rounds)
+            if close:
                 break
             given = {name: self._estimate(name, totals[name]) for name in sorted(reused)}
         return settled
@@ -151,7 +149,8 @@ class FixedPoint:
         for name, (mean, var) in state.get("settled", {}).items():
             self.targets[name].write(mean, var)
             settled.add(name)
-        done = {name: state["settled"][name] for name in settled if name in state.get("settled", {})}
+        done = dict(state.get("settled", {}))
+        counts = dict(state.get("counts", {}))
         partial, start = state.get("partial", {}), state.get("next", 0)
         while True:
             found = {name: Totals.from_state(saved) for name, saved in partial.items()}
@@ -163,6 +162,7 @@ class FixedPoint:
                     found.setdefault(name, _empty(self.targets[name])).add(*_wide(part))
                 self.checkpoint.save(
                     settled=lambda: done,
+                    counts=lambda: counts,
                     partial=lambda found=found: {name: totals.state() for name, totals in found.items()},
                     next=number + 1,
                 )
@@ -174,9 +174,13 @@ class FixedPoint:
                 pooled = self.ranks.pooled(found.get(name, _empty(self.targets[name])))
                 done[name] = self._estimate(name, pooled)
                 self.targets[name].write(*done[name])
+                counts[name] = float(pooled.count[0])
                 settled.add(name)
-            self.checkpoint.save(settled=lambda: done, partial=dict, next=0)
-        return self._verify(held, out)
+            self.checkpoint.save(settled=lambda: done, counts=lambda: counts, partial=dict, next=0)
+        totals, reused, alike = self._verify(held, out)
+        # Settled before all that reaches it had come: used again, or in another order by other batches.
+        early = {name for name, count in counts.items() if name in totals and float(totals[name].count[0]) != count}
+        return totals, reused | early, alike
 
     def _first_unsettled(self, batch: Any, settled: set[str]) -> dict[str, Part]:
         visitor = _First(settled, self.order.steady)
@@ -227,6 +231,13 @@ class FixedPoint:
 
     def _residual(self, name: str, totals: Totals) -> float:
         return distance(self.targets[name], *self._estimate(name, totals))
+
+    def _rounding(self, name: str, totals: Totals) -> float:
+        """What storing mean and variance in their dtype costs, in standard deviations."""
+        mean, var = self._estimate(name, totals)
+        spacing = torch.finfo(self.targets[name].stat("running_mean").dtype).eps
+        scale = (var + self.targets[name].layer.eps).sqrt()
+        return spacing * float(((mean / scale).square() + 1).mean().sqrt())
 
 
 def estimate(target: Target, totals: Totals, variance: str) -> tuple[Tensor, Tensor]:

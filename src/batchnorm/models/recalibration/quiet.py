@@ -61,7 +61,10 @@ def _restore_attributes(module: nn.Module, before: dict[str, Any]) -> None:
 def _eagerly() -> Any:
     """Compiled modules run as written: a compiled graph does not see hooks."""
     set_stance = getattr(torch.compiler, "set_stance", None)
-    return set_stance("force_eager") if set_stance is not None else ExitStack()
+    # Where dynamo has not been imported nothing is compiled, and importing it takes seconds.
+    if set_stance is None or "torch._dynamo" not in sys.modules:
+        return ExitStack()
+    return set_stance("force_eager")
 
 
 def _devices(model: nn.Module) -> list[int]:
