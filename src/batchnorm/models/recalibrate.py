@@ -28,7 +28,7 @@ from batchnorm.models.recalibration.ranks import Ranks
 from batchnorm.models.recalibration.result import RecalibratedLayer as RecalibratedLayer
 from batchnorm.models.recalibration.result import Recalibration as Recalibration
 from batchnorm.models.recalibration.resume import Checkpoint
-from batchnorm.models.recalibration.source import Held, ahead, fingerprint, limited, offered
+from batchnorm.models.recalibration.source import Held, ahead, fingerprint, in_stored_order, limited, offered
 from batchnorm.models.recalibration.streaming import Stream
 from batchnorm.models.recalibration.targets import Select, Target, Targets, shards, unwrapped
 from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, errors_in_std
@@ -157,6 +157,7 @@ class _Outcome:
     skipped: tuple[tuple[int, str], ...]
     sorted: bool
     grouped: bool
+    stored_order: bool
     converged: bool = True
     passes: int = 1
 
@@ -244,6 +245,7 @@ class _Run:
             tuple((s.number, s.layer) for s in stream.skipped),
             any(is_sorted for is_sorted, _ in flags),
             any(is_grouped for _, is_grouped in flags),
+            in_stored_order(self.loader),
         )
 
     def _enough(self, stream: Stream, ended: bool) -> bool:
@@ -306,6 +308,7 @@ class _Run:
             tuple((s.number, s.layer) for s in settled.skipped),
             in_order,
             any(self.ranks.gathered(any(alike.grouped() for alike in settled.alike))),
+            in_stored_order(self.loader),
             settled.converged,
             settled.rounds,
         )
@@ -407,6 +410,7 @@ def _write(
         outcome.grouped,
         outcome.converged,
         outcome.passes,
+        outcome.stored_order,
         before,
     )
 

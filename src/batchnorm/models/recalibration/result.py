@@ -51,6 +51,7 @@ class Recalibration:
     say and was not read to its end. exchangeable is False if the order of the batches matters
     (sorted data) or the samples of a batch are alike (grouped data): the error bars do not hold
     then; None below 8 batches. skipped names the batches left out because they were not finite.
+    in_stored_order says that the loader does not shuffle, which matters where it was not read to the end.
     converged is False if a layer used several times did not settle (see its residual).
     """
 
@@ -67,6 +68,7 @@ class Recalibration:
     grouped: bool
     converged: bool
     passes: int
+    in_stored_order: bool
     _before: Buffers = field(repr=False)
 
     def undo(self) -> None:
@@ -98,6 +100,8 @@ class Recalibration:
             found.append("The statistics were fine: nothing needed doing.")
         if self.offered is not None and self.samples < self.offered:
             found.append(f"{self.samples} of the {self.offered} samples offered were enough, or were asked for.")
+            if self.in_stored_order:
+                found.append("They were the first in the order the data are stored in: shuffle, if that order means anything.")
         if self.sorted:
             found.append("The order of the batches matters (sorted data?): the error bars do not hold; shuffle the data.")
         if self.grouped:

@@ -33,11 +33,12 @@ class Checkpoint:
         self._cost = 0.0
         if self.path is not None and not self.path.parent.is_dir():
             raise BatchNormError(f"resume must lie in an existing folder; there is none at {self.path.parent}")
+        self._saved = self._load()
 
     def part(self, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
         """What was saved under this kind and these settings; later saves go there too."""
         self._part = {"kind": kind, "settings": settings}
-        saved = self._load()
+        saved, self._saved = self._saved, None
         if saved is None or {"kind": saved["kind"], "settings": saved["settings"]} != self._part:
             return {}
         return saved["state"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from batchnorm.models.batches import count_samples, tensors
 
@@ -24,6 +24,12 @@ def offered(loader: Iterable[Any]) -> int | None:
         except TypeError:
             return None
     return sum(map(count_samples, loader)) if isinstance(loader, (list, tuple)) else None
+
+
+def in_stored_order(loader: Iterable[Any]) -> bool:
+    """Whether a loader gives its data in the order they are stored in."""
+    sampler = loader.sampler if isinstance(loader, DataLoader) else None
+    return isinstance(sampler, SequentialSampler) or isinstance(loader, (list, tuple))
 
 
 def limited(batches: Iterator[Any], max_samples: int | None) -> Iterator[Any]:

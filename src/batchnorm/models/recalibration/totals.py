@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 FEWEST_BATCHES = 8
-_SIGNS = 2
+_SIGNS = 8
 
 
 @dataclass
