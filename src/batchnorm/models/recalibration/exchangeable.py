@@ -13,7 +13,7 @@ from batchnorm.models.recalibration.totals import FEWEST_BATCHES
 ALARM = 0.005
 _PERMUTATIONS = 1000
 _AT_ONCE = 50
-_WIDEST = 16
+_WIDEST = 64
 _LONGEST = 512
 _NORMAL_QUANTILE = 2.5758
 
@@ -72,9 +72,10 @@ class Alike:
 def ordered(sketches: list[Tensor]) -> bool:
     """Whether the sequence of batches has an order: neighbours alike, or a drift.
 
-    A permutation test on sketches `(layers, d)` of the batches' moments, so exact at any number of
-    batches and however channels hang together. Two statistics share the rate of alarms: the sum of
-    products of neighbours, and the sum of squared partial sums, which sees slow drifts.
+    A permutation test on sketches `(layers, d)` of the batches' means and variances, so exact at
+    any number of batches and however channels and layers hang together. Four statistics share the
+    rate of alarms: the products of neighbours, and the squared partial sums, which see slow
+    drifts; of each the sum over layers and the largest of a layer.
 
     Source: von Neumann (1941) for the first; Kwiatkowski et al. (1992) for the second.
     """
@@ -85,23 +86,22 @@ def ordered(sketches: list[Tensor]) -> bool:
         size = len(rows) // _LONGEST
         rows = rows[: len(rows) // size * size].unflatten(0, (-1, size)).mean(1)
     rows = rows - rows.mean(0)
-    # Every layer and kind weighs the same; the scale does not depend on the order.
-    kinds = rows.reshape(len(rows), rows.shape[1], 2, -1)
-    kinds = kinds / kinds.square().sum((0, 3), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-    rows = kinds.flatten(1)
+    # (batches, blocks, columns): a block is the means or the variances of one layer.
+    blocks = rows.reshape(len(rows), 2 * rows.shape[1], -1)
+    blocks = blocks[..., : max(1, min(blocks.shape[2], _WIDEST // blocks.shape[1]))]
+    # Every block weighs the same; the scale does not depend on the order.
+    blocks = blocks / blocks.square().sum((0, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     generator = torch.Generator().manual_seed(len(rows))
-    if rows.shape[1] > _WIDEST:
-        # A fixed projection keeps the test exact, and the permutations cheap.
-        rows = rows @ torch.randn(rows.shape[1], _WIDEST, dtype=rows.dtype, generator=generator)
-    seen = _order_statistics(rows[None])
+    seen = _order_statistics(blocks[None])
     above = torch.zeros_like(seen[0])
     for _ in range(_PERMUTATIONS // _AT_ONCE):
         orders = torch.rand(_AT_ONCE, len(rows), generator=generator).argsort(1)
-        above += (_order_statistics(rows[orders]) >= seen).sum(0)
+        above += (_order_statistics(blocks[orders]) >= seen).sum(0)
     return bool((above.min() + 1) / (_PERMUTATIONS + 1) <= ALARM / len(above))
 
 
 def _order_statistics(rows: Tensor) -> Tensor:
-    """Both statistics of sequences `(sequences, batches, d)`: `(sequences, 2)`."""
-    neighbours = (rows[:, 1:] * rows[:, :-1]).sum((1, 2))
-    return torch.stack([neighbours, rows.cumsum(1).square().sum((1, 2))], 1)
+    """The four statistics of sequences `(sequences, batches, blocks, columns)`: `(sequences, 4)`."""
+    neighbours = (rows[:, 1:] * rows[:, :-1]).sum((1, 3))
+    drift = rows.cumsum(1).square().sum((1, 3))
+    return torch.stack([neighbours.sum(1), neighbours.amax(1), drift.sum(1), drift.amax(1)], 1)
