@@ -15,7 +15,6 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 
-
 _NESTED = ("state_dict", "model_state_dict", "model")
 
 

@@ -44,7 +44,11 @@ def received(model, batches, forward=None):
         model(batch) if forward is None else forward(model, batch)
     for handle in handles:
         handle.remove()
-    values = {name: torch.cat([x.double().movedim(1, 0).flatten(1) for x in parts], 1) for name, parts in seen.items() if parts}
+    values = {
+        name: torch.cat([x.double().movedim(1, 0).flatten(1) for x in parts], 1)
+        for name, parts in seen.items()
+        if parts
+    }
     return {name: (v.mean(1), v.var(1)) for name, v in values.items()}
 
 

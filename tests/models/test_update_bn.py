@@ -20,7 +20,9 @@ def network():
 
 def test_the_signature_is_torch_s():
     mine, theirs = (inspect.signature(f).parameters for f in (update_bn, swa_utils.update_bn))
-    assert [(p.name, p.default, p.kind) for p in mine.values()] == [(p.name, p.default, p.kind) for p in theirs.values()]
+    assert [(p.name, p.default, p.kind) for p in mine.values()] == [
+        (p.name, p.default, p.kind) for p in theirs.values()
+    ]
 
 
 def test_on_equal_batches_of_one_layer_torch_and_this_agree_but_for_the_spread_between_batches():

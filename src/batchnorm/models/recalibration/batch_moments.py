@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm import kernels
+from batchnorm.kernels.shapes import per_channel
 from batchnorm.layers import BatchNorm
 from batchnorm.layers.masks import Given
 
@@ -16,7 +18,8 @@ from batchnorm.layers.masks import Given
 _LARGEST_OFFSET = 4.0
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Count, mean and sum of squared deviations of some values, per channel; count is a number."""
 
     count: float
@@ -71,7 +74,7 @@ def _plain(x: Tensor) -> Part:
         wide = x.double()
         others = (0, *range(2, x.dim()))
         mean = wide.mean(others)
-        centred = wide - kernels.shapes.per_channel(mean, x)
+        centred = wide - per_channel(mean, x)
         return Part(count, mean, centred.square().sum(others))
     mean, square = _sums(x)
     mean, square = mean / count, square / count
@@ -79,7 +82,7 @@ def _plain(x: Tensor) -> Part:
     if bool((mean.square() > _LARGEST_OFFSET * var).any()):
         # Rounded, so that taking it off is exact in x's own grid and the rest is small.
         shift = mean.to(torch.float32)
-        rest, square = _sums(x.float() - kernels.shapes.per_channel(shift, x), copies=True)
+        rest, square = _sums(x.float() - per_channel(shift, x), copies=True)
         rest = rest / count
         mean, var = shift.double() + rest, square / count - rest.square()
     return Part(count, mean, var.clamp_min(0) * count)

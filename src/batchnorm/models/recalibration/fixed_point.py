@@ -10,7 +10,7 @@ anew each time, and the residual says how far that came.
 
 from __future__ import annotations
 
-
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,9 @@ class FixedPoint:
 
     def _iterate(self, held: Held, out: set[int], meet: bool) -> Settled:
         given: dict[str, tuple[Tensor, Tensor]] = {}
-        for rounds in range(1, _MOST_ROUNDS + 1):
+        rounds = 0
+        while True:
+            rounds += 1
             for name, statistics in given.items():
                 self.targets[name].write(*statistics)
             totals, reused, alike = (self._meet if meet else self._layer_by_layer)(held, out, set(given))
@@ -101,10 +103,9 @@ class FixedPoint:
             residual = {name: self._residual(name, total) for name, total in totals.items()}
             close = all(residual[name] <= CLOSE + self._rounding(name, totals[name]) for name in reused)
             settled = Settled(totals, residual, close, 0, 0, [], alike, rounds)
-            if close:
-                break
+            if close or rounds == _MOST_ROUNDS:
+                return settled
             given = {name: self._estimate(name, totals[name]) for name in sorted(reused)}
-        return settled
 
     # All at once ---------------------------------------------------------------------------------------------
 
@@ -184,11 +185,8 @@ class FixedPoint:
 
     def _first_unsettled(self, batch: Any, settled: set[str]) -> dict[str, Part]:
         visitor = _First(settled, self.order.steady)
-        with self.visits.by(visitor):
-            try:
-                self.caller(batch)
-            except Enough:
-                pass
+        with self.visits.by(visitor), contextlib.suppress(Enough):
+            self.caller(batch)
         return visitor.found
 
     def _verify(self, held: Held, out: set[int]) -> tuple[dict[str, Totals], set[str], list[Alike]]:
@@ -266,7 +264,7 @@ def _pool(uses: list[dict[int, Part]]) -> Totals:
             parts[number] = parts[number].merge(part) if number in parts else part
     ordered = [parts[number] for number in sorted(parts) if parts[number].count]
     n = torch.tensor([part.count for part in ordered], dtype=torch.float64)
-    mean, m2 = (torch.stack(column).cpu().double() for column in zip(*[p[1:] for p in ordered], strict=True))
+    mean, m2 = (torch.stack(column).cpu().double() for column in zip(*[(p.mean, p.m2) for p in ordered], strict=True))
     return Totals.of_batches(n, mean, m2)
 
 

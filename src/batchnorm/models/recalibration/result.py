@@ -101,17 +101,25 @@ class Recalibration:
         if self.offered is not None and self.samples < self.offered:
             found.append(f"{self.samples} of the {self.offered} samples offered were enough, or were asked for.")
             if self.in_stored_order:
-                found.append("They were the first in the order the data are stored in: shuffle, if that order means anything.")
+                found.append(
+                    "They were the first in the order the data are stored in: shuffle, if that order means anything."
+                )
         if self.sorted:
-            found.append("The order of the batches matters (sorted data?): the error bars do not hold; shuffle the data.")
+            found.append(
+                "The order of the batches matters (sorted data?): the error bars do not hold; shuffle the data."
+            )
         if self.grouped:
-            found.append("Samples within a batch are alike (grouped data?): take the error bars as rough; shuffle the data.")
+            found.append(
+                "Samples within a batch are alike (grouped data?): take the error bars as rough; shuffle the data."
+            )
         if self.skipped:
             where = ", ".join(f"{number} (layer {layer or '(root)'})" for number, layer in self.skipped[:10])
             found.append(f"{len(self.skipped)} batches were not finite and were left out: {where}.")
         if not self.converged:
             worst = max(self.residual.values())
-            found.append(f"Layers used several times have not settled after {self.passes} passes; residual {worst:.2g}.")
+            found.append(
+                f"Layers used several times have not settled after {self.passes} passes; residual {worst:.2g}."
+            )
         return found
 
     def __rich__(self) -> Group:

@@ -56,7 +56,7 @@ class _Batch:
         if x.numel() == 0:
             return
         part = part_of(x, weight)
-        if weight is None and part.count <= 1 or weight is not None and x.numel() == x.shape[1]:
+        if x.numel() == x.shape[1] or (weight is not None and part.count <= 1):
             raise BatchNormError(
                 f"loader must give more than 1 value per channel with upstream='batch'; layer {target.name!r} got a "
                 f"batch of shape {tuple(x.shape)}: use larger batches, or upstream='population'"
@@ -144,7 +144,9 @@ class Stream:
         n = torch.zeros(len(self.layout.owner), dtype=torch.float64)
         if len(parts) == len(self.layout.where):
             ordered = [parts[name] for name in self.layout.where]
-            mean, m2 = (torch.cat(column).cpu().double() for column in zip(*[(p.mean, p.m2) for p in ordered], strict=True))
+            mean, m2 = (
+                torch.cat(column).cpu().double() for column in zip(*[(p.mean, p.m2) for p in ordered], strict=True)
+            )
         else:
             mean, m2 = torch.zeros_like(n), torch.zeros_like(n)
             for name, part in parts.items():

@@ -102,7 +102,8 @@ def _selected(layers: dict[str, _BatchNorm], select: Any) -> dict[str, _BatchNor
         unknown = [name for name in names if name not in layers]
         if unknown:
             raise BatchNormError(
-                f"select must name batch norm layers of the model, such as {next(iter(layers))!r}; it named {unknown[0]!r}"
+                f"select must name batch norm layers of the model, such as {next(iter(layers))!r}; "
+                f"it named {unknown[0]!r}"
             )
         chosen = {name: layers[name] for name in names}
     if not chosen:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 FEWEST_BATCHES = 8
 _SIGNS = 8
+_VECTORS = ("count", "mean", "m2", "within", "within_count", "unbiased", "batches", "reference", "reference_var")
 
 
 @dataclass
@@ -40,8 +41,8 @@ class Totals:
     @staticmethod
     def empty(owner: Tensor) -> Totals:
         """Nothing seen yet."""
-        zeros = [torch.zeros(len(owner), dtype=torch.float64) for _ in range(9)]
-        return Totals(owner, *zeros, torch.zeros(8, len(owner), dtype=torch.float64))
+        zeros: dict[str, Any] = {name: torch.zeros(len(owner), dtype=torch.float64) for name in _VECTORS}
+        return Totals(owner, sums=torch.zeros(8, len(owner), dtype=torch.float64), **zeros)
 
     def add(self, n: Tensor, mean: Tensor, m2: Tensor) -> None:
         """One batch: count, mean and m2 of each channel; a count of 0 where a layer was not reached."""
@@ -139,9 +140,8 @@ class Totals:
 
     def layer(self, where: slice) -> Totals:
         """The channels of one layer alone."""
-        names = ("count", "mean", "m2", "within", "within_count", "unbiased", "batches", "reference", "reference_var")
-        parts = [getattr(self, name)[where] for name in names]
-        return Totals(torch.zeros_like(self.owner[where]), *parts, self.sums[:, where], [])
+        parts: dict[str, Any] = {name: getattr(self, name)[where] for name in _VECTORS}
+        return Totals(torch.zeros_like(self.owner[where]), sums=self.sums[:, where], **parts)
 
     def merge(self, other: Totals) -> None:
         """Pool what another process has seen; the spread is carried over to this side's reference."""
