@@ -1,6 +1,9 @@
 """upstream="population": what is stored equals what each layer receives at inference, whatever way leads there."""
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -260,6 +263,26 @@ def test_an_error_in_one_thread_ends_all_and_is_the_one_that_is_raised():
         batchnorm.recalibrate(broken, [torch.randn(8, 2).index_fill(0, torch.tensor(0), float(k)) for k in range(9)])
     assert threading.active_count() == count
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": 1}, {"upstream": "batch"}])
+def test_ctrl_c_while_threads_compute(options):
+    class Slow(nn.Module):
+        def forward(self, x):
+            time.sleep(0.02)
+            return x
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), Slow(), nn.BatchNorm1d(4)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        batchnorm.recalibrate(model, torch.randn(400, 3).split(4), **options)
+    timer.join()
+    assert threading.active_count() == 1
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model[3].training
+    assert not model[1]._forward_pre_hooks
 
 
 def test_layers_that_take_no_mean_off_store_the_second_moment_they_receive():

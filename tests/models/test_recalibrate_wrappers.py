@@ -63,6 +63,22 @@ def test_distributed_data_parallel_and_sync_in_one_process(upstream, tmp_path):
 
 
 @pytest.mark.parametrize("upstream", UPSTREAMS)
+def test_sharded_parameters_in_one_process(upstream, tmp_path):
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        pytest.skip("this torch has no fully_shard")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model, mesh = Net(), dist.init_device_mesh("cpu", (1,))
+        for part in (model.conv1, model.bn2, model):
+            fsdp.fully_shard(part, mesh=mesh)
+        batchnorm.recalibrate(model, DATA.split(30), upstream=upstream)
+        assert close(statistics(model), plain(upstream))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("upstream", UPSTREAMS)
 @pytest.mark.parametrize("where", ["whole", "part", "in place"])
 def test_compiled_modules_run_as_written_and_stay_compiled(where, upstream):
     torch.compiler.reset()

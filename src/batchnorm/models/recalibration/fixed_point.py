@@ -11,6 +11,7 @@ anew each time, and the residual says how far that came.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,8 @@ class FixedPoint:
     ranks: Ranks
     checkpoint: Checkpoint
     slots: int = 1
+    # Told each time a layer has been settled.
+    advance: Callable[[int], None] = lambda steps: None
     names: list[str] = field(default_factory=list)
 
     def solve(self, held: Held, meet: bool) -> Settled:
@@ -123,6 +126,7 @@ class FixedPoint:
             if len(before) > 1:
                 return
             totals[name] = self.ranks.pooled(here)
+            self.advance(1)
             if name not in given:
                 self.targets[name].write(*self._estimate(name, totals[name]))
 
@@ -177,6 +181,7 @@ class FixedPoint:
                 self.targets[name].write(*done[name])
                 counts[name] = float(pooled.count[0])
                 settled.add(name)
+                self.advance(1)
             self.checkpoint.save(settled=lambda: done, counts=lambda: counts, partial=dict, next=0)
         totals, reused, alike = self._verify(held, out)
         # Settled before all that reaches it had come: used again, or in another order by other batches.

@@ -161,7 +161,8 @@ class Run:
             data.read(FEWEST_BATCHES if until is not None else None)
             if not len(data):
                 raise BatchNormError("loader must yield at least one batch; it was empty")
-            with self.visits.watching(self.targets):
+            bar = progress_bar(self.targets, self.shown, "settling layers")
+            with self.visits.watching(self.targets), bar as advance:
                 first = next(batch for _, batch in data.replay())
                 wide = frontier(self.caller, self.visits, first, self.order)
                 slots = torch.get_num_threads() if self.caller.where.type == "cpu" and self.ranks.alone else 1
@@ -173,6 +174,7 @@ class Run:
                     self.order,
                     self.ranks,
                     self.checkpoint,
+                    advance=advance,
                 )
                 while True:
                     needed = wide * sum(data.sizes) // max(1, data.sizes[0])
