@@ -168,6 +168,7 @@ def main() -> None:
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
     results = {"Fashion-MNIST": fashion()}
     print(results, flush=True)
+    keep("speed", results)
     results["EfficientNet-Lite0"] = lite()
     print(results["EfficientNet-Lite0"], flush=True)
     keep("speed", results)

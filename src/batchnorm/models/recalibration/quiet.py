@@ -36,8 +36,9 @@ def held(model: nn.Module, targets: Iterable[_BatchNorm]) -> Iterator[None]:
     modules = list(model.modules())
     ours = {id(b) for layer in targets for b in layer._buffers.values() if b is not None}
     everything = snapshot(modules)
+    devices = sorted({t.device.index for t in [*model.parameters(), *model.buffers()] if t.device.type == "cuda"})
     with ExitStack() as stack:
-        stack.callback(_restore_random_state, _random_state(model))
+        stack.callback(restore_random_state, random_state(devices))
         stack.callback(lambda: restore([pair for pair in everything if id(pair[0]) not in ours]))
         for module in modules:
             stack.callback(_restore_attributes, module, dict(module.__dict__))
@@ -67,19 +68,17 @@ def _eagerly() -> Any:
     return set_stance("force_eager")
 
 
-def _devices(model: nn.Module) -> list[int]:
-    return sorted({t.device.index for t in [*model.parameters(), *model.buffers()] if t.device.type == "cuda"})
-
-
-def _random_state(model: nn.Module) -> dict[str, Any]:
+def random_state(devices: Iterable[int] = ()) -> dict[str, Any]:
+    """The state of torch's generators (of these CUDA devices too), Python's and numpy's."""
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    state["cuda"] = {index: torch.cuda.get_rng_state(index) for index in _devices(model)}
+    state["cuda"] = {index: torch.cuda.get_rng_state(index) for index in devices}
     if "numpy" in sys.modules:
         state["numpy"] = sys.modules["numpy"].random.get_state()
     return state
 
 
-def _restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put it back."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     for index, value in state["cuda"].items():

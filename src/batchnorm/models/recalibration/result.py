@@ -14,8 +14,8 @@ from batchnorm.models.batches import as_text
 from batchnorm.models.recalibration.quiet import Buffers, restore
 
 # A smaller move than this many standard deviations, or than the error bars allow, changes nothing.
-NEGLIGIBLE = 0.1
-_SURE = 4.0
+NEGLIGIBLE = 0.05
+_SURE = 3.0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from batchnorm.models.batches import count_samples, tensors
+from batchnorm.models.recalibration.quiet import random_state, restore_random_state
 
 
 def offered(loader: Iterable[Any]) -> int | None:
@@ -92,13 +93,17 @@ class Held:
     """The batches read so far, for those who need them more than once.
 
     They are kept in memory up to a budget in bytes. Beyond it they are read again from the loader,
-    which must then give the same samples each time it is iterated.
+    which must then give the same samples each time it is iterated. Random state is put back before, so that a
+    shuffling loader shuffles alike.
     """
 
     def __init__(self, loader: Iterable[Any], max_samples: int | None, budget: int) -> None:
         self.loader, self.budget = loader, budget
         self.again = not isinstance(loader, Iterator)
         self._max = max_samples
+        self._random = random_state()
+        self._generator: torch.Generator | None = getattr(loader, "generator", None)
+        self._own = None if self._generator is None else self._generator.get_state()
         self._more = limited(ahead(loader), max_samples)
         self._kept: list[Any] | None = []
         self._bytes = 0
@@ -128,6 +133,9 @@ class Held:
         if self._kept is not None:
             yield from enumerate(self._kept)
         else:
+            restore_random_state(self._random)
+            if self._generator is not None and self._own is not None:
+                self._generator.set_state(self._own)
             yield from itertools.islice(enumerate(limited(ahead(self.loader), self._max)), len(self))
 
     def close(self) -> None:
