@@ -261,6 +261,34 @@ def test_the_result_does_not_depend_on_how_many_batches_run_at_once(slots, monke
         assert torch.equal(a, b), name
 
 
+def test_where_threads_cannot_be_started_the_data_pass_once_per_layer(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    model, other = deep(2), deep(2)
+    batchnorm.recalibrate(other, DATA.split(16))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    result = batchnorm.recalibrate(model, DATA.split(16))
+    assert max(result.residual.values()) < 1e-6
+    assert torch.allclose(model[1].bn2.running_var, other[1].bn2.running_var, rtol=1e-6)
+
+
+@pytest.mark.parametrize("upstream", ["batch", "population"])
+def test_a_model_that_reaches_no_layer_is_left_as_it_was(upstream):
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return x
+
+    result = batchnorm.recalibrate(Idle(), DATA.split(8), upstream=upstream, until=0.1)
+    assert result.layers == {}
+    assert result.unreached == ("bn",)
+    assert "never reached" in str(result)
+
+
 def test_an_error_in_one_thread_ends_all_and_is_the_one_that_is_raised():
     class Failing(nn.Module):
         def forward(self, x):

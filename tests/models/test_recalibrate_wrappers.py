@@ -187,7 +187,8 @@ def test_a_forward_stops_after_the_last_layer_once_two_agreed(upstream):
 
     model = nn.Sequential(Net(), Tail())
     batchnorm.recalibrate(model, DATA.split(6), upstream=upstream, until=1e-9)
-    assert len(calls) < (3 if upstream == "batch" else 20)
+    # Two that agreed; where all meet, the first runs to its end and the others see that they agree with it.
+    assert len(calls) == (2 if upstream == "batch" else 1)
     assert close(statistics(model), statistics(_whole(upstream)))
 
 

@@ -22,7 +22,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.models.recalibration.batch_moments import Part, part_of, sample_summaries
 from batchnorm.models.recalibration.exchangeable import Alike
 from batchnorm.models.recalibration.forwards import Caller, Enough, Order, Visits
-from batchnorm.models.recalibration.meeting import Meeting
+from batchnorm.models.recalibration.meeting import Meeting, TooManyThreads
 from batchnorm.models.recalibration.ranks import Ranks
 from batchnorm.models.recalibration.resume import Checkpoint
 from batchnorm.models.recalibration.source import Held
@@ -85,6 +85,11 @@ class FixedPoint:
                 )
             try:
                 settled = self._iterate(held, out, meet)
+            except TooManyThreads:
+                if not self.ranks.alone:
+                    raise
+                meet = False
+                continue
             except _NotFinite as found:
                 # What it added to earlier layers is in their statistics: begin again without it.
                 skipped.append(found.skipped)
@@ -131,10 +136,10 @@ class FixedPoint:
                 self.targets[name].write(*self._estimate(name, totals[name]))
 
         batches = [(number, batch) for number, batch in held.replay() if number not in out]
-        meeting = Meeting(self.caller, self.visits, self.names, resolve, self.order.last, self.slots)
+        meeting = Meeting(self.caller, self.visits, self.names, resolve, self.order.expected, self.slots)
         attendees = meeting.run(batches)
         for attendee in attendees:
-            self.order.note(tuple(attendee.names), self.order.last is None)
+            self.order.note(tuple(attendee.names), True)
         reused = {name for name, parts in uses.items() if len(parts) > 1}
         for name in reused:
             totals[name] = self.ranks.pooled(_pool(uses[name]))

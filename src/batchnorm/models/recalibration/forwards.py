@@ -41,12 +41,16 @@ class Order:
             self.seen.append(names)
 
     @property
+    def expected(self) -> tuple[str, ...] | None:
+        """What another forward is likely to reach; one that did has agreed with the first."""
+        names = self.seen[0] if self.seen and self.steady and all(n == self.seen[0] for n in self.seen) else ()
+        return names if names and len(set(names)) == len(names) else None
+
+    @property
     def last(self) -> str | None:
         """The layer after which no other can come: two forwards agreed, and no layer was used twice."""
-        if not self.steady or len(self.seen) < 2 or self.seen[0] != self.seen[1]:
-            return None
-        names = self.seen[0]
-        return names[-1] if names and len(set(names)) == len(names) else None
+        expected = self.expected
+        return expected[-1] if expected is not None and len(self.seen) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ from batchnorm.models.recalibration.targets import Target
 Resolve = Callable[[str, dict[int, Part]], None]
 
 
+class TooManyThreads(Exception):
+    """The system does not start that many."""
+
+
 class _Abort(BaseException):
     """Unwinds a thread of a meeting that has failed elsewhere."""
 
@@ -50,13 +54,14 @@ class Meeting:
     visits: Visits
     names: list[str]
     resolve: Resolve
-    last: str | None = None
+    # A batch that has come through exactly these layers has nothing left to report.
+    expected: tuple[str, ...] | None = None
     slots: int = 1
     _inbox: queue.SimpleQueue[tuple[int, str, Any]] = field(default_factory=queue.SimpleQueue)
     _stop: bool = False
 
     def run(self, batches: list[tuple[int, Any]]) -> list[Attendee]:
-        """Every batch to its end, or to the last layer; the first error of any is raised after all have stopped."""
+        """Every batch to its end, or through the layers expected; the first error is raised after all have stopped."""
         attendees = {number: Attendee(number, batch) for number, batch in batches}
         carried = _Carried()
         threads = [
@@ -65,8 +70,7 @@ class Meeting:
         ]
         try:
             with _one_core_each(self.slots):
-                for thread in threads:
-                    thread.start()
+                _start(threads)
                 self._preside(attendees)
         finally:
             self._stop = True
@@ -136,8 +140,16 @@ class _Visit:
         part = part_of(x, weight)
         meeting._inbox.put((attendee.number, "waits", (target.name, part)))
         meeting._wait(attendee)
-        if target.name == meeting.last:
+        if tuple(attendee.names) == meeting.expected:
             raise Enough
+
+
+def _start(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise TooManyThreads(f"{len(threads)} threads could not be started") from error
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class Recalibration:
     @property
     def standard_error(self) -> float:
         """Of the worst layer; NaN below 8 batches."""
-        return max((row.standard_error for row in self.layers.values()), key=_nan_last)
+        return max((row.standard_error for row in self.layers.values()), key=_nan_last, default=math.nan)
 
     @property
     def needed(self) -> bool:
@@ -96,7 +96,7 @@ class Recalibration:
     def notes(self) -> list[str]:
         """What the table does not say, a sentence each."""
         found = []
-        if not self.needed:
+        if self.layers and not self.needed:
             found.append("The statistics were fine: nothing needed doing.")
         if self.offered is not None and self.samples < self.offered:
             found.append(f"{self.samples} of the {self.offered} samples offered were enough, or were asked for.")

@@ -143,12 +143,13 @@ class Run:
         )
 
     def _enough(self, stream: Stream, ended: bool) -> bool:
-        states = self.ranks.gathered((ended, ordered(stream.totals.sketches)))
-        if all(end for end, _ in states):
+        if all(self.ranks.gathered(ended)):
             return True
         pooled = self.ranks.pooled(stream.totals)
         worst = float(errors_in_std(pooled, self.eps, self.settings.variance).max())
-        return worst <= (self.settings.until or 0) and not any(is_sorted for _, is_sorted in states)
+        if worst > (self.settings.until or 0):
+            return False
+        return not any(self.ranks.gathered(ordered(stream.totals.sketches)))
 
     def population(self) -> Outcome:
         """Layers normalise with what is stored: settle them on ever more batches until the error bar is small."""
@@ -184,7 +185,11 @@ class Run:
                     in_order = any(self.ranks.gathered(_in_order(settled.totals)))
                     if all(self.ranks.gathered(data.exhausted)) or until is None:
                         break
-                    worst = max(self._error(name, totals) for name, totals in settled.totals.items())
+                    worst = (
+                        max(self._error(name, totals) for name, totals in settled.totals.items())
+                        if settled.totals
+                        else 0.0
+                    )
                     if worst <= until and not in_order:
                         break
                     grow = 1.1 * (worst / until) ** 2 if math.isfinite(worst) else 2.0
@@ -226,7 +231,7 @@ _END = object()
 
 def _in_order(totals: dict[str, Totals]) -> bool:
     rows = [t.sketches for t in totals.values()]
-    fewest = min(map(len, rows))
+    fewest = min(map(len, rows), default=0)
     return ordered([torch.cat([row[k] for row in rows]) for k in range(fewest)])
 
 
