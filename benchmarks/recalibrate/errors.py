@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import batchnorm
 
 
-def network(depth: int = 8, width: int = 12) -> nn.Sequential:
+def network(depth: int = 6, width: int = 12) -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.BatchNorm2d(3)]
     for index in range(depth):
@@ -26,10 +26,10 @@ def network(depth: int = 8, width: int = 12) -> nn.Sequential:
 
 def data(kind: str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(512, 3, 8, 8, generator=generator)
+    x = torch.randn(256, 3, 8, 8, generator=generator)
     if kind == "correlated pixels":
         # A sample is nearly one colour: few independent values behind many pixels.
-        x = 0.2 * x + 2 * torch.randn(512, 3, 1, 1, generator=generator)
+        x = 0.2 * x + 2 * torch.randn(256, 3, 1, 1, generator=generator)
     return x + torch.tensor([1.0, 30.0, -5.0]).view(1, 3, 1, 1)
 
 
@@ -37,7 +37,7 @@ def cut(kind: str, x: Tensor) -> list[Tensor]:
     if kind == "sorted":
         return list(x[x[:, 0].mean((1, 2)).argsort()].split(64))
     if kind == "ragged":
-        return list(x.split([60, 4, 100, 1, 90, 2, 120, 3, 130, 2]))
+        return list(x.split([60, 4, 50, 1, 40, 2, 44, 3, 50, 2]))
     return list(x.split({"batch 1": 1, "batch 4": 4, "batch 64": 64, "correlated pixels": 64}[kind]))
 
 

@@ -32,7 +32,7 @@ from torch import nn
 
 import batchnorm
 
-REPEATS = 3
+REPEATS = 2
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def lite() -> dict[str, Any]:
     model = efficientnet()
     if model is None:
         return {}
-    size, batch, count = 128, 16, 512
+    size, batch, count = 128, 16, 320
     x = photographs(count, size)
     with torch.no_grad():
         for layer in model.modules():
