@@ -18,7 +18,8 @@ from batchnorm import diagnose as diagnose_model
 from batchnorm import recalibrate as recalibrate_model
 from batchnorm.diagnose.report import finite
 from batchnorm.errors import BatchNormError
-from batchnorm.files import load_state, save_state
+from batchnorm.files import changed, load_archive, load_state, save_archive, save_state
+from batchnorm.models.recalibration.result import summary
 
 FINE, FINDINGS, BAD_INPUT = 0, 1, 2
 app = typer.Typer(
@@ -74,29 +75,36 @@ def diagnose(
 def recalibrate(
     model: ModelOption,
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="Where to write the repaired state dict.")],
+    out: Annotated[Path, typer.Option("--out", help="Where to write the repaired checkpoint (.pt or .safetensors).")],
     weights: WeightsOption = None,
     variance: Annotated[str, typer.Option(help="'total' over all values, or 'within' batches.")] = "total",
-    max_batches: Annotated[int | None, typer.Option(help="Read at most this many batches.")] = None,
+    upstream: Annotated[str, typer.Option(help="What layers normalise with: 'population' or 'batch'.")] = "population",
+    until: Annotated[float | None, typer.Option(help="Stop once the worst standard error, in std, is below.")] = None,
+    max_samples: Annotated[int | None, typer.Option(help="Stop after this many samples.")] = None,
+    bank: Annotated[str | None, typer.Option(help="Write the statistics of this bank.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A file to continue from after a kill.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Re-estimate the running statistics from data and write the repaired weights."""
+    """Re-estimate the running statistics from data and write the repaired checkpoint, all else in it as it was."""
     net = _model(model, weights)
-    shown = sys.stderr.isatty()
-    result = recalibrate_model(net, _batches(data), variance=variance, max_batches=max_batches, show_progress=shown)
-    save_state(net.state_dict(), out)
+    result = recalibrate_model(
+        net,
+        _batches(data),
+        variance=variance,
+        upstream=upstream,
+        until=until,
+        max_samples=max_samples,
+        bank=bank,
+        resume=resume,
+    )
+    state = net.state_dict()
+    if weights is None:
+        save_state(state, out)
+    else:
+        archive = load_archive(weights)
+        save_archive(archive.replaced(changed(state, archive.state)), out)
     if as_json:
-        rows = {
-            name: {
-                "count": row.count,
-                "mean_shift": row.mean_shift,
-                "standard_error": row.standard_error,
-                "var_ratio": row.var_ratio,
-            }
-            for name, row in result.layers.items()
-        }
-        summary = {"samples": result.samples, "batches": result.batches, "layers": rows, "out": str(out)}
-        print(json.dumps(finite(summary), indent=2))
+        print(json.dumps(finite({**summary(result), "out": str(out)}), indent=2))
     else:
         Console().print(result)
         Console().print(f"wrote {out}", soft_wrap=True)

@@ -19,6 +19,7 @@ from batchnorm.models.ranks import rank_report as rank_report
 from batchnorm.models.ranks import sync_statistics as sync_statistics
 from batchnorm.models.recalibrate import Recalibration as Recalibration
 from batchnorm.models.recalibrate import recalibrate as recalibrate
+from batchnorm.models.recalibration.update_bn import update_bn as update_bn
 from batchnorm.models.surgery import convert as convert
 from batchnorm.models.surgery import to_stock as to_stock
 from batchnorm.models.union import union as union
