@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -77,8 +78,7 @@ class Meeting:
             for attendee in attendees.values():
                 attendee.go.release()
             for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+                _join(thread)
         return list(attendees.values())
 
     def _preside(self, attendees: dict[int, Attendee]) -> None:
@@ -150,6 +150,16 @@ def _start(threads: list[threading.Thread]) -> None:
             thread.start()
         except RuntimeError as error:
             raise TooManyThreads(f"{len(threads)} threads could not be started") from error
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for a thread to end; one whose start was interrupted may be running without being known as started."""
+    while thread.ident is not None:
+        try:
+            thread.join()
+            return
+        except RuntimeError:
+            time.sleep(0.001)
 
 
 @contextmanager
