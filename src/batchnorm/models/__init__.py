@@ -10,6 +10,10 @@ from batchnorm.models.contexts import bank as bank
 from batchnorm.models.contexts import masked as masked
 from batchnorm.models.contexts import mode as mode
 from batchnorm.models.find import batch_norm_layers as batch_norm_layers
+from batchnorm.models.folding.channels import ChannelAffine as ChannelAffine
+from batchnorm.models.folding.fold import fold as fold
+from batchnorm.models.folding.result import FoldedLayer as FoldedLayer
+from batchnorm.models.folding.result import Folding as Folding
 from batchnorm.models.modes import freeze as freeze
 from batchnorm.models.modes import is_frozen as is_frozen
 from batchnorm.models.modes import pause as pause

@@ -41,18 +41,30 @@ def _single(ends: Ends | None) -> str | None:
     return next(iter(ends)) if ends is not None and len(ends) == 1 else None
 
 
-class _Tracer(fx.Tracer):
-    """Batch norm layers are whole, whoever wrote them; so is what is parametrized."""
+class WholeLayers(fx.Tracer):
+    """Batch norm layers are whole, whoever wrote them; so are linear maps and what is parametrized."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, _BatchNorm) or nn.utils.parametrize.is_parametrized(m)
+        """Whether a module is kept as one node."""
+        whole = isinstance(m, _WHOLE) or nn.utils.parametrize.is_parametrized(m) or is_frozen_copy(m)
         return whole or super().is_leaf_module(m, module_qualified_name)
+
+
+_WHOLE = (
+    _BatchNorm, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+
+
+def is_frozen_copy(module: nn.Module) -> bool:
+    """Whether a module is torchvision's or detectron2's `FrozenBatchNorm2d`: constants, and no subclass of torch's."""
+    held = module._buffers.keys() >= {"weight", "bias", "running_mean", "running_var"}
+    return held and type(module).__name__ == "FrozenBatchNorm2d" and hasattr(module, "eps")
 
 
 def links(model: nn.Module) -> Links:
     """Which module feeds which in this model."""
     try:
-        graph = _Tracer().trace(model)
+        graph = WholeLayers().trace(model)
     except Exception:
         # Any model may fail in its own way under symbolic tracing; what is certain without it is little.
         return _sequential_links(model)
