@@ -213,6 +213,13 @@ def test_a_linear_map_whose_output_is_used_elsewhere():
         assert "also goes to" in folded(trained(case), random(2, 3, 6, 6)).left["parts.1"]
 
 
+def test_a_map_between_two_layers_absorbs_both():
+    chain = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    result = folded(trained(chain), random(2, 4, 6, 6), layers=True)
+    assert {row.went for row in result.layers.values()} == {"2"}
+    assert all(row.max_rel_error < 1e-12 for row in result.layers.values())
+
+
 def test_shared_modules():
     conv, bn = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
     # The pair is used twice: one fold serves both.

@@ -50,6 +50,20 @@ class WholeLayers(fx.Tracer):
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
+def trace(model: nn.Module) -> fx.Graph | None:
+    """The graph of a model, which is left as it was; None where it cannot be traced."""
+    before = set(model.__dict__)
+    try:
+        return WholeLayers().trace(model)
+    except Exception:
+        # Any model may fail in its own way under symbolic tracing.
+        return None
+    finally:
+        # fx stores tensors that it meets as constants on the model it traces.
+        for name in set(model.__dict__) - before:
+            del model.__dict__[name]
+
+
 _WHOLE = (
     _BatchNorm, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
@@ -63,10 +77,9 @@ def is_frozen_copy(module: nn.Module) -> bool:
 
 def links(model: nn.Module) -> Links:
     """Which module feeds which in this model."""
-    try:
-        graph = WholeLayers().trace(model)
-    except Exception:
-        # Any model may fail in its own way under symbolic tracing; what is certain without it is little.
+    graph = trace(model)
+    if graph is None:
+        # What is certain without a trace is little.
         return _sequential_links(model)
     found = Links()
     for node in graph.nodes:

@@ -70,7 +70,7 @@ def verified(model: nn.Module, folds: list[Fold], example: Example) -> tuple[lis
 
     The error is NaN where the model cannot run in float64; folds are then held to a looser limit.
     """
-    names = {name for fold in folds for name in fold.watched}
+    names = {name for fold in folds for name in (fold.name, *fold.maps)}
     try:
         was, held = outputs_of(copy.deepcopy(model).eval().double(), example, names, double=True)
         double = True
@@ -80,13 +80,13 @@ def verified(model: nn.Module, folds: list[Fold], example: Example) -> tuple[lis
         double = False
     while True:
         try:
-            output, now = outputs_of(build(model, folds, double=double), example, _watched(folds), double=double)
+            output, now = outputs_of(build(model, folds, double=double), example, watched(folds), double=double)
         except Exception as error:
             folds = _drop(folds, _alone(model, folds, example, was, double), f"the folded model raised {error}")
             continue
-        wrong = next((f for f in folds if not _holds(f, held, now, double)), None)
+        wrong = next((f for f in folds if not _small(gap_of(f, folds, held, now), double)), None)
         if wrong is not None:
-            gap = _gap(wrong, held, now)
+            gap = gap_of(wrong, folds, held, now)
             folds = _drop(
                 folds, [wrong], f"on the example its output would differ by {gap.relative:.1e} of the largest"
             )
@@ -98,22 +98,20 @@ def verified(model: nn.Module, folds: list[Fold], example: Example) -> tuple[lis
         folds = _drop(folds, _alone(model, folds, example, was, double), words)
 
 
-def _watched(folds: list[Fold]) -> set[str]:
-    return {name for fold in folds for name in fold.watched}
+def watched(folds: list[Fold]) -> set[str]:
+    """The modules to compare."""
+    return {name for fold in folds for name in fold.watched(folds)}
 
 
-def _gap(fold: Fold, held: dict[str, Any], now: dict[str, Any]) -> Difference:
+def gap_of(fold: Fold, folds: list[Fold], held: dict[str, Any], now: dict[str, Any]) -> Difference:
+    """How far the outputs that a fold answers for moved."""
     worst = NONE
-    for name in fold.watched:
+    for name in fold.watched(folds):
         if len(held[name]) != len(now[name]):
             return Difference(torch.inf, torch.inf)
         for a, b in zip(held[name], now[name], strict=True):
             worst = worst.worse(difference(a, b))
     return worst
-
-
-def _holds(fold: Fold, held: dict[str, Any], now: dict[str, Any], double: bool) -> bool:
-    return _small(_gap(fold, held, now), double)
 
 
 def _small(gap: Difference, double: bool) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from batchnorm.models.graph import WholeLayers
+from batchnorm.models.graph import trace
 
 Step = tuple[Any, ...]
 
@@ -98,10 +98,8 @@ def flow_of(model: nn.Module) -> Flow:
 
 
 def _add(flow: Flow, module: nn.Module, prefix: str, uses: dict[nn.Module, int]) -> None:
-    try:
-        graph = WholeLayers().trace(module)
-    except Exception:
-        # Any model may fail in its own way under symbolic tracing.
+    graph = trace(module)
+    if graph is None:
         _add_parts(flow, module, prefix, uses)
         return
     known = dict(module.named_modules())

@@ -11,12 +11,12 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm.errors import BatchNormError, check
 from batchnorm.models.folding.absorb import LINEAR_MAPS, channel_range
-from batchnorm.models.folding.build import build, verified
+from batchnorm.models.folding.build import build, gap_of, verified, watched
 from batchnorm.models.folding.channels import affine_of, normalization_layers
 from batchnorm.models.folding.flow import flow_of
 from batchnorm.models.folding.plan import Fold, Planner
 from batchnorm.models.folding.result import FoldedLayer, Folding
-from batchnorm.models.folding.run import Example, compare, difference, observe, outputs_of, seconds
+from batchnorm.models.folding.run import Example, compare, observe, outputs_of, seconds
 
 
 def fold(
@@ -105,18 +105,15 @@ def _result(
     original: nn.Module, folds: list[Fold], example: Example, exact: float, layers: bool, timing: int
 ) -> Folding:
     model = build(original, folds)
-    names = {name for fold in folds for name in fold.watched} if layers else set[str]()
+    names = watched(folds) if layers else set[str]()
     was, held = outputs_of(original, example, names)
     output, now = outputs_of(model, example, names)
     whole = compare(was, output)
     rows: dict[str, FoldedLayer] = {}
     for fold in folds:
-        gap = None
-        for name in fold.watched if layers else ():
-            for a, b in zip(held[name], now[name], strict=True):
-                gap = difference(a, b) if gap is None else gap.worse(difference(a, b))
+        gap = gap_of(fold, folds, held, now) if layers and fold.kind != "keep" else (None, None)
         went = ", ".join(fold.maps) if fold.maps else {"affine": "affine", "keep": "kept"}[fold.kind]
-        rows[fold.name] = FoldedLayer(went, *(gap if gap is not None else (None, None)))
+        rows[fold.name] = FoldedLayer(went, *gap)
     before, after = dict(original.named_modules()), dict(model.named_modules())
     ranges: dict[str, Any] = {}
     for name in dict.fromkeys(name for fold in folds for name in fold.maps):

@@ -26,10 +26,20 @@ class Fold:
     padded: tuple[str, ...] = ()
     reason: str = ""
 
-    @property
-    def watched(self) -> tuple[str, ...]:
-        """The modules whose outputs must stay what they were."""
-        return self.maps if self.kind == "before" else () if self.kind == "keep" else (self.name,)
+    def watched(self, folds: list[Fold]) -> tuple[str, ...]:
+        """The modules whose outputs must be what they were, with all these folds made.
+
+        Where a map absorbed several layers, only the output of the last of them exists any more.
+        """
+        if self.kind == "keep":
+            return ()
+        names = self.maps if self.kind == "before" else (self.name,)
+        if self.kind == "affine":
+            return names
+        last = {name: fold.name for fold in folds if fold.kind == "after" for name in fold.maps}
+        if self.kind == "after":
+            return _names(last[name] for name in self.maps)
+        return _names(last.get(name, name) for name in self.maps)
 
 
 @dataclass
