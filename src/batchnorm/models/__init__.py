@@ -1,6 +1,11 @@
 """One model: modes, contexts, surgery and recalibration."""
 
 from batchnorm.models.activations import fuse_activations as fuse_activations
+from batchnorm.models.adapting.adapt import Adaptation as Adaptation
+from batchnorm.models.adapting.adapt import AdaptedLayer as AdaptedLayer
+from batchnorm.models.adapting.adapt import adapt as adapt
+from batchnorm.models.adapting.adapt import unadapt as unadapt
+from batchnorm.models.adapting.decide import Choice as Choice
 from batchnorm.models.affine import Centred as Centred
 from batchnorm.models.affine import affine_penalty as affine_penalty
 from batchnorm.models.affine import center_weights as center_weights
