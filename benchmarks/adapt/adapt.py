@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from batchnorm.demo.data import load_digits
-from batchnorm.models import adapt
+from batchnorm.layers import Mixture
+from batchnorm.models import adapt, batch_norm_layers, unadapt
+from batchnorm.models.adapting.layers import begin
 
-STREAM = 500
+STREAM = 512
+
+
+@dataclass(frozen=True)
+class Batches(Mixture):
+    """Mixture over batches of a size, as groups of one forward: what a loop over batches gives, sooner."""
+
+    size: int = 1
+
+    def groups(self, samples: int) -> int:
+        """As many as there are batches."""
+        return samples // self.size
 
 
 def network(size: int, width: int) -> nn.Sequential:
-    """Three convolutions with batch norm."""
+    """Three convolutions with batch norm; larger images are halved once more, at the start."""
     layers: list[nn.Module] = []
-    for before, after, stride in ((1, width, 1), (width, 2 * width, 2), (2 * width, 2 * width, 1 if size < 20 else 2)):
+    for before, after, stride in ((1, width, 1 if size < 20 else 2), (width, 2 * width, 2), (2 * width, 2 * width, 1)):
         layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10))
 
@@ -63,32 +76,57 @@ def load(name: str, folder: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor
         )
         parts.append(torch.from_numpy(read(f"{part}-labels-idx1-ubyte", 8).copy()).long())
     order = torch.randperm(len(parts[2]), generator=torch.Generator().manual_seed(0))[:STREAM]
-    return parts[0], parts[1], parts[2][order], parts[3][order], {"epochs": 3, "batch": 128}
+    return parts[0][:20000], parts[1][:20000], parts[2][order], parts[3][order], {"epochs": 4, "batch": 128}
 
 
 @torch.no_grad()
-def error(model: nn.Module, x: Tensor, y: Tensor, size: int) -> float:
+def error(model: nn.Module, x: Tensor, y: Tensor, size: int = STREAM) -> float:
     """Percent wrong, in batches of a size."""
     guesses = torch.cat([model(batch).argmax(1) for batch in x.split(size)])
     return 100 * float((guesses != y).float().mean())
 
 
-def contenders(x: Tensor) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """A name, the batch size of the stream, and the arguments of `adapt`."""
-    yield "stored", 64, {"mode": "stored"}
+def fixed(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """The error of every choice that a user could make beforehand."""
+    found = {"stored": error(model, x, y)}
+    rules: dict[str, Batches] = {}
     for n in (1, 2, 4, 8, 16, 32, 64):
-        yield f"batch n={n}", n, {"mode": "batch"}
-    for n in (4, 16, 64):
-        yield f"prior 16 n={n}", n, {"mode": "prior"}
-        yield f"alpha .5 n={n}", n, {"mode": "alpha"}
-        yield f"running n={n}", n, {"mode": "running"}
-    yield "example .1", 64, {"mode": "example"}
-    yield "domain, all", 64, {"mode": "domain", "data": x.split(16)}
-    yield "domain, first 128", 64, {"mode": "domain", "data": x[:128].split(16)}
-    yield "auto, all", 64, {"data": x.split(16)}
-    yield "auto, first 128", 64, {"data": x[:128].split(16)}
-    yield "auto, first 32", 64, {"data": x[:32].split(16)}
-    yield "auto, all, pool", 64, {"data": x.split(16), "if_sorted": "pool"}
+        rules[f"batch n={n}"] = Batches(weight=1.0, per="batch", size=n)
+    for n in (1, 4, 16, 64):
+        rules[f"prior 16 n={n}"] = Batches(prior=16.0, per="batch", size=n)
+        rules[f"alpha .5 n={n}"] = Batches(weight=0.5, per="batch", size=n)
+    rules["example .1"] = Batches(weight=0.1, per="batch", size=1)
+    layers = batch_norm_layers(model).values()
+    for name, rule in rules.items():
+        for layer in layers:
+            begin(layer, rule)
+        found[name] = error(model, x, y)
+    unadapt(model)
+    for n in (16, 64):
+        adapt(model, mode="running")
+        found[f"running 64 n={n}"] = error(model, x, y, n)
+        unadapt(model)
+    for name, part in (("domain, all", x), ("domain, first 128", x[:128])):
+        adapt(model, part.split(128), "domain")
+        found[name] = error(model, x, y)
+        unadapt(model)
+    return found
+
+
+def automatic(model: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, float], dict[str, str]]:
+    """The error of what `adapt` chooses by itself, and its reasons."""
+    found: dict[str, float] = {}
+    choices: dict[str, str] = {}
+    for name, part, if_sorted in (
+        ("auto, all", x, "refuse"),
+        ("auto, first 128", x[:128], "refuse"),
+        ("auto, first 32", x[:32], "refuse"),
+        ("auto, all, pool", x, "pool"),
+    ):
+        result = adapt(model, part.split(128), if_sorted=if_sorted)
+        found[name], choices[name] = error(model, x, y), str(result.choice)
+        result.undo()
+    return found, choices
 
 
 def main() -> None:
@@ -96,33 +134,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=("digits", "fashion"))
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--add", action="store_true", help="to the rows of other seeds that are there")
     arguments = parser.parse_args()
     train_x, train_y, test_x, test_y, how = load(arguments.data, arguments.folder)
     kinds = SEEN if arguments.data == "digits" else (*SEEN, *UNSEEN)
     sorting = test_y.argsort(stable=True)
     rows: list[dict[str, Any]] = []
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         model = train(train_x, train_y, seed, **how)
         draw = torch.Generator().manual_seed(seed)
         for kind, severity in [("clean", 0), *((k, s) for k in kinds for s in range(1, 6))]:
             images = corrupt(test_x, kind, severity, draw)
             for stream, order in (("mixed", torch.arange(len(images))), ("sorted", sorting)):
                 x, y = images[order], test_y[order]
-                errors: dict[str, float] = {}
-                choices: dict[str, str] = {}
-                for name, size, options in contenders(x):
-                    result = adapt(model, **options)
-                    errors[name] = round(error(model, x, y, size), 2)
-                    if name.startswith("auto"):
-                        choices[name] = str(result.choice)
-                    result.undo()
+                errors = fixed(model, x, y)
+                chosen, choices = automatic(model, x, y)
+                errors = {name: round(value, 2) for name, value in {**errors, **chosen}.items()}
                 row = {"seed": seed, "kind": kind, "severity": severity, "stream": stream}
                 rows.append({**row, "errors": errors, "choices": choices})
-                print(*row.values(), {k: errors[k] for k in ("stored", "batch n=16", "domain, all", "auto, all")})
+                print(
+                    *row.values(),
+                    {k: errors[k] for k in ("stored", "batch n=16", "domain, all", "auto, all")},
+                    flush=True,
+                )
     out = Path(__file__).with_name(f"{arguments.data}.json")
-    result = {"torch": torch.__version__, "stream": STREAM, "rows": rows}
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.add and out.exists():
+        rows += [row for row in json.loads(out.read_text())["rows"] if row["seed"] not in arguments.seeds]
+    rows.sort(key=lambda row: (row["seed"], row["stream"], row["kind"], row["severity"]))
+    out.write_text(json.dumps({"torch": torch.__version__, "stream": STREAM, "rows": rows}) + "\n")
 
 
 if __name__ == "__main__":
