@@ -67,4 +67,4 @@ def test_a_folded_model_has_no_normalization():
     x = torch.randn(4, 3, 8, 8) + 1
     check(fold(used(Net("batchnorm")), x, timing=0).model, x, 0)
     alone = fold(nn.Sequential(nn.ReLU(), batchnorm.BatchNorm2d(3)).eval(), x, timing=0).model
-    assert set(nodes(check(alone, x, 0))) == {"Relu", "Mul", "CastLike", "Add"}  # the cast is to its own type
+    assert {"Mul", "Add"} <= set(nodes(check(alone, x, 0, optimize=True))) <= {"Relu", "Mul", "Add"}

@@ -46,7 +46,7 @@ class ChannelAffine(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Of any rank, in the input's dtype."""
         shape = [1] * input.dim()
-        shape[self.channel_axis] = -1
+        shape[self.channel_axis] = len(self.weight)
         return torch.addcmul(self.bias.view(shape), input, self.weight.view(shape)).to(input.dtype)
 
     def extra_repr(self) -> str:
