@@ -457,6 +457,19 @@ def test_training_mode_dropout_and_outputs_of_any_structure():
     assert result.left == {}
 
 
+def test_tracing_leaves_nothing_on_the_model_and_compiled_models_are_folded_before():
+    def read(x, conv, bn):
+        return bn(conv(x)) + sum(p.sum() for p in conv.parameters())
+
+    model = trained(Through(read, nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    before = set(vars(model))
+    batchnorm.models.graph.links(model)
+    assert set(vars(model)) == before
+    assert "would differ" in folded(model, random(2, 3, 6, 6)).left["parts.1"]
+    plain = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    assert fold(torch.compile(plain), random(2, 3, 6, 6), timing=0).left == {}
+
+
 def test_errors():
     model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     for wrong, words in (

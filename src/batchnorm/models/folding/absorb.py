@@ -26,10 +26,15 @@ def inputs(module: Any) -> int:
 
 def channel_range(module: Any) -> Tensor:
     """The largest absolute weight of each output channel."""
-    weight = module.weight.detach().double().abs()
+    weight = wide(module.weight).abs()
     if isinstance(module, TRANSPOSED):
         weight = _by_group(weight, module.groups).movedim(2, 1).flatten(0, 1)
     return weight.flatten(1).amax(1)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU: some devices have none."""
+    return tensor.detach().to("cpu", torch.float64)
 
 
 def _by_group(weight: Tensor, groups: int) -> Tensor:
@@ -38,10 +43,10 @@ def _by_group(weight: Tensor, groups: int) -> Tensor:
 
 
 def absorb_after(module: Any, scale: Tensor, shift: Tensor) -> None:
-    """Let the map give `scale * y + shift`; both `(outputs,)` in float64, or of length 1."""
+    """Let the map give `scale * y + shift`; both `(outputs,)` in float64 on the CPU, or of length 1."""
     _plain(module)
     scale, shift = scale.expand(outputs(module)), shift.expand(outputs(module))
-    weight = module.weight.detach().double()
+    weight = wide(module.weight)
     if isinstance(module, TRANSPOSED):
         grouped = _by_group(weight, module.groups)
         along = scale.view(module.groups, 1, -1, *[1] * (weight.dim() - 2))
@@ -60,7 +65,7 @@ def absorb_before(module: Any, scale: Tensor, shift: Tensor) -> None:
     _plain(module)
     repeats = inputs(module) // len(scale)
     scale, shift = scale.repeat_interleave(repeats), shift.repeat_interleave(repeats)
-    weight = module.weight.detach().double()
+    weight = wide(module.weight)
     tail = [1] * (weight.dim() - 2)
     if isinstance(module, nn.Linear):
         new, extra = weight * scale, weight @ shift
@@ -119,18 +124,15 @@ def _plain(module: Any) -> None:
 
 
 def _bias(module: Any) -> Tensor:
-    weight: Tensor = module.weight
-    if module.bias is None:
-        return torch.zeros(outputs(module), dtype=torch.float64, device=weight.device)
-    return module.bias.detach().double()
+    return torch.zeros(outputs(module), dtype=torch.float64) if module.bias is None else wide(module.bias)
 
 
 def _set(module: Any, weight: Tensor, bias: Tensor) -> None:
     # New parameters: the old ones may be shared with a module that is not folded into.
-    trains, dtype = module.weight.requires_grad, module.weight.dtype
+    trains, like = module.weight.requires_grad, {"device": module.weight.device, "dtype": module.weight.dtype}
     layout = torch.channels_last if _is_channels_last(module.weight) else torch.contiguous_format
-    module.weight = nn.Parameter(weight.to(dtype).contiguous(memory_format=layout), requires_grad=trains)
-    module.bias = nn.Parameter(bias.to(dtype), requires_grad=trains)
+    module.weight = nn.Parameter(weight.to(**like).contiguous(memory_format=layout), requires_grad=trains)
+    module.bias = nn.Parameter(bias.to(**like), requires_grad=trains)
 
 
 def _is_channels_last(weight: Tensor) -> bool:

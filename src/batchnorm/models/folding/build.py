@@ -27,7 +27,7 @@ def build(model: nn.Module, folds: list[Fold], *, double: bool = False) -> nn.Mo
             continue
         affine, layer = fold.affine, modules[fold.name]
         device = next(iter(layer.buffers())).device
-        scale, shift = affine.scale.to(device), affine.shift.to(device)
+        scale, shift = affine.scale, affine.shift
         new: nn.Module = nn.Identity()
         if fold.kind == "affine":
             new = affine.module(torch.float64 if double else affine.dtype).to(device)
@@ -46,7 +46,7 @@ def build(model: nn.Module, folds: list[Fold], *, double: bool = False) -> nn.Mo
 
 def _padded(conv: Any, values: Any) -> nn.Module:
     """The convolution behind a padding of its own."""
-    pad = PadChannels(list(conv._reversed_padding_repeated_twice), values.to(conv.weight.dtype))
+    pad = PadChannels(list(conv._reversed_padding_repeated_twice), values.to(conv.weight))
     conv.padding = tuple(0 for _ in conv.kernel_size)
     conv._reversed_padding_repeated_twice = [0] * len(pad.padding)
     return nn.Sequential(pad, conv)

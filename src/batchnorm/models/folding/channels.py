@@ -12,6 +12,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm, Mixture
 from batchnorm.models.activations import activation_of
 from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.folding.absorb import wide
 from batchnorm.models.graph import is_frozen_copy
 
 
@@ -55,7 +56,7 @@ class ChannelAffine(nn.Module):
 
 
 class Affine(NamedTuple):
-    """`tail(scale * x + shift)` with float64 vectors `(C,)`; tail is an activation or None."""
+    """`tail(scale * x + shift)` with float64 vectors `(C,)` on the CPU; tail is an activation or None."""
 
     scale: Tensor
     shift: Tensor
@@ -93,12 +94,12 @@ def affine_of(layer: nn.Module) -> Affine | str:
         mean, var = layer.stat("running_mean"), layer.stat("running_var")
         weight, bias = layer.affine_part("weight"), layer.affine_part("bias")
         tail, axis = None if layer.activation is None else activation_of(layer), layer.channel_axis
-    scale = torch.rsqrt(var.detach().double() + held.eps)
+    scale = torch.rsqrt(wide(var) + held.eps)
     if weight is not None:
-        scale = scale * weight.detach().double()
-    shift = -mean.detach().double() * scale
+        scale = scale * wide(weight)
+    shift = -wide(mean) * scale
     if bias is not None:
-        shift = shift + bias.detach().double()
+        shift = shift + wide(bias)
     trains = weight is not None and weight.requires_grad
     return Affine(scale, shift, tail, axis, mean.dtype if weight is None else weight.dtype, trains)
 

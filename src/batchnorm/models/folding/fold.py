@@ -66,6 +66,8 @@ def fold(
     check(rest in ("affine", "keep"), "rest", "'affine' or 'keep'", repr(rest))
     check(padding in ("refuse", "explicit"), "padding", "'refuse' or 'explicit'", repr(padding))
     check(timing >= 0, "timing", "0 or more rounds", timing)
+    # Folded before it is compiled: what torch.compile returns holds the module it was given.
+    model = getattr(model, "_orig_mod", model)
     found = normalization_layers(model)
     example = Example(example_input)
     for name, module in model.named_modules():

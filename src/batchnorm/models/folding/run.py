@@ -101,7 +101,7 @@ def difference(was: Tensor, now: Tensor) -> Difference:
         return Difference(torch.inf, torch.inf)
     if was.numel() == 0:
         return NONE
-    a, b = was.double(), now.double()
+    a, b = (t.detach().cpu().double() for t in (was, now))
     gap = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).nan_to_num(torch.inf, torch.inf)
     size = torch.where(a.isfinite(), a.abs(), 0.0)
     most, largest = float(gap.max()), float(size.max())
