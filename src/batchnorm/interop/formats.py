@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def target_for(target: Any, like: Any, source: Weights) -> tuple[Weights, Path |
     """
     if target in ("torch", "flax") if isinstance(target, str) else False:
         blank: Callable[[Weights], Weights] = torch_.blank_state if target == "torch" else flax_format.blank_tree
-        return (read(like, "like") if like is not None else blank(source)), None
+        return (_names_of(like) if like is not None else blank(source)), None
     if not isinstance(target, str | Path):
         return read(target, "target"), None
     path = Path(target)
@@ -85,7 +86,7 @@ def target_for(target: Any, like: Any, source: Weights) -> tuple[Weights, Path |
     if not path.parent.is_dir():
         raise BatchNormError(f"target must lie in an existing folder; there is none at {path.parent}")
     if like is not None:
-        template = read(like, "like")
+        template = _names_of(like)
         if _family(template) != _family_of(path):
             raise BatchNormError(f"like must be of the target's format, {path.suffix}; it was {_say(like)}")
         return template, path
@@ -96,11 +97,20 @@ def target_for(target: Any, like: Any, source: Weights) -> tuple[Weights, Path |
     raise BatchNormError(f"like must be given for {path.suffix}: a file of the target's architecture, whose weights go")
 
 
+def _names_of(like: Any) -> Weights:
+    """A template; of a torch model only what its state dict holds, so that the model itself stays as it is."""
+    template = read(like, "like")
+    if template.format != "torch module":
+        return template
+    layers = [replace(layer, eps=None, momentum=None) for layer in template.layers]
+    return replace(template, format="torch", layers=layers, source=like.state_dict())
+
+
 def write(target: Weights, raw: Mapping[Any, Any], settings: Settings, path: Path | None) -> Any:
     """Put the new arrays and settings where they belong; the object or the path that now holds them."""
     result = _write(target, raw, settings, path)
-    if path is not None and target.format in ("torch", "torch module"):
-        save_state(result if isinstance(result, dict) else result.state_dict(), path)
+    if path is not None and target.format == "torch":
+        save_state(result, path)
     elif path is not None and target.format == "flax":
         save_tree(result, path)
     return result if path is None else path
@@ -108,8 +118,6 @@ def write(target: Weights, raw: Mapping[Any, Any], settings: Settings, path: Pat
 
 def _write(target: Weights, raw: Mapping[Any, Any], settings: Settings, path: Path | None) -> Any:
     if target.format == "torch module":
-        if path is not None:  # a model that only lent its names keeps its own weights
-            return torch_.write_state(target, raw)
         return torch_.write_module(target, raw, settings)
     if target.format == "keras model":
         return keras_models.write_keras_model(target, raw, settings)

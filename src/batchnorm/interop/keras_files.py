@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from batchnorm.errors import BatchNormError
-from batchnorm.files import write_atomically
 from batchnorm.interop.extras import needs
 from batchnorm.interop.keras_layers import Variable, layers_of
 from batchnorm.interop.statistics import torch_momentum
 from batchnorm.interop.weights import Layer, Weights
+from batchnorm.interop.whole_files import write_bytes
 
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
 
@@ -65,18 +65,15 @@ def write_keras_file(
             _set_settings(legacy, settings, names)
             file.attrs["model_config"] = json.dumps(legacy)
     if template.suffix != ".keras":
-        write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
-        return path
+        return write_bytes(path, buffer.getvalue())
     _set_settings(config, settings, names)
 
-    def write(temporary: Path) -> None:
-        with zipfile.ZipFile(template) as old, zipfile.ZipFile(temporary, "w") as new:
-            for entry in old.namelist():
-                replaced = {_WEIGHTS: buffer.getvalue(), _CONFIG: json.dumps(config).encode()}
-                new.writestr(entry, replaced.get(entry) or old.read(entry))
-
-    write_atomically(path, write)
-    return path
+    replaced = {_WEIGHTS: buffer.getvalue(), _CONFIG: json.dumps(config).encode()}
+    whole = io.BytesIO()
+    with zipfile.ZipFile(template) as old, zipfile.ZipFile(whole, "w") as new:
+        for entry in old.namelist():
+            new.writestr(entry, replaced.get(entry) or old.read(entry))
+    return write_bytes(path, whole.getvalue())
 
 
 def _contents(path: Path) -> tuple[bytes, dict[str, Any]]:
@@ -88,7 +85,7 @@ def _contents(path: Path) -> tuple[bytes, dict[str, Any]]:
 
 def _read_named(file: Any, settings: dict[str, tuple[str, dict[str, Any]]]) -> tuple[list[Layer], dict[Any, Any]]:
     """The older layout: every variable under its own name, a nested model's in one group."""
-    root = file["model_weights"] if "model_weights" in file else file
+    root = file.get("model_weights", file)
     layers: list[Layer] = []
     raw: dict[Any, Any] = {}
     for outer in (_text(n) for n in root.attrs["layer_names"]):

@@ -1,4 +1,4 @@
-"""What a Keras layer's variables are, from its class and settings or, where a file lacks those, from names and shapes."""
+"""What a Keras layer's variables are: from its class and settings, or from names and shapes where a file has none."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def layers_of(
         names = _names(name, kind, config, variables)
     keyed = {str(n): v for n, v in zip(names, variables, strict=True)}
     if kind == "separable":
-        depth, point = (Slot(keyed[n].key, lay) for n, lay in (("depthwise_kernel", "last:depthwise"), ("pointwise_kernel", layout)))  # fmt: skip
+        depth = Slot(keyed["depthwise_kernel"].key, "last:depthwise")
+        point = Slot(keyed["pointwise_kernel"].key, layout)
         bias = {"bias": Slot(keyed["bias"].key, "vector")} if "bias" in keyed else {}
         return [
             Layer(f"{name}/depthwise", "conv", {"weight": depth}),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from batchnorm.errors import BatchNormError
-from batchnorm.files import write_atomically
 from batchnorm.interop.extras import needs
 from batchnorm.interop.statistics import torch_momentum
 from batchnorm.interop.weights import Layer, Slot, Weights
+from batchnorm.interop.whole_files import write_bytes
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -100,12 +99,11 @@ def write_onnx(
             tensor.CopyFrom(onnx.numpy_helper.from_array(raw[tensor.name], tensor.name))
     by_key = {layer.slots["running_mean"].key: layer.name for layer in target.layers if layer.kind == "batch_norm"}
     for node in model.graph.node:
-        name = by_key.get(node.input[3]) if node.op_type == "BatchNormalization" else None
+        name = by_key.get(node.input[3], "") if node.op_type == "BatchNormalization" else ""
         if name in settings:
             eps, momentum = settings[name]
             wanted = {"epsilon": eps} | ({} if momentum is None else {"momentum": torch_momentum(momentum)})
             for attribute in [a for a in node.attribute if a.name in wanted]:
                 node.attribute.remove(attribute)
             node.attribute.extend(onnx.helper.make_attribute(k, float(v)) for k, v in wanted.items())
-    write_atomically(path, lambda temporary: temporary.write_bytes(model.SerializeToString()))
-    return Path(os.fspath(path))
+    return write_bytes(path, model.SerializeToString())

@@ -26,14 +26,20 @@ class Pair(NamedTuple):
 
 
 def pair(
-    source: Weights, target: Weights, mapping: Mapping[str, str] | None = None, *, partial: bool = False
+    source: Weights,
+    target: Weights,
+    mapping: Mapping[str, str] | None = None,
+    *,
+    partial: bool = False,
+    trust_numbers: bool = False,
 ) -> list[Pair]:
     """Pair the layers of two models.
 
     A mapping comes first. Then layers of one kind and shape are paired by name where all their
-    names agree (up to separators, case and containers), alone where the shape occurs once, and
-    else by order: the definition order where both formats keep one and the whole sequences of kinds
-    and shapes agree, or the numbers in names that differ in nothing else.
+    names agree (up to separators, case and containers), or alone where the shape occurs once. The
+    order in which both models define their layers counts if the whole sequences of kinds and shapes
+    agree. With trust_numbers the order within one kind and shape counts too, where the names differ
+    in numbers alone: then a shortcut that one model makes before the branch beside it goes unseen.
 
     Raises:
         BatchNormError: a mapping that names no layer or joins unequal shapes; layers that several
@@ -47,13 +53,16 @@ def pair(
     goal_groups, unclear = _groups(target, goals), []
     for signature, members in _groups(source, rest).items():
         partners = goal_groups.get(signature, [])
-        found = _pair_group(source, target, names, members, partners)
+        found = _pair_group(source, target, names, members, partners, trust_numbers)
         if found:
             pairs += found
         elif partners:
             unclear.append(_several(signature, members, partners))
     if unclear:
-        raise BatchNormError(f"map must say which layer is which where shapes do not: {'; '.join(unclear)}")
+        raise BatchNormError(
+            "map must say which layer is which where names and shapes do not (or trust_numbers, that the numbers in "
+            f"names are the order): {'; '.join(unclear)}"
+        )
     rest, goals = _left(source, target, pairs)
     if (rest or goals) and not partial:
         sides = (("source", source, rest), ("target", target, goals))
@@ -78,7 +87,7 @@ def _by_sequence(source: Weights, target: Weights, names: _Names, rest: list[Lay
 
 
 def _pair_group(
-    source: Weights, target: Weights, names: _Names, members: list[Layer], partners: list[Layer]
+    source: Weights, target: Weights, names: _Names, members: list[Layer], partners: list[Layer], trust_numbers: bool
 ) -> list[Pair]:
     """Layers of one kind and shape; none where nothing says which is which."""
     if len(members) != len(partners):
@@ -88,8 +97,8 @@ def _pair_group(
         return named
     if len(members) == 1:
         return [Pair(members[0], partners[0], "shape")]
-    if source.ordered and target.ordered:
-        return []  # the sequences of the models differ, so neither order says anything about the other
+    if not trust_numbers:
+        return []
     ours, theirs = _in_order(members, source.ordered), _in_order(partners, target.ordered)
     return [Pair(a, b, "order") for a, b in zip(ours or [], theirs or [], strict=False)]
 
@@ -159,13 +168,11 @@ def tokens(name: str) -> tuple[str, ...]:
 
 def _in_order(layers: list[Layer], ordered: bool) -> list[Layer] | None:
     """The layers in an order that means something, or None."""
-    if ordered:
-        return layers
     keys = [tuple(int(w) if w.isdigit() else w for w in re.findall(r"\d+|[^\d]+", layer.name)) for layer in layers]
     # "conv2d" is the one before "conv2d_1" in Keras.
     padded = [k if isinstance(k[-1], int) else (*(k[:-1]), f"{k[-1]}_", 0) for k in keys] if keys else []
     if len({tuple("#" if isinstance(w, int) else w for w in k) for k in padded}) != 1:
-        return None
+        return layers if ordered else None
     return [layer for _, layer in sorted(zip(padded, layers, strict=True), key=lambda z: z[0])]
 
 

@@ -63,6 +63,7 @@ def translate(
     count: float | Mapping[str, float] | None = None,
     steps: int | None = None,
     partial: bool = False,
+    trust_numbers: bool = False,
     repair: bool = False,
 ) -> Translation:
     """Carry a model's weights and running statistics into another framework, in its conventions.
@@ -101,6 +102,8 @@ def translate(
         steps: training steps behind the statistics, where the source keeps no counter. It sets torch's
             `num_batches_tracked`, and lets `count` leave out what remains of the initial variance.
         partial: leave layers without a partner as they are, with a note.
+        trust_numbers: pair layers of one kind and shape in the order of the numbers in their names
+            ("conv2d_3", "Conv_1"), or else in the order in which the model defines them. Compare outputs afterwards.
         repair: take out the initial variance that Equinox's mode "batch" leaves in its debiased one.
 
     Raises:
@@ -111,7 +114,7 @@ def translate(
     check(steps is None or steps >= 0, "steps", "0 or more", steps)
     have = read(source)
     want, path = target_for(target, like, have)
-    pairs = pair(have, want, map, partial=partial)
+    pairs = pair(have, want, map, partial=partial, trust_numbers=trust_numbers)
     given = Given(eps, momentum, count, steps, repair)
     raw, settings, notes = dict(want.raw), {}, Notes()
     for one in pairs:
@@ -128,7 +131,8 @@ def translate(
     return Translation(result, rows, settings, notes.sentences(have, want, settings, recorded))
 
 
-class Given(NamedTuple):
+@dataclass(frozen=True)
+class Given:
     """What the caller said about the statistics."""
 
     eps: float | None
@@ -258,7 +262,7 @@ def _build_with(form: str, eps: float | None, momentum: float | None) -> str:
     words = {"flax": ("epsilon", "momentum"), "haiku": ("eps", "decay_rate"), "keras": ("epsilon", "momentum")}
     first, second = words.get(form, ("eps", "momentum"))
     turned = momentum if form == "torch" or momentum is None else torch_momentum(momentum)
-    parts = [f"{first}={eps:g}"] * (eps is not None) + [f"{second}={turned:g}"] * (turned is not None)
+    parts = [f"{word}={value:g}" for word, value in ((first, eps), (second, turned)) if value is not None]
     if not parts:
         return f"Neither side records eps and momentum: build the target's layers with the source's ({form})."
     return f"The target's format holds no eps and momentum: build its batch norm layers with {', '.join(parts)}."

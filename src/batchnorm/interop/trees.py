@@ -12,6 +12,7 @@ import numpy as np
 from batchnorm.errors import BatchNormError
 from batchnorm.files import write_atomically
 from batchnorm.interop.extras import needs
+from batchnorm.interop.whole_files import write_bytes
 
 Path_ = tuple[Any, ...]
 
@@ -89,8 +90,7 @@ def save_tree(tree: Mapping[Any, Any], path: Path) -> Path:
 
         write_atomically(path, write)
     else:
-        packed = needs("msgpack").packb(_with_text_keys(tree), default=_pack, strict_types=True)
-        write_atomically(path, lambda temporary: temporary.write_bytes(packed))
+        write_bytes(path, needs("msgpack").packb(_with_text_keys(tree), default=_pack, strict_types=True))
     return path
 
 

@@ -58,7 +58,7 @@ class Weights:
     """
 
     format: str
-    raw: dict[Hashable, Array]
+    raw: dict[Any, Array]
     layers: list[Layer]
     ordered: bool
     variance: str = "biased"
