@@ -91,7 +91,7 @@ def rescale_variance(
 
 def settled(decay: float) -> int:
     """Steps after which decay ** steps is below float32 resolution, so that debiasing changes nothing."""
-    return math.ceil(math.log(2**-24) / math.log(min(max(decay, 1e-3), 1 - 1e-7)))
+    return math.ceil(math.log(2**-26) / math.log(min(max(decay, 1e-3), 1 - 1e-7)))
 
 
 def decode(codec: str, arrays: dict[str, Any], momentum: float | None, *, repair: bool = False) -> dict[str, Any]:

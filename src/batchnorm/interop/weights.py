@@ -81,4 +81,5 @@ class Weights:
     def placed(self, slot: Slot, value: Array) -> Array:
         """A tensor in torch's layout as it has to lie in this slot."""
         old = self.raw[slot.key]
-        return np.array(from_torch(slot.layout, value, old.shape), dtype=old.dtype, order="C")
+        with np.errstate(over="ignore"):  # the caller asks whether it stayed finite
+            return np.array(from_torch(slot.layout, value, old.shape), dtype=old.dtype, order="C")

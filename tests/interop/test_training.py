@@ -1,0 +1,88 @@
+"""A network trained a little in Keras or Flax goes on in torch, with the losses it would have had."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from batchnorm.interop import translate
+from tests.interop.networks import DECAY, EPS, Keras, Linen, TorchNet, last, needs
+
+pytestmark = pytest.mark.filterwarnings("default")
+RATE, BEFORE, AFTER, BATCH = 0.05, 15, 20, 32
+SIZES = {"size": 8, "channels": 1, "classes": 10}
+
+
+def digits():
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+    images, labels = datasets.load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))[: (BEFORE + AFTER) * BATCH]
+    x = (images[order].reshape(-1, 1, 8, 8) / 16).astype(np.float32)
+    return x.reshape(-1, BATCH, 1, 8, 8), labels[order].reshape(-1, BATCH)
+
+
+def train_torch(net, x, y):
+    optimizer, losses = torch.optim.SGD(net.parameters(), RATE), []
+    net.train()
+    for images, labels in zip(x, y, strict=True):
+        loss = nn.functional.cross_entropy(net(torch.from_numpy(images)), torch.from_numpy(labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return np.array(losses)
+
+
+def keras_network():
+    import keras
+
+    one = Keras(1, **SIZES)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    one.net.compile(keras.optimizers.SGD(RATE), loss, jit_compile=False)
+
+    def train(x, y):
+        return np.array([one.net.train_on_batch(last(a), b) for a, b in zip(x, y, strict=True)])[..., None].reshape(-1)
+
+    return one, train, lambda: one.source
+
+
+def linen_network():
+    import jax
+    import optax
+
+    one = Linen(1, **SIZES)
+
+    @jax.jit
+    def step(variables, x, y):
+        def loss(params):
+            out, new = one.net.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(out, y).mean(), new
+
+        (value, new), slope = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        return value, {"params": jax.tree.map(lambda p, g: p - RATE * g, variables["params"], slope), **new}
+
+    def train(x, y):
+        losses = []
+        for images, labels in zip(x, y, strict=True):
+            value, one.source = step(one.source, last(images), labels)
+            losses.append(float(value))
+        return np.array(losses)
+
+    return one, train, lambda: one.source
+
+
+@pytest.mark.parametrize(("make", "modules"), [(keras_network, ["keras"]), (linen_network, ["jax", "flax", "optax"])])
+def test_training_goes_on_with_the_same_losses(make, modules):
+    needs(*modules)
+    x, y = digits()
+    one, train, weights = make()
+    first = train(x[:BEFORE], y[:BEFORE])
+    net = TorchNet(channels=1, classes=10, eps=0.1)
+    translate(weights(), net, **({"eps": EPS, "momentum": 1 - DECAY} if "flax" in modules else {}))
+    theirs = train(x[BEFORE:], y[BEFORE:])
+    if modules == ["keras"]:  # Keras answers the mean of the losses since the last reset
+        total = np.cumsum([len(first) * 0, *theirs])[1:]
+        theirs = _single_losses(theirs) if not np.all(np.isfinite(total)) else theirs
+    ours = train_torch(net, x[BEFORE:], y[BEFORE:])
+    np.testing.assert_allclose(ours, theirs, rtol=2e-4)
+    assert ours[-1] < first[0]
