@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,7 +64,7 @@ def load_tree(path: Path) -> dict[Any, Any]:
     """
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
                 tree: Any = unflatten({tuple(key.split("/")): archive[key] for key in archive.files})
         else:
             tree = needs("msgpack").unpackb(path.read_bytes(), ext_hook=_extension, raw=False, strict_map_key=False)
