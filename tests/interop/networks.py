@@ -5,9 +5,6 @@
 A strided convolution is padded by one on all sides everywhere, as in torch.
 """
 
-import importlib.util
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +15,6 @@ from batchnorm.interop import translate
 EPS, DECAY = 1e-3, 0.9
 STAGES = ((8, 1), (16, 2))
 INPUT = (4, 3, 12, 12)
-os.environ.setdefault("KERAS_BACKEND", "jax" if importlib.util.find_spec("jax") else "torch")
 
 
 def needs(*modules):

@@ -118,6 +118,7 @@ def test_a_file_cut_anywhere_or_changed_anywhere_never_fails_otherwise(tmp_path,
             continue
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_keras_file_cut_or_changed_never_fails_otherwise(tmp_path):
     pytest.importorskip("keras", reason="keras is not installed: make test-interop installs and runs this")
     from tests.interop.networks import Keras

@@ -75,16 +75,21 @@ def linen_network():
     return train, lambda: one.source
 
 
+def both(train, weights, choices):
+    """The network that torch trained; losses of the first steps there, of the next ones there, and in torch."""
+    x, y = digits()
+    first = train(x[:BEFORE], y[:BEFORE])
+    net = TorchNet(channels=1, classes=10, eps=0.1)
+    translate(weights(), net, **choices)
+    return net, first, train(x[BEFORE:], y[BEFORE:]), train_torch(net, x[BEFORE:], y[BEFORE:])
+
+
 @pytest.mark.parametrize(("make", "modules"), [(keras_network, ["keras"]), (linen_network, ["jax", "flax", "optax"])])
 def test_training_goes_on_with_the_same_losses(make, modules):
     needs(*modules)
-    x, y = digits()
     train, weights = make()
-    first = train(x[:BEFORE], y[:BEFORE])
-    net = TorchNet(channels=1, classes=10, eps=0.1)
-    translate(weights(), net, **({"eps": EPS, "momentum": 1 - DECAY} if "flax" in modules else {}))
-    theirs = train(x[BEFORE:], y[BEFORE:])
-    ours = train_torch(net, x[BEFORE:], y[BEFORE:])
+    choices = {"eps": EPS, "momentum": 1 - DECAY} if "flax" in modules else {}
+    net, first, theirs, ours = both(train, weights, choices)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert ours[-1] < first[0]
     after = translate(weights(), "torch").target

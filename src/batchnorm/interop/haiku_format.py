@@ -47,7 +47,7 @@ def _layers(name: str, leaves: dict[str, Any], raw: Mapping[Any, Any]) -> list[L
         rank = raw[leaves["w"]].ndim
         turned = "transpose" in name.rpartition("/")[2]
         kind = "linear" if rank == 2 else "conv_transpose" if turned else "conv"
-        layout = "gradient:conv_transpose" if turned else f"last:{kind}"
+        layout = "haiku:conv_transpose" if turned else f"last:{kind}"
         slots = {"weight": Slot(leaves["w"], layout)}
         if "b" in leaves:
             slots["bias"] = Slot(leaves["b"], "vector")

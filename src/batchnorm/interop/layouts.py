@@ -22,8 +22,8 @@ def to_torch(layout: str, array: Any) -> Any:
     k = array.ndim - 2
     if layout == "vector":
         return array.reshape(-1) if array.ndim else array
-    if layout in ("last:linear", "eqx:vector"):
-        return array.T if layout == "last:linear" else array.reshape(array.shape[0])
+    if layout == "last:linear":
+        return array.T
     if layout == "last:conv":  # (*k, in / groups, out)
         return array.transpose(k + 1, k, *range(k))
     if layout == "last:depthwise":  # (*k, channels, multiplier)
@@ -31,6 +31,8 @@ def to_torch(layout: str, array: Any) -> Any:
         return moved.reshape(moved.shape[0] * moved.shape[1], 1, *moved.shape[2:])
     if layout == "gradient:conv_transpose":  # (*k, out, in): the kernel of the convolution it is the gradient of
         return array.transpose(k + 1, k, *range(k))
+    if layout == "haiku:conv_transpose":  # (*k, out, in), not mirrored
+        return np.flip(array.transpose(k + 1, k, *range(k)), tuple(range(2, k + 2)))
     if layout == "last:conv_transpose":  # (*k, in, out), not mirrored
         return np.flip(array.transpose(k, k + 1, *range(k)), tuple(range(2, k + 2)))
     if layout == "first:conv_transpose":  # (out, in, *k), not mirrored
@@ -41,7 +43,7 @@ def to_torch(layout: str, array: Any) -> Any:
 def from_torch(layout: str, array: Any, shape: tuple[int, ...]) -> Any:
     """Torch's array with the layout's axis order; shape is the one it must come out with."""
     k = len(shape) - 2
-    if layout in ("vector", "eqx:vector"):
+    if layout == "vector":
         return array.reshape(shape)
     if layout == "last:linear":
         return array.T
@@ -49,6 +51,8 @@ def from_torch(layout: str, array: Any, shape: tuple[int, ...]) -> Any:
         return array.transpose(*range(2, k + 2), 1, 0)
     if layout == "last:depthwise":
         return array.reshape(shape[k], shape[k + 1], *array.shape[2:]).transpose(*range(2, k + 2), 0, 1)
+    if layout == "haiku:conv_transpose":
+        return np.flip(array, tuple(range(2, k + 2))).transpose(*range(2, k + 2), 1, 0)
     if layout == "last:conv_transpose":
         return np.flip(array, tuple(range(2, k + 2))).transpose(*range(2, k + 2), 0, 1)
     if layout == "first:conv_transpose":
