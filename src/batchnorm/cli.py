@@ -115,6 +115,7 @@ def translate(
     steps: Annotated[int | None, typer.Option(help="Training steps behind the statistics.")] = None,
     partial: Annotated[bool, typer.Option(help="Leave layers without a partner as they are.")] = False,
     trust_numbers: Annotated[bool, typer.Option(help="Pair by the numbers in names.")] = False,
+    flatten: Annotated[list[str] | None, typer.Option(help="NAME=C,H,W of a linear layer behind a flatten.")] = None,
     repair: Annotated[bool, typer.Option(help="Take out what Equinox leaves in its variance.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -122,8 +123,8 @@ def translate(
     from batchnorm.interop.command import run
 
     template = like if model is None else _model(model, None)
-    choices = {"eps": eps, "momentum": momentum, "count": count, "steps": steps, "partial": partial}
-    run(source, target, map_file, as_json, like=template, trust_numbers=trust_numbers, repair=repair, **choices)
+    said = {"eps": eps, "momentum": momentum, "count": count, "steps": steps, "repair": repair, "flatten": flatten}
+    run(source, target, map_file, as_json, like=template, partial=partial, trust_numbers=trust_numbers, **said)
 
 
 def _model(reference: str, weights: Path | None) -> nn.Module:

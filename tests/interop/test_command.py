@@ -65,6 +65,9 @@ def test_there_and_back(folder):
         (["a.pt", "b.npz", "--map", "none.json"], "--map must be a JSON file"),
         (["a.pt", "b.npz", "--map", "bad.json"], "--map must be a JSON file"),
         (["a.pt", "b.npz", "--map", "list.json"], "--map must hold an object"),
+        (["a.pt", "b.npz", "--flatten", "0"], "--flatten must be NAME=C,H,W"),
+        (["a.pt", "b.npz", "--flatten", "0=3,4"], "that multiply to 2; it was (3, 4)"),
+        (["a.pt", "b.npz", "--flatten", "x=1,2"], "flatten must name linear layers of the target; 'x' is none of 0"),
         (["a.pt", "b.npz", "--eps", "2"], "eps must be in [0, 1]"),
     ],
 )

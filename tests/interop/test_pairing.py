@@ -183,3 +183,22 @@ def test_a_second_order_of_layers_does_not_touch_the_source():
     state["0.weight"].fill_(9.0)
     assert net[1].running_mean.tolist() == [0, 0]
     assert not (net[0].weight == 9.0).any()
+
+
+def test_a_linear_layer_behind_a_flatten_is_noted_and_reordered():
+    """The columns of (C, H, W) become those of (H, W, C), and back to the bit."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Flatten(), nn.Linear(3 * 2 * 5, 4))
+    noted = translate(net, "flax")
+    assert noted.notes == ("If a flatten comes before it, give flatten={name: (C, H, W)} for 2.",)
+    there = translate(net, "flax", flatten={"2": (3, 2, 5)})
+    assert there.notes == ()
+    x = torch.randn(6, 3, 2, 5)
+    last = x.permute(0, 2, 3, 1).reshape(6, -1).numpy() @ there.target["params"]["2"]["kernel"]
+    wanted = nn.functional.linear(x.flatten(1), net[2].weight).detach().numpy()
+    np.testing.assert_allclose(last, wanted, rtol=1e-5, atol=1e-5)
+    other = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Flatten(), nn.Linear(3 * 2 * 5, 4))
+    translate(there.target, other, flatten={"2": (3, 2, 5)})
+    assert torch.equal(other[2].weight, net[2].weight)
+    same = translate(net, other, flatten={"2": (3, 2, 5)})
+    assert torch.equal(other[2].weight, net[2].weight)
+    assert same.notes == ()

@@ -18,6 +18,7 @@ def run(source: Path, target: Path, map_file: Path | None, as_json: bool, **choi
     Raises:
         BatchNormError: see `translate`; a map that is not a JSON object of names.
     """
+    choices["flatten"] = dict(_shape(text) for text in choices.get("flatten") or [])
     mapping = None if map_file is None else load_map(map_file)
     result = translate(source, target, map=mapping, **choices)
     if as_json:
@@ -30,6 +31,15 @@ def run(source: Path, target: Path, map_file: Path | None, as_json: bool, **choi
         Console().print(result)
         Console().print(f"wrote {target}", soft_wrap=True)
     return result
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """A layer and a shape from NAME=C,H,W."""
+    name, sign, numbers = text.rpartition("=")
+    try:
+        return (name if sign else text), tuple(int(n) for n in (numbers if sign else "").split(","))
+    except ValueError as error:
+        raise BatchNormError(f"--flatten must be NAME=C,H,W, such as fc=64,7,7; it was {text!r}") from error
 
 
 def load_map(path: Path) -> dict[str, str]:

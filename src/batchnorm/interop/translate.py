@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from batchnorm.errors import BatchNormError, check
+from batchnorm.interop.flattening import Flatten, check_names, reorder, suspects
 from batchnorm.interop.formats import read, target_for, write
 from batchnorm.interop.pairing import Pair, pair
 from batchnorm.interop.statistics import encode, rescale_variance, torch_momentum
@@ -65,6 +66,7 @@ def translate(
     partial: bool = False,
     trust_numbers: bool = False,
     repair: bool = False,
+    flatten: Flatten | None = None,
 ) -> Translation:
     """Carry a model's weights and running statistics into another framework, in its conventions.
 
@@ -105,6 +107,8 @@ def translate(
         trust_numbers: pair layers of one kind and shape in the order of the numbers in their names
             ("conv2d_3", "Conv_1"), or else in the order in which the model defines them. Compare outputs afterwards.
         repair: take out the initial variance that Equinox's mode "batch" leaves in its debiased one.
+        flatten: {linear layer of the target: (C, H, W)} for each that follows a flatten of that shape, which
+            Keras, Flax and Haiku do with channels last.
 
     Raises:
         BatchNormError: see each argument; also tensors a target cannot hold. Nothing is changed or written.
@@ -115,7 +119,8 @@ def translate(
     have = read(source)
     want, path = target_for(target, like, have)
     pairs = pair(have, want, map, partial=partial, trust_numbers=trust_numbers)
-    given = Given(eps, momentum, count, steps, repair)
+    given = Given(eps, momentum, count, steps, repair, flatten or {})
+    check_names(given.flatten, pairs)
     raw, settings, notes = dict(want.raw), {}, Notes()
     for one in pairs:
         values = _values(have, want, one, given, notes)
@@ -124,6 +129,7 @@ def translate(
         if one.target.kind == "batch_norm":
             settings[one.target.name] = _settings(have, want, one, given, notes)
     notes.left(have, want, pairs)
+    notes.flattened = suspects(have, want, pairs, given.flatten)
     recorded = {layer.name for layer in want.layers if layer.eps is not None}
     written = {n: (e, m) for n, (e, m) in settings.items() if n in recorded and e is not None}
     result = write(want, raw, written, path)
@@ -140,11 +146,14 @@ class Given:
     count: float | Mapping[str, float] | None
     steps: int | None
     repair: bool
+    flatten: Flatten
 
 
 def _values(have: Weights, want: Weights, one: Pair, given: Given, notes: Notes) -> dict[str, Any]:
     """The tensors of a pair's target in torch's layout, defaults filled in and statistics in its conventions."""
     values = have.values(one.source, repair=given.repair)
+    if one.target.name in given.flatten:
+        values["weight"] = reorder(values["weight"], have, want, given.flatten[one.target.name])
     if one.target.kind != "batch_norm":
         return values
     momentum = one.source.momentum if one.source.momentum is not None else given.momentum
@@ -225,6 +234,7 @@ class Notes:
         self.momentum: list[str] = []
         self.unpaired: list[str] = []
         self.unfilled: list[str] = []
+        self.flattened: list[str] = []
 
     def left(self, have: Weights, want: Weights, pairs: list[Pair]) -> None:
         """Note the layers without a partner."""
@@ -246,6 +256,7 @@ class Notes:
         for what, names in (
             ("The running variance is negative, so the output is NaN, in", self.negative),
             ("The target keeps its own momentum in", self.momentum),
+            ("If a flatten comes before it, give flatten={name: (C, H, W)} for", self.flattened),
             ("Not carried over, for want of a partner:", self.unpaired),
             ("Left as they were in the target, for want of a partner:", self.unfilled),
         ):
