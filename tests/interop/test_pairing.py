@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import batchnorm
 from batchnorm import BatchNormError
 from batchnorm.interop import translate
 from batchnorm.interop.pairing import tokens
@@ -202,3 +203,50 @@ def test_a_linear_layer_behind_a_flatten_is_noted_and_reordered():
     same = translate(net, other, flatten={"2": (3, 2, 5)})
     assert torch.equal(other[2].weight, net[2].weight)
     assert same.notes == ()
+
+
+def test_a_shared_layer_is_carried_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+            self.again = self.norm
+
+    source, target = Tied(), Tied()
+    source.norm.running_mean.fill_(3.0)
+    assert [row.source for row in translate(source, target).layers] == ["one", "norm"]
+    assert target.again.running_mean.tolist() == [3, 3]
+
+
+def test_this_package_s_layers_are_read_and_filled_where_a_stock_layer_could_stand():
+    ours = nn.Sequential(batchnorm.BatchNorm1d(2, method="renorm"))
+    ours[0].running_mean.fill_(3.0)
+    mabn = nn.Sequential(nn.Linear(2, 2), batchnorm.BatchNorm1d(2, method="mabn"))
+    assert len(translate(mabn, nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))).layers) == 2
+    assert translate(ours, "torch").target["0.running_mean"].tolist() == [3, 3]
+    stock = nn.Sequential(nn.BatchNorm1d(2))
+    translate(stock, ours)
+    assert ours[0].running_mean.tolist() == [0, 0]
+    mixed = nn.Sequential(batchnorm.BatchNorm1d(2, inference=batchnorm.Mixture(weight=0.5)))
+    with pytest.raises(BatchNormError, match="depends on the example"):
+        translate(mixed, "torch")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "choices", "sentence"),
+    [
+        (nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False), {}, "target must track running statistics"),
+        (nn.BatchNorm1d(2, track_running_stats=False), nn.BatchNorm1d(2), {}, "source must track running statistics"),
+        (nn.BatchNorm1d(2), nn.BatchNorm1d(2), {"count": {"x": 4}}, "count must be one number, .* for x"),
+        ({"state_dict": nn.BatchNorm1d(2).state_dict()}, "torch", {}, "source must be a file, a torch module or state"),
+        (
+            {"a": {"mean": np.zeros(2), "var": np.ones(2), "scale": np.ones(1), "bias": np.zeros(2)}},
+            nn.Sequential(nn.BatchNorm1d(2)),
+            {"eps": 0.0},
+            "source must hold weight of 'a' in the target's shape",
+        ),
+    ],
+)
+def test_what_cannot_be_carried_is_said(source, target, choices, sentence):
+    with pytest.raises(BatchNormError, match=sentence):
+        translate(source, target, **choices)

@@ -13,7 +13,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.files import load_state, save_state
 from batchnorm.interop import equinox_format, flax_format, haiku_format, keras_files, keras_models, onnx_format
 from batchnorm.interop import torch_format as torch_
-from batchnorm.interop.trees import load_tree, save_tree
+from batchnorm.interop.trees import flatten, load_tree, save_tree
 from batchnorm.interop.weights import Weights
 
 Settings = Mapping[str, tuple[float, float | None]]
@@ -36,10 +36,10 @@ def read(source: Any, argument: str = "source") -> Weights:
     if _comes_from(source, "flax.nnx"):
         return flax_format.read_nnx(source)
     if isinstance(source, Mapping) and source:
-        if all(isinstance(value, Tensor) or not isinstance(value, Mapping) for value in source.values()):
-            if any(isinstance(value, Tensor) for value in source.values()):
-                return torch_.read_state(source)
-        else:
+        if any(isinstance(value, Tensor) for value in source.values()):
+            return torch_.read_state(source)
+        leaves = flatten(source).values()
+        if leaves and not any(isinstance(leaf, Tensor) for leaf in leaves):
             return flax_format.read_tree(source)
     if isinstance(source, tuple) and len(source) == 2:
         if all(isinstance(part, Mapping) for part in source):

@@ -110,6 +110,8 @@ def _read_numbered(file: Any, settings: dict[str, tuple[str, dict[str, Any]]]) -
     for name, group_name, variables in _groups(file, ()):
         for variable in variables:
             raw[variable.key] = variable.array
+        if name in found:
+            raise BatchNormError(f"source must have layers of different names; two are called {name!r}")
         class_name, config = settings.get(name) or (_class_of(group_name, settings), {})
         found[name] = layers_of(name, class_name, config, variables)
     order = {name: i for i, name in enumerate(settings)}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from batchnorm.errors import BatchNormError
 from batchnorm.interop.keras_layers import Variable, known_class, layers_of
 from batchnorm.interop.statistics import torch_momentum
 from batchnorm.interop.weights import Layer, Weights
@@ -19,8 +20,10 @@ def read_keras_model(model: Any) -> Weights:
     owners: dict[str, Any] = {}
     for path, layer in _own(model):
         variables = [Variable(v.path, v.name, np.asarray(_numpy(v))) for v in _variables(layer)]
-        if not variables or path in owners:
+        if not variables or owners.get(path) is layer:
             continue
+        if path in owners:
+            raise BatchNormError(f"source must have layers of different names; two are called {path!r}")
         raw.update((v.key, v.array) for v in variables)
         layers += layers_of(path, known_class(type(layer)), _config(layer), variables)
         owners[path] = layer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from batchnorm.interop.weights import Layer, Slot, Weights
+from batchnorm.layers import BatchNorm
+from batchnorm.models import to_stock
 
 _STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 MOVING = {"running_mean", "running_var"}
@@ -50,8 +53,18 @@ def read_state(state: Mapping[str, Tensor]) -> Weights:
 
 
 def read_module(module: nn.Module) -> Weights:
-    """The layers of a model in the order in which it defines them, with eps and momentum."""
-    raw = {key: as_array(t) for key, t in module.state_dict().items() if isinstance(t, Tensor)}
+    """The layers of a model in the order in which it defines them, with eps and momentum; shared ones once.
+
+    Raises:
+        BatchNormError: a layer of this package whose inference no stock layer gives.
+    """
+    held = {key: t for key, t in module.state_dict().items() if isinstance(t, Tensor)}
+    if any(isinstance(m, BatchNorm) for m in module.modules()):
+        stock = to_stock(copy.deepcopy(module)).state_dict()  # it says which layer cannot, and why
+        if stock.keys() <= held.keys():  # else an activation has become a module of its own
+            held = stock
+    firsts = {(t.data_ptr(), t.shape) if t.numel() else key: key for key, t in reversed(held.items())}
+    raw = {key: as_array(held[key]) for key in held if key in set(firsts.values())}
     modules, layers = dict(module.named_modules()), []
     for path, leaves in key_sets(raw).items():
         layers += _layers(path, leaves, raw, modules.get(path))

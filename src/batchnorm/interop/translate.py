@@ -122,6 +122,7 @@ def translate(
     pairs = pair(have, want, map, partial=partial, trust_numbers=trust_numbers)
     given = Given(eps, momentum, count, steps, repair, flatten or {})
     check_names(given.flatten, pairs)
+    _check_counts(count, pairs)
     raw, settings, notes = dict(want.raw), {}, Notes()
     for one in pairs:
         values = _values(have, want, one, given, notes)
@@ -173,6 +174,8 @@ def _values(have: Weights, want: Weights, one: Pair, given: Given, notes: Notes)
             values["running_var"] = rescale_variance(
                 values["running_var"], count, have.variance, want.variance, weight_of_start=rest
             )
+    if not one.target.slots.keys() & {"running_mean", "running_var", "running_std"}:
+        raise BatchNormError(f"target must track running statistics; layer {one.target.name!r} does not")
     if (values["running_var"] < 0).any():
         notes.negative.append(one.source.name)
     for role, fill in (("weight", np.ones_like), ("bias", np.zeros_like)):
@@ -180,6 +183,12 @@ def _values(have: Weights, want: Weights, one: Pair, given: Given, notes: Notes)
             values[role] = fill(values["running_mean"])
     decay = one.target.momentum if one.target.momentum is not None else momentum
     return encode(one.target.codec, values, None if decay is None else 1 - decay)
+
+
+def _check_counts(count: float | Mapping[str, float] | None, pairs: list[Pair]) -> None:
+    known = {p.target.name for p in pairs if p.target.kind == "batch_norm"}
+    odd = sorted(set(count) - known) if isinstance(count, Mapping) else []
+    check(not odd, "count", "one number, or one a batch norm layer of the target", f"for {', '.join(odd)}")
 
 
 def _placed(want: Weights, one: Pair, role: str, values: dict[str, Any]) -> Any:
@@ -198,6 +207,10 @@ def _placed(want: Weights, one: Pair, role: str, values: dict[str, Any]) -> Any:
                 f"{neutral:g} everywhere"
             )
     placed = want.placed(slot, value)
+    if placed.shape != old.shape:
+        raise BatchNormError(
+            f"source must hold {role} of {one.source.name!r} in the target's shape {old.shape}; it has {placed.shape}"
+        )
     if np.isfinite(value).all() and not np.isfinite(placed).all():
         raise BatchNormError(f"target must be wide enough for {one.target.name!r}; {role} overflows {old.dtype}")
     return placed
