@@ -1,4 +1,4 @@
-"""The command line: `batchnorm demo`, `batchnorm diagnose`, `batchnorm recalibrate`."""
+"""The command line: `batchnorm demo`, `diagnose`, `recalibrate` and `translate`."""
 
 from __future__ import annotations
 
@@ -108,6 +108,31 @@ def recalibrate(
     else:
         Console().print(result)
         Console().print(f"wrote {out}", soft_wrap=True)
+
+
+@app.command()
+def translate(
+    source: Annotated[Path, typer.Argument(help="A .pt, .safetensors, .keras, .h5, .msgpack, .npz or .onnx file.")],
+    target: Annotated[Path, typer.Argument(help="The file to write; its ending says the format.")],
+    like: Annotated[Path | None, typer.Option(help="A file of the target's architecture.")] = None,
+    model: Annotated[str | None, typer.Option(help="MODULE:FACTORY of the target's architecture, instead.")] = None,
+    map_file: Annotated[Path | None, typer.Option("--map", help="JSON {source layer: target layer}.")] = None,
+    eps: Annotated[float | None, typer.Option(help="Of the source's batch norms, if it does not say.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="The same, the weight of the new batch.")] = None,
+    count: Annotated[float | None, typer.Option(help="N*H*W of a training batch: rescale the variance.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps behind the statistics.")] = None,
+    partial: Annotated[bool, typer.Option(help="Leave layers without a partner as they are.")] = False,
+    trust_numbers: Annotated[bool, typer.Option(help="Pair by the numbers in names.")] = False,
+    flatten: Annotated[list[str] | None, typer.Option(help="NAME=C,H,W of a linear layer behind a flatten.")] = None,
+    repair: Annotated[bool, typer.Option(help="Take out what Equinox leaves in its variance.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry weights and running statistics from one framework's file to another's, in its conventions."""
+    from batchnorm.interop.command import run
+
+    template = like if model is None else _model(model, None)
+    said = {"eps": eps, "momentum": momentum, "count": count, "steps": steps, "repair": repair, "flatten": flatten}
+    run(source, target, map_file, as_json, like=template, partial=partial, trust_numbers=trust_numbers, **said)
 
 
 def _model(reference: str, weights: Path | None) -> nn.Module:
