@@ -73,7 +73,7 @@ def test_safetensors(folder):
         (["--model", "mine", "--data", "mine:data"], "must be MODULE:FACTORY"),
         (["--model", "yours:model", "--data", "mine:data"], "No module named 'yours'"),
         (["--model", "mine:absent", "--data", "mine:data"], "absent"),
-        (["--model", "mine:NUMBER", "--data", "mine:data"], "function without arguments"),
+        (["--model", "mine:NUMBER", "--data", "mine:data"], "must name a function"),
         (["--model", "mine:data", "--data", "mine:data"], "must name a factory of a torch.nn.Module"),
         (["--model", "mine:plain", "--data", "mine:data"], "Linear has none"),
         (["--model", "mine:model", "--data", "mine:empty"], "at least one batch"),
