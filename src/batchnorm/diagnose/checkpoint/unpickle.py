@@ -107,6 +107,10 @@ class Reader(pickle._Unpickler):  # pyright: ignore
 
     dispatch = dict(pickle._Unpickler.dispatch)  # pyright: ignore
 
+    def __init__(self, file: Any, **options: Any) -> None:
+        super().__init__(file, **options)
+        self.storages: dict[str, Storage] = {}
+
     def find_class(self, module: Any, name: Any) -> Named:
         """A name, not what it names."""
         return Named(str(module), str(name))
@@ -114,7 +118,8 @@ class Reader(pickle._Unpickler):  # pyright: ignore
     def persistent_load(self, pid: Any) -> Any:
         """`("storage", type, key, location, count)`."""
         if isinstance(pid, tuple) and len(pid) >= 3 and pid[0] == "storage" and isinstance(pid[1], Named):
-            return Storage(str(pid[2]), STORAGES.get(pid[1].name))
+            storage = Storage(str(pid[2]), STORAGES.get(pid[1].name))
+            return self.storages.setdefault(storage.key, storage)
         return Thing()
 
     def load_reduce(self) -> None:

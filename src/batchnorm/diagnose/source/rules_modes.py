@@ -45,6 +45,8 @@ def _puts_in_eval(block: ast.If, name: str) -> bool:
 
 def freezes_by_requires_grad(source: Source) -> Iterator[Said]:
     """requires_grad = False on a batch norm layer, which is trained on in train mode."""
+    if not source.mentions("isinstance"):
+        return
     if any(_puts_in_eval(block, name) for block, name in _layer_blocks(source)):
         return
     if source.mentions("track_running_stats", "FrozenBatchNorm", "freeze_batch_norm", "freeze_bn", "batchnorm.freeze"):
@@ -157,6 +159,8 @@ def _cumulating(source: Source, node: ast.AST) -> bool:
 
 def train_forward_without_gradients(source: Source) -> Iterator[Said]:
     """`model.train()`, then `with no_grad(): model(x)`."""
+    if not source.mentions("no_grad", "inference_mode") or not any(is_train(call) for call in source.calls):
+        return
     for call in source.calls:
         name = dotted(call.func)
         if not name or not without_gradients(source, call) or _cumulating(source, call):

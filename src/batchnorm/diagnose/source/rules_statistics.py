@@ -30,6 +30,8 @@ def _statistic(node: ast.AST) -> bool:
 
 def _writes(source: Source) -> Iterator[tuple[ast.AST, ast.AST, ast.AST]]:
     """Every write to a statistic: the statement, the target and the value."""
+    if not source.mentions(*STATISTICS):
+        return
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and _statistic(node.targets[0]):
             yield node, node.targets[0], node.value
@@ -214,6 +216,8 @@ CARES = ("num_batches_tracked", "is_floating_point", "dtype", "is_float", ".long
 
 def averages_counter(source: Source) -> Iterator[Said]:
     """Every entry of a state dict averaged, the integer counter among them."""
+    if not source.mentions("state_dict"):
+        return
     for loop in ast.walk(source.tree):
         if not isinstance(loop, ast.For):
             continue
