@@ -97,7 +97,7 @@ class Watch(Report):
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._open_forward = False
         self._forwards_in_step = 0
-        self._silent = False
+        self._silent = self._training = False
         self._said: set[tuple[str, str]] = set()
         self._handles: list[Any] = [
             model.register_forward_pre_hook(self._before),
@@ -130,8 +130,10 @@ class Watch(Report):
         for handle in self._handles:
             handle.remove()
         self.run.closed = True
-        self._look(final=True)
-        self._end_sink()
+        try:
+            self._look(final=True)
+        finally:
+            self._end_sink()
 
     def _sampling(self) -> bool:
         step = self.run.steps + 1
@@ -139,6 +141,8 @@ class Watch(Report):
 
     def _before(self, module: nn.Module, args: Any) -> None:
         self._inside += 1
+        if self._inside == 1:
+            self._training = module.training
         if self._inside > 1 or not module.training or torch.compiler.is_compiling():
             return
         self._silent = not torch.is_grad_enabled()
@@ -164,7 +168,7 @@ class Watch(Report):
                 return
             if not module.track_running_stats:
                 # batchnorm.pause switches it off for a while; only what stays off is said.
-                layer.untracked = layer.untracked or (self._inside > 0 and not _paused(module))
+                layer.untracked = layer.untracked or (self._inside > 0 and self._training and not _paused(module))
                 return
             if is_frozen(module):
                 return

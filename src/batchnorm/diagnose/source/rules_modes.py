@@ -178,8 +178,9 @@ def train_forward_without_gradients(source: Source) -> Iterator[Said]:
         if last is not None and last[1] and _straight(source, last[2], call):
             yield Said(
                 call,
-                f"{name} is in train mode (line {last[0]}) in a forward under no_grad: it moves the running statistics",
+                f"{name} is in train mode (line {last[0]}) in a forward under no_grad: it moves the running statistics, if it has any",
                 f"with batchnorm.pause({name}): ..., or {name}.eval()",
+                sure=source.mentions("BatchNorm", "batch_norm", "resnet", "ResNet", "torchvision.models"),
             )
 
 
