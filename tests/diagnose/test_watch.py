@@ -248,7 +248,7 @@ def _rank(rank, port, apart, results):
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         with watch(model) as report:
-            for _ in range(40):
+            for _ in range(60):
                 model(torch.randn(64, 4) + apart * rank).sum().backward()
     results[rank] = [f.code for f in report.findings]
     torch.distributed.destroy_process_group()

@@ -77,6 +77,8 @@ def gather(
             for name, layer in evidence.layers.items()
             if layer.collected.values is not None and not layer.frozen
         }
+        if not kept:
+            return evidence
         evidence.choices.compare(model, modules, fresh, kept, forward_fn, metric)
         if attribution and fresh:
             attribute(model, modules, fresh, kept[0], forward_fn, evidence.layers)
@@ -98,8 +100,14 @@ def _measure(
     for batch in loader:
         for layer in layers.values():
             layer.inputs.start_batch()
-        with collecting(model, active) as got, _inputs(modules, layers):
-            trained = call(model, batch, forward_fn)
+        try:
+            with collecting(model, active) as got, _inputs(modules, layers):
+                trained = call(model, batch, forward_fn)
+        except ValueError:
+            if all(layer.inputs.single is None for layer in layers.values()):
+                raise
+            evidence.batches += 1
+            continue
         for name, part in got.items():
             layers[name].collected.merge(part)
         evaluated = _evaluate(model, modules, layers, batch, forward_fn)
@@ -111,7 +119,7 @@ def _measure(
             kept.append(batch)
         evidence.samples += count_samples(batch)
         evidence.batches += 1
-    if not kept:
+    if evidence.batches == 0:
         raise BatchNormError("loader must yield at least one batch; it was empty")
     evidence.output_gap, evidence.rest_gap = _relative(gaps), _relative(rest)
     if not evidence.rest_gap:

@@ -13,12 +13,16 @@ SAMPLE = 65536  # values a batch in the histogram
 
 @dataclass
 class Inputs:
-    """Means per channel and samples of every call, in order: `means[batch][call]`."""
+    """Means per channel and samples of every call, in order: `means[batch][call]`.
+
+    single is the number of the first batch, from 1, that had one value per channel.
+    """
 
     means: list[list[Tensor]] = field(default_factory=list)
     samples: list[list[int]] = field(default_factory=list)
     padding: float = 0.0
     finite: bool = True
+    single: int | None = None
     histogram: Tensor | None = None
     below: int = 0
     above: int = 0
@@ -32,6 +36,10 @@ class Inputs:
         """Take note of one input `(N, C, *)`; mean and scale are the stored ones."""
         x = x.detach()
         if x.numel() == 0:
+            return
+        if x.numel() == x.shape[1]:
+            # One value a channel: stock layers refuse it in train mode.
+            self.single = len(self.means) if self.single is None else self.single
             return
         self.padding = max(self.padding, trailing_padding(x))
         self.finite = self.finite and bool(torch.isfinite(x).all())

@@ -11,6 +11,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     Rule("BN102", "statistics not finite", "error", statistics.nonfinite),
     Rule("BN103", "variance negative", "error", statistics.negative),
     Rule("BN101", "statistics at their initial value", "error", statistics.initial),
+    Rule("BN128", "one value per channel", "error", data.one_value),
     Rule("BN113", "tracking switched off after construction", "warning", training.not_tracking),
     Rule("BN107", "momentum 0 in train mode", "warning", training.momentum_zero),
     Rule("BN112", "momentum of another framework", "warning", training.keras_momentum),

@@ -30,6 +30,17 @@ def few_values(e: Evidence) -> Said:
             )
 
 
+def one_value(e: Evidence) -> Said:
+    """One value per channel: there is no variance, and training stops."""
+    for layer in e.layers.values():
+        if layer.inputs.single is not None:
+            yield (
+                layer.name,
+                f"batch {layer.inputs.single} has one value per channel: it has no variance, and training stops there",
+                "drop_last=True in the loader, or larger batches, or batchnorm.freeze(model)",
+            )
+
+
 def padding(e: Evidence) -> Said:
     """Padding among the data."""
     for layer in e.layers.values():

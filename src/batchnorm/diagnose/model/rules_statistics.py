@@ -115,7 +115,7 @@ def half(e: Evidence) -> Said:
             yield (
                 layer.name,
                 f"statistics are {str(layer.dtype)[6:]}: small updates round away, and float16 overflows at 65504",
-                "model.float(); batchnorm.convert(model) keeps them float32 from then on",
+                f"model.float(), then {RECALIBRATE}; batchnorm.convert(model) keeps them float32",
             )
 
 
