@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import batchnorm
-from gallery.common import Outcome, X, Y, accuracy, batches, broken, metric, network, norms, train
+from gallery.common import TEST_X, Outcome, X, Y, accuracy, batches, broken, metric, network, norms, train
 
 
 @torch.no_grad()
@@ -95,13 +95,8 @@ def bfloat16_buffers() -> Outcome:
     train(model, 400, x=X.bfloat16(), lr=0.005)
     loader = batches(x=X.bfloat16())
     report = batchnorm.diagnose(model, loader)
-    before = accuracy(model, *_half_test())
+    before = accuracy(model, TEST_X.bfloat16())
     model.float()
     batchnorm.recalibrate(model, batches())
     return Outcome(report, before, accuracy(model))
 
-
-def _half_test() -> tuple[torch.Tensor, torch.Tensor]:
-    from gallery.common import TEST_X, TEST_Y
-
-    return TEST_X.bfloat16(), TEST_Y

@@ -11,7 +11,7 @@ from torch import nn
 
 import batchnorm
 from batchnorm.diagnose import inspect_checkpoint, lint
-from gallery.common import Outcome, X, Y, accuracy, batches, broken, network, norms, train
+from gallery.common import TEST_X, TEST_Y, Outcome, X, Y, accuracy, batches, broken, network, norms, train
 
 
 def _written(**states: dict[str, torch.Tensor]) -> dict[str, Path]:
@@ -29,18 +29,12 @@ def adapter_without_buffers() -> Outcome:
     adapter = {k: v for k, v in tuned.state_dict().items() if k in dict(tuned.named_parameters())}
     paths = _written(tuned=tuned.state_dict(), adapter=adapter)
     report = inspect_checkpoint(paths["tuned"], paths["adapter"])
-    test = (2 - 2 * _test()[0], _test()[1])
+    test = (2 - 2 * TEST_X, TEST_Y)
     loaded = copy.deepcopy(base)
     loaded.load_state_dict(adapter, strict=False)
     before = accuracy(loaded, *test)
     loaded.load_state_dict({**adapter, **dict(tuned.named_buffers())})
     return Outcome(report, before, accuracy(loaded, *test))
-
-
-def _test() -> tuple[torch.Tensor, torch.Tensor]:
-    from gallery.common import TEST_X, TEST_Y
-
-    return TEST_X, TEST_Y
 
 
 @broken("BN222", "batchnorm.recalibrate(model, loader)")
@@ -67,7 +61,9 @@ def polyak_target() -> Outcome:
 def counters_missing() -> Outcome:
     """Row 15: a checkpoint without num_batches_tracked; a strict load refuses it."""
     model = train(network(), 200)
-    state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    state = model.state_dict()
+    for key in [k for k in state if k.endswith("num_batches_tracked")]:
+        del state[key]
     path = _written(old=state)["old"]
     report = inspect_checkpoint(path)
     loaded = network(seed=1)
@@ -79,8 +75,8 @@ def counters_missing() -> Outcome:
             return 0.0
         return accuracy(loaded)
 
-    before = load(dict(torch.load(path, weights_only=True)))
-    fixed = dict(torch.load(path, weights_only=True))
+    fixed = torch.load(path, weights_only=True)
+    before = load(fixed)
     for layer in report.layers:
         fixed[f"{layer}.num_batches_tracked"] = torch.tensor(0)
     return Outcome(report, before, load(fixed))
@@ -112,7 +108,7 @@ def float16_overflow() -> Outcome:
     report = inspect_checkpoint(_written(half=halved)["half"])
     loaded = nn.Sequential(nn.BatchNorm1d(64), *network())
     loaded.load_state_dict(halved)
-    test = (_test()[0] * 3000, _test()[1])
+    test = (TEST_X * 3000, TEST_Y)
     before = accuracy(loaded, *test)
     batchnorm.recalibrate(loaded, batches(x=scaled))
     return Outcome(report, before, accuracy(loaded, *test))

@@ -18,6 +18,7 @@ from batchnorm.models.recalibrate import collecting
 Metric = Callable[[Any, Any], Any]
 Fresh = dict[str, tuple[Tensor, Tensor]]
 NAMES = ("stored", "batch", "recalibrated")
+PAIRS = 8  # batches whose outputs are held against other batches' labels
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Choices:
     weights: list[int] = field(default_factory=list)
     recalibrated_gap: float | None = None
     batches: int = 0
+    chance: float | None = None
 
     def mean(self, choice: str) -> float | None:
         """The metric over all samples, or None where none was asked for."""
@@ -57,7 +59,9 @@ class Choices:
         gaps: list[tuple[float, float]] = []
         active = {name: m for name, m in modules.items() if not is_frozen(m)}
         self.batches = len(batches)
-        for batch in batches:
+        paired = {index * len(batches) // PAIRS for index in range(PAIRS)} if metric else set()
+        kept: list[tuple[Any, Any]] = []
+        for index, batch in enumerate(batches):
             with collecting(model, active):
                 trained = call(model, batch, forward_fn)
             with evaluating(model), swapped(modules, fresh):
@@ -72,8 +76,29 @@ class Choices:
                 for name, output in outputs.items():
                     self.metric.setdefault(name, []).append(float(metric(output, batch)))
             self.weights.append(count_samples(batch))
+            kept += [(renewed, batch)] if index in paired else []
         power = sum(p for _, p in gaps)
         self.recalibrated_gap = (sum(g for g, _ in gaps) / power) ** 0.5 if power > 0 else None
+        if metric is not None:
+            self._guess(kept, metric)
+
+    def _guess(self, kept: list[tuple[Any, Any]], metric: Metric) -> None:
+        """The metric of outputs that belong to other batches: what knowing nothing gives."""
+        half = len(kept) // 2
+        values = []
+        with torch.no_grad():
+            for index, (_, batch) in enumerate(kept):
+                output, other = kept[(index + half) % len(kept)]
+                if half and count_samples(other) == count_samples(batch):
+                    values.append(float(metric(output, batch)))
+        self.chance = sum(values) / len(values) if values else None
+
+    def nearer_to_chance(self, a: str, b: str) -> bool:
+        """Whether choice a is the worse one, whichever way the metric goes."""
+        first, second = self.mean(a), self.mean(b)
+        if first is None or second is None or self.chance is None:
+            return False
+        return abs(first - self.chance) < abs(second - self.chance)
 
 
 @contextmanager

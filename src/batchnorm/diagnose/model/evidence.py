@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from batchnorm.diagnose.model.attribution import attribute
-from batchnorm.diagnose.model.choices import Choices, Metric, distance, swapped
+from batchnorm.diagnose.model.choices import Choices, Metric, distance
 from batchnorm.diagnose.model.layer import LayerEvidence, compare, stored
 from batchnorm.diagnose.model.probe import Probe, probe_training_step
 from batchnorm.errors import BatchNormError
@@ -22,6 +22,7 @@ from batchnorm.models.modes import is_frozen
 from batchnorm.models.recalibrate import Collected, collecting
 
 KEPT = 16  # batches of a loader that cannot be indexed, kept for the comparison of the choices
+SPREAD = 3.0  # of the batches' means, in units of what shuffled batches would give: above, batches are not alike
 Forward = Callable[..., Any] | None
 
 
@@ -44,6 +45,7 @@ class Evidence:
     without_statistics: list[str] = field(default_factory=list)
     choices: Choices = field(default_factory=Choices)
     data_shift: dict[str, tuple[float, float]] = field(default_factory=dict)
+    sync_refused: bool = False
 
 
 def gather(
@@ -64,8 +66,13 @@ def gather(
     evidence = Evidence({name: stored(name, m) for name, m in modules.items()})
     evidence.without_statistics = [name for name in every if name not in modules]
     evidence.random_modules = _random_modules(model)
+    group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    on_cpu = all(getattr(m.running_mean, "is_cpu", False) for m in modules.values())
+    evidence.sync_refused = group and on_cpu and any(type(m) is SyncBatchNorm for m in modules.values())
     with _sync_on_cpu(modules):
         kept = _measure(model, modules, evidence, loader, forward_fn)
+        if any(layer.spread > SPREAD for layer in evidence.layers.values()):
+            _measure_in_eval(model, modules, evidence.layers, kept, forward_fn)
         for layer in evidence.layers.values():
             if not layer.inputs.finite and layer.sound:
                 raise BatchNormError(
@@ -131,6 +138,30 @@ def _measure(
 def _relative(gaps: list[tuple[float, float]]) -> float | None:
     power = sum(p for _, p in gaps)
     return (sum(g for g, _ in gaps) / power) ** 0.5 if power > 0 else None
+
+
+def _measure_in_eval(
+    model: nn.Module,
+    modules: dict[str, _BatchNorm],
+    layers: dict[str, LayerEvidence],
+    batches: list[Any],
+    forward_fn: Forward,
+) -> None:
+    """What the layers receive in eval mode.
+
+    Batches of one kind each (a loader sorted by class) normalised by themselves send other values on
+    than the network sees in use, so layers behind the first seem to drift that do not.
+    """
+
+    def watch(total: Collected) -> Callable[..., None]:
+        return lambda module, args: total.add(args[0])
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(watch(layers[name].in_eval)).remove)
+        stack.enter_context(_modes(model, training=False))
+        for batch in batches:
+            call(model, batch, forward_fn)
 
 
 @contextmanager
@@ -267,5 +298,3 @@ def _measure_shift(
         error = ((other.standard_error.square() + evidence.layers[name].collected.standard_error.square()).sqrt() / scale)
         evidence.data_shift[name] = (float(shift), float(error.square().mean().sqrt()))
 
-
-__all__ = ["Evidence", "LayerEvidence", "gather", "swapped"]

@@ -45,6 +45,9 @@ class LayerEvidence:
     standard_error: float = 0.0
     var_log_ratio: float = 0.0
     divergence: float = 0.0
+    in_eval: Collected = field(default_factory=Collected)
+    eval_drift: float | None = None
+    eval_var_log_ratio: float | None = None
     rest_drift: float | None = None
     rest_var_log_ratio: float | None = None
     damage: float | None = None
@@ -69,6 +72,16 @@ class LayerEvidence:
     def scale(self) -> Tensor:
         """sqrt(running_var + eps) per channel, negative variances counted as 0."""
         return (self.var.clamp_min(0) + self.eps).sqrt()
+
+    @property
+    def spread(self) -> float:
+        """How much the batches' means vary, over what shuffled batches would give; 1 where that is no more than chance."""
+        means = self.collected.sample_means
+        if means is None or self.frozen:
+            return 1.0
+        spread, batches = self.inputs.spread(means.var(1).cpu())
+        # The mean of many channels' ratios; each has a relative error of sqrt(2 / batches), and they are correlated.
+        return spread if spread > 1 + 4.0 * (2 / max(batches - 1, 1)) ** 0.5 else 1.0
 
     @property
     def remaining(self) -> float | None:
@@ -113,7 +126,12 @@ def compare(layer: LayerEvidence) -> None:
     layer.standard_error = rms(layer.collected.standard_error.cpu() / layer.scale)
     layer.var_log_ratio = rms(ratio.log())
     layer.divergence = float((0.5 * (ratio + shift.square() - 1 - ratio.log())).mean())
-    rest = layer.with_rest_in_train.values
-    if rest is not None:
-        layer.rest_drift = rms((rest.mean.cpu() - layer.mean) / layer.scale)
-        layer.rest_var_log_ratio = rms(((rest.var(1).cpu() + layer.eps) / layer.scale.square()).log())
+    if layer.with_rest_in_train.values is not None:
+        layer.rest_drift, layer.rest_var_log_ratio = _apart(layer, layer.with_rest_in_train)
+    if layer.in_eval.values is not None:
+        layer.eval_drift, layer.eval_var_log_ratio = _apart(layer, layer.in_eval)
+
+
+def _apart(layer: LayerEvidence, received: Collected) -> tuple[float, float]:
+    mean, var = received.values.mean.cpu(), received.values.var(1).cpu()  # pyright: ignore[reportOptionalMemberAccess]
+    return rms((mean - layer.mean) / layer.scale), rms(((var + layer.eps) / layer.scale.square()).log())

@@ -19,7 +19,6 @@ class Probe:
 
     moved: dict[str, bool] = field(default_factory=dict)
     updates_in_backward: dict[str, int] = field(default_factory=dict)
-    on_cpu: bool = False
 
 
 def probe_training_step(
@@ -34,7 +33,6 @@ def probe_training_step(
     output); that is itself no finding.
     """
     probe = Probe({name: False for name in modules}, dict.fromkeys(modules, 0))
-    probe.on_cpu = all(m.running_mean is not None and m.running_mean.is_cpu for m in modules.values())
     flags = {module: module.training for module in model.modules()}
     buffers = [(b, b.clone()) for b in model.buffers()]
     gradients = [(p, p.grad) for p in model.parameters()]

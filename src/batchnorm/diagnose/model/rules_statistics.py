@@ -22,9 +22,11 @@ def drifts(layer: LayerEvidence) -> bool:
     """Whether the stored statistics are measurably not those of the data."""
     if not layer.reached or layer.frozen:
         return False
-    return layer.drift > max(DRIFT, SURE * layer.standard_error) or layer.var_log_ratio > max(
-        LOG_RATIO, SURE * layer.standard_error
-    )
+    drift, ratio = layer.drift, layer.var_log_ratio
+    if layer.eval_drift is not None and layer.eval_var_log_ratio is not None:
+        # Batches that are not alike: what they are normalised by themselves is no measure, see `_measure_in_eval`.
+        drift, ratio = min(drift, layer.eval_drift), min(ratio, layer.eval_var_log_ratio)
+    return drift > max(DRIFT, SURE * layer.standard_error) or ratio > max(LOG_RATIO, SURE * layer.standard_error)
 
 
 def initial(e: Evidence) -> Said:

@@ -111,10 +111,10 @@ def no_statistics(e: Evidence) -> Said:
 def sync_on_cpu(e: Evidence) -> Said:
     """SyncBatchNorm where it cannot run."""
     for layer in e.layers.values():
-        if layer.kind == "SyncBatchNorm" and e.probe is not None and e.probe.on_cpu:
+        if layer.kind == "SyncBatchNorm" and e.sync_refused:
             yield (
                 layer.name,
-                "SyncBatchNorm refuses to train on a CPU, and does not fold or quantise",
+                "SyncBatchNorm refuses to train on a CPU once a process group is up",
                 "module.__class__ = torch.nn.BatchNorm2d (1d, 3d) for each such module, which has the same state",
             )
 

@@ -87,7 +87,6 @@ def _row(layer: LayerEvidence) -> list[str]:
 
 
 def _plain(layer: LayerEvidence) -> dict[str, Any]:
-    means = layer.collected.sample_means
     return {
         "drift": layer.drift,
         "standard_error": layer.standard_error,
@@ -95,7 +94,7 @@ def _plain(layer: LayerEvidence) -> dict[str, Any]:
         "divergence": layer.divergence,
         "damage": layer.damage,
         "share": layer.share,
-        "batch_spread": layer.inputs.spread(means.var(1).cpu())[0] if means is not None and not layer.frozen else None,
+        "batch_spread": layer.spread,
         "padding": layer.inputs.padding,
         "fewest_values": layer.collected.fewest_values if layer.reached else None,
         "momentum": layer.momentum,
