@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from batchnorm.diagnose.findings import Said
 from batchnorm.diagnose.model.evidence import Evidence
+from batchnorm.diagnose.model.layer import LayerEvidence
 from batchnorm.diagnose.model.rules_statistics import RECALIBRATE, drifts
+from batchnorm.models.recalibrate import rms
 
 REMAINS = 0.01  # of the initial value 0 or 1
 
@@ -14,13 +18,28 @@ def too_few_steps(e: Evidence) -> Said:
     for layer in e.layers.values():
         left = layer.remaining
         # Debiased and recalibrated statistics have a small counter too: only what drifts is wrong.
-        if left is not None and left > REMAINS and drifts(layer) and layer.sound and not layer.initial:
+        fair = drifts(layer) and layer.sound and not layer.initial
+        if left is not None and left > REMAINS and fair and _nearer_with(layer, left):
             yield (
                 layer.name,
                 f"{layer.counter} updates at momentum {layer.momentum:g} leave {left:.0%} of the initial value in "
                 "the running statistics",
                 f'{RECALIBRATE}, or train with batchnorm.convert(model, "debiased")',
             )
+
+
+def _nearer_with(layer: LayerEvidence, left: float) -> bool:
+    """Whether what is stored is nearer to a mixture with the initial value than to what the layer receives."""
+    values = layer.collected.values
+    if values is None:
+        return False
+    mean, var = values.mean.cpu(), values.var(1).cpu()
+
+    def distance(mean: Tensor, var: Tensor) -> float:
+        ratio = ((var + layer.eps) / layer.scale.square()).log()
+        return rms((mean - layer.mean) / layer.scale) + rms(ratio)
+
+    return distance((1 - left) * mean, left + (1 - left) * var) < distance(mean, var)
 
 
 def momentum_zero(e: Evidence) -> Said:

@@ -11,7 +11,7 @@
     if (v === null || v === undefined) return "–";
     if (typeof v !== "number") return String(v);
     if (Number.isInteger(v) && Math.abs(v) < 1e7) return String(v);
-    return Math.abs(v) >= 1e5 || (v !== 0 && Math.abs(v) < 1e-3) ? v.toExponential(2) : String(+v.toPrecision(4));
+    return Math.abs(v) >= 1e6 || (v !== 0 && Math.abs(v) < 1e-4) ? v.toExponential(1) : String(+v.toPrecision(4));
   };
   const escape = (text) => String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
 
@@ -164,7 +164,7 @@
     const x = cell.offsetLeft - strip.offsetLeft;
     if (x < strip.scrollLeft || x > strip.scrollLeft + strip.clientWidth - 12) strip.scrollLeft = x - strip.clientWidth / 2;
     const facts = el("dl");
-    const list = { ...(layer.value === null ? {} : { [data.bar]: short(layer.value) + (layer.error === null ? "" : ` ± ${short(layer.error)}`) }),
+    const list = { ...(layer.value === null ? {} : { [data.bar]: short(layer.value) + (layer.error === null ? "" : ` ± ${short(+layer.error.toPrecision(2))}`) }),
       ...(layer.share === null ? {} : { "share of the change": `${(100 * layer.share).toFixed(1)} %` }), ...layer.facts };
     for (const [key, v] of Object.entries(list)) if (v !== null) facts.append(el("div", {}, el("dt", {}, key), el("dd", {}, short(v))));
     const says = el("div");
@@ -190,7 +190,10 @@
       views.append(button);
     }
     views.hidden = !shared;
+    section.querySelector(".ends").hidden = data.layers.length < 14;
+    strip.classList.toggle("many", data.layers.length > 90);
     bars();
+    if (strip.scrollWidth > strip.clientWidth + 4) section.querySelector(".ends span").textContent = "first layer, scroll for more";
     const rank = { error: 3, warning: 2 };
     const worst = (l) => (rank[l.state] || 0) * 1e6 + (l.share || 0) * 1e3 + Math.min(l.value || 0, 1e3);
     choose(data.layers.reduce((best, l, i) => (worst(l) > worst(data.layers[best]) ? i : best), 0));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -23,14 +24,13 @@ def render(report: Report, timelines: Sequence[Timeline], tables: Sequence[Table
     """The page as text."""
     page = report.subject.page()
     own = getattr(report.subject, "timelines", list)()
-    verdict = report.verdict[:1].upper() + report.verdict[1:]
     worst = next((f.severity for f in report.findings if f.severity != "note"), "fine")
     slots = {
         "verdict": escape(report.verdict),
         "state": worst,
         "kind": KINDS[report.subject.kind],
-        "headline": escape(verdict),
-        "measured": escape(report.subject.measured),
+        "headline": escape(_headline(report)),
+        "measured": escape(report.subject.measured if report.ok else f"{report.verdict}. {report.subject.measured}"),
         "metric": _metric(page["metric"]),
         "actions": _actions(report),
         "tables": "".join(_table(table) for table in tables),
@@ -44,8 +44,20 @@ def render(report: Report, timelines: Sequence[Timeline], tables: Sequence[Table
     for name, value in slots.items():
         head, mark, tail = text.partition("{{" + name + "}}")
         text = head + value + tail if mark else text
-        # The title names the verdict; every other slot occurs once.
     return text
+
+
+def _titles() -> dict[str, str]:
+    from batchnorm.diagnose.rules import RULES
+
+    return {rule.code: rule.title for rule in RULES}
+
+
+def _headline(report: Report) -> str:
+    """The first cause in words; how many findings there are stands below."""
+    first = next((f for f in report.findings if f.severity != "note"), None)
+    said = report.verdict if first is None else _titles().get(first.code, report.verdict)
+    return said[:1].upper() + said[1:]
 
 
 def _resource(name: str) -> str:
@@ -65,15 +77,24 @@ def _metric(rows: list[list[Any]]) -> str:
         kind = " stored" if name.startswith("stored") else ""
         shown = f"{value:.4g}" if legal else "not finite"
         bars += (
-            f'<span class="label">{escape(name)}</span><div class="track{kind}"><span style="width:{width:.1f}%">'
-            f"</span></div><b>{shown}</b>"
+            f'<span class="label">{escape(name)}</span><b>{shown}</b>'
+            f'<div class="track{kind}"><span style="width:{width:.1f}%"></span></div>'
         )
     caption = "The same batches under each choice of statistics, everything else in eval mode."
     return f'<section><h2>The metric</h2><p class="caption">{caption}</p><div class="bars">{bars}</div></section>'
 
 
+# A call, an assignment or a command: what can be copied out of a fix that says more.
+CODE = re.compile(r"batchnorm recalibrate .+|(?:with )?[\w.\[\]]+\((?:[^()]|\([^()]*\))*\)|[\w.]+ = [\w.+-]+")
+
+
 def _fix(fix: str) -> str:
-    return f'<div class="fix"><code>{escape(fix)}</code><button type="button">Copy</button></div>'
+    found = CODE.search(fix)
+    code = fix if found is None else found[0]
+    copied = f'<div class="fix"><code>{escape(code)}</code><button type="button">Copy</button></div>'
+    if found is None:
+        return f'<p class="how">{escape(fix)}</p>'
+    return copied if code == fix else f'<p class="how">{escape(fix)}</p>{copied}'
 
 
 def _actions(report: Report) -> str:
@@ -103,9 +124,7 @@ def _grid(table: Table) -> str:
 
 
 def _findings(report: Report) -> str:
-    from batchnorm.diagnose.rules import RULES
-
-    titles = {rule.code: rule.title for rule in RULES}
+    titles = _titles()
     rows = ""
     for code, severity, where, message, fix in report.grouped()[:MOST_ROWS]:
         rows += (
