@@ -32,7 +32,7 @@ def drifts(layer: LayerEvidence) -> bool:
 def initial(e: Evidence) -> Said:
     """Statistics that are those of a new layer; momentum 0 and tracking switched off have rules of their own."""
     for layer in e.layers.values():
-        if layer.initial and layer.momentum != 0 and layer.tracks and (not layer.reached or _matters(layer)):
+        if layer.initial and layer.momentum != 0 and layer.tracks and layer.reached and _matters(layer):
             yield (
                 layer.name,
                 "running_mean is 0 and running_var is 1 in every channel: the statistics were never updated or loaded",

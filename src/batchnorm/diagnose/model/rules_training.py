@@ -79,7 +79,8 @@ def frozen_but_moving(e: Evidence) -> Said:
 
 def uneven_counters(e: Evidence) -> Said:
     """Layers with far fewer or far more updates than most."""
-    counters = {n: layer.counter for n, layer in e.layers.items() if layer.counter is not None and not layer.frozen}
+    judged = {n: layer for n, layer in e.layers.items() if layer.reached and not layer.frozen}
+    counters = {n: layer.counter for n, layer in judged.items() if layer.counter is not None}
     if counters and max(counters.values()) > 0:
         usual = sorted(counters.values())[len(counters) // 2]
         for name, count in counters.items():
