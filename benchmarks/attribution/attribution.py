@@ -77,13 +77,18 @@ class Residual(nn.Module):
         self.first, self.norm = nn.Linear(64, width), nn.BatchNorm1d(width)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width), nn.BatchNorm1d(width)
+                nn.Linear(width, width),
+                nn.BatchNorm1d(width),
+                nn.ReLU(),
+                nn.Linear(width, width),
+                nn.BatchNorm1d(width),
             )
             for _ in range(24)
         )
         self.last = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(N, 64)` to `(N, 10)`."""
         x = self.norm(self.first(x)).relu()
         for block in self.blocks:
             x = (x + block(x)).relu()
@@ -103,7 +108,7 @@ def digits() -> tuple[nn.Module, list[Tensor]]:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[pick]), y[pick]).backward()
             optimizer.step()
-    return model.eval(), list(x[: 20 * 64].split(64))
+    return model.eval(), list(x[: 8 * 128].split(128))
 
 
 def photographs() -> tuple[nn.Module, list[Tensor]]:

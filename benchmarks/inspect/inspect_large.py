@@ -25,7 +25,7 @@ LAYERS, CHANNELS, SIZE = 300, 512, 5_000_000_000
 CHILD = """
 import json, resource, sys, time
 import torch
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+torch_alone = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 from batchnorm.diagnose import inspect_checkpoint
 imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
@@ -33,8 +33,9 @@ report = inspect_checkpoint(sys.argv[1])
 seconds = time.perf_counter() - start
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 channels = sum(layer.channels for layer in report.layers.values())
-print(json.dumps({"seconds": seconds, "extra_mb": (after - imported) / 1024, "total_mb": after / 1024,
-                  "torch_alone_mb": before / 1024, "layers": len(report.layers), "channels": channels, "ok": report.ok}))
+found = {"layers": len(report.layers), "channels": channels, "ok": report.ok}
+memory = {"extra_mb": (after - imported) / 1024, "total_mb": after / 1024, "torch_alone_mb": torch_alone / 1024}
+print(json.dumps({"seconds": seconds, **memory, **found}))
 """
 
 
@@ -127,7 +128,9 @@ def main() -> None:
             size = path.stat().st_size
             runs = []
             for _ in range(5):
-                child = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, check=True)
+                child = subprocess.run(
+                    [sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, check=True
+                )
                 runs.append(json.loads(child.stdout))
         results[name] = {
             "bytes": size,

@@ -99,4 +99,3 @@ def bfloat16_buffers() -> Outcome:
     model.float()
     batchnorm.recalibrate(model, batches())
     return Outcome(report, before, accuracy(model))
-

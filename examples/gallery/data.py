@@ -8,7 +8,6 @@ from torch import Tensor, nn
 import batchnorm
 from gallery.common import TEST_X, TEST_Y, Outcome, X, Y, accuracy, batches, broken, metric, network, train
 
-
 ROOMS = (8, 8, 64)  # batches are padded to their longest sequence
 
 

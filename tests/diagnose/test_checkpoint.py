@@ -22,7 +22,9 @@ from batchnorm.errors import BatchNormError
 
 def trained(channels=8, layers=3):
     torch.manual_seed(0)
-    model = nn.Sequential(*[m for _ in range(layers) for m in (nn.Linear(channels, channels), nn.BatchNorm1d(channels))])
+    model = nn.Sequential(
+        *[m for _ in range(layers) for m in (nn.Linear(channels, channels), nn.BatchNorm1d(channels))]
+    )
     for _ in range(30):
         model(torch.randn(64, channels))
     with torch.no_grad():
@@ -203,7 +205,9 @@ def test_two_files_compared(tmp_path):
     report = inspect_checkpoint(a, save(moved, tmp_path / "moved.pt"))
     assert {f.code for f in report.findings} == {"BN223"}
     scale = (before["1.running_var"].double() + 1e-5).sqrt()
-    assert report.subject.comparison.moves["1"].mean == pytest.approx(float((1 / scale).square().mean().sqrt()), rel=1e-5)
+    assert report.subject.comparison.moves["1"].mean == pytest.approx(
+        float((1 / scale).square().mean().sqrt()), rel=1e-5
+    )
 
     # An adapter file with a wrapper's prefix and without buffers.
     adapter = {f"base_model.model.{k}": v for k, v in before.items() if k.startswith("1.")}
@@ -279,7 +283,7 @@ PICKLES = {
 @pytest.mark.parametrize("name", PICKLES)
 def test_hostile_pickles(tmp_path, name):
     archive(tmp_path / "a.pt", PICKLES[name])
-    with pytest.raises(BatchNormError, match="must hold|must be a checkpoint"):
+    with pytest.raises(BatchNormError, match=r"must hold|must be a checkpoint"):
         inspect_checkpoint(tmp_path / "a.pt")
 
 
@@ -304,7 +308,14 @@ def tensor_of(shape, stride=None, key="0", offset=0):
 
 @pytest.mark.parametrize(
     ("shape", "options"),
-    [((2**40,), {}), ((5,), {}), ((4,), {"offset": 2}), ((4,), {"stride": (3,)}), ((4,), {"key": "7"}), ((2**62, 2**62), {})],
+    [
+        ((2**40,), {}),
+        ((5,), {}),
+        ((4,), {"offset": 2}),
+        ((4,), {"stride": (3,)}),
+        ((4,), {"key": "7"}),
+        ((2**62, 2**62), {}),
+    ],
 )
 def test_shapes_the_bytes_cannot_hold(tmp_path, shape, options):
     archive(tmp_path / "a.pt", tensor_of(shape, **options), **{"0": b"\0" * 16})
@@ -399,9 +410,12 @@ def test_fuzzed_files_are_read_or_refused_in_a_sentence(files, data):
     content = content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
     path = folder / ("f.safetensors" if which == 1 else "f.pt")
     path.write_bytes(content)
+    said = _text_or_error(path)
+    assert path.name in said
+
+
+def _text_or_error(path):
     try:
-        report = inspect_checkpoint(path)
+        return str(inspect_checkpoint(path))
     except BatchNormError as error:
-        assert path.name in str(error)
-    else:
-        assert str(report)
+        return str(error)

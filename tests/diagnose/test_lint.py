@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Every source rule finds its planted case, and is silent on the same code done right."""
 
 import ast

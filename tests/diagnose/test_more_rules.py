@@ -1,4 +1,4 @@
-"""The rules on data and notes, attribution, and the choices of statistics; the rest is in test_rules.py and the gallery."""
+"""The rules on data and notes, attribution, and the choices of statistics; the gallery has the others."""
 
 import copy
 

@@ -31,7 +31,9 @@ def broken():
 
 
 def nothing_is_loaded(page):
-    assert not re.search(r"""(src|href)\s*=\s*["']?[^"'#\s]""", re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.S))
+    assert not re.search(
+        r"""(src|href)\s*=\s*["']?[^"'#\s]""", re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.S)
+    )
     assert "http" not in page
     assert "@import" not in page
     assert "url(" not in page
@@ -120,8 +122,9 @@ def test_a_browser_draws_it_without_an_error():
         check = """<script>window.onerror = (m) => (document.title = "error: " + m);</script>"""
         press = """<script>const s = document.querySelector(".strip");
             s.dispatchEvent(new KeyboardEvent("keydown", { key: "Home" }));
-            document.title += "|" + document.querySelector("#layer h3").textContent + "|" + s.children.length
-              + "|" + document.querySelectorAll("#layer svg").length + "|" + document.querySelectorAll("#layer .dot").length;
+            const count = (what) => document.querySelectorAll("#layer " + what).length;
+            document.title += ["", document.querySelector("#layer h3").textContent, s.children.length].join("|")
+              + "|" + count("svg") + "|" + count(".dot");
             </script></body>"""
         text = page.read_text().replace("<style>", check + "<style>", 1).replace("</body>", press)
         page.write_text(text)

@@ -1,4 +1,4 @@
-"""A watched run: every rule fires at its step, once, and not on the same run done right; numbers against closed forms."""
+"""A watched run: every rule fires at its step, once, and not on the same run done right."""
 
 import json
 import os
@@ -172,9 +172,11 @@ def test_drift_gain_and_window_are_what_they_say(tmp_path):
     """A constant distance: running mean 0, variance 1, batches of mean 3 and variance 4, momentum 0.01."""
     layer = nn.BatchNorm1d(2, momentum=0.01, eps=1e-9)
     x = torch.tensor([[1.0, 1.0], [5.0, 5.0]])
-    with pytest.warns(BatchNormWarning, match="BN308"), watch(layer, every=1, to=tmp_path / "run.jsonl") as report:
-        for _ in range(3):
-            layer(x).sum().backward()
+    report = watch(layer, every=1, to=tmp_path / "run.jsonl")
+    for _ in range(3):
+        layer(x).sum().backward()
+    with pytest.warns(BatchNormWarning, match="BN308"):
+        report.close()
     line = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[0])
     assert line["step"] == 1
     first = line["layers"][""]

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-from gallery import CASES, HEALTHY  # noqa: E402
+from gallery import CASES, HEALTHY
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

@@ -10,7 +10,5 @@ from batchnorm.diagnose.run.rules import RUN_RULES
 from batchnorm.diagnose.source.rules import SOURCE_RULES
 
 RULES: tuple[Rule, ...] = tuple(
-    sorted(
-        (*MODEL_RULES, *CHECKPOINT_RULES, *COMPARISON_RULES, *RUN_RULES, *SOURCE_RULES), key=lambda rule: rule.code
-    )
+    sorted((*MODEL_RULES, *CHECKPOINT_RULES, *COMPARISON_RULES, *RUN_RULES, *SOURCE_RULES), key=lambda rule: rule.code)
 )

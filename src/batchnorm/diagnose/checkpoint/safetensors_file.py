@@ -53,7 +53,9 @@ def entries(data: mmap.mmap) -> dict[str, Entry]:
 def _entry(name: str, record: Any, base: int, size: int) -> Entry | None:
     if not isinstance(record, dict):
         raise ValueError(f"the header's entry {name[:80]!r} is not an object")
-    shape, offsets, kind = record.get("shape"), record.get("data_offsets"), record.get("dtype")
+    shape: Any = record.get("shape")
+    offsets: Any = record.get("data_offsets")
+    kind: Any = record.get("dtype")
     numbers = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
     if not numbers or not all(type(n) is int and 0 <= n < 2**63 for n in [*shape, *offsets]):
         raise ValueError(f"the header's entry {name[:80]!r} has no valid shape and offsets")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import pickle
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -102,10 +102,14 @@ def _construct(function: Any, arguments: Any) -> Any:
     return Thing(given)
 
 
-class Reader(pickle._Unpickler):  # pyright: ignore
+# The pure-Python class; the one written in C allocates what a memo index declares.
+_Python: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Reader(_Python):
     """The pure-Python unpickler with every opcode that could act replaced."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # pyright: ignore
+    dispatch: ClassVar[dict[int, Any]] = dict(_Python.dispatch)
 
     def __init__(self, file: Any, **options: Any) -> None:
         super().__init__(file, **options)
@@ -139,7 +143,8 @@ class Reader(pickle._Unpickler):  # pyright: ignore
 
     def load_inst(self) -> None:
         """Nothing is made."""
-        self.readline(), self.readline()
+        self.readline()
+        self.readline()
         self.append(Thing(tuple(self.pop_mark())))
 
     dispatch[pickle.INST[0]] = load_inst

@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.models.batches import call, count_samples
 from batchnorm.models.modes import is_frozen
-from batchnorm.models.recalibrate import collecting
 
 Metric = Callable[[Any, Any], Any]
 Fresh = dict[str, tuple[Tensor, Tensor]]
@@ -62,7 +61,7 @@ class Choices:
         paired = {index * len(batches) // PAIRS for index in range(PAIRS)} if metric else set()
         kept: list[tuple[Any, Any]] = []
         for index, batch in enumerate(batches):
-            with collecting(model, active):
+            with by_batch(model, active):
                 trained = call(model, batch, forward_fn)
             with evaluating(model), swapped(modules, fresh):
                 renewed = call(model, batch, forward_fn)
@@ -113,6 +112,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
+
+
+@contextmanager
+def by_batch(model: nn.Module, layers: dict[str, _BatchNorm]) -> Iterator[None]:
+    """Layers normalise with the batch, all else is in eval, nothing moves: `collecting` without collecting."""
+    tracks = {layer: layer.track_running_stats for layer in layers.values()}
+    with evaluating(model):
+        try:
+            for layer in tracks:
+                layer.training, layer.track_running_stats = True, False
+            yield
+        finally:
+            for layer, flag in tracks.items():
+                layer.track_running_stats = flag
 
 
 @contextmanager

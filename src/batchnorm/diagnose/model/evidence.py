@@ -251,7 +251,7 @@ def _random_modules(model: nn.Module) -> list[str]:
     return [
         name
         for name, m in model.named_modules()
-        if isinstance(m, (nn.modules.dropout._DropoutNd, nn.RReLU)) and getattr(m, "p", 1.0) > 0
+        if (isinstance(m, (nn.modules.dropout._DropoutNd, nn.RReLU)) and getattr(m, "p", 1.0) > 0)
         or any(word in type(m).__name__.lower() for word in ("droppath", "stochasticdepth", "dropconnect"))
     ]
 
@@ -266,12 +266,10 @@ class _Local(_BatchNorm):
 @contextmanager
 def _sync_on_cpu(modules: dict[str, _BatchNorm]) -> Iterator[None]:
     """Let a SyncBatchNorm on the CPU run as the plain layer it is in one process."""
-    swapped_out = [
-        m for m in modules.values() if type(m) is SyncBatchNorm and getattr(m.running_mean, "is_cpu", False)
-    ]
+    swapped_out = [m for m in modules.values() if type(m) is SyncBatchNorm and getattr(m.running_mean, "is_cpu", False)]
     try:
         for module in swapped_out:
-            module.__class__ = _Local
+            module.__class__ = _Local  # pyright: ignore[reportAttributeAccessIssue]
         yield
     finally:
         for module in swapped_out:
@@ -295,6 +293,5 @@ def _measure_shift(
             continue
         scale = (values.var(1) + evidence.layers[name].eps).sqrt()
         shift = ((other.values.mean - values.mean) / scale).square().mean().sqrt()
-        error = ((other.standard_error.square() + evidence.layers[name].collected.standard_error.square()).sqrt() / scale)
+        error = (other.standard_error.square() + evidence.layers[name].collected.standard_error.square()).sqrt() / scale
         evidence.data_shift[name] = (float(shift), float(error.square().mean().sqrt()))
-

@@ -75,7 +75,7 @@ class LayerEvidence:
 
     @property
     def spread(self) -> float:
-        """How much the batches' means vary, over what shuffled batches would give; 1 where that is no more than chance."""
+        """How much the batches' means vary, over what shuffled ones would give; 1 where it may be chance."""
         means = self.collected.sample_means
         if means is None or self.frozen:
             return 1.0

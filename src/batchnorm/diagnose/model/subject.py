@@ -69,9 +69,7 @@ class ModelSubject:
         choices = self.evidence.choices
         metric = [[CHOICE[n], choices.mean(n)] for n in NAMES] if choices.metric else []
         widest = pack([_channels(layer) for layer in self.layers.values()])
-        rows = [
-            {**_drawn(layer), **channels} for layer, channels in zip(self.layers.values(), widest, strict=True)
-        ]
+        rows = [{**_drawn(layer), **channels} for layer, channels in zip(self.layers.values(), widest, strict=True)]
         return {"metric": metric, "layers": rows, "bar": "drift", "unit": "stored standard deviations"}
 
 

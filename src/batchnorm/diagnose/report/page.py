@@ -73,7 +73,7 @@ def _metric(rows: list[list[Any]]) -> str:
     bars = ""
     for name, value in rows:
         legal = value is not None and math.isfinite(value)
-        width = 100 * abs(value) / top if legal else 0
+        width = 100 * abs(value or 0.0) / top if legal else 0
         kind = " stored" if name.startswith("stored") else ""
         shown = f"{value:.4g}" if legal else "not finite"
         bars += (

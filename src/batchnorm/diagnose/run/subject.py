@@ -71,7 +71,9 @@ class RunSubject:
         for layer in self.layers.values():
             facts = {"momentum": layer.momentum, "updates": layer.updates, "skipped": layer.skipped}
             row = {"name": layer.name or "(root)", "value": layer.drift, "error": layer.standard_error}
-            rows.append({**row, "share": None, "facts": facts, "histogram": None, "width": 2, "data": "", "numbers": None})
+            rows.append(
+                {**row, "share": None, "facts": facts, "histogram": None, "width": 2, "data": "", "numbers": None}
+            )
         return {"metric": [], "layers": rows, "bar": "drift", "unit": "running standard deviations"}
 
 

@@ -269,7 +269,7 @@ def _distances(module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     axes = [0, *range(2, x.dim())]
     var, mean = torch.var_mean(x, axes, correction=0)
     running_var = module.running_var.clamp_min(0) + module.eps  # pyright: ignore
-    shift = (mean - module.running_mean) / running_var.sqrt()
+    shift = (mean - module.running_mean) / running_var.sqrt()  # pyright: ignore
     return shift, ((var + module.eps) / running_var).log()
 
 

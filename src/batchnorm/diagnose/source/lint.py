@@ -16,7 +16,17 @@ from batchnorm.diagnose.source.syntax import Source
 from batchnorm.errors import BatchNormError
 
 LARGEST = 2_000_000  # bytes of a file
-WORDS = ("atchNorm", "atch_norm", "running_", "moving_", "parameters()", "state_dict", "no_grad", "inference_mode", "bn")
+WORDS = (
+    "atchNorm",
+    "atch_norm",
+    "running_",
+    "moving_",
+    "parameters()",
+    "state_dict",
+    "no_grad",
+    "inference_mode",
+    "bn",
+)
 
 
 @dataclass

@@ -137,16 +137,16 @@ def evaluates_in_train(source: Source) -> Iterator[Said]:
     trained = {dotted(call.func) for call in source.calls if not without_gradients(source, call)}
     for call in source.calls:
         name = dotted(call.func)
-        if name in ("model", "net", "network", "self.model", "self.net") and name in trained:
-            if without_gradients(source, call) and not _cumulating(source, call):
-                yield Said(
-                    call,
-                    f"{name}(...) is evaluated under no_grad, and nothing in the file calls eval(): batch norm uses "
-                    "the batch and moves the statistics",
-                    f"{name}.eval() before, {name}.train() after",
-                    sure=False,
-                )
-                return
+        known = name in ("model", "net", "network", "self.model", "self.net") and name in trained
+        if known and without_gradients(source, call) and not _cumulating(source, call):
+            yield Said(
+                call,
+                f"{name}(...) is evaluated under no_grad, and nothing in the file calls eval(): batch norm uses "
+                "the batch and moves the statistics",
+                f"{name}.eval() before, {name}.train() after",
+                sure=False,
+            )
+            return
 
 
 def _cumulating(source: Source, node: ast.AST) -> bool:
@@ -178,22 +178,22 @@ def train_forward_without_gradients(source: Source) -> Iterator[Said]:
         if last is not None and last[1] and _straight(source, last[2], call):
             yield Said(
                 call,
-                f"{name} is in train mode (line {last[0]}) in a forward under no_grad: it moves the running statistics, if it has any",
+                f"{name} is in train mode (line {last[0]}) in a forward under no_grad: it moves the running "
+                "statistics, if it has any",
                 f"with batchnorm.pause({name}): ..., or {name}.eval()",
                 sure=source.mentions("BatchNorm", "batch_norm", "resnet", "ResNet", "torchvision.models"),
             )
 
 
 def _straight(source: Source, first: ast.AST, second: ast.AST) -> bool:
-    """Whether the first always runs before the second: every branch around it holds the second too."""
-    around = set(source.inside(second, (ast.If, ast.Try, ast.For, ast.While, ast.ExceptHandler)))
-    return all(outer in around for outer in source.inside(first, (ast.If, ast.Try, ast.ExceptHandler))) and bool(
-        not any(isinstance(outer, (ast.For, ast.While)) and outer not in around for outer in source.inside(first, ast.AST))
-    )
+    """Whether the first always runs before the second: whatever branch or loop is around it holds the second too."""
+    branches = (ast.If, ast.Try, ast.ExceptHandler, ast.For, ast.While)
+    around = set(source.inside(second, branches))
+    return all(outer in around for outer in source.inside(first, branches))
 
 
 def summary_in_train(source: Source) -> Iterator[Said]:
-    """torchsummary runs a forward in whatever mode the model is in: a new model's is train."""
+    """Torchsummary runs a forward in whatever mode the model is in: a new model's is train."""
     for call in source.calls:
         if source.full(call.func) in ("torchsummary.summary", "torchsummaryX.summary", "thop.profile") and call.args:
             name = dotted(call.args[0])

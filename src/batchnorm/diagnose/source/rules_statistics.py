@@ -240,18 +240,22 @@ def averages_counter(source: Source) -> Iterator[Said]:
 
 def _averages(node: ast.AST, names: set[str]) -> bool:
     """sd[k] = sd[k] / n, sd[k] /= n, sd[k] = torch.div(sd[k], n), sd[k] = a * sd[k] + b * other[k]."""
-    target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AugAssign) else None
+    target = (
+        node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AugAssign) else None
+    )
     keyed = isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Name) and target.slice.id in names
     if not keyed:
         return False
     if isinstance(node, ast.AugAssign):
         return isinstance(node.op, ast.Div)
     value = node.value  # pyright: ignore[reportAttributeAccessIssue]
-    reads = [n for n in ast.walk(value) if isinstance(n, ast.Subscript) and same(n.slice, target.slice)]
+    reads = [n for n in ast.walk(value) if isinstance(n, ast.Subscript) and same(n.slice, target.slice)]  # pyright: ignore
     if not reads:
         return False
     if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Div):
         return True
     weighted = isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add) and len(reads) >= 2
     divides = isinstance(value, ast.Call) and method(value)[0] in ("div", "true_divide", "mean")
-    return divides or (weighted and any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mult) for n in ast.walk(value)))
+    return divides or (
+        weighted and any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mult) for n in ast.walk(value))
+    )
