@@ -1,4 +1,4 @@
-"""The command line: `batchnorm demo`, `diagnose`, `recalibrate` and `translate`."""
+"""The command line: `batchnorm demo`, `diagnose`, `inspect`, `lint`, `recalibrate` and `translate`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from torch import nn
 
 from batchnorm import diagnose as diagnose_model
 from batchnorm import recalibrate as recalibrate_model
+from batchnorm.diagnose import Report, inspect_checkpoint
+from batchnorm.diagnose import lint as lint_source
 from batchnorm.diagnose.report import finite
 from batchnorm.errors import BatchNormError
 from batchnorm.files import changed, load_archive, load_state, save_archive, save_state
@@ -27,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Batch normalization whose running statistics can be trusted.\n\n"
-    "Exit codes: 0 all is well, 1 diagnose found something above a note, 2 bad input (nothing was written).",
+    "Exit codes: 0 all is well, 1 something above a note was found, 2 bad input (nothing was written).",
 )
 
 ModelOption = Annotated[
@@ -52,16 +54,51 @@ def demo(
     raise typer.Exit(run(report, Console()))
 
 
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Also write an HTML report here.")]
+
+
 @app.command()
 def diagnose(
     model: ModelOption,
     data: DataOption,
     weights: WeightsOption = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="MODULE:FUNCTION of output and batch, an accuracy or a loss.")
+    ] = None,
+    eval_data: Annotated[
+        str | None, typer.Option("--eval-data", help="MODULE:FACTORY of evaluation batches, to compare with --data.")
+    ] = None,
     as_json: JsonOption = False,
-    html: Annotated[Path | None, typer.Option(help="Also write an HTML report here.")] = None,
+    html: HtmlOption = None,
 ) -> None:
     """Say what is wrong with a model's batch norm, in which layer, and what fixes it."""
-    report = diagnose_model(_model(model, weights), _batches(data))
+    function = None if metric is None else _find(metric, "--metric")
+    others = None if eval_data is None else _batches(eval_data)
+    _show(diagnose_model(_model(model, weights), _batches(data), function, eval_loader=others), as_json, html)
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pt or .safetensors file, read as data only.")],
+    other: Annotated[Path | None, typer.Argument(help="A second one: what moved, what did not, what it lacks.")] = None,
+    as_json: JsonOption = False,
+    html: HtmlOption = None,
+) -> None:
+    """Say what is wrong with the batch norm in a checkpoint, from the file alone; no model code is needed."""
+    _show(inspect_checkpoint(checkpoint, other), as_json, html)
+
+
+@app.command()
+def lint(
+    path: Annotated[Path, typer.Argument(help="A Python file, or a folder.")],
+    as_json: JsonOption = False,
+    html: HtmlOption = None,
+) -> None:
+    """Say what Python source does wrong with running statistics; nothing is imported or run."""
+    _show(lint_source(path), as_json, html)
+
+
+def _show(report: Report, as_json: bool, html: Path | None) -> None:
     if html is not None:
         report.to_html(html)
     if as_json:
@@ -157,7 +194,7 @@ def _batches(reference: str) -> Iterable[Any]:
     return data
 
 
-def _make(reference: str, option: str) -> Any:
+def _find(reference: str, option: str) -> Any:
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise BatchNormError(f"{option} must be MODULE:FACTORY, such as my_project.models:build; it was {reference!r}")
@@ -170,10 +207,12 @@ def _make(reference: str, option: str) -> Any:
     except AttributeError as error:
         raise BatchNormError(f"{option} must name something in its module; {error}") from error
     if not callable(factory):
-        raise BatchNormError(
-            f"{option} must name a function without arguments; {reference} is a {type(factory).__name__}"
-        )
-    return factory()
+        raise BatchNormError(f"{option} must name a function; {reference} is a {type(factory).__name__}")
+    return factory
+
+
+def _make(reference: str, option: str) -> Any:
+    return _find(reference, option)()
 
 
 def main() -> None:
