@@ -35,7 +35,7 @@ class Size(NamedTuple):
     recalibration: int = 16
 
 
-QUICK = Size(range(2), 12, 8, 40, 8, 8)
+QUICK = Size(range(1), 10, 6, 40, 6, 8)
 
 
 def one_class_groups(data: Data, size: Size, tick: Callable[[], None]) -> Rows:
