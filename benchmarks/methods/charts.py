@@ -27,7 +27,7 @@ def dots(rows: list[dict[str, Any]], title: str) -> altair.LayerChart:
     """A dot a method with its standard error, in the order of the rows."""
     base = altair.Chart(values(rows), title=altair.Title(title, anchor="start", fontSize=12))
     y = altair.Y("method:N", title=None, sort=altair.SortField("order"), axis=altair.Axis(labelLimit=280))
-    scale = altair.Scale(domainMin=0)
+    scale = altair.Scale(domain=[0, 80])
     bars = base.mark_rule(color=GREY, strokeWidth=2).encode(x=altair.X("low:Q", scale=scale), x2="high:Q", y=y)
     points = base.mark_circle(color=RED, size=70, opacity=1).encode(
         x=altair.X("mean:Q", title="error, %", scale=scale), y=y
@@ -46,7 +46,7 @@ def population(experiments: dict[str, list[dict[str, Any]]]) -> altair.VConcatCh
         for classes in (1, 2)
     ]
     lag = dots(experiments["ema_lag"], "40 training steps, the same weights in every row")
-    return altair.vconcat(*panels, lag).resolve_scale(x="independent")
+    return altair.vconcat(*panels, lag)
 
 
 def batches(rows: list[dict[str, Any]]) -> altair.LayerChart:
