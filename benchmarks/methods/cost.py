@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         for shape, layout in SHAPES:
             progress.update(bar, description=str(shape))
             rows.append(measure(shape, layout, chosen.rounds, lambda: progress.advance(bar)))
-    console = Console()
+    console = Console(width=120)
     console.print(table(rows))
     slow = over_target(rows)
     console.print(f"over {TARGET} times plain batch norm: {slow or 'none'}")
