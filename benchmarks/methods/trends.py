@@ -31,7 +31,7 @@ class Size(NamedTuple):
     long: int = 800
     short: int = 400
     lag: int = 40
-    tiny_batches: int = 1500
+    tiny_batches: int = 1000
     recalibration: int = 16
 
 
