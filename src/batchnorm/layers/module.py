@@ -177,17 +177,21 @@ class BatchNorm(Statistics):
         if sync is None or sync.size() == 1:
             return None
         ranks = self.__dict__.get("_partners")
-        if ranks is None:
+        if torch.compiler.is_compiling():
+            return ranks
+        if ranks is None or not ranks.current(sync):
             signature = {
                 "layer": describe(self),
                 "channels": self.num_features,
                 "dtype": str(self.running_mean.dtype if self.running_mean is not None else self.weight.dtype),
                 "choices": repr(self.recipe),
+                "momentum": repr(self.momentum),
+                "eps": self.eps,
                 "version": version("batchnorm"),
             }
-            ranks = Ranks(sync.group, sync.timeout, signature)
-            ranks.greet()
-            self.__dict__["_partners"] = ranks
+            ranks = self.__dict__["_partners"] = Ranks(sync, signature)
+        paused, bank = "paused" if self.paused else "", self.active_bank
+        ranks.mode = paused if bank is None else f"{paused} bank {bank}".strip()
         return ranks
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
