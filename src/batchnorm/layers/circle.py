@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -102,10 +103,8 @@ class Circle:
         try:
             store, key = _store(), self._key(kind)
             store.set(f"{key}{self.rank}", word)
-            try:
+            with suppress(RuntimeError):
                 store.wait([f"{key}{other}" for other in self.members], timedelta(seconds=_GRACE))
-            except RuntimeError:
-                pass
             for other in self.members:
                 if store.check([f"{key}{other}"]):
                     found[other] = store.get(f"{key}{other}").decode()
@@ -158,14 +157,10 @@ def did_not_come(circle: Circle, here: str, seconds: float, error: Exception) ->
 
 def refuse_join() -> None:
     """Refuse DDP's Join: a rank that is out of data answers DDP's collectives alone, and none of a layer's."""
-    import sys
-
-    frame = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, torch.nn.parallel.DistributedDataParallel) and caller._join_config.enable:
-            raise BatchNormError(
-                "DistributedDataParallel.join must not be used with statistics shared over ranks: a rank that has run "
-                "out of data answers DDP's collectives and not the layers'; let it pass empty batches instead"
-            )
-        frame = frame.f_back
+    # Private: the module whose forward runs now, kept for compilers.
+    ddp = getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    if ddp is not None and ddp._join_config.enable:
+        raise BatchNormError(
+            "DistributedDataParallel.join must not be used with statistics shared over ranks: a rank that has run "
+            "out of data answers DDP's collectives and not the layers'; let it pass empty batches instead"
+        )

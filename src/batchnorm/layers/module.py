@@ -24,7 +24,7 @@ from batchnorm.layers.masks import Given, required
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
-from batchnorm.layers.ranks import Ranks
+from batchnorm.layers.ranks import Ranks, TracedRanks
 from batchnorm.layers.recompute import ForwardRecord, recomputing
 from batchnorm.layers.statistics import NARROW, Statistics
 from batchnorm.layers.table import recipe_for
@@ -171,14 +171,18 @@ class BatchNorm(Statistics):
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
         return coupling.finish(self._coupled(x, sharing, coupling, tracks))
 
-    def _ranks(self) -> Ranks | None:
+    def _ranks(self) -> Ranks | TracedRanks | None:
         """The processes this layer shares statistics with, greeted once."""
         sync = self.recipe.extent.sync
         if sync is None or sync.size() == 1:
             return None
-        ranks = self.__dict__.get("_partners")
         if torch.compiler.is_compiling():
-            return ranks
+            return TracedRanks(_meet_while_compiling(self))
+        return self._meet()
+
+    def _meet(self) -> Ranks:
+        sync: Any = self.recipe.extent.sync
+        ranks = self.__dict__.get("_partners")
         if ranks is None or not ranks.current(sync):
             signature = {
                 "layer": describe(self),
@@ -472,6 +476,15 @@ class BatchNorm(Statistics):
 
 # A layer that does not track has no step; couplings that would ask are replaced before.
 _NO_TIME: Any = Now(None, None, 0.0)  # pyright: ignore[reportArgumentType]
+
+
+def _meet_while_compiling(layer: BatchNorm) -> str:
+    """Greet the other ranks; the name of the group to sum in."""
+    return layer._meet().group_name
+
+
+# As torch.compiler.assume_constant_result, without importing the compiler: it runs while a graph is traced.
+_meet_while_compiling._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _require(condition: Tensor, message: str, layer: BatchNorm) -> None:

@@ -76,10 +76,17 @@ class Ranks:
         """Whether this is still what the layer's extent asks for, in the process group there is now."""
         return self.sync is sync and self.circle is circle_of(sync.group)
 
+    @property
+    def group_name(self) -> str:
+        """What functional collectives call the group."""
+        everyone: Any = dist.group.WORLD if self.group is None else self.group
+        return everyone.group_name
+
     def pool(self, batch: Moments) -> Moments:
         """The moments of all ranks' values, `(C,)` or `(1, C)`; a rank may hold none."""
         refuse_join()
         shift = torch.zeros_like(batch.mean) if self.shift is None else self.shift.to(batch.mean).view_as(batch.mean)
+        self._calls["forward"] += 1
         # Which samples count is the same in every channel: one number each.
         numbers, sums = payload(batch, shift)
         (n, squares), (first, second) = self._sum("forward", sums, numbers)
@@ -88,28 +95,20 @@ class Ranks:
         m2 = (second - first.square() / safe).clamp_min(0)
         if self.shift is None or self._far(mean, first / safe, m2 / safe):
             away = torch.where(batch.count > 0, batch.mean - mean, 0.0)
-            m2 = self.sums(batch.m2 + batch.count * away.square(), torch.zeros_like(m2), direction="forward")[0]
+            about = torch.stack((batch.m2 + batch.count * away.square(), torch.zeros_like(m2)))
+            m2 = self._sum("forward", about, numbers, again=True)[1][0]
         self.shift = torch.where(torch.isfinite(mean), mean, shift).detach()
         return Moments(n.expand_as(mean), mean, m2, squares.expand_as(mean), batch.reliability)
 
     def traced_pool(self, batch: Moments) -> Moments:
-        """`pool` in operations that autograd and compilers follow; the shift is the mean of the ranks' means."""
-        present = (batch.count > 0).to(batch.mean.dtype)
-        local = torch.where(batch.count > 0, batch.mean, 0.0).detach()
-        ranks, means = Sum.apply(torch.stack((present, local)), self.group).unbind(0)  # pyright: ignore
-        shift = means / torch.where(ranks > 0, ranks, 1.0)
-        numbers, sums = payload(batch, shift)
-        flat = Sum.apply(torch.cat((numbers, sums.reshape(-1))), self.group)
-        n, squares = flat[0], flat[1]  # pyright: ignore
-        first, second = flat[2:].reshape(sums.shape).unbind(0)  # pyright: ignore
-        safe = torch.where(n > 0, n, 1.0)
-        mean, m2 = shift + first / safe, (second - first.square() / safe).clamp_min(0)
-        return Moments(n.expand_as(mean), mean, m2, squares.expand_as(mean), batch.reliability)
+        """`pool` in operations that autograd follows."""
+        return traced_pool(batch, self.group)
 
-    def sums(self, *vectors: Tensor, direction: str = "backward") -> tuple[Tensor, ...]:
-        """Two vectors of one shape, each added up over ranks, in one message."""
+    def sums(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """Two vectors of one shape, each added up over ranks, in one message: what backward sends."""
+        self._calls["backward"] += 1
         sums = torch.stack(vectors)
-        return tuple(self._sum(direction, sums, sums.new_zeros(2))[1].unbind(0))
+        return tuple(self._sum("backward", sums, sums.new_zeros(2))[1].unbind(0))
 
     def _far(self, mean: Tensor, distance: Tensor, var: Tensor) -> bool:
         """Whether the shift was too far off; read where reading costs no device a wait."""
@@ -118,10 +117,9 @@ class Ranks:
         limit = _FAR * var + (_ROUNDING * mean).square()
         return bool(((distance.square() > limit) & torch.isfinite(distance)).any())
 
-    def _sum(self, direction: str, sums: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        self._calls[direction] += 1
+    def _sum(self, direction: str, sums: Tensor, numbers: Tensor, again: bool = False) -> tuple[Tensor, Tensor]:
         self.circle.messages += 1
-        tag = self._tag(direction)
+        tag = self._tag(direction, again)
         flat = torch.cat((sums.reshape(-1), numbers, numbers.new_tensor([1.0, tag, tag**2])))
         start = time.monotonic()
         try:
@@ -132,9 +130,9 @@ class Ranks:
         self._check(flat[-3:], tag, direction)
         return flat[-5:-3], flat[:-5].reshape(sums.shape)
 
-    def _tag(self, direction: str) -> float:
+    def _tag(self, direction: str, again: bool) -> float:
         """A number of this layer, direction, call and mode; of 20 bits, so that its square adds up exactly."""
-        told = f"{self._number} {direction} {self._calls[direction]} {self.mode}"
+        told = f"{self._number} {direction} {self._calls[direction]} {self.mode} {again}"
         return float(zlib.crc32(told.encode()) & 0xFFFFF)
 
     def _here(self, direction: str) -> str:
@@ -152,6 +150,34 @@ class Ranks:
             raise BatchNormError(
                 f"ranks must run their layers in one order and mode; {self.circle.places(self._here(direction))}"
             )
+
+
+class TracedRanks:
+    """The processes of a layer in compiled code, which waits for no value and cannot read tags or time out."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+
+    def pool(self, batch: Moments) -> Moments:
+        """The moments of all ranks' values."""
+        return traced_pool(batch, self.group)
+
+    traced_pool = pool
+
+
+def traced_pool(batch: Moments, group: Any) -> Moments:
+    """`pool` in operations that autograd and compilers follow; the shift is the mean of the ranks' means."""
+    present = (batch.count > 0).to(batch.mean.dtype)
+    local = torch.where(batch.count > 0, batch.mean, 0.0).detach()
+    ranks, means = Sum.apply(torch.stack((present, local)), group).unbind(0)  # pyright: ignore
+    shift = means / torch.where(ranks > 0, ranks, 1.0)
+    numbers, sums = payload(batch, shift)
+    flat: Any = Sum.apply(torch.cat((numbers, sums.reshape(-1))), group)
+    n, squares = flat[0], flat[1]
+    first, second = flat[2:].reshape(sums.shape).unbind(0)
+    safe = torch.where(n > 0, n, 1.0)
+    mean, m2 = shift + first / safe, (second - first.square() / safe).clamp_min(0)
+    return Moments(n.expand_as(mean), mean, m2, squares.expand_as(mean), batch.reliability)
 
 
 def payload(batch: Moments, shift: Tensor) -> tuple[Tensor, Tensor]:
