@@ -37,9 +37,9 @@ def on_rank(rank, ranks, kind):
 
         fully_shard(net[0])
         fully_shard(net)
-    if kind == "compiled ddp":
+    if kind == "compiled_ddp":
         called = torch.compile(DistributedDataParallel(net), backend="aot_eager")
-    if kind == "ddp of compiled":
+    if kind == "ddp_of_compiled":
         # fullgraph: the layer's sums over ranks are part of the graph.
         called = DistributedDataParallel(torch.compile(net, backend="aot_eager", fullgraph=True))
     y = train(net, called, PARTS[rank], 2.0)
@@ -47,7 +47,7 @@ def on_rank(rank, ranks, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fsdp", "ddp of compiled", "compiled ddp"])
+@pytest.mark.parametrize("kind", ["fsdp", "ddp_of_compiled", "compiled_ddp"])
 def test_wrapped_training_equals_one_process(kind):
     results = world.run(on_rank, 2, kind)
     net = model()
