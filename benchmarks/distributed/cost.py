@@ -124,7 +124,7 @@ def loopback() -> int:
     return 0
 
 
-def process(rank: int, ranks: int, folder: str, channels: list[int], rounds: int, out: Any) -> None:
+def process(rank: int, ranks: int, folder: str, channels: list[int], rounds: int) -> None:
     """Time every scheme in turn on this rank."""
     torch.set_num_threads(1)
     store = dist.FileStore(os.path.join(folder, "store"), ranks)
@@ -138,11 +138,11 @@ def process(rank: int, ranks: int, folder: str, channels: list[int], rounds: int
             step()
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - start)
-    repeats, bytes_sent = 5, {}
+    repeats, bytes_sent = 3, {}
     for name, step in steps.items():
         counts = []
-        # Other programs use the loopback device too: the least of three counts is nearest.
-        for _ in range(3):
+        # Other programs use the loopback device too: the least of the counts is nearest.
+        for _ in range(2):
             dist.barrier()
             before = loopback()
             for _ in range(repeats):
@@ -162,7 +162,7 @@ def measure(ranks: int, channels: list[int], rounds: int) -> dict[str, Any]:
     """Seconds and bytes of a step of these layers over so many ranks."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(
-            process, (ranks, folder, channels, rounds, None), nprocs=ranks, start_method="forkserver"
+            process, (ranks, folder, channels, rounds), nprocs=ranks, start_method="forkserver"
         )  # fmt: skip
         seconds, sent = json.loads(Path(folder, "found.json").read_text())
     layers = len(channels)
@@ -245,12 +245,13 @@ def main() -> None:
     """Measure, fit, extrapolate, and write it down."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--ranks", type=int, nargs="*", default=(1, 2, 4, 8))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     rows = []
     for ranks in options.ranks:
-        for channels in ([64] * 20, [512] * 20, [2048] * 20):
+        for channels in ([width] * options.layers for width in (64, 512, 2048)):
             rows.append(measure(ranks, channels, options.rounds))
             print(json.dumps(rows[-1]), flush=True)
     found = {

@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples" / "distributed"))
 import train as example  # noqa: E402
 
-STEPS, TIMEOUT = 24, 3.0
+STEPS, SAVE_EVERY, TIMEOUT = 12, 3, 5.0
 BREAKS = ("raise", "kill", "hang", "kill while saving")
 DATA = ("empty", "nan")
 MISFITS = ("order", "dtype", "channels", "version")
@@ -110,12 +110,12 @@ def worker(kind: str, step: int, victim: int, folder: Path) -> None:
                 net = Pair(kind, rank == victim)
                 net(example.shard(example.batch(0), rank, dist.get_world_size())[0])
         else:
-            state = example.train(folder, STEPS, timeout=TIMEOUT, disturb=disturb, write=write)
+            state = example.train(folder, STEPS, SAVE_EVERY, TIMEOUT, disturb=disturb, write=write)
             torch.save(state, folder / f"state {rank}.pt")
     except BaseException as error:
         (folder / f"said {attempt} {rank}.txt").write_text(f"{type(error).__name__}: {error}")
-        # So that the agent does not end a rank that still has something to say.
-        time.sleep(0 if kind == "hang" else TIMEOUT + 1)
+        # So that the agent does not end ranks that still have something to say.
+        time.sleep({"raise": TIMEOUT + 3}.get(kind, 1) if rank == victim or kind in MISFITS else 0)
         raise
     dist.destroy_process_group()
 
@@ -133,7 +133,7 @@ def elastic(kind: str, step: int, victim: int, ranks: int, folder: Path) -> bool
     """Run the ranks under torchrun's agent; whether they came to the end."""
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        max_restarts=0 if kind in MISFITS else 2, monitor_interval=0.1, start_method="forkserver",
+        max_restarts=0 if kind in MISFITS else 4, monitor_interval=0.1, start_method="forkserver",
     )  # fmt: skip
     try:
         elastic_launch(config, worker)(kind, step, victim, folder)
@@ -152,7 +152,7 @@ def expected(kind: str, step: int, victim: int, ranks: int, folder: Path) -> dic
         parts[victim] = spoiled(kind, parts[victim])
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    return example.train(folder, STEPS, disturb=disturb)
+    return example.train(folder, STEPS, SAVE_EVERY, disturb=disturb)
 
 
 def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -165,7 +165,7 @@ def one(kind: str, seed: int) -> dict[str, Any]:
     draw = random.Random(f"{kind} {seed}")
     ranks = draw.choice((2, 3))
     victim = 0 if kind == "kill while saving" else draw.randrange(ranks)
-    step = draw.randrange(1, STEPS - 4)
+    step = draw.randrange(1, STEPS - SAVE_EVERY)
     row: dict[str, Any] = {"kind": kind, "seed": seed, "ranks": ranks, "victim": victim, "step": step}
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as whole:
         folder = Path(name)
@@ -223,18 +223,21 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def run(kinds: tuple[str, ...], seeds: int) -> dict[str, Any]:
-    """Every kind of fault with every seed."""
+def run(kinds: tuple[str, ...], seeds: int, out: Path | None = None) -> dict[str, Any]:
+    """Every kind of fault with every seed; written down after each seed."""
     logging.disable(logging.WARNING)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {}
     for seed in range(seeds):
-        for kind in kinds:
-            rows.append(one(kind, seed))
-            print(json.dumps({k: v for k, v in rows[-1].items() if k != "said"}), flush=True)
-    return {
-        "torch": torch.__version__, "timeout": TIMEOUT, "steps": STEPS, "cores": os.cpu_count(),
-        "summary": summary(rows), "runs": rows,
-    }  # fmt: skip
+        rows += [one(kind, seed) for kind in kinds]
+        found = {
+            "torch": torch.__version__, "timeout": TIMEOUT, "steps": STEPS, "cores": os.cpu_count(),
+            "load": os.getloadavg()[0], "summary": summary(rows), "runs": rows,
+        }  # fmt: skip
+        if out is not None:
+            out.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"seed {seed}: {sum(row['ok'] for row in rows)} of {len(rows)} as expected", flush=True)
+    return found
 
 
 if __name__ == "__main__":
@@ -243,6 +246,4 @@ if __name__ == "__main__":
     parser.add_argument("--kinds", nargs="*", default=(*BREAKS, *DATA, *MISFITS))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    found = run(tuple(options.kinds), options.seeds)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found["summary"], indent=1))
+    print(json.dumps(run(tuple(options.kinds), options.seeds, options.out)["summary"], indent=1))

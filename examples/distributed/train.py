@@ -1,12 +1,12 @@
 """Training over processes with shared statistics; it may be killed at any time and goes on where it was.
 
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 python -m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 3 \
-        examples/distributed/train.py --folder run
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    python -m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 3 examples/distributed/train.py
 
 Statistics, gradients and weights are those of one process on the whole batch, on any number of processes. A rank
 that raises, dies or hangs ends the others with a message that names the layer and the rank; torchrun then starts
-all of them again from the last checkpoint. A batch that is not finite is left out on every rank. (Without the variable a restarted gloo group of torch 2.13 finds the
-addresses of the attempt before it.)
+all of them again from the last checkpoint. A batch that is not finite is left out on every rank.
+(Without the variable a restarted gloo group of torch 2.13 finds the addresses of the attempt before it.)
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def train(
         net.load_state_dict(held["model"])
         optimizer.load_state_dict(held["optimizer"])
         start = held["step"]
-    # Shared statistics are the same on every rank: there is no buffer to broadcast.
-    called = net if alone else DistributedDataParallel(net, broadcast_buffers=False)
+    # Shared statistics are the same on every rank: no buffer to broadcast (broadcast_buffers in older torch).
+    called = net if alone else DistributedDataParallel(net, forward_sync_buffers=False)
     for step in range(start, steps):
         part = shard(batch(step), rank, ranks)
         x, target = part if disturb is None else disturb(step, part)

@@ -1,4 +1,4 @@
-"""What goes wrong between ranks: each is named on every rank, or works; nothing hangs and nothing is mixed up silently."""
+"""What goes wrong between ranks: it is named on every rank, or works; nothing hangs or is mixed up silently."""
 
 import copy
 import os
