@@ -208,3 +208,19 @@ def test_a_rank_that_stays_away_is_named(how):
     assert "rank 1 did not come" in told
     assert "layer BatchNorm1d(2) (forward, call 2)" in told
     assert seconds < 8
+
+
+def started_over(rank, ranks):
+    """The process group is destroyed and made anew: the layer greets again, in a new circle."""
+    one = layer()
+    x = torch.arange(8, dtype=torch.float64).reshape(4, 2) * (rank + 1)
+    before = one(x)
+    store = dist.distributed_c10d._get_default_store()
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.PrefixStore("again", store), rank=rank, world_size=ranks)
+    return before.detach(), one(x).detach()
+
+
+def test_a_new_process_group_is_greeted_anew():
+    for before, after in world.run(started_over, 2):
+        assert torch.equal(before, after)
