@@ -48,19 +48,30 @@ def test_ranks_pool_with_their_counts_and_the_variance_between_them(kind):
 
 
 def disagreeing(rank, ranks):
+    def refusal(model):
+        with pytest.raises(batchnorm.BatchNormError) as caught:
+            batchnorm.sync_statistics(model)
+        return str(caught.value)
+
     model = nn.Sequential(nn.BatchNorm1d(3 + rank))
-    try:
-        batchnorm.sync_statistics(model)
-    except batchnorm.BatchNormError as error:
-        return str(error), model[0].running_mean.clone()
-    return None
+    told = {"channels": refusal(model)}
+    names = ("a", "b") if rank else ("b", "a")
+    told["order"] = refusal(nn.ModuleDict({name: nn.BatchNorm1d(3) for name in names}))
+    broken = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3))
+    broken[1].running_var.fill_(torch.nan if rank else 2.0)
+    told["nan"] = refusal(broken)
+    assert not batchnorm.rank_report(broken).ok
+    return told, model[0].running_mean.clone(), broken[0].running_mean.clone()
 
 
 def test_other_layers_on_another_rank_are_named_and_nothing_changes():
-    for told, mean in world.run(disagreeing, 2):
-        assert "must hold the same layers" in told
-        assert "('0', 4)" in told
+    for told, mean, first in world.run(disagreeing, 2):
+        assert "must hold the same layers" in told["channels"]
+        assert "('0', 4)" in told["channels"]
+        assert "their order" in told["order"]
+        assert "finite on every rank to be pooled; those of '1' are not" in told["nan"]
         assert not mean.any()
+        assert not first.any()
 
 
 def test_one_process_has_nothing_to_pool():

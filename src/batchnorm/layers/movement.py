@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +16,7 @@ from batchnorm.layers.couplings import Coupling, Returned
 from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
-from batchnorm.layers.ranks import Ranks
+from batchnorm.layers.ranks import Ranks, TracedRanks
 from batchnorm.layers.recompute import ForwardRecord
 from batchnorm.layers.statistics import Statistics
 
@@ -27,23 +28,32 @@ class Moving(Statistics):
     paused: bool = False
     accumulating: bool = False
 
-    def _ranks(self) -> Ranks | None:
+    def _ranks(self) -> Ranks | TracedRanks | None:
         """The processes this layer shares statistics with, greeted once."""
         sync = self.recipe.extent.sync
         if sync is None or sync.size() == 1:
             return None
+        if torch.compiler.is_compiling():
+            return TracedRanks(_meet_while_compiling(self))
+        return self._meet()
+
+    def _meet(self) -> Ranks:
+        sync: Any = self.recipe.extent.sync
         ranks = self.__dict__.get("_partners")
-        if ranks is None:
+        if ranks is None or not ranks.current(sync):
             signature = {
                 "layer": describe(self),
                 "channels": self.num_features,
                 "dtype": str(self.running_mean.dtype if self.running_mean is not None else self.weight.dtype),
-                "choices": repr(self.recipe),
+                # A function's address is its process's own.
+                "choices": re.sub(r" at 0x[0-9a-f]+", "", repr(self.recipe)),
+                "momentum": re.sub(r" at 0x[0-9a-f]+", "", repr(self.momentum)),
+                "eps": self.eps,
                 "version": version("batchnorm"),
             }
-            ranks = Ranks(sync.group, sync.timeout, signature)
-            ranks.greet()
-            self.__dict__["_partners"] = ranks
+            ranks = self.__dict__["_partners"] = Ranks(sync, signature)
+        paused, bank = "paused" if self.paused else "", self.active_bank
+        ranks.mode = paused if bank is None else f"{paused} bank {bank}".strip()
         return ranks
 
     def _puller(self, coupling: Coupling, now: Now) -> Any:
@@ -173,3 +183,12 @@ def require(condition: Tensor, message: str, layer: nn.Module) -> None:
         torch._assert_async(condition, message)
     except RuntimeError as error:
         raise BatchNormError(f"{message}: {describe(layer)}") from error
+
+
+def _meet_while_compiling(layer: Moving) -> str:
+    """Greet the other ranks; the name of the group to sum in."""
+    return layer._meet().group_name
+
+
+# As torch.compiler.assume_constant_result, without importing the compiler: it runs while a graph is traced.
+_meet_while_compiling._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -19,7 +19,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.kernels import RawMoments, reference
 from batchnorm.layers.couplings import Plan, Returned, about_zero
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.ranks import Ranks
+from batchnorm.layers.ranks import Ranks, TracedRanks
 
 
 class Sharing(NamedTuple):
@@ -29,7 +29,7 @@ class Sharing(NamedTuple):
     weight: Tensor | None = None
     reliability: bool = False
     centres: bool = True
-    ranks: Ranks | None = None
+    ranks: Ranks | TracedRanks | None = None
     # Whether a group may hold nothing, or one value, whatever the shape says: padding, or an empty rank.
     uneven: bool = False
 

@@ -1,13 +1,14 @@
 """The processes that share a layer's statistics: one sum over ranks forward, one backward, and clear failures.
 
-The engine is `torch.distributed`. What crosses is a float64 vector of O(channels) whatever the
-number of ranks: counts, and sums of deviations and squared deviations from a shift that is the same
+The engine is `torch.distributed`. What crosses is a float64 vector of 2 C + 5 values whatever the
+number of ranks: two numbers, and sums of deviations and squared deviations from a shift that is the same
 everywhere because it is set from reduced values only.
 """
 
 from __future__ import annotations
 
 import time
+import zlib
 from datetime import timedelta
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
+from batchnorm.layers.circle import circle_of, did_not_come, refuse_join
 from batchnorm.layers.moments import Moments
 
 # Where the squared distance of shift and mean exceeds this many variances, float64 sums lose digits
-# that a second reduction about the now known mean keeps.
+# that a second reduction about the now known mean keeps; not where the variance is mere rounding.
 _FAR = 1e5
+_ROUNDING = 1e-13
 
 
 class Sum(torch.autograd.Function):
@@ -48,16 +51,20 @@ def _traceable_sum(x: Tensor, group: Any) -> Tensor:
 class Ranks:
     """What one layer says to its counterparts on other ranks.
 
-    A message carries the layer's number beside its sums, so ranks whose layers run in another
-    order are told apart at once instead of mixing their statistics.
+    Every message of a layer has the same length and carries a tag of the layer, the direction, the
+    number of the call and the layer's mode beside its sums, so ranks that are out of step are told apart at
+    once instead of mixing their statistics.
     """
 
-    def __init__(self, group: Any, timeout: float, signature: dict[str, Any]) -> None:
-        self.group, self.timeout, self.signature = group, timeout, signature
-        self.where = signature["layer"]
+    def __init__(self, sync: Any, signature: dict[str, Any]) -> None:
+        self.sync, self.where = sync, str(signature["layer"])
+        self.circle = circle_of(sync.group)
+        self.mode = ""
         self.shift: Tensor | None = None
-        self._tag = _number(str(signature["layer"]))
-        self._calls = 0
+        self._calls = {"forward": 0, "backward": 0}
+        refuse_join()
+        self._number = self.circle.greet(signature, sync.group, sync.timeout)
+        self.group = self.circle.group_for(sync.group)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None  # a copied or pickled layer greets anew
@@ -65,104 +72,123 @@ class Ranks:
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return _nobody, ()
 
-    def greet(self) -> None:
-        """Compare signatures with the other ranks before the first message."""
-        everyone: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(everyone, self.signature, group=self.group)
-        for rank, other in enumerate(everyone):
-            if other != self.signature:
-                differ = [key for key in self.signature if self.signature[key] != other.get(key)]
-                told = "; ".join(f"{key}: {self.signature[key]} here, {other.get(key)} there" for key in differ)
-                raise BatchNormError(
-                    f"rank {rank} must have the same layer at this place as rank {dist.get_rank()}: {told}"
-                )
+    def current(self, sync: Any) -> bool:
+        """Whether this is still what the layer's extent asks for, in the process group there is now."""
+        return self.sync is sync and self.circle is circle_of(sync.group)
+
+    @property
+    def group_name(self) -> str:
+        """What functional collectives call the group."""
+        everyone: Any = dist.group.WORLD if self.group is None else self.group
+        return everyone.group_name
 
     def pool(self, batch: Moments) -> Moments:
-        """The moments of all ranks' values, `(C,)` or `(groups, C)`; a rank may hold none."""
-        shift = torch.zeros_like(batch.mean[:1]) if self.shift is None else self.shift.to(batch.mean)
-        n, squares, first, second = self._sum(payload(batch, shift)).unbind(0)
+        """The moments of all ranks' values, `(C,)` or `(1, C)`; a rank may hold none."""
+        refuse_join()
+        shift = torch.zeros_like(batch.mean) if self.shift is None else self.shift.to(batch.mean).view_as(batch.mean)
+        self._calls["forward"] += 1
+        # Which samples count is the same in every channel: one number each.
+        numbers, sums = payload(batch, shift)
+        (n, squares), (first, second) = self._sum("forward", sums, numbers)
         safe = torch.where(n > 0, n, 1.0)
         mean = shift + first / safe
         m2 = (second - first.square() / safe).clamp_min(0)
-        if self.shift is None or self._far(first / safe, m2 / safe):
+        if self.shift is None or self._far(mean, first / safe, m2 / safe):
             away = torch.where(batch.count > 0, batch.mean - mean, 0.0)
-            m2 = self._sum(batch.m2 + batch.count * away.square())
-        self.shift = torch.where(torch.isfinite(mean), mean, shift)[:1].detach()
-        return Moments(n, mean, m2, squares, batch.reliability)
+            about = torch.stack((batch.m2 + batch.count * away.square(), torch.zeros_like(m2)))
+            m2 = self._sum("forward", about, numbers, again=True)[1][0]
+        self.shift = torch.where(torch.isfinite(mean), mean, shift).detach()
+        return Moments(n.expand_as(mean), mean, m2, squares.expand_as(mean), batch.reliability)
 
     def traced_pool(self, batch: Moments) -> Moments:
-        """`pool` in operations that autograd and compilers follow; the shift is the mean of the ranks' means."""
-        present = (batch.count > 0).to(batch.mean.dtype)
-        local = torch.where(batch.count > 0, batch.mean, 0.0).detach()
-        ranks, means = Sum.apply(torch.stack((present, local)), self.group).unbind(0)  # pyright: ignore
-        shift = means / torch.where(ranks > 0, ranks, 1.0)
-        n, squares, first, second = Sum.apply(payload(batch, shift), self.group).unbind(0)  # pyright: ignore
-        safe = torch.where(n > 0, n, 1.0)
-        return Moments(
-            n, shift + first / safe, (second - first.square() / safe).clamp_min(0), squares, batch.reliability
-        )
+        """`pool` in operations that autograd follows."""
+        return traced_pool(batch, self.group)
 
     def sums(self, *vectors: Tensor) -> tuple[Tensor, ...]:
-        """Vectors of one shape, each added up over ranks, in one message."""
-        return tuple(self._sum(torch.stack(vectors)).unbind(0))
+        """Two vectors of one shape, each added up over ranks, in one message: what backward sends."""
+        self._calls["backward"] += 1
+        sums = torch.stack(vectors)
+        return tuple(self._sum("backward", sums, sums.new_zeros(2))[1].unbind(0))
 
-    def _far(self, distance: Tensor, var: Tensor) -> bool:
+    def _far(self, mean: Tensor, distance: Tensor, var: Tensor) -> bool:
         """Whether the shift was too far off; read where reading costs no device a wait."""
         if distance.device.type != "cpu":
             return False
-        return bool((distance.square() > _FAR * var).any() & torch.isfinite(distance).all())
+        limit = _FAR * var + (_ROUNDING * mean).square()
+        return bool(((distance.square() > limit) & torch.isfinite(distance)).any())
 
-    def _sum(self, values: Tensor) -> Tensor:
-        flat = torch.cat((values.reshape(-1), values.new_tensor([1.0, self._tag, self._tag**2])))
-        self._calls += 1
+    def _sum(self, direction: str, sums: Tensor, numbers: Tensor, again: bool = False) -> tuple[Tensor, Tensor]:
+        self.circle.messages += 1
+        tag = self._tag(direction, again)
+        flat = torch.cat((sums.reshape(-1), numbers, numbers.new_tensor([1.0, tag, tag**2])))
+        start = time.monotonic()
         try:
             work: Any = dist.all_reduce(flat, group=self.group, async_op=True)
-            work.wait() if flat.device.type == "cuda" else work.wait(timedelta(seconds=self.timeout))
+            work.wait() if flat.device.type == "cuda" else work.wait(timedelta(seconds=self.sync.timeout))
         except RuntimeError as error:
-            raise BatchNormError(self._blame(error)) from error
-        if flat.device.type == "cpu":
-            ranks, tags, squares = (float(value) for value in flat[-3:])
-            if tags != ranks * self._tag or squares != ranks * self._tag**2:
-                raise BatchNormError(
-                    f"ranks must run their layers in one order; rank {dist.get_rank()} is at {self.where} and another "
-                    "rank is at another layer"
-                )
-        return flat[:-3].reshape(values.shape)
+            raise did_not_come(self.circle, self._here(direction), time.monotonic() - start, error) from error
+        self._check(flat[-3:], tag, direction)
+        return flat[-5:-3], flat[:-5].reshape(sums.shape)
 
-    def _blame(self, error: Exception) -> str:
-        """Which ranks did not come: each that waits in vain leaves a word in the store and reads the others'."""
-        rank, world = dist.get_rank(), dist.get_world_size()
-        start = f"every rank must reach {self.where} within {self.timeout:g} s; rank {rank} waited for its sum"
-        try:
-            store: Any = dist.distributed_c10d._get_default_store()
-            key = f"batchnorm/{self.where}/{self._calls}/"
-            store.set(key + str(rank), "waiting")
-            time.sleep(min(2.0, self.timeout))
-            members = range(world) if self.group is None else dist.get_process_group_ranks(self.group)
-            gone = [str(other) for other in members if not store.check([key + str(other)])]
-        except Exception:
-            # The store lives in rank 0's process and may be gone with it.
-            gone = []
-        named = f"; rank {', '.join(gone)} did not come" if gone else ""
-        return f"{start}{named} ({str(error).splitlines()[0][:120]})"
+    def _tag(self, direction: str, again: bool) -> float:
+        """A number of this layer, direction, call and mode; of 20 bits, so that its square adds up exactly."""
+        told = f"{self._number} {direction} {self._calls[direction]} {self.mode} {again}"
+        return float(zlib.crc32(told.encode()) & 0xFFFFF)
+
+    def _here(self, direction: str) -> str:
+        mode = f", {self.mode}" if self.mode else ""
+        return f"{self.where} ({direction}, call {self._calls[direction]}{mode})"
+
+    def _check(self, told: Tensor, tag: float, direction: str) -> None:
+        """Every rank sent the same tag: the tags' variance is 0 and their mean is ours."""
+        if told.device.type != "cpu":
+            same = (told[1] == told[0] * tag) & (told[2] == told[0] * tag**2)
+            torch._assert_async(same, "ranks must run their layers in one order")
+            return
+        ranks, tags, squares = told.tolist()
+        if tags != ranks * tag or squares != ranks * tag**2:
+            raise BatchNormError(
+                f"ranks must run their layers in one order and mode; {self.circle.places(self._here(direction))}"
+            )
 
 
-def payload(batch: Moments, shift: Tensor) -> Tensor:
-    """Count, sum of squared weights, and the sums of deviations from the shift and of their squares."""
+class TracedRanks:
+    """The processes of a layer in compiled code, which waits for no value and cannot read tags or time out."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+
+    def pool(self, batch: Moments) -> Moments:
+        """The moments of all ranks' values."""
+        return traced_pool(batch, self.group)
+
+    traced_pool = pool
+
+
+def traced_pool(batch: Moments, group: Any) -> Moments:
+    """`pool` in operations that autograd and compilers follow; the shift is the mean of the ranks' means."""
+    present = (batch.count > 0).to(batch.mean.dtype)
+    local = torch.where(batch.count > 0, batch.mean, 0.0).detach()
+    ranks, means = Sum.apply(torch.stack((present, local)), group).unbind(0)  # pyright: ignore
+    shift = means / torch.where(ranks > 0, ranks, 1.0)
+    numbers, sums = payload(batch, shift)
+    flat: Any = Sum.apply(torch.cat((numbers, sums.reshape(-1))), group)
+    n, squares = flat[0], flat[1]
+    first, second = flat[2:].reshape(sums.shape).unbind(0)
+    safe = torch.where(n > 0, n, 1.0)
+    mean, m2 = shift + first / safe, (second - first.square() / safe).clamp_min(0)
+    return Moments(n.expand_as(mean), mean, m2, squares.expand_as(mean), batch.reliability)
+
+
+def payload(batch: Moments, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Count and sum of squared weights, and per channel the sums of deviations from the shift and of their squares."""
     present = batch.count > 0
     away = torch.where(present, batch.mean - shift, 0.0)
     squares = batch.count if batch.count_squared is None else batch.count_squared
     second = torch.where(present, batch.m2, 0.0) + batch.count * away.square()
-    return torch.stack((batch.count, squares, batch.count * away, second))
+    numbers = torch.stack((batch.count.reshape(-1)[0], squares.reshape(-1)[0]))
+    return numbers, torch.stack((batch.count * away, second))
 
 
 def _nobody() -> None:
     return None
-
-
-def _number(name: str) -> float:
-    """A small number that tells layers apart, the same in every process."""
-    total = 0
-    for byte in name.encode():
-        total = (total * 31 + byte) % 65_521
-    return float(total + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import isfinite
 from typing import Any
 
 import torch
@@ -104,10 +105,16 @@ def sync_statistics(model: nn.Module, *, group: Any = None) -> RankReport:
         The report from before.
 
     Raises:
-        BatchNormError: no layer with running statistics; ranks whose layers differ. Nothing is changed.
+        BatchNormError: no layer with running statistics; ranks whose layers differ; statistics that are not finite on
+            some rank. Every rank raises, and nothing is changed.
     """
     layers = tracking_layers(model)
     report, pooled = _report(layers, group)
+    broken = [name for name, row in report.layers.items() if not isfinite(row.mean_spread + row.var_ratio)]
+    if broken:
+        raise BatchNormError(
+            f"running statistics must be finite on every rank to be pooled; those of {broken[0] or '(root)'!r} are not"
+        )
     for layer, (mean, var, count, batches) in zip(layers.values(), pooled, strict=True):
         layer.running_mean.copy_(mean)  # pyright: ignore[reportOptionalMemberAccess]
         layer.running_var.copy_(var)  # pyright: ignore[reportOptionalMemberAccess]
@@ -159,12 +166,13 @@ def _row(layer: _BatchNorm) -> Tensor:
 def _gather(flat: Tensor, layers: dict[str, _BatchNorm], group: Any) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return flat[None]
-    mine = {name: layer.num_features for name, layer in layers.items()}
+    # In their order: the vectors that follow have no names.
+    mine = [(name, layer.num_features) for name, layer in layers.items()]
     told: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(told, (mine, version("batchnorm")), group=group)
     for rank, (theirs, number) in enumerate(told):
         if theirs != mine or number != version("batchnorm"):
-            differ = sorted(set(theirs.items()) ^ set(mine.items()))[:3] or [("version", number)]
+            differ = sorted(set(theirs) ^ set(mine))[:3] or ["their order" if theirs != mine else f"version {number}"]
             raise BatchNormError(
                 f"rank {rank} must hold the same layers as rank {dist.get_rank()}; they differ in {differ}"
             )

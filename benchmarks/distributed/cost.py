@@ -1,0 +1,266 @@
+"""What shared statistics cost: bytes and messages per layer and step, seconds per step, and a model of both.
+
+python benchmarks/distributed/cost.py writes cost.json beside it. Three schemes send over gloo on the loopback device,
+with the same tensors in the same order as: this package's layers (the layers themselves run), torch's SyncBatchNorm
+(all_gather of mean, invstd and count, all_reduce backward), and detectron2's NaiveSyncBatchNorm with stats_mode "N"
+(an all_reduce of 2 C + 1 forward, and its gradient's backward). The last two are replayed, since SyncBatchNorm
+refuses the CPU. Bytes are those that the kernel counted on the loopback device, headers included; the
+seconds are taken in turn, medians of rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import batchnorm
+
+multiprocessing.set_forkserver_preload(["batchnorm", "torch.nn.parallel"])
+Step = Callable[[], object]
+
+
+def ours(channels: list[int], rows: int) -> Step:
+    """The layers one after the other, forward and backward, on a batch that costs next to nothing."""
+    layers = [batchnorm.BatchNorm1d(c, extent=batchnorm.Sync(timeout=60)) for c in channels]
+    inputs = [torch.randn(rows, c, requires_grad=True) for c in channels]
+
+    def step() -> None:
+        outputs = [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+        for x, y in zip(reversed(inputs), reversed(outputs), strict=True):
+            x.grad = None
+            y.sum().backward()
+
+    return step
+
+
+def plain(channels: list[int], rows: int) -> Step:
+    """The same layers without anything shared: what the passes themselves take."""
+    layers = [batchnorm.BatchNorm1d(c) for c in channels]
+    inputs = [torch.randn(rows, c, requires_grad=True) for c in channels]
+
+    def step() -> None:
+        for layer, x in zip(layers, inputs, strict=True):
+            x.grad = None
+            layer(x).sum().backward()
+
+    return step
+
+
+def sums_only(channels: list[int], rows: int) -> Step:
+    """This package's messages without the layers around them: float64, 2 C + 5, forward and backward."""
+    messages = [torch.zeros(2 * c + 5, dtype=torch.float64) for c in channels]
+
+    def step() -> None:
+        for _ in ("forward", "backward"):
+            for message in messages:
+                dist.all_reduce(message)
+
+    return step
+
+
+def gathers(channels: list[int], rows: int) -> Step:
+    """The messages of torch.nn.SyncBatchNorm: float32, all_gather of 2 C + 1, all_reduce of 2 C."""
+    ranks = dist.get_world_size()
+    sent = [torch.zeros(2 * c + 1) for c in channels]
+    received = [[torch.zeros(2 * c + 1) for _ in range(ranks)] for c in channels]
+    back = [torch.zeros(2 * c) for c in channels]
+
+    def step() -> None:
+        for mine, everyone in zip(sent, received, strict=True):
+            dist.all_gather(everyone, mine)
+        for message in back:
+            dist.all_reduce(message)
+
+    return step
+
+
+def naive(channels: list[int], rows: int) -> Step:
+    """The messages of detectron2's NaiveSyncBatchNorm: float32, all_reduce of 2 C + 1 both ways."""
+    messages = [torch.zeros(2 * c + 1) for c in channels]
+
+    def step() -> None:
+        for _ in ("forward", "backward"):
+            for message in messages:
+                dist.all_reduce(message)
+
+    return step
+
+
+def together(channels: list[int], rows: int) -> Step:
+    """What layers that do not depend on each other could save: all their sums in one message."""
+    message = torch.zeros(sum(2 * c + 5 for c in channels), dtype=torch.float64)
+
+    def step() -> None:
+        for _ in ("forward", "backward"):
+            dist.all_reduce(message)
+
+    return step
+
+
+SCHEMES = {
+    "batchnorm": ours, "its messages alone": sums_only, "SyncBatchNorm's messages": gathers,
+    "detectron2's messages": naive, "one message for all layers": together, "nothing shared": plain,
+}  # fmt: skip
+
+
+def loopback() -> int:
+    """Bytes that this machine has sent over the loopback device, in this process's network."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        if name.strip() == "lo":
+            return int(numbers.split()[8])
+    return 0
+
+
+def process(rank: int, ranks: int, folder: str, channels: list[int], rounds: int) -> None:
+    """Time every scheme in turn on this rank."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(os.path.join(folder, "store"), ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    steps = {name: make(channels, 2) for name, make in SCHEMES.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 2):
+        for name, step in steps.items():
+            dist.barrier()
+            start = time.perf_counter()
+            step()
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    repeats, bytes_sent = 3, {}
+    for name, step in steps.items():
+        counts = []
+        # Other programs use the loopback device too: the least of the counts is nearest.
+        for _ in range(2):
+            dist.barrier()
+            before = loopback()
+            for _ in range(repeats):
+                step()
+            dist.barrier()
+            counts.append((loopback() - before) / repeats)
+        bytes_sent[name] = min(counts)
+    if rank == 0:
+        Path(folder, "found.json").write_text(json.dumps([
+            {name: statistics.median(values) for name, values in seconds.items()}, bytes_sent,
+        ]))  # fmt: skip
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure(ranks: int, channels: list[int], rounds: int) -> dict[str, Any]:
+    """Seconds and bytes of a step of these layers over so many ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(
+            process, (ranks, folder, channels, rounds), nprocs=ranks, start_method="forkserver"
+        )  # fmt: skip
+        seconds, sent = json.loads(Path(folder, "found.json").read_text())
+    layers = len(channels)
+    return {
+        "ranks": ranks, "layers": layers, "channels": channels[0],
+        "milliseconds_per_layer": {name: round(1e3 * value / layers, 4) for name, value in seconds.items()},
+        "loopback_bytes_per_layer": {name: round(value / layers) for name, value in sent.items()},
+        "model_bytes_per_layer": {
+            name: model_bytes(name, ranks, channels[0]) for name in seconds if not name.startswith(("one", "nothing"))
+        },
+    }  # fmt: skip
+
+
+def model_bytes(scheme: str, ranks: int, channels: int) -> int:
+    """Bytes that all ranks together send for a layer's step, headers left out.
+
+    A ring's all_reduce of m bytes sends 2 (p - 1) / p m from each of p ranks; an all_gather of m from each sends
+    (p - 1) m from each.
+    """
+    forward = {"batchnorm": 8 * (2 * channels + 5), "its messages alone": 8 * (2 * channels + 5)}
+    if scheme in forward:
+        return round(2 * 2 * (ranks - 1) * forward[scheme])
+    small, back = 4 * (2 * channels + 1), 4 * 2 * channels
+    if scheme.startswith("SyncBatchNorm"):
+        return ranks * (ranks - 1) * small + 2 * (ranks - 1) * back
+    return 2 * 2 * (ranks - 1) * small
+
+
+def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Least squares of a message's time: latency times its 2 (p - 1) hops, and seconds a byte of a rank's share."""
+    equations, times = [], []
+    for row in rows:
+        p, c = row["ranks"], row["channels"]
+        if p > 1:
+            share = 2 * (p - 1) / p * 8 * (2 * c + 5)
+            equations.append([2 * (p - 1), share])
+            times.append(row["milliseconds_per_layer"]["its messages alone"] / 2e3)
+    # Relative errors count, not absolute ones.
+    weights = 1 / torch.tensor(times, dtype=torch.float64)
+    a = torch.tensor(equations, dtype=torch.float64) * weights[:, None]
+    found = torch.linalg.lstsq(a, torch.ones(len(times), 1, dtype=torch.float64)).solution
+    errors = (a @ found)[:, 0] - 1
+    return {
+        "microseconds_per_hop": float(found[0]) * 1e6, "nanoseconds_per_byte": float(found[1]) * 1e9,
+        "largest_relative_error": float(errors.abs().max()), "median_relative_error": float(errors.abs().median()),
+    }  # fmt: skip
+
+
+# Networks that are not here: hop latency in seconds and bytes a second, round figures of their kind.
+NETWORKS = {"25 Gbit/s Ethernet": (20e-6, 3e9), "100 Gbit/s with RDMA": (3e-6, 12e9)}
+
+
+def beyond(channels: int = 256, layers: int = 50) -> list[dict[str, Any]]:
+    """What the model says of more ranks: milliseconds a step of so many layers, if nothing overlaps."""
+    rows = []
+    for name, (hop, speed) in NETWORKS.items():
+        for p in (8, 64, 512):
+            ring, tree = 2 * (p - 1), 2 * (p - 1).bit_length()
+            mine, small, back = 8 * (2 * channels + 5), 4 * (2 * channels + 1), 8 * channels
+            share = 2 * (p - 1) / p
+
+            def total(*messages: tuple[float, float], hop: float = hop, speed: float = speed) -> float:
+                return round(1e3 * layers * sum(hops * hop + sent / speed for hops, sent in messages), 2)
+
+            rows.append({
+                "network": name, "ranks": p,
+                "batchnorm, ring": total((ring, share * mine), (ring, share * mine)),
+                "batchnorm, tree": total((tree, 2 * mine), (tree, 2 * mine)),
+                "SyncBatchNorm, ring": total((p - 1, (p - 1) * small), (ring, share * back)),
+                "SyncBatchNorm, tree backward": total((p - 1, (p - 1) * small), (tree, 2 * back)),
+                "received_kilobytes_per_layer": {
+                    "batchnorm": round(2 * share * mine / 1e3, 1),
+                    "SyncBatchNorm": round(((p - 1) * small + share * back) / 1e3, 1),
+                },
+            })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Measure, fit, extrapolate, and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--layers", type=int, default=20)
+    parser.add_argument("--ranks", type=int, nargs="*", default=(1, 2, 4, 8))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    rows = []
+    for ranks in options.ranks:
+        for channels in ([width] * options.layers for width in (64, 512, 2048)):
+            rows.append(measure(ranks, channels, options.rounds))
+            print(json.dumps(rows[-1]), flush=True)
+    found = {
+        "torch": torch.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0], "rounds": options.rounds,
+        "note": "more processes than cores are oversubscribed: their times are an upper bound", "measured": rows,
+        "model": fitted(rows), "beyond": beyond(),
+    }  # fmt: skip
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Ranks that raise, die, hang, or bring another batch or model, under torchrun's agent; and the example itself."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kinds", [("raise", "kill"), ("hang", "kill while saving"), ("empty", "nan")])
+def test_a_fault_changes_nothing_in_the_end(kinds, seed):
+    faults = load(ROOT / "benchmarks" / "distributed" / "faults.py")
+    for kind in kinds:
+        row = faults.one(kind, seed)
+        assert row["finished"], row
+        assert row["ranks_apart"] == 0
+        assert row["from_one_process"] < 1e-9
+        assert row.get("from_undisturbed", 0) < 1e-9
+        if kind == "hang":
+            assert row["others_name_layer_and_rank"] >= 1, row
+
+
+@pytest.mark.slow
+def test_another_model_on_one_rank_is_refused_on_all():
+    faults = load(ROOT / "benchmarks" / "distributed" / "faults.py")
+    for kind in faults.MISFITS:
+        row = faults.one(kind, 0)
+        assert row["refused_everywhere"], row
+
+
+@pytest.mark.slow
+def test_the_example_runs_under_torchrun_and_goes_on_where_it_was(tmp_path):
+    script = ROOT / "examples" / "distributed" / "train.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for steps in ("4", "8"):
+        command_here = [*command, "--folder", str(tmp_path), "--steps", steps]
+        subprocess.run(command_here, check=True, env=environment, timeout=200, capture_output=True)
+    held = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert held["step"] == 8
+    example = load(script)
+    (tmp_path / "alone").mkdir()
+    alone = example.train(tmp_path / "alone", 8)
+    for name, value in alone.items():
+        assert torch.allclose(held["model"][name].double(), value.double(), rtol=1e-9), name

@@ -1,0 +1,226 @@
+"""What goes wrong between ranks: it is named on every rank, or works; nothing hangs or is mixed up silently."""
+
+import copy
+import os
+import signal
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import batchnorm
+from tests.distributed import world
+
+
+def layer(channels=2, timeout=10, **options):
+    return batchnorm.BatchNorm1d(channels, extent=batchnorm.Sync(timeout=timeout, **options), dtype=torch.float64)
+
+
+def refusal(call):
+    """What a call says when it refuses, and how many seconds it took."""
+    start = time.monotonic()
+    try:
+        call()
+    except batchnorm.BatchNormError as error:
+        return str(error), time.monotonic() - start
+    return None, time.monotonic() - start
+
+
+def signatures(rank, ranks):
+    """Everything a rank may bring that is not the others'; each pair of layers is met anew."""
+    told, x = {}, torch.randn(4, 2, dtype=torch.float64)
+    told["dtype"] = refusal(lambda: layer().to(torch.float64 if rank else torch.float32)(x))
+    momentum = layer()
+    momentum.momentum = 0.1 if rank else 0.2
+    told["momentum"] = refusal(lambda: momentum(x))
+    from batchnorm.layers import module
+
+    real = module.version
+    module.version = lambda name: "9.9" if rank else real(name)
+    told["version"] = refusal(lambda: layer()(x))
+    module.version = real
+    ghosts = layer(within=batchnorm.Ghost(2)) if rank else layer()
+    told["choices"] = refusal(lambda: ghosts(x))
+    model = nn.ModuleList([layer(), layer(3)])
+    model.forward = lambda order: [model[i](torch.ones(4, 2 + i, dtype=torch.float64).cumsum(0)) for i in order]
+    told["layer"] = refusal(lambda: model([rank, 1 - rank]))
+    return told
+
+
+def test_a_rank_that_differs_is_refused_at_the_first_step_on_every_rank():
+    for told in world.run(signatures, 2):
+        for key, (message, seconds) in told.items():
+            assert message is not None
+            assert f"{key}: " in message, message
+            assert "there" in message
+            assert seconds < 8
+
+
+def out_of_step(rank, ranks):
+    """Faults after the first step, each with its own layers."""
+    told, x = {}, torch.randn(4, 2, dtype=torch.float64)
+    one = layer(timeout=3)
+    one(x)
+    one.paused = rank == 1
+    told["paused"] = refusal(lambda: one(x))
+    banked = layer(timeout=3)
+    banked(x)
+    with batchnorm.bank(banked, "a" if rank else "b"):
+        told["bank"] = refusal(lambda: banked(x))
+    extra = layer(timeout=3)
+    leaf = x.clone().requires_grad_()
+    y = extra(leaf)
+    told["a forward for a backward"] = refusal((lambda: extra(x)) if rank else (lambda: y.sum().backward()))
+    twin = layer(timeout=2)
+    twin(x)
+    if rank:
+        twin = copy.deepcopy(twin)
+    told["copied on one rank"] = refusal(lambda: twin(x))
+    return told
+
+
+def test_ranks_out_of_step_say_where_each_is():
+    first, second = world.run(out_of_step, 2)
+    for told in (first, second):
+        assert "rank 0 is at layer BatchNorm1d(2) (forward, call 2); rank 1" in told["paused"][0]
+        assert "call 2, paused" in told["paused"][0]
+        assert "bank b" in told["bank"][0]
+        assert "bank a" in told["bank"][0]
+        assert (
+            "(backward, call 1); rank 1 is at layer BatchNorm1d(2) (forward, call 2)"
+            in told["a forward for a backward"][0]
+        )
+        assert told["copied on one rank"][0] is not None
+    assert "rank 1 did not come" in first["copied on one rank"][0]
+    assert "to greet; rank 0 did not come" in second["copied on one rank"][0]
+
+
+def subgroups(rank, ranks):
+    """Pairs share statistics; the layers of both pairs have the same names."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    model = nn.Sequential(layer(group=groups[rank // 2]), layer(group=groups[rank // 2]))
+    x = torch.arange(8, dtype=torch.float64).reshape(4, 2).square() * (rank + 1)
+    leaf = x.clone().requires_grad_()
+    y = model(leaf)
+    (y.pow(3).sum()).backward()
+    return y.detach(), leaf.grad, model[0].running_mean.clone()
+
+
+def test_subgroups_share_within_themselves():
+    results = world.run(subgroups, 4)
+    for pair in ((0, 1), (2, 3)):
+        x = torch.cat([torch.arange(8, dtype=torch.float64).reshape(4, 2).square() * (r + 1) for r in pair])
+        x.requires_grad_()
+        stock = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)).double()
+        y = stock(x)
+        y.pow(3).sum().backward()
+        for place, r in enumerate(pair):
+            rows = slice(4 * place, 4 * place + 4)
+            assert torch.allclose(results[r][0], y[rows], atol=1e-10)
+            assert torch.allclose(results[r][1], x.grad[rows], atol=1e-10)
+            assert torch.allclose(results[r][2], stock[0].running_mean, atol=1e-12)
+
+
+class Branches(nn.Module):
+    """A branch before the shared layer that only one rank takes.
+
+    It is registered last, so its bucket is DDP's first: the rank that does not use it reduces it before the layer's
+    sum of the backward, the other one after it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.bn = layer(3)
+        self.head = nn.Linear(3, 2)
+        self.branch = nn.Linear(3, 3)
+
+    def forward(self, x, take):
+        return self.head(self.bn(self.branch(x) if take else x))
+
+
+def unused(rank, ranks):
+    net = Branches().double()
+    # Buckets of one parameter each, so that they are reduced one by one during the backward.
+    wrapped = DistributedDataParallel(net, find_unused_parameters=True, bucket_cap_mb=1e-6)
+    for step in range(6):
+        x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(10 * step + rank))
+        net.zero_grad()
+        wrapped(x, take=rank == step % 2).pow(2).sum().backward()
+    return [p.grad for p in net.parameters()]
+
+
+def test_ranks_may_leave_different_parameters_unused():
+    for gradients in world.run(unused, 2):
+        net = Branches().double()
+        parts = [
+            torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(50 + rank))
+            for rank in (0, 1)
+        ]
+        parts[1] = net.branch(parts[1])
+        net.head(net.bn(torch.cat(parts))).pow(2).sum().backward()
+        for mine, parameter in zip(gradients, net.parameters(), strict=True):
+            assert torch.allclose(mine, parameter.grad / 2, atol=1e-10)
+
+
+def joined(rank, ranks):
+    net = nn.Sequential(nn.Linear(2, 2), layer(timeout=5).float())
+    wrapped = DistributedDataParallel(net)
+
+    def epoch():
+        with wrapped.join():
+            for _ in range(1 + rank):
+                wrapped(torch.randn(4, 2)).sum().backward()
+
+    return refusal(epoch)
+
+
+def test_join_is_refused_with_the_reason():
+    for told, seconds in world.run(joined, 2):
+        assert "DistributedDataParallel.join must not be used" in told
+        assert "empty batches instead" in told
+        assert seconds < 5
+
+
+def stays_away(rank, ranks, how):
+    one = layer(timeout=2)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    one(x)
+    if rank == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "eval":
+            one.eval()
+        if how == "frozen":
+            batchnorm.freeze(one)
+        if how == "asleep":
+            time.sleep(6)
+        return refusal(lambda: one(x))
+    return refusal(lambda: one(x))
+
+
+@pytest.mark.parametrize("how", ["eval", *(pytest.param(how, marks=pytest.mark.slow) for how in ("frozen", "asleep"))])
+def test_a_rank_that_stays_away_is_named(how):
+    (told, seconds), _ = world.run(stays_away, 2, how)
+    assert "rank 1 did not come" in told
+    assert "layer BatchNorm1d(2) (forward, call 2)" in told
+    assert seconds < 8
+
+
+def started_over(rank, ranks):
+    """The process group is destroyed and made anew: the layer greets again, in a new circle."""
+    one = layer()
+    x = torch.arange(8, dtype=torch.float64).reshape(4, 2) * (rank + 1)
+    before = one(x)
+    store = dist.distributed_c10d._get_default_store()
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.PrefixStore("again", store), rank=rank, world_size=ranks)
+    return before.detach(), one(x).detach()
+
+
+def test_a_new_process_group_is_greeted_anew():
+    for before, after in world.run(started_over, 2):
+        assert torch.equal(before, after)
