@@ -1,7 +1,11 @@
 """Batch normalization whose running statistics can be trusted."""
 
 from batchnorm.diagnose import diagnose as diagnose
+from batchnorm.diagnose import inspect_checkpoint as inspect_checkpoint
+from batchnorm.diagnose import lint as lint
+from batchnorm.diagnose import watch as watch
 from batchnorm.errors import BatchNormError as BatchNormError
+from batchnorm.kernels import backends as backends
 from batchnorm.layers import EMA as EMA
 from batchnorm.layers import MABN as MABN
 from batchnorm.layers import BatchNorm as BatchNorm
@@ -29,8 +33,10 @@ from batchnorm.layers import Weighted as Weighted
 from batchnorm.layers import Window as Window
 from batchnorm.layers import methods as methods
 from batchnorm.models import accumulate as accumulate
+from batchnorm.models import adapt as adapt
 from batchnorm.models import bank as bank
 from batchnorm.models import convert as convert
+from batchnorm.models import fold as fold
 from batchnorm.models import freeze as freeze
 from batchnorm.models import fuse_activations as fuse_activations
 from batchnorm.models import masked as masked
@@ -40,3 +46,4 @@ from batchnorm.models import recalibrate as recalibrate
 from batchnorm.models import sync_statistics as sync_statistics
 from batchnorm.models import to_stock as to_stock
 from batchnorm.models import unfreeze as unfreeze
+from batchnorm.models import update_bn as update_bn
