@@ -47,7 +47,7 @@ wheel: $(READY)
 no-compiler:
 	rm -rf build/plain && $(PYTHON) -m venv build/plain
 	build/plain/bin/python -m pip install --quiet --constraint constraints.txt torch numpy
-	CC=/bin/false CXX=/bin/false build/plain/bin/python -m pip install --verbose --constraint constraints.txt . > build/plain/log 2>&1
+	CC=/bin/false CXX=/bin/false build/plain/bin/python -m pip install --verbose --constraint constraints.txt --config-settings build-dir=build/plain/tree . > build/plain/log 2>&1
 	grep "without its native kernels" build/plain/log
 	cd build/plain && bin/python ../../tests/kernels/use_wheel.py reference
 
