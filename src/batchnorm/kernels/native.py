@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from batchnorm.kernels import reference
 from batchnorm.kernels.registry import Passes
 from batchnorm.kernels.shapes import RawMoments
 
@@ -90,6 +91,7 @@ def plain(x: Tensor) -> bool:
         and not x.is_neg()
         and not x._is_zerotensor()
         and not _functorch.is_functorch_wrapped_tensor(x)
+        and not _functorch.is_legacy_batchedtensor(x)
     )
 
 
@@ -177,6 +179,8 @@ def backward_reduce(
     g: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `reference.backward_reduce`."""
+    if not plain(g):  # gradients batched by vmap
+        return reference.backward_reduce(g, x, mean, invstd, weight)
     x, last = arranged(x.detach())
     g = like(g.detach(), x)
     held, address, kind = spread(weight, x)
@@ -193,6 +197,8 @@ def backward_apply(
     g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, u: Tensor, v: Tensor, weight: Tensor | None = None
 ) -> Tensor:
     """As `reference.backward_apply`."""
+    if not plain(g):
+        return reference.backward_apply(g, x, centre, scale, u, v, weight)
     x, last = arranged(x.detach())
     g = like(g.detach(), x)
     held, address, kind = spread(weight, x)
