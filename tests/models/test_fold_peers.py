@@ -103,7 +103,11 @@ def test_a_model_in_train_mode_and_one_that_cannot_be_traced():
 
 
 def test_timm_grouped_convolution_and_dtype():
-    levit = pytest.importorskip("timm.models.levit")
+    try:
+        from timm.models import levit
+    except Exception as error:
+        # timm imports torchvision, whose operators may not fit the installed torch.
+        pytest.skip(f"timm cannot be imported: {error}")
     block = trained(levit.ConvNorm(4, 8, 3, groups=2))
     with pytest.raises((ValueError, RuntimeError)):
         block.fuse()
