@@ -1,6 +1,7 @@
 """Layers and state dicts of torch libraries, to torch's own and back."""
 
 import copy
+import importlib.util
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 import batchnorm
 from batchnorm import BatchNormError
-from batchnorm.interop import state_for, state_from, to_sync, to_torch
+from batchnorm.interop import state_for, state_from, to_sync, to_torch, translate
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -166,11 +167,38 @@ def test_this_package_s_layers_are_left_alone_and_do_not_become_sync():
         to_sync(model)
 
 
-def test_timm_s_own_layer():
-    timm = pytest.importorskip("timm", reason="timm is not installed")
-    layer = drawn(timm.layers.BatchNormAct2d(4, act_layer=nn.SiLU)).eval()
-    x = torch.randn(2, 4, 3, 3)
-    torch.testing.assert_close(to_torch(copy.deepcopy(layer))(x), layer(x))
+@pytest.fixture
+def timm():
+    """Timm imports torchvision, which fails beside a torch without CUDA unless two operators have a schema."""
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
+
+    return timm
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_network_of_timm_and_back(timm):
+    """Its layers hold their activations, so the stock network has other paths; the weights go back by order."""
+    model = drawn(timm.create_model("efficientnet_lite0", num_classes=5)).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 20.0, 30.0)
+    x = torch.randn(2, 3, 64, 64)
+    wanted = model(x)
+    stock = to_torch(copy.deepcopy(model))
+    norms = [m for m in stock.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 49
+    assert {type(m) for m in norms} == {nn.BatchNorm2d}
+    assert any("BatchNormAct2d" in type(m).__name__ for m in model.modules())
+    torch.testing.assert_close(stock(x), wanted, rtol=0, atol=0)
+    again = timm.create_model("efficientnet_lite0", num_classes=5).eval()
+    translate(stock, again)
+    torch.testing.assert_close(again(x), wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("library", ["detectron2", "inplace_abn", "timm", "sync"])
