@@ -108,7 +108,7 @@ def digits() -> tuple[nn.Module, list[Tensor]]:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[pick]), y[pick]).backward()
             optimizer.step()
-    return model.eval(), list(x[: 8 * 128].split(128))
+    return model.eval(), list(x[: 4 * 256].split(256))
 
 
 def photographs() -> tuple[nn.Module, list[Tensor]]:

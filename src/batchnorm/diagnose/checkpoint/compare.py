@@ -51,14 +51,13 @@ def compare(first: CheckpointEvidence, second: CheckpointEvidence) -> Comparison
     other = {_bare(name): layer for name, layer in second.layers.items()}
     for name, layer in first.layers.items():
         partner = other.get(_bare(name))
-        if partner is None or partner.mean is None or partner.var is None:
+        before, after = _statistics(layer), _statistics(partner)
+        if partner is None or after is None:
             found.missing.append(name)
-        elif layer.mean is None or layer.var is None:
-            continue
-        elif layer.mean.shape != partner.mean.shape or layer.var.shape != partner.var.shape:
+        elif before is not None and before.shape != after.shape:
             found.reshaped.append(name)
-        else:
-            found.moves[name] = _move(layer, partner)
+        elif before is not None:
+            found.moves[name] = _move(layer, partner, before, after)
     there = {_bare(name): values for name, values in second.others.items()}
     pairs = ((values, there.get(_bare(name))) for name, values in first.others.items())
     rest = any(b is not None and a.shape == b.shape and not torch.equal(a, b) for a, b in pairs)
@@ -76,15 +75,19 @@ def _bare(name: str) -> str:
     return name
 
 
-def _move(a: StoredLayer, b: StoredLayer) -> Move:
-    mean, var = a.mean, a.var
-    new_mean, new_var = b.mean, b.var
-    if mean is None or var is None or new_mean is None or new_var is None:
-        raise AssertionError  # pragma: no cover - excluded by the caller
+def _statistics(layer: StoredLayer | None) -> Tensor | None:
+    """Mean and variance as two rows, where both are there and fit each other."""
+    if layer is None or layer.mean is None or layer.var is None or layer.mean.shape != layer.var.shape:
+        return None
+    return torch.stack([layer.mean, layer.var])
+
+
+def _move(a: StoredLayer, b: StoredLayer, before: Tensor, after: Tensor) -> Move:
+    (mean, var), (new_mean, new_var) = before, after
     scale = (var.clamp_min(0) + 1e-5).sqrt()
     affine = max(_largest(a.weight, b.weight), _largest(a.bias, b.bias))
     updates = None if a.counter is None or b.counter is None else b.counter - a.counter
-    same = torch.equal(mean, new_mean) and torch.equal(var, new_var)
+    same = torch.equal(before, after)
     shift = 0.0 if same else float(((new_mean - mean) / scale).square().mean().sqrt())
     ratio = ((new_var.clamp_min(0) + 1e-5) / scale.square()).log()
     return Move(a.name, shift, 0.0 if same else float(ratio.square().mean().sqrt()), affine, updates)

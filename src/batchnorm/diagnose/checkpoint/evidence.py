@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +104,7 @@ def _join(prefix: str, key: str) -> str:
     return f"{prefix}.{key}" if prefix else key
 
 
-def _layer(prefix: str, names: dict[str, Entry], data: object) -> StoredLayer:
+def _layer(prefix: str, names: dict[str, Entry], data: mmap.mmap) -> StoredLayer:
     layer = StoredLayer(prefix)
     for key in KEYS:
         entry = names.get(_join(prefix, key))
@@ -111,9 +112,9 @@ def _layer(prefix: str, names: dict[str, Entry], data: object) -> StoredLayer:
             continue
         layer.dtypes[key], layer.shapes[key] = entry.dtype, entry.shape
         if key == "num_batches_tracked":
-            values = entry.read(data) if entry.shape in ((), (1,)) else None  # pyright: ignore[reportArgumentType]
+            values = entry.read(data) if entry.shape in ((), (1,)) else None
             layer.counter = float(values[0]) if values is not None and values.numel() else None
         elif len(entry.shape) == 1 and entry.shape[0] <= MOST_CHANNELS:
-            values = entry.read(data)  # pyright: ignore[reportArgumentType]
+            values = entry.read(data)
             setattr(layer, {"running_mean": "mean", "running_var": "var"}.get(key, key), values)
     return layer
