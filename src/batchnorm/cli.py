@@ -1,4 +1,4 @@
-"""The command line: `batchnorm demo`, `batchnorm diagnose`, `batchnorm recalibrate`."""
+"""The command line: `batchnorm demo`, `diagnose`, `inspect`, `lint`, `recalibrate` and `translate`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from torch import nn
 
 from batchnorm import diagnose as diagnose_model
 from batchnorm import recalibrate as recalibrate_model
+from batchnorm.diagnose import Report, inspect_checkpoint
+from batchnorm.diagnose import lint as lint_source
 from batchnorm.diagnose.report import finite
 from batchnorm.errors import BatchNormError
-from batchnorm.files import load_state, save_state
+from batchnorm.files import changed, load_archive, load_state, save_archive, save_state
+from batchnorm.models.recalibration.result import summary
 
 FINE, FINDINGS, BAD_INPUT = 0, 1, 2
 app = typer.Typer(
@@ -26,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Batch normalization whose running statistics can be trusted.\n\n"
-    "Exit codes: 0 all is well, 1 diagnose found something above a note, 2 bad input (nothing was written).",
+    "Exit codes: 0 all is well, 1 something above a note was found, 2 bad input (nothing was written).",
 )
 
 ModelOption = Annotated[
@@ -51,16 +54,51 @@ def demo(
     raise typer.Exit(run(report, Console()))
 
 
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Also write an HTML report here.")]
+
+
 @app.command()
 def diagnose(
     model: ModelOption,
     data: DataOption,
     weights: WeightsOption = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="MODULE:FUNCTION of output and batch, an accuracy or a loss.")
+    ] = None,
+    eval_data: Annotated[
+        str | None, typer.Option("--eval-data", help="MODULE:FACTORY of evaluation batches, to compare with --data.")
+    ] = None,
     as_json: JsonOption = False,
-    html: Annotated[Path | None, typer.Option(help="Also write an HTML report here.")] = None,
+    html: HtmlOption = None,
 ) -> None:
     """Say what is wrong with a model's batch norm, in which layer, and what fixes it."""
-    report = diagnose_model(_model(model, weights), _batches(data))
+    function = None if metric is None else _find(metric, "--metric")
+    others = None if eval_data is None else _batches(eval_data)
+    _show(diagnose_model(_model(model, weights), _batches(data), function, eval_loader=others), as_json, html)
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pt or .safetensors file, read as data only.")],
+    other: Annotated[Path | None, typer.Argument(help="A second one: what moved, what did not, what it lacks.")] = None,
+    as_json: JsonOption = False,
+    html: HtmlOption = None,
+) -> None:
+    """Say what is wrong with the batch norm in a checkpoint, from the file alone; no model code is needed."""
+    _show(inspect_checkpoint(checkpoint, other), as_json, html)
+
+
+@app.command()
+def lint(
+    path: Annotated[Path, typer.Argument(help="A Python file, or a folder.")],
+    as_json: JsonOption = False,
+    html: HtmlOption = None,
+) -> None:
+    """Say what Python source does wrong with running statistics; nothing is imported or run."""
+    _show(lint_source(path), as_json, html)
+
+
+def _show(report: Report, as_json: bool, html: Path | None) -> None:
     if html is not None:
         report.to_html(html)
     if as_json:
@@ -74,32 +112,64 @@ def diagnose(
 def recalibrate(
     model: ModelOption,
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="Where to write the repaired state dict.")],
+    out: Annotated[Path, typer.Option("--out", help="Where to write the repaired checkpoint (.pt or .safetensors).")],
     weights: WeightsOption = None,
     variance: Annotated[str, typer.Option(help="'total' over all values, or 'within' batches.")] = "total",
-    max_batches: Annotated[int | None, typer.Option(help="Read at most this many batches.")] = None,
+    upstream: Annotated[str, typer.Option(help="What layers normalise with: 'population' or 'batch'.")] = "population",
+    until: Annotated[float | None, typer.Option(help="Stop once the worst standard error, in std, is below.")] = None,
+    max_samples: Annotated[int | None, typer.Option(help="Stop after this many samples.")] = None,
+    bank: Annotated[str | None, typer.Option(help="Write the statistics of this bank.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A file to continue from after a kill.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Re-estimate the running statistics from data and write the repaired weights."""
+    """Re-estimate the running statistics from data and write the repaired checkpoint, all else in it as it was."""
     net = _model(model, weights)
-    shown = sys.stderr.isatty()
-    result = recalibrate_model(net, _batches(data), variance=variance, max_batches=max_batches, show_progress=shown)
-    save_state(net.state_dict(), out)
+    result = recalibrate_model(
+        net,
+        _batches(data),
+        variance=variance,
+        upstream=upstream,
+        until=until,
+        max_samples=max_samples,
+        bank=bank,
+        resume=resume,
+    )
+    state = net.state_dict()
+    if weights is None:
+        save_state(state, out)
+    else:
+        archive = load_archive(weights)
+        save_archive(archive.replaced(changed(state, archive.state)), out)
     if as_json:
-        rows = {
-            name: {
-                "count": row.count,
-                "mean_shift": row.mean_shift,
-                "standard_error": row.standard_error,
-                "var_ratio": row.var_ratio,
-            }
-            for name, row in result.layers.items()
-        }
-        summary = {"samples": result.samples, "batches": result.batches, "layers": rows, "out": str(out)}
-        print(json.dumps(finite(summary), indent=2))
+        print(json.dumps(finite({**summary(result), "out": str(out)}), indent=2))
     else:
         Console().print(result)
         Console().print(f"wrote {out}", soft_wrap=True)
+
+
+@app.command()
+def translate(
+    source: Annotated[Path, typer.Argument(help="A .pt, .safetensors, .keras, .h5, .msgpack, .npz or .onnx file.")],
+    target: Annotated[Path, typer.Argument(help="The file to write; its ending says the format.")],
+    like: Annotated[Path | None, typer.Option(help="A file of the target's architecture.")] = None,
+    model: Annotated[str | None, typer.Option(help="MODULE:FACTORY of the target's architecture, instead.")] = None,
+    map_file: Annotated[Path | None, typer.Option("--map", help="JSON {source layer: target layer}.")] = None,
+    eps: Annotated[float | None, typer.Option(help="Of the source's batch norms, if it does not say.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="The same, the weight of the new batch.")] = None,
+    count: Annotated[float | None, typer.Option(help="N*H*W of a training batch: rescale the variance.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps behind the statistics.")] = None,
+    partial: Annotated[bool, typer.Option(help="Leave layers without a partner as they are.")] = False,
+    trust_numbers: Annotated[bool, typer.Option(help="Pair by the numbers in names.")] = False,
+    flatten: Annotated[list[str] | None, typer.Option(help="NAME=C,H,W of a linear layer behind a flatten.")] = None,
+    repair: Annotated[bool, typer.Option(help="Take out what Equinox leaves in its variance.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry weights and running statistics from one framework's file to another's, in its conventions."""
+    from batchnorm.interop.command import run
+
+    template = like if model is None else _model(model, None)
+    said = {"eps": eps, "momentum": momentum, "count": count, "steps": steps, "repair": repair, "flatten": flatten}
+    run(source, target, map_file, as_json, like=template, partial=partial, trust_numbers=trust_numbers, **said)
 
 
 def _model(reference: str, weights: Path | None) -> nn.Module:
@@ -124,7 +194,7 @@ def _batches(reference: str) -> Iterable[Any]:
     return data
 
 
-def _make(reference: str, option: str) -> Any:
+def _find(reference: str, option: str) -> Any:
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise BatchNormError(f"{option} must be MODULE:FACTORY, such as my_project.models:build; it was {reference!r}")
@@ -137,10 +207,12 @@ def _make(reference: str, option: str) -> Any:
     except AttributeError as error:
         raise BatchNormError(f"{option} must name something in its module; {error}") from error
     if not callable(factory):
-        raise BatchNormError(
-            f"{option} must name a function without arguments; {reference} is a {type(factory).__name__}"
-        )
-    return factory()
+        raise BatchNormError(f"{option} must name a function; {reference} is a {type(factory).__name__}")
+    return factory
+
+
+def _make(reference: str, option: str) -> Any:
+    return _find(reference, option)()
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,43 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 
+_NESTED = ("state_dict", "model_state_dict", "model")
 
-def load_state(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a `.pt`, `.pth`, `.bin` or `.safetensors` file, as data only.
+
+@dataclass(frozen=True)
+class Archive:
+    """A checkpoint file as it was read: all of it, and where in it the state dict lies."""
+
+    content: Any
+    keys: tuple[str, ...] = ()
+    metadata: dict[str, str] | None = None
+    safetensors: bool = False
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        found = self.content
+        for key in self.keys:
+            found = found[key]
+        return found
+
+    def replaced(self, tensors: dict[str, Tensor]) -> Archive:
+        """The same file with other values for some tensors, in the dtypes it has; names it lacks are added."""
+        old = self.state
+        new = {name: value.detach().cpu() for name, value in tensors.items()}
+        new = {name: value.to(old[name].dtype) if name in old else value for name, value in new.items()}
+        # Copies of the containers on the way, of their own types (an OrderedDict may carry version metadata).
+        content = copy(self.content)
+        inner = content
+        for key in self.keys:
+            inner[key] = copy(inner[key])
+            inner = inner[key]
+        inner.update(new)
+        return replace(self, content=content)
+
+
+def load_archive(path: str | Path) -> Archive:
+    """A `.pt`, `.pth`, `.bin` or `.safetensors` file, as data only.
 
     Raises:
         BatchNormError: the file is missing, is not a checkpoint, or holds no tensors by name.
@@ -25,9 +61,11 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         raise BatchNormError(f"weights must be an existing file; there is none at {path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return Archive(tensors, (), file.metadata(), True)
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise BatchNormError(f"reading {path.name} needs: pip install 'batchnorm[safetensors]'") from error
@@ -35,23 +73,54 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         raise BatchNormError(
             f"weights must be a checkpoint of tensors; {path.name} could not be read as one ({type(error).__name__})"
         ) from error
-    if isinstance(loaded, dict):
-        for key in ("state_dict", "model_state_dict", "model"):
-            if isinstance(loaded.get(key), dict):
-                loaded = loaded[key]
-    if not isinstance(loaded, dict) or not any(isinstance(v, Tensor) for v in loaded.values()):
-        raise BatchNormError(f"weights must hold tensors by name; {path.name} holds a {type(loaded).__name__}")
-    return loaded
+    keys: tuple[str, ...] = ()
+    found = loaded
+    for key in _NESTED:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found, keys = found[key], (*keys, key)
+    if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):
+        raise BatchNormError(f"weights must hold tensors by name; {path.name} holds a {type(found).__name__}")
+    return Archive(loaded, keys)
 
 
-def save_state(state: dict[str, Tensor], path: str | Path) -> None:
+def changed(new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict whose values are not those of another, compared in the other's dtypes."""
+    return {
+        name: value
+        for name, value in new.items()
+        if isinstance(value, Tensor)
+        and (name not in old or not torch.equal(value.cpu().to(old[name].dtype), old[name].cpu()))
+    }
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a `.pt`, `.pth`, `.bin` or `.safetensors` file, as data only.
+
+    Raises:
+        BatchNormError: the file is missing, is not a checkpoint, or holds no tensors by name.
+    """
+    return load_archive(path).state
+
+
+def save_archive(archive: Archive, path: str | Path) -> None:
+    """Write all of a checkpoint; a `.safetensors` file takes the tensors and the metadata, if there is any."""
+    if Path(path).suffix == ".safetensors":
+        save_state(archive.state, path, archive.metadata)
+    elif archive.safetensors:
+        save_state(archive.state, path)
+    else:
+        write_atomically(path, lambda temporary: torch.save(archive.content, temporary))
+
+
+def save_state(state: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write a state dict beside its place and rename it there, so a reader sees the old file or the new one."""
     path = Path(path)
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-        write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+        # Copies, since tied weights share memory and the format does not.
+        apart = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+        write_atomically(path, lambda temporary: save_file(apart, temporary, metadata))
     else:
         write_atomically(path, lambda temporary: torch.save(state, temporary))
 

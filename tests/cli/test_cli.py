@@ -73,7 +73,7 @@ def test_safetensors(folder):
         (["--model", "mine", "--data", "mine:data"], "must be MODULE:FACTORY"),
         (["--model", "yours:model", "--data", "mine:data"], "No module named 'yours'"),
         (["--model", "mine:absent", "--data", "mine:data"], "absent"),
-        (["--model", "mine:NUMBER", "--data", "mine:data"], "function without arguments"),
+        (["--model", "mine:NUMBER", "--data", "mine:data"], "must name a function"),
         (["--model", "mine:data", "--data", "mine:data"], "must name a factory of a torch.nn.Module"),
         (["--model", "mine:plain", "--data", "mine:data"], "Linear has none"),
         (["--model", "mine:model", "--data", "mine:empty"], "at least one batch"),
@@ -94,3 +94,27 @@ def test_bad_input_is_one_sentence_exit_code_two_and_no_file(folder, verb, argum
 def test_help_names_the_options(folder):
     shown = run(folder, "recalibrate", "--help").stdout
     assert all(word in shown for word in ("--model", "--data", "--weights", "--out"))
+
+
+def test_inspect_one_file_and_two(folder):
+    model = torch.nn.BatchNorm1d(3)
+    torch.save(model.state_dict(), folder / "a.pt")
+    first = run(folder, "inspect", "a.pt", "--json")
+    assert first.returncode == 1, first.stderr
+    assert json.loads(first.stdout)["findings"][0]["code"] == "BN201"
+    model(torch.randn(32, 3))
+    torch.save(model.state_dict(), folder / "b.pt")
+    second = run(folder, "inspect", "a.pt", "b.pt", "--html", "r.html")
+    assert second.returncode == 0, second.stderr
+    assert "BN223" in second.stdout
+    assert (folder / "r.html").exists()
+    assert run(folder, "inspect", "absent.pt").returncode == 2
+
+
+def test_diagnose_with_a_metric(folder):
+    with (folder / "mine.py").open("a") as file:
+        file.write("def size(output, batch):\n    return output.shape[0]\n")
+    arguments = ["--model", "mine:model", "--data", "mine:data", "--metric", "mine:size", "--eval-data", "mine:data"]
+    result = run(folder, "diagnose", *arguments, "--json")
+    assert json.loads(result.stdout)["metric"] == {"stored": 32.0, "batch": 32.0, "recalibrated": 32.0}
+    assert run(folder, "diagnose", *arguments[:4], "--metric", "mine:absent").returncode == 2

@@ -59,7 +59,7 @@ def test_a_backend_registers_once_and_serves_what_it_says(monkeypatch):
     only_3d = kernels.registry.REFERENCE._replace(name="mine", serves=lambda x: x.dim() == 3)
     kernels.register(only_3d)
     assert kernels.select(torch.zeros(1, 2, 3)).name == "mine"
-    assert kernels.select(torch.zeros(1, 2)).name == "reference"
+    assert kernels.select(torch.zeros(1, 2)).name in ("native", "reference")
     with pytest.raises(BatchNormError, match="'mine' is registered already"):
         kernels.register(only_3d)
 

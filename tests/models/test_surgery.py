@@ -113,3 +113,40 @@ def test_frozen_stays_frozen_on_the_way_back():
     model = batchnorm.freeze(batchnorm.convert(network()))
     batchnorm.to_stock(model).train()(DATA)
     assert int(model[1].num_batches_tracked) == 0
+
+
+def test_a_method_with_a_decay_of_its_own_brings_it():
+    for method, momentum in (("renorm", 0.01), ("mabn", 0.02), ("online", 0.001), ("debiased", 0.3), ("ghost", 0.3)):
+        layer = batchnorm.convert(nn.BatchNorm1d(2, momentum=0.3), method)
+        assert layer.momentum == pytest.approx(momentum), method
+
+
+def test_pooled_does_not_wipe_trained_statistics_silently():
+    layer = nn.BatchNorm1d(2)
+    layer(torch.randn(8, 2))
+    with pytest.raises(batchnorm.BatchNormError, match="count must be given"):
+        batchnorm.convert(layer, "pooled")
+    assert type(layer) is nn.BatchNorm1d
+    mean = layer.running_mean.clone().double()
+    batchnorm.convert(layer, "pooled", count=8)
+    layer(torch.full((8, 2), 3.0))
+    assert torch.allclose(layer.running_mean.double(), (mean + 3) / 2)
+    assert float(batchnorm.convert(layer, "pooled").pooled_count) == 16  # known by now
+
+
+def test_a_schedule_becomes_its_next_value_in_stock():
+    layer = batchnorm.BatchNorm1d(2, method="diminishing")
+    for _ in range(4):
+        layer(torch.randn(8, 2))
+    assert batchnorm.to_stock(layer).momentum == pytest.approx(0.2)
+    layer(torch.randn(8, 2))
+
+
+def test_a_stock_state_loads_strictly_into_a_layer_with_banks():
+    stock = nn.BatchNorm1d(2)
+    stock(torch.randn(8, 2) + 4)
+    layer = batchnorm.BatchNorm1d(2)
+    with batchnorm.bank(layer, "target", own_affine=True):
+        layer(torch.randn(8, 2))
+    layer.load_state_dict(stock.state_dict(), strict=True)
+    assert torch.equal(layer.bank_target_running_mean, stock.running_mean)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import batchnorm
 from batchnorm.demo.broken_network import STEPS, score, train
-from batchnorm.demo.charts import history_charts
+from batchnorm.demo.charts import history_timelines
 from batchnorm.demo.data import load_digits
 from batchnorm.demo.four_steps import four_steps
+from batchnorm.diagnose.report import Table as ReportTable
 
 HEADER = ["held-out digits", "accuracy", "loss"]
 
@@ -29,7 +31,7 @@ def run(report_path: Path, console: Console) -> int:
     console.print(
         f"Trained for {STEPS} steps at momentum 0.01 on {len(digits.train_x)} digits; {len(test[0])} are held out.\n"
     )
-    report = batchnorm.diagnose(model, loader)
+    report = batchnorm.diagnose(model, list(zip(loader, digits.train_y.split(64), strict=True)), metric=_accuracy)
     console.print(report)
     result = batchnorm.recalibrate(model, loader)
     console.print(result)
@@ -37,10 +39,14 @@ def run(report_path: Path, console: Console) -> int:
     after = batchnorm.diagnose(model, loader)
     console.print(_table(rows))
     console.print(f"Diagnosis after the repair: {after.verdict}.")
-    tables = [("Before and after batchnorm.recalibrate", HEADER, rows)]
-    report.to_html(report_path, extra_charts=history_charts(history), extra_tables=tables)
+    tables = [ReportTable("Before and after batchnorm.recalibrate", HEADER, rows)]
+    report.to_html(report_path, timelines=history_timelines(history), tables=tables)
     console.print(f"Report: {report_path.resolve()}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _accuracy(output: Tensor, batch: tuple[Tensor, Tensor]) -> float:
+    return float((output.argmax(1) == batch[1]).float().mean())
 
 
 def _row(name: str, accuracy: float, loss: float) -> list[str]:

@@ -58,7 +58,7 @@ class CrossIteration(Coupling):
     Raises:
         BatchNormError: window below 1, burn_in below 0.
 
-    Source: Yao et al., "Cross-Iteration Batch Normalization" (2021), equations 5 to 12.
+    Source: Yao et al., "Cross-Iteration Batch Normalization" (2021).
     """
 
     window: int = 4
@@ -75,8 +75,6 @@ class CrossIteration(Coupling):
         """The slopes are those of whole batches."""
         if recipe.extent.requires is not None:
             return "cross-iteration needs the slopes of whole batches over the weights: no mask and no sample weights"
-        if recipe.extent.sync is not None:
-            return "cross-iteration needs the slopes of whole batches over the weights: no sharing over processes"
         if recipe.extent.groups(10**6) != 1:
             return "cross-iteration needs the slopes of whole batches over the weights: no ghost groups"
         return None

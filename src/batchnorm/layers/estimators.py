@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -140,7 +139,7 @@ class EMA(_Average):
     def momentum(self) -> float | Schedule | None:
         """Torch's momentum, the weight of the new batch."""
         if callable(self.decay):
-            return partial(_complement, self.decay)
+            return Complement(self.decay)
         # 1 - 0.9 is 0.09999999999999998; torch's users write 0.1.
         return round(1 - self.decay, 15)
 
@@ -170,8 +169,15 @@ class EMA(_Average):
         return new
 
 
-def _complement(schedule: Schedule, step: Tensor) -> Any:
-    return 1 - schedule(step)
+@dataclass(frozen=True)
+class Complement:
+    """Momentum as a function of the step, from a decay that is one."""
+
+    decay: Schedule
+
+    def __call__(self, step: Tensor) -> Any:
+        """1 - decay."""
+        return 1 - self.decay(step)
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ class Cumulative(_Average):
 
 @dataclass(frozen=True)
 class Diminishing(_Average):
-    """A gain that falls with the step, `min(1, scale / step**power)`: sums of gains diverge, of squares converge.
+    """A gain that falls with the step, `min(1, scale / step**power)`.
 
     Example:
         >>> import batchnorm, torch
@@ -197,7 +203,8 @@ class Diminishing(_Average):
         >>> float(layer.momentum(torch.tensor(16)))
         0.25
 
-    power 1 and scale 1 is the cumulative average; smaller powers forget the early batches.
+    power 1 and scale 1 is the cumulative average; smaller powers forget the early batches. The sum of
+    gains diverges, as convergence needs; the sum of their squares is finite for a power above 0.5.
 
     Raises:
         BatchNormError: power outside (0, 1], scale that is not positive.
@@ -216,11 +223,19 @@ class Diminishing(_Average):
     @property
     def momentum(self) -> float | Schedule | None:
         """The gain as a function of the step."""
-        return partial(_diminished, self.power, self.scale)
+        return Falling(self.power, self.scale)
 
 
-def _diminished(power: float, scale: float, step: Tensor) -> Tensor:
-    return (scale / step.double() ** power).clamp_max(1.0)
+@dataclass(frozen=True)
+class Falling:
+    """Momentum as a function of the step: `min(1, scale / step**power)`."""
+
+    power: float
+    scale: float
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """The gain at this step."""
+        return (self.scale / step.double() ** self.power).clamp_max(1.0)
 
 
 @dataclass(frozen=True)
@@ -230,7 +245,7 @@ class Pooled(Estimator):
     Example:
         >>> import torch
         >>> from batchnorm import BatchNorm1d
-        >>> from batchnorm.layers import Pooled
+        >>> from batchnorm import Pooled
         >>> layer = BatchNorm1d(1, estimator=Pooled())
         >>> for batch in torch.tensor([[1.0], [2.0], [3.0], [4.0], [9.0]]).split([2, 3]):
         ...     _ = layer(batch)

@@ -48,7 +48,7 @@ class Ghost(Extent):
         size: the ghost batch size; 32 when a method is named without one.
         update: "pooled" moves the running statistics once a step, by the moments of the whole
             batch, so the horizon of the average is that of plain batch norm. "sequential" moves
-            them group after group as in the paper, each group meeting the statistics its
+            them group after group as the authors' code does, each group meeting the statistics its
             predecessor left; k groups then weigh 1 - (1 - momentum)^k together.
 
     Raises:
@@ -133,7 +133,7 @@ class Masked(Extent):
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Masked())
+        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.Masked())
         >>> x, lengths = torch.randn(2, 3, 5), torch.tensor([5, 2])
         >>> float(layer(x, lengths=lengths)[1, :, 2:].detach().abs().sum())
         0.0
@@ -165,7 +165,7 @@ class Weighted(Masked):
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm1d(1, extent=batchnorm.layers.Weighted(), momentum=1.0)
+        >>> layer = batchnorm.BatchNorm1d(1, extent=batchnorm.Weighted(), momentum=1.0)
         >>> _ = layer(torch.tensor([[0.0], [4.0]]), weights=torch.tensor([3.0, 1.0]))
         >>> float(layer.running_mean)
         1.0

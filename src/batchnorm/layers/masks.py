@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import check
 
 
 class Given(NamedTuple):
@@ -22,6 +22,10 @@ class Given(NamedTuple):
     def kind(self) -> str | None:
         """Which of the three was given."""
         return next((name for name in ("mask", "lengths", "weights") if getattr(self, name) is not None), None)
+
+    def meets(self, kind: str) -> bool:
+        """Whether this is what an extent requires; lengths are a mask."""
+        return self.kind == kind or (kind == "mask" and self.kind == "lengths")
 
     def check(self) -> Given:
         """One at a time, and of the right type."""
@@ -77,10 +81,3 @@ def against(x: Tensor, weight: Tensor) -> Tensor:
     fits = weight.dim() <= len(without) and tuple(weight.shape) == without[: weight.dim()]
     check(fits, "mask or weight", _legal(x), f"of shape {tuple(weight.shape)}")
     return weight.reshape(weight.shape[0], 1, *weight.shape[1:], *[1] * (x.dim() - 1 - weight.dim()))
-
-
-def required(kind: str, given: Given, where: str) -> None:
-    """An extent that requires a mask or weights got one."""
-    fits = given.kind == kind or (kind == "mask" and given.kind == "lengths")
-    if not fits:
-        raise BatchNormError(f"{kind} must be given to {where}; it was {given.kind or 'None'}")

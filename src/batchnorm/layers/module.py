@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -13,24 +11,24 @@ from torch.nn import functional
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
-from batchnorm.layers import normalise
+from batchnorm.layers import fused, normalise
 from batchnorm.layers.activation import SMALLEST_WEIGHT, InPlace, activate, check_activation
 from batchnorm.layers.choices import Recipe
-from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, Returned, SecondMoment
+from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
 from batchnorm.layers.cross_iteration import look_back
 from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.inference import Mixture
-from batchnorm.layers.masks import Given, required
+from batchnorm.layers.masks import Given
 from batchnorm.layers.moments import Moments
+from batchnorm.layers.movement import Moving, require
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
-from batchnorm.layers.ranks import Ranks, TracedRanks
-from batchnorm.layers.recompute import ForwardRecord, recomputing
-from batchnorm.layers.statistics import NARROW, Statistics
+from batchnorm.layers.recompute import recomputing
+from batchnorm.layers.statistics import NARROW
 from batchnorm.layers.table import recipe_for
 
 
-class BatchNorm(Statistics):
+class BatchNorm(Moving):
     """Batch normalization of any rank and channel axis; what `BatchNorm1d`, `2d` and `3d` share.
 
     Example:
@@ -46,9 +44,6 @@ class BatchNorm(Statistics):
     """
 
     # Class attributes hold the defaults, so that a stock layer becomes one of these by changing its class alone.
-    frozen: bool = False
-    paused: bool = False
-    accumulating: bool = False
     channel_axis: int = 1
     activation: str | None = None
     negative_slope: float = 0.01
@@ -102,6 +97,10 @@ class BatchNorm(Statistics):
             lengths: `(N,)` integers for inputs `(N, C, L)`; what lies beyond is padding.
             weights: non-negative sample weights `(N,)` or `(N, *spatial)`; weight 0 is padding.
             residual: added to the output before the activation.
+
+        Raises:
+            BatchNormError: one value per channel in training, a mask, lengths or weights of another
+                kind or shape, a residual with `inplace=True`.
         """
         if isinstance(input, torch.fx.Proxy):
             # symbolic_trace keeps only torch.nn modules whole; ask it to keep this one too.
@@ -113,25 +112,27 @@ class BatchNorm(Statistics):
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
-        y = self._normalised(input, self._weight_of(input, Given(mask, lengths, weights)), residual is None)
-        if not (self.inplace and self.training):
-            y = activate(y, self.activation, self.negative_slope, residual)
-        elif residual is not None:
+        sample_weight = self._weight_of(input, Given(mask, lengths, weights))
+        if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
+        y = fused.forward(self, input, sample_weight, residual)
+        if y is None and self._goes_in_place(input, sample_weight):
+            y = self._in_place(input)
+        elif y is None:
+            y = activate(self._normalised(input, sample_weight), self.activation, self.negative_slope, residual)
+            if residual is not None and sample_weight is not None:
+                y = torch.where(sample_weight != 0, y, 0)
         return y if self.channel_axis == 1 else y.movedim(1, self.channel_axis)
 
     def _weight_of(self, x: Tensor, given: Given) -> Tensor | None:
         """The mask or weights of this call, or those of the context around it, as `(N, 1, *)`."""
-        held = self.__dict__.get("_given")
-        kind = self.recipe.extent.requires
         if given.kind is None:
-            if held is None:
-                if kind is not None:
-                    required(kind, given, describe(self))
-                return None
-            given = held
-        if kind is not None:
-            required(kind, given, describe(self))
+            given = self.__dict__.get("_given") or given
+        kind = self.recipe.extent.requires
+        if kind is not None and not given.meets(kind):
+            raise BatchNormError(f"{kind} must be given to {describe(self)}; it was {given.kind or 'None'}")
+        if given.kind is None:
+            return None
         if self.recipe.coupling.looks_back:
             raise BatchNormError(f"{given.kind} must be None: {self.recipe.coupling!r} cannot leave samples out")
         try:
@@ -139,12 +140,12 @@ class BatchNorm(Statistics):
         except BatchNormError as error:
             raise BatchNormError(f"{error}, in {describe(self)}") from None
 
-    def _normalised(self, x: Tensor, weight: Tensor | None, alone: bool) -> Tensor:
+    def _normalised(self, x: Tensor, weight: Tensor | None) -> Tensor:
         if self.running_mean is not None and self.running_mean.dtype in NARROW:
             self._widen()
         recipe = self.recipe
         if (self.frozen or not self.training) and self.running_mean is not None:
-            if isinstance(recipe.inference, Mixture) and not self.training and x.numel():
+            if isinstance(recipe.inference, Mixture) and x.numel():
                 return recipe.coupling.finish(self._with_mixture(x, weight, recipe.inference))
             return recipe.coupling.finish(self._with_stored(x, weight))
         # A paused layer keeps its coupling and moves nothing; one that does not track uses the batch.
@@ -170,33 +171,6 @@ class BatchNorm(Statistics):
         uneven = weight is not None or ranks is not None
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
         return coupling.finish(self._coupled(x, sharing, coupling, tracks))
-
-    def _ranks(self) -> Ranks | TracedRanks | None:
-        """The processes this layer shares statistics with, greeted once."""
-        sync = self.recipe.extent.sync
-        if sync is None or sync.size() == 1:
-            return None
-        if torch.compiler.is_compiling():
-            return TracedRanks(_meet_while_compiling(self))
-        return self._meet()
-
-    def _meet(self) -> Ranks:
-        sync: Any = self.recipe.extent.sync
-        ranks = self.__dict__.get("_partners")
-        if ranks is None or not ranks.current(sync):
-            signature = {
-                "layer": describe(self),
-                "channels": self.num_features,
-                "dtype": str(self.running_mean.dtype if self.running_mean is not None else self.weight.dtype),
-                "choices": repr(self.recipe),
-                "momentum": repr(self.momentum),
-                "eps": self.eps,
-                "version": version("batchnorm"),
-            }
-            ranks = self.__dict__["_partners"] = Ranks(sync, signature)
-        paused, bank = "paused" if self.paused else "", self.active_bank
-        ranks.mode = paused if bank is None else f"{paused} bank {bank}".strip()
-        return ranks
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         return self.affine_part("weight"), self.affine_part("bias")
@@ -231,30 +205,36 @@ class BatchNorm(Statistics):
 
     def _plain(self, x: Tensor, tracks: bool) -> Tensor:
         """The batch normalises: torch's fused kernel."""
-        weight, bias = self._affine()
-        moves = tracks and not self.paused and not recomputing()
-        if self.inplace and self.training and not normalise.needs_spelling(x):
-            y, batch = self._in_place(x, weight, bias)
-            if moves:
-                self._move(batch, None)
-            return y
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        y, mean, var = kernels.batch_norm_train(x, weight, bias, self.eps, dtype)
-        if moves:
+        y, mean, var = kernels.batch_norm_train(x, *self._affine(), self.eps, dtype)
+        if tracks and not self.paused and not recomputing():
             n = torch.full_like(mean, x.numel() // x.shape[1])
             self._move(Moments(n, mean.detach(), var.detach() * (n - 1)), None)
-        return activate(y, self.activation, self.negative_slope, None) if self.inplace else y
+        return y
 
-    def _in_place(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Moments]:
+    def _goes_in_place(self, x: Tensor, weight: Tensor | None) -> bool:
+        """Whether the form that keeps its output serves this call; every other way activates afterwards."""
+        plain = self.inplace and self.training and not self.frozen and weight is None
+        several = x.shape[0] * math.prod(x.shape[2:]) > 1
+        coupled = type(self.recipe.coupling) is BatchCoupling and self.recipe.extent.groups(10**6) == 1
+        return plain and several and coupled and self._ranks() is None and not normalise.needs_spelling(x)
+
+    def _in_place(self, x: Tensor) -> Tensor:
+        if self.running_mean is not None and self.running_mean.dtype in NARROW:
+            self._widen()
+        weight, bias = self._affine()
         if weight is not None:
             message = (
                 f"weight must be at least {SMALLEST_WEIGHT} in every channel with inplace=True, which divides by it"
             )
-            _require((weight.detach().abs() >= SMALLEST_WEIGHT).all(), message, self)
+            require((weight.detach().abs() >= SMALLEST_WEIGHT).all(), message, self)
         batch = normalise.batch_moments(x, Sharing())
         invstd = torch.rsqrt(batch.var(0) + self.eps)
         y: Any = InPlace.apply(x, weight, bias, batch.mean, invstd, self.negative_slope)
-        return y, batch.pool()
+        tracks = self.track_running_stats and self.running_mean is not None
+        if tracks and not self.paused and not recomputing():
+            self._move(batch.pool(), None)
+        return y
 
     def _coupled(self, x: Tensor, sharing: Sharing, coupling: Coupling, tracks: bool) -> Tensor:
         """Any coupling over any extent: moments, plan, the passes, and the step of the statistics."""
@@ -312,6 +292,8 @@ class BatchNorm(Statistics):
                 f"{describe(self)} must know the convolution before it: use batchnorm.convert(model, 'cbn') on the "
                 "whole model, or layer.attach(conv)"
             )
+        if self._ranks() is not None:
+            raise BatchNormError(f"{describe(self)} must run in one process: the slopes of cross-iteration are its own")
         if torch.compiler.is_compiling():
             raise BatchNormError(
                 "cross-iteration takes a derivative inside its forward, which torch.compile cannot trace"
@@ -324,137 +306,26 @@ class BatchNorm(Statistics):
 
     def _not_too_few(self, plan: Plan, found: Moments, state: State, tracks: bool) -> Plan:
         """Groups that a mask or the ranks leave with one value: an error, or the running statistics."""
+        if self.recipe.policy.weights == "frequency":
+            # Repetitions that sum to one are weights of another kind: their corrected variance has no meaning.
+            message = (
+                "weights must sum to more than 1 per channel where they are repetitions; "
+                "Policy(weights='reliability') takes any scale"
+            )
+            summed = (found.count > 0) & (found.count <= 1 + 1e-4) & (found.effective_count > 1)
+            require(~summed.any(), message, self)
         if self.recipe.coupling.takes_one_value:
             return plan
         few = (found.count > 0) & (found.effective_count <= 1)
         if not (tracks and self.recipe.policy.too_few == "population"):
-            _require(~few.any(), "mask and ranks must leave more than 1 value per channel when training", self)
+            message = "mask, weights and ranks must leave more than 1 value per channel when training"
+            require(~few.any(), message, self)
             return plan
         share = torch.where(few, 0.0, plan.share)
         mean, var = torch.where(few, state.mean, plan.mean), torch.where(few, state.var, plan.var)
         ratio = None if plan.ratio is None else torch.where(few, 1.0, plan.ratio)
         offset = None if plan.offset is None else torch.where(few, 0.0, plan.offset)
         return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset)
-
-    def _puller(self, coupling: Coupling, now: Now) -> Any:
-        # By the time backward runs, the bank, the pause or the functional call of this forward may be over.
-        held, moves = self._held(), not self.paused
-
-        def pull(back: Returned) -> tuple[Tensor, Tensor]:
-            u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
-            if moves:
-                # An overflowing step of mixed precision must not stay in the controllers for ever.
-                finite = torch.isfinite(back.sum_g).all() & torch.isfinite(back.sum_gx).all()
-                self._write_memory(new, finite & (back.batch.count > 0).any(), held)
-            return u, v
-
-        return pull
-
-    @torch.no_grad()
-    def _situation(self, pooled: Moments, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
-        """The statistics and the step this forward meets; a recomputed one meets those of its first."""
-        reads = self.recipe.coupling.reads_population
-        record = self.__dict__.setdefault("_record", ForwardRecord()) if reads else None
-        if again and record is not None:
-            found = record.recall(pooled)
-            if found is not None:
-                return found
-        state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
-        if record is not None and not torch.compiler.is_compiling():
-            record.remember(pooled, state, now)
-        return state, now
-
-    @torch.no_grad()
-    def _stream(self, batch: Moments, state: State, now: Now) -> tuple[State, State, Tensor]:
-        """Group after group: what each meets `(groups, C)`, what is left at the end, which groups counted."""
-        met: list[State] = []
-        counted: list[Tensor] = []
-        for group in range(len(batch.mean)):
-            met.append(state)
-            row = batch.row(group)
-            here = now
-            if now.momentum is None:
-                # A cumulative average, as update_bn asks for: every group is a step of its own.
-                here = now._replace(step=(now.step - 1) * len(batch.mean) + group + 1)
-            new = self.recipe.estimator.step(state, row, here)
-            ok = self._acceptable(row, new)
-            state = State(torch.where(ok, new.mean, state.mean), torch.where(ok, new.var, state.var), state.memory)
-            counted.append(ok)
-        means, variances = torch.stack([s.mean for s in met]), torch.stack([s.var for s in met])
-        return State(means, variances, state.memory), state, torch.stack(counted)
-
-    def _acceptable(self, batch: Moments, new: State) -> Tensor:
-        """Whether a batch may enter the statistics: finite, not empty, and enough of it for a variance."""
-        present = (batch.count > 0).all()
-        if self.recipe.policy.nonfinite == "propagate":
-            return present
-        ok = torch.isfinite(batch.mean).all() & torch.isfinite(batch.m2).all()
-        if self.recipe.policy.nonfinite == "raise":
-            _require(ok | ~present, "batch statistics must be finite", self)
-        return ok & present & torch.isfinite(new.var).all()
-
-    @torch.no_grad()
-    def _move(self, batch: Moments, memory: dict[str, Tensor] | None, now: Now | None = None) -> None:
-        """Step 3: move the running statistics, unless the batch is not finite."""
-        if self.accumulating:
-            self._pend(batch)
-            return
-        state = self._state(batch.mean.dtype)
-        new = self.recipe.estimator.step(state, batch, self._now(batch.mean.device) if now is None else now)
-        ok = self._acceptable(batch, new)
-        if memory:
-            new = replace(new, memory={**new.memory, **memory})
-        self._commit(new, ok, ~ok)
-
-    def _commit(self, new: State, ok: Tensor, skipped: Tensor) -> None:
-        for name, value in (("running_mean", new.mean), ("running_var", new.var)):
-            buffer = self.stat(name)
-            buffer.copy_(torch.where(ok, value, buffer.to(value.dtype)))
-        self._write_memory(new.memory, ok)
-        tracked = self.stat("num_batches_tracked")
-        if tracked is not None:
-            tracked.add_(ok)
-        count = getattr(self, "num_batches_skipped", None)
-        if count is not None:
-            count.add_(skipped)
-
-    def _pend(self, batch: Moments) -> None:
-        """Keep a micro-batch for the one update that `accumulate` makes."""
-        held = self._pending()
-        ok = self._acceptable(batch, State(batch.mean, batch.m2))
-        new = held.merge(batch)
-        for name, value in (("count", new.count), ("mean", new.mean), ("m2", new.m2)):
-            buffer = getattr(self, f"pending_{name}")
-            buffer.copy_(torch.where(ok, value, buffer))
-        squares = new.count if new.count_squared is None else new.count_squared
-        self.pending_count_squared.copy_(torch.where(ok, squares, self.pending_count_squared))  # pyright: ignore
-        self.num_batches_skipped.add_(~ok)  # pyright: ignore[reportOptionalMemberAccess]
-
-    def _pending(self) -> Moments:
-        count, mean, m2, squares = (getattr(self, f"pending_{n}") for n in ("count", "mean", "m2", "count_squared"))
-        return Moments(
-            count.clone(), mean.clone(), m2.clone(), squares.clone(), self.recipe.policy.weights == "reliability"
-        )
-
-    def start_accumulating(self) -> None:
-        """Collect moments instead of moving; see `batchnorm.accumulate`."""
-        wide = kernels.wide_dtype(self.running_mean.device)  # pyright: ignore[reportOptionalMemberAccess]
-        for name in ("count", "count_squared", "mean", "m2"):
-            zero = torch.zeros(self.num_features, dtype=wide, device=self.running_mean.device)  # pyright: ignore
-            self.register_buffer(f"pending_{name}", zero, persistent=False)
-        self.accumulating = True
-
-    @torch.no_grad()
-    def stop_accumulating(self, land: bool) -> None:
-        """Make the one update from what was collected, or none."""
-        self.accumulating = False
-        batch = self._pending()
-        if land and bool((batch.count > 0).any()):
-            state, now = self._state(batch.mean.dtype), self._now(batch.mean.device)
-            self._move(batch, self.recipe.coupling.step(batch, state, now), now)
-        for name in ("count", "count_squared", "mean", "m2"):
-            del self._buffers[f"pending_{name}"]
-            self._non_persistent_buffers_set.discard(f"pending_{name}")
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -476,20 +347,3 @@ class BatchNorm(Statistics):
 
 # A layer that does not track has no step; couplings that would ask are replaced before.
 _NO_TIME: Any = Now(None, None, 0.0)  # pyright: ignore[reportArgumentType]
-
-
-def _meet_while_compiling(layer: BatchNorm) -> str:
-    """Greet the other ranks; the name of the group to sum in."""
-    return layer._meet().group_name
-
-
-# As torch.compiler.assume_constant_result, without importing the compiler: it runs while a graph is traced.
-_meet_while_compiling._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def _require(condition: Tensor, message: str, layer: BatchNorm) -> None:
-    """Raise without waiting for the value: an error in eager mode, an assertion in compiled code."""
-    try:
-        torch._assert_async(condition, message)
-    except RuntimeError as error:
-        raise BatchNormError(f"{message}: {describe(layer)}") from error

@@ -48,8 +48,9 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
         activation: "relu" or "leaky_relu" (of negative_slope), applied to the output; a residual
             given to the call is added before it.
         inplace: with leaky_relu, keep the output for backward instead of the input. xhat is then
-            found again with an error of at most 2 (|y| + |bias|) u / |weight|, u the unit roundoff,
-            so a |weight| below 0.001 is refused at the call: at 0 its gradient would be lost.
+            found again with an error of at most 9 (|z| + |bias|) u / |weight|, z the output before
+            the activation and u the unit roundoff, so a |weight| below 0.001 is refused at the
+            call: at 0 its gradient would be lost.
 
     Differences from torch, all on purpose: statistics stay float32 in half-precision models; a
     non-finite batch is skipped and counted in `num_batches_skipped`

@@ -65,7 +65,8 @@ class MABN(_SecondMoment):
         >>> sorted(name for name in layer.state_dict() if "window" in name)
         ['backward_window', 'backward_window_seen', 'forward_window', 'forward_window_seen']
 
-    For 1 to 4 samples a batch. Give the preceding convolutions centred weights
+    For 1 to 4 samples a batch. The batch's second moment moves `running_var`; the released code feeds
+    it the window's mean instead. Give the preceding convolutions centred weights
     (`batchnorm.models.center_weights`), since no mean is taken off.
 
     Args:
@@ -157,7 +158,8 @@ class PowerNorm(_SecondMoment):
         BatchNormError: backward_decay outside [0, 1), a negative warmup.
 
     Source: Shen et al., "PowerNorm: Rethinking Batch Normalization in Transformers" (2020), algorithm 2.
-    The released code divides the gradient by the batch's second moment; the paper's running one is used here.
+    The released code divides the gradient by the batch's second moment; the paper's running one is
+    used here, and the paper's scaling of groups of channels beforehand is left out.
     """
 
     backward_decay: float = 0.9
@@ -207,7 +209,8 @@ class UnifiedNorm(_SecondMoment):
         BatchNormError: a value out of range.
 
     Source: Yang et al., "Unified Normalization for Accelerating and Stabilizing Transformers" (2022).
-    The released code scales the gradient of weight by r as well; here it is the derivative.
+    The released code scales the gradient of weight by r as well, where here it is the derivative,
+    and feeds `running_var` the window's mean, where here it is the batch's second moment.
     """
 
     window: int = 4
@@ -268,16 +271,17 @@ class UnifiedNorm(_SecondMoment):
         ring, seen = state.memory["backward_window"], state.memory["backward_window_seen"]
         average = state.memory["backward_average"]
         pooled = _over_groups(psi, back.batch)
-        # The forward left the window aside (warm-up, outlier) exactly where it used its own moment.
-        active = self._active(seen, now)
+        # An outlier's forward used its own moment, so its backward does too, and no window learns of it.
+        outlier = self._active(seen, now) & (back.plan.var == back.batch.var(0)).all() & (self.window > 1)
+        active = self._active(seen, now) & ~outlier
         rest, _ = others(ring, seen)
-        windowed = torch.where(active, (rest + pooled) / self.window, pooled)
+        windowed = torch.where(active, (rest + psi) / self.window, psi)
         moved = self.backward_decay * average + (1 - self.backward_decay) * windowed
-        used = torch.where(active, moved.expand_as(psi), psi)
+        used = torch.where(active, moved, psi)
         new = {
-            "backward_window": pushed(ring, seen, pooled),
-            "backward_window_seen": seen + 1,
-            "backward_average": moved,
+            "backward_window": torch.where(outlier, ring, pushed(ring, seen, pooled)),
+            "backward_window_seen": torch.where(outlier, seen, seen + 1),
+            "backward_average": torch.where(outlier, average, _over_groups(moved, back.batch)[None]),
         }
         return torch.zeros_like(psi), used * back.invstd.square(), new
 

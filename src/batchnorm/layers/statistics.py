@@ -79,6 +79,13 @@ class Statistics(_BatchNorm):
     def attach(self, before: nn.Module) -> None:
         """Tell the layer which convolution or linear layer makes its input, for couplings that look back.
 
+        Example:
+            >>> import torch, batchnorm
+            >>> conv, norm = torch.nn.Conv2d(3, 4, 3), batchnorm.BatchNorm2d(4, method="cbn")
+            >>> norm.attach(conv)
+            >>> norm(conv(torch.randn(2, 3, 8, 8))).shape
+            torch.Size([2, 4, 6, 6])
+
         Raises:
             BatchNormError: a layer without a weight whose first axis is this layer's channels.
         """
@@ -190,6 +197,12 @@ class Statistics(_BatchNorm):
             # A stock checkpoint: what the choices remember starts from the statistics it holds.
             initial = self._initial_memory(mean, var)
             state_dict.update({prefix + name: initial[name] for name in missing})
+        for bank in self.bank_names:
+            # A checkpoint without this bank: it starts again from the statistics of the layer, as a new one does.
+            for name in (*_STOCK, "weight", "bias", *self.memory_names):
+                key = prefix + _key(bank, name)
+                if key not in state_dict and self._named(bank, name) is not None and prefix + name in state_dict:
+                    state_dict[key] = state_dict[prefix + name]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._widen()
 

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import StringIO
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
 
 
-def call(model: nn.Module, batch: Any, forward_fn: Callable[[nn.Module, Any], Any] | None) -> Any:
-    """Run the model on a batch, moved to where the model is."""
+def call(
+    model: nn.Module,
+    batch: Any,
+    forward_fn: Callable[[nn.Module, Any], Any] | None,
+    device: torch.device | None = None,
+    channels_last: bool = False,
+) -> Any:
+    """Run the model on a batch, moved to the device (default: where the model is; a forward_fn moves its own)."""
+    if forward_fn is not None and device is None:
+        return forward_fn(model, _last(batch) if channels_last else batch)
+    if device is None:
+        device = next((p.device for p in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
+    batch = _to(batch, device)
+    if channels_last:
+        batch = _last(batch)
     if forward_fn is not None:
         return forward_fn(model, batch)
-    device = next((p.device for p in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
-    batch = _to(batch, device)
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, (tuple, list)):
@@ -31,13 +44,31 @@ def call(model: nn.Module, batch: Any, forward_fn: Callable[[nn.Module, Any], An
 
 
 def _to(value: Any, device: torch.device) -> Any:
+    return _mapped(value, lambda tensor: tensor.to(device))
+
+
+def _last(value: Any) -> Any:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return _mapped(value, lambda t: t.contiguous(memory_format=formats[t.dim()]) if t.dim() in formats else t)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: _to(item, device) for key, item in value.items()}
+        return {key: _mapped(item, change) for key, item in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_to(item, device) for item in value)
+        return type(value)(_mapped(item, change) for item in value)
     return value
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """Every tensor in a batch."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for item in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from tensors(item)
 
 
 def count_samples(batch: Any) -> int:
@@ -52,14 +83,19 @@ def count_samples(batch: Any) -> int:
     return 0
 
 
-def progress(loader: Iterable[Any], limit: int | None, shown: bool, label: str) -> Iterator[Any]:
-    """The loader's batches, at most limit, with a bar on stderr where asked."""
-    total = len(loader) if hasattr(loader, "__len__") else None  # pyright: ignore[reportArgumentType]
-    batches: Iterable[Any] = itertools.islice(loader, limit)
-    if shown:
-        bound = limit if total is None else total if limit is None else min(total, limit)
-        batches = track(batches, label, total=bound, console=Console(stderr=True), transient=True)
-    return iter(batches)
+@contextmanager
+def progress_bar(loader: Iterable[Any], shown: bool, label: str) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, where that is a terminal; the function given moves it on by so many batches."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    try:
+        total = len(loader)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        total = None
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda steps: bar.advance(task, steps)
 
 
 def as_text(renderable: Any, width: int = 100) -> str:

@@ -141,6 +141,11 @@ def accumulate(model: nn.Module, *, renorm: bool = False) -> Iterator[nn.Module]
             raise BatchNormError(
                 f"accumulate pools batches; layer {name!r} looks back on single ones (cross-iteration)"
             )
+        if not layer.recipe.coupling.exact:
+            raise BatchNormError(
+                f"accumulate pools batches; layer {name!r} keeps a memory of every backward "
+                f"({type(layer.recipe.coupling).__name__})"
+            )
         if layer.recipe.extent.sequential:
             raise BatchNormError(
                 f"accumulate needs one update a batch; layer {name!r} moves group after group: "
@@ -184,6 +189,9 @@ def mode(model: nn.Module, train: bool) -> Iterator[nn.Module]:
 
     A mode per pass: CrossQ's critic is in train mode for its own loss and in eval mode for the
     actor's. Works on torch's layers as well.
+
+    Raises:
+        BatchNormError: train is not True or False.
     """
     if not isinstance(train, bool):
         raise BatchNormError(f"train must be True or False; it was {train!r}")

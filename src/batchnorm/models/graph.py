@@ -41,20 +41,45 @@ def _single(ends: Ends | None) -> str | None:
     return next(iter(ends)) if ends is not None and len(ends) == 1 else None
 
 
-class _Tracer(fx.Tracer):
-    """Batch norm layers are whole, whoever wrote them; so is what is parametrized."""
+class WholeLayers(fx.Tracer):
+    """Batch norm layers are whole, whoever wrote them; so are linear maps and what is parametrized."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, _BatchNorm) or nn.utils.parametrize.is_parametrized(m)
+        """Whether a module is kept as one node."""
+        whole = isinstance(m, _WHOLE) or nn.utils.parametrize.is_parametrized(m) or is_frozen_copy(m)
         return whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> fx.Graph | None:
+    """The graph of a model, which is left as it was; None where it cannot be traced."""
+    before = set(model.__dict__)
+    try:
+        return WholeLayers().trace(model)
+    except Exception:
+        # Any model may fail in its own way under symbolic tracing.
+        return None
+    finally:
+        # fx stores tensors that it meets as constants on the model it traces.
+        for name in set(model.__dict__) - before:
+            del model.__dict__[name]
+
+
+_WHOLE = (
+    _BatchNorm, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+
+
+def is_frozen_copy(module: nn.Module) -> bool:
+    """Whether a module is torchvision's or detectron2's `FrozenBatchNorm2d`: constants, and no subclass of torch's."""
+    held = module._buffers.keys() >= {"weight", "bias", "running_mean", "running_var"}
+    return held and type(module).__name__ == "FrozenBatchNorm2d" and hasattr(module, "eps")
 
 
 def links(model: nn.Module) -> Links:
     """Which module feeds which in this model."""
-    try:
-        graph = _Tracer().trace(model)
-    except Exception:
-        # Any model may fail in its own way under symbolic tracing; what is certain without it is little.
+    graph = trace(model)
+    if graph is None:
+        # What is certain without a trace is little.
         return _sequential_links(model)
     found = Links()
     for node in graph.nodes:

@@ -2,118 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
-from batchnorm.errors import BatchNormError
-from batchnorm.layers import Moments
-from batchnorm.models.batches import call, count_samples, progress
-from batchnorm.models.find import tracking_layers
-from batchnorm.models.modes import is_frozen
+from batchnorm.errors import BatchNormError, check
+from batchnorm.models.recalibration.collect import Collected as Collected
+from batchnorm.models.recalibration.collect import collecting as collecting
+from batchnorm.models.recalibration.collect import rms as rms
+from batchnorm.models.recalibration.forwards import Caller
+from batchnorm.models.recalibration.quiet import held, restore
+from batchnorm.models.recalibration.ranks import Ranks
+from batchnorm.models.recalibration.result import RecalibratedLayer as RecalibratedLayer
+from batchnorm.models.recalibration.result import Recalibration as Recalibration
+from batchnorm.models.recalibration.run import Run, Settings, peek
+from batchnorm.models.recalibration.targets import Select, Target, Targets, unwrapped
+from batchnorm.models.recalibration.writing import write
 
 ForwardFn = Callable[[nn.Module, Any], Any]
-
-
-@dataclass
-class Collected:
-    """What one layer received: all values pooled, how its samples' means spread, and the variance within batches."""
-
-    values: Moments | None = None
-    sample_means: Moments | None = None
-    within: Tensor | None = None
-    calls: int = 0
-    fewest_values: float = float("inf")
-
-    def add(self, x: Tensor) -> None:
-        """Pool one input `(N, C, *)`."""
-        x = x.detach()
-        if x.numel() == 0:
-            return
-        values = Moments.of(x)
-        means = x.double().flatten(2).mean(2) if x.dim() > 2 else x.double()
-        within = values.count * values.var(1)
-        self.merge(Collected(values, Moments.of(means), within, 1, x.numel() / x.shape[1]))
-
-    def merge(self, other: Collected) -> None:
-        """Pool what was collected elsewhere."""
-        if other.values is None or other.sample_means is None or other.within is None:
-            return
-        self.values = other.values if self.values is None else self.values.merge(other.values)
-        means = self.sample_means
-        self.sample_means = other.sample_means if means is None else means.merge(other.sample_means)
-        self.within = other.within if self.within is None else self.within + other.within
-        self.calls += other.calls
-        self.fewest_values = min(self.fewest_values, other.fewest_values)
-
-    @property
-    def standard_error(self) -> Tensor:
-        """Of the mean, per channel: samples are independent, the positions within one are not."""
-        if self.sample_means is None:
-            return torch.tensor(torch.nan)
-        return (self.sample_means.var(1) / self.sample_means.count).sqrt()
-
-
-@dataclass(frozen=True)
-class RecalibratedLayer:
-    """One layer's result; shifts and errors are in units of the old `sqrt(running_var + eps)`.
-
-    count is the number of values per channel; mean_shift and standard_error are root mean squares
-    over channels, and the tensors per channel stand beside them.
-    """
-
-    count: int
-    mean_shift: float
-    standard_error: float
-    var_ratio: float
-    mean_shift_per_channel: Tensor = field(repr=False)
-    standard_error_per_channel: Tensor = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Recalibration:
-    """What `recalibrate` did: samples and batches read, a row a layer, and the way back."""
-
-    samples: int
-    batches: int
-    layers: dict[str, RecalibratedLayer]
-    unreached: tuple[str, ...]
-    frozen: tuple[str, ...]
-    _before: dict[_BatchNorm, dict[str, Tensor]] = field(repr=False)
-
-    def undo(self) -> None:
-        """Put back the statistics from before, to the bit."""
-        _restore(self._before)
-
-    def __rich__(self) -> Table:
-        title = f"Recalibrated {len(self.layers)} layers on {self.samples} samples"
-        table = Table("layer", title=title, title_justify="left")
-        for heading in ("values a channel", "mean moved by (std)", "+- (std)", "variance x"):
-            table.add_column(heading, justify="right")
-        for name, row in self.layers.items():
-            cells = (
-                f"{row.count}",
-                f"{row.mean_shift:.3f}",
-                f"{row.standard_error:.3f}",
-                f"{row.var_ratio:.3f}",
-            )
-            table.add_row(name or "(root)", *cells)
-        for name in self.unreached:
-            table.add_row(name, "never reached: unchanged", "", "", "")
-        for name in self.frozen:
-            table.add_row(name, "frozen: unchanged", "", "", "")
-        return table
-
-    def __str__(self) -> str:
-        from batchnorm.models.batches import as_text
-
-        return as_text(self)
 
 
 def recalibrate(
@@ -122,8 +34,19 @@ def recalibrate(
     *,
     forward_fn: ForwardFn | None = None,
     variance: str = "total",
-    max_batches: int | None = None,
-    show_progress: bool = False,
+    upstream: str = "population",
+    until: float | None = None,
+    max_samples: int | None = None,
+    select: Callable[[str, _BatchNorm], bool] | Iterable[str] | None = None,
+    bank: str | None = None,
+    resume: str | Path | None = None,
+    progress: bool = True,
+    device: torch.device | str | None = None,
+    process_group: Any = None,
+    apply_to: nn.Module | None = None,
+    channels_last: bool = False,
+    autocast: torch.dtype | None = None,
+    memory: int | None = None,
 ) -> Recalibration:
     """Re-estimate the running statistics of every batch norm layer from data, weights unchanged.
 
@@ -135,122 +58,97 @@ def recalibrate(
         >>> result.samples, torch.allclose(model[0].running_mean, data.mean(0))
         (200, True)
 
-    Batch norm layers normalise with their batches while everything else stays in eval (dropout is
-    off). Moments are pooled in float64 with counts, so ragged batches weigh what they should;
-    layers used several times pool all uses; frozen layers and layers no forward reached are left
-    alone. If anything raises, or the process is interrupted, the model is exactly as it was.
+    The model runs in eval mode without gradients (dropout is off). Moments are pooled in float64
+    with counts, so ragged batches weigh what they should; layers used several times pool all uses;
+    frozen layers and layers no forward reached are left alone; batches that are not finite are
+    left out and named. If anything raises, or the process is interrupted, the model is exactly as
+    it was, and in either case nothing but batch norm buffers changes.
 
     Args:
-        model: changed in its batch norm buffers only.
+        model: changed in its batch norm buffers only; found inside `AveragedModel`, DDP and
+            compiled modules too.
         loader: batches; a tensor is passed as it is, of a tuple or list the first element, a dict
-            as keyword arguments.
-        forward_fn: `forward_fn(model, batch)` for anything else.
+            as keyword arguments. A generator serves.
+        forward_fn: `forward_fn(model, batch)` for anything else; may call the model several times.
         variance: "total" (of all values, the law of total variance) or "within" (the mean of the
             batches' variances, weighted by count, as torch's EMA converges to).
-        max_batches: stop after this many.
-        show_progress: a progress bar on the terminal.
+        upstream: "population" settles each layer on what it receives at inference: all batches
+            meet at each layer if their activations fit in memory, else they pass once per layer.
+            "batch" lets layers normalise with their batches (PreciseBN): one pass, constant memory.
+        until: stop once the worst layer's standard error is below this many standard deviations,
+            after 8 batches at least. Data in a recognisable order are read to the end.
+        max_samples: stop after the batch that reaches this many samples.
+        select: names of layers, or `select(name, layer)`; the others stay as they are.
+        bank: write the statistics of this bank, in the layers that have it.
+        resume: a file to continue from after a kill, with the same result to the bit; the loader must give the
+            same batches again. Removed when done.
+        progress: a progress bar, if stderr is a terminal.
+        device: where batches go; by default where the model is.
+        process_group: merge the moments of all processes of this torch.distributed group.
+        apply_to: write to this copy of the model instead.
+        channels_last: give images to the model in this memory format.
+        autocast: run under `torch.autocast` with this dtype, such as `torch.bfloat16`.
+        memory: bytes that the activations of all batches may take; by default half of what is free.
 
     Raises:
-        BatchNormError: no batch norm layer, an empty loader, non-finite data, a batch with one
-            value per channel.
+        BatchNormError: no batch norm layer, an empty loader, no finite batch, one value per
+            channel, an argument that is not legal; nothing has changed.
 
-    Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), PreciseBN.
+    Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), PreciseBN, for upstream="batch".
     """
-    if variance not in ("total", "within"):
-        raise BatchNormError(f"variance must be 'total' or 'within'; it was {variance!r}")
-    if max_batches is not None and max_batches < 1:
-        raise BatchNormError(f"max_batches must be 1 or more; it was {max_batches}")
-    layers = tracking_layers(model)
-    frozen = tuple(name for name, layer in layers.items() if is_frozen(layer))
-    active = {name: layer for name, layer in layers.items() if name not in frozen}
-    if not active:
-        raise BatchNormError("model must contain a batch norm layer that is not frozen; all are")
-    samples = batches = 0
-    with collecting(model, active) as collected:
-        for batch in progress(loader, max_batches, show_progress, "recalibrating"):
-            call(model, batch, forward_fn)
-            samples += count_samples(batch)
-            batches += 1
-    if batches == 0:
-        raise BatchNormError("loader must yield at least one batch; it was empty")
-    new = {name: _estimate(name, c, variance) for name, c in collected.items() if c.values}
-    rows = {name: _row(active[name], collected[name], *new[name]) for name in new}
-    before = snapshot(active.values())
-    try:
-        for name, (mean, var) in new.items():
-            _write(active[name], mean, var, batches, collected[name])
-    except BaseException:
-        _restore(before)
-        raise
-    unreached = tuple(name for name in active if name not in new)
-    return Recalibration(samples, batches, rows, unreached, frozen, before)
-
-
-@contextmanager
-def collecting(model: nn.Module, layers: dict[str, _BatchNorm]) -> Iterator[dict[str, Collected]]:
-    """Pool what each layer receives; layers normalise with the batch, all else is in eval, nothing moves."""
-    flags = {module: module.training for module in model.modules()}
-    collected = {name: Collected() for name in layers}
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            collected[name].add(args[0])
-
-        return hook
-
-    with ExitStack() as stack, torch.no_grad():
-        stack.callback(lambda: [setattr(m, "training", flag) for m, flag in flags.items()])
-        for module in flags:
-            module.training = False
-        for name, layer in layers.items():
-            # A layer that does not track normalises with its batch, whatever its coupling, and moves nothing.
-            stack.callback(setattr, layer, "track_running_stats", layer.track_running_stats)
-            layer.training, layer.track_running_stats = True, False
-            stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
-        yield collected
-
-
-def snapshot(layers: Iterable[_BatchNorm]) -> dict[_BatchNorm, dict[str, Tensor]]:
-    """Copies of the layers' statistics."""
-    return {layer: {name: b.clone() for name, b in layer._buffers.items() if b is not None} for layer in layers}
-
-
-def _restore(before: dict[_BatchNorm, dict[str, Tensor]]) -> None:
-    with torch.no_grad():
-        for layer, buffers in before.items():
-            for name, value in buffers.items():
-                layer._buffers[name].copy_(value)  # pyright: ignore[reportOptionalMemberAccess]
-
-
-def _estimate(name: str, collected: Collected, variance: str) -> tuple[Tensor, Tensor]:
-    values = collected.values
-    if values is None or not bool(torch.isfinite(values.mean).all() and torch.isfinite(values.m2).all()):
-        raise BatchNormError(f"loader must give finite activations; NaN or infinity reached layer {name!r}")
-    if variance == "total" or collected.within is None:
-        return values.mean, values.var(1)
-    return values.mean, collected.within / values.count
-
-
-def _row(layer: _BatchNorm, collected: Collected, mean: Tensor, var: Tensor) -> RecalibratedLayer:
-    old_mean, old_var = layer.running_mean.double(), layer.running_var.double()  # pyright: ignore
-    scale = (old_var.clamp_min(0) + layer.eps).sqrt()
-    shift, error = (mean - old_mean) / scale, collected.standard_error / scale
-    ratio = ((var + layer.eps) / (old_var.clamp_min(0) + layer.eps)).log().mean().exp()
-    count = int(collected.values.count[0])  # pyright: ignore[reportOptionalMemberAccess]
-    return RecalibratedLayer(count, rms(shift), rms(error), float(ratio), shift, error)
-
-
-def rms(values: Tensor) -> float:
-    """Root mean square over channels."""
-    return float(values.square().mean().sqrt())
+    check(variance in ("total", "within"), "variance", "'total' or 'within'", repr(variance))
+    check(upstream in ("population", "batch"), "upstream", "'population' or 'batch'", repr(upstream))
+    check(until is None or until > 0, "until", "a positive number of standard deviations", until)
+    check(max_samples is None or max_samples >= 1, "max_samples", "1 or more", max_samples)
+    check(memory is None or memory > 0, "memory", "a positive number of bytes", memory)
+    check(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
+    check(isinstance(loader, Iterable), "loader", "an iterable of batches", type(loader).__name__)
+    inner = unwrapped(model)
+    caller = Caller(inner, forward_fn, None if device is None else torch.device(device), channels_last, autocast)
+    if any(map(is_lazy, itertools.chain(inner.parameters(), inner.buffers()))):
+        loader = _materialise(caller, loader)
+    targets = Targets.of(inner, select, bank)
+    written = targets.active if apply_to is None else _same_layers(targets, unwrapped(apply_to), select, bank)
+    settings = Settings(variance, upstream, until, max_samples, memory)
+    ranks = Ranks.of(process_group)
+    with held(inner, [t.layer for t in targets.active.values()]):
+        for target in targets.active.values():
+            if bank is not None:
+                target.layer.active_bank = bank  # pyright: ignore
+        run = Run(caller, loader, targets.active, settings, ranks, resume, progress)
+        try:
+            outcome = run.population() if upstream == "population" else run.batch()
+        except BaseException as error:
+            ranks.fail(error)
+            raise
+        restore(run.before)
+        result = write(outcome, targets, written, variance, upstream, bank)
+    run.checkpoint.done()
+    return result
 
 
 @torch.no_grad()
-def _write(layer: _BatchNorm, mean: Tensor, var: Tensor, batches: int, collected: Collected) -> None:
-    layer.running_mean.copy_(mean)  # pyright: ignore[reportOptionalMemberAccess]
-    layer.running_var.copy_(var)  # pyright: ignore[reportOptionalMemberAccess]
-    if layer.num_batches_tracked is not None:
-        layer.num_batches_tracked.fill_(batches)
-    count = layer._buffers.get("pooled_count")
-    if count is not None and collected.values is not None:
-        count.fill_(collected.values.count[0])
+def _materialise(caller: Caller, loader: Iterable[Any]) -> Iterable[Any]:
+    """Give lazy layers their shapes, as the first forward of any kind would."""
+    first, loader = peek(loader)
+    flags = {module: module.training for module in caller.model.modules()}
+    try:
+        for module in flags:
+            module.training = False
+        caller(first)
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+    return loader
+
+
+def _same_layers(targets: Targets, other: nn.Module, select: Select, bank: str | None) -> dict[str, Target]:
+    """The same layers in another copy of the model."""
+    theirs = Targets.of(other, select, bank).active
+    for name, target in targets.active.items():
+        size = target.stat("running_mean").shape
+        if name not in theirs or theirs[name].stat("running_mean").shape != size:
+            raise BatchNormError(
+                f"apply_to must be a copy of the model; it has no layer {name!r} of {size[0]} channels"
+            )
+    return theirs

@@ -11,7 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm import layers as ours
 from batchnorm.errors import BatchNormError
-from batchnorm.layers import BatchNorm, Cumulative, Diminishing, Mixture, Recipe, recipe_for
+from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
 from batchnorm.models.activations import activation_of, set_module
 from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.graph import linear_maps_before
@@ -45,14 +45,16 @@ def convert(
         'batchnorm.layers.modules'
 
     The layers stay the same objects: parameters, hooks, optimizers, sharing, devices, dtypes, the
-    training flag and each layer's own momentum are kept (the momentum is replaced only when an
-    `estimator` is given, or the method is a cumulative one).
+    training flag and each layer's own momentum are kept. The momentum is replaced where an
+    `estimator` is given, or the method has one of its own (all but 0.1, torch's default). Each call
+    sets all five choices anew.
 
     Args:
         model: changed in place and returned.
         method: a name of `batchnorm.methods()`.
-        count: how many batches the present statistics stand for; needed where a cumulative
-            estimator meets trained statistics whose counter is 0.
+        count: how many batches the present statistics stand for (how many values, with `Pooled`);
+            needed where a cumulative estimator meets trained statistics whose counter is 0. 0
+            says that they are to be forgotten.
         custom: "refuse" names the subclasses of torch's layers that cannot be converted without
             losing their own forward; "keep" leaves those as they are.
         **choices: extent, estimator, coupling, inference, policy.
@@ -85,7 +87,9 @@ def convert(
             module.recipe = recipe
         if name in before:
             module.attach(before[name])
-        if starts[name] is not None:
+        if starts[name] is not None and isinstance(recipe.estimator, Pooled):
+            module.pooled_count.fill_(starts[name])
+        elif starts[name] is not None:
             module.num_batches_tracked.fill_(starts[name])
     return model
 
@@ -103,7 +107,7 @@ def _maps_before(model: nn.Module, targets: dict[str, Any]) -> dict[str, nn.Modu
 
 
 def _replaces_momentum(recipe: Recipe, choices: Any) -> bool:
-    return "estimator" in choices or not isinstance(recipe.estimator.momentum, float)
+    return "estimator" in choices or recipe.estimator.momentum != EMA().momentum
 
 
 def _is_lazy(layer: nn.Module) -> bool:
@@ -120,6 +124,11 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
             raise BatchNormError(f"count must be 0 or more batches; it was {count}")
         return count
     trained = bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
+    if trained and isinstance(estimator, Pooled) and "pooled_count" not in layer._buffers:
+        raise BatchNormError(
+            f"count must be given: layer {name!r} holds trained statistics and how many values they stand for is not "
+            "known; 0 forgets them"
+        )
     if not trained or layer.num_batches_tracked is None or int(layer.num_batches_tracked) > 0:
         return None
     if isinstance(estimator, Cumulative | Diminishing):
@@ -148,7 +157,8 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     `freeze` stays frozen (by hooks, as `freeze` does to stock layers). In a half-precision model
     weight and bias are widened to the statistics' float32, since torch's CPU kernels refuse the
     mixture and rounding the statistics would change the output; calling `.half()` afterwards does
-    what it does to any stock model.
+    what it does to any stock model. A momentum that is a function of the step becomes its
+    next value. Masks are no part of a stock layer: padding is normalised like data there.
 
     Args:
         model: changed in place and returned (a root layer with an activation comes back in a `Sequential`).
@@ -166,6 +176,10 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     for name, module in targets.items():
         frozen, fused_from = module.frozen, module.fused_from
         activation = None if module.activation is None else activation_of(module)
+        schedule: Any = module.momentum
+        if callable(schedule):
+            next_value: Any = schedule(module.num_batches_tracked + 1)
+            module.momentum = float(next_value)
         module.abandon(bank)
         module.__class__ = _TO_STOCK[type(module)]
         for parameter in (module.weight, module.bias):

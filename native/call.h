@@ -1,0 +1,144 @@
+// What one call of a pass knows: pointers, sizes, and the rows of channel vectors it fills.
+#pragma once
+#include <cstdint>
+
+namespace bn {
+
+enum DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+// Which statistics normalise. The arithmetic of each is in plan.h.
+enum Coupling : int { kBatch = 0, kSecondMoment = 1, kRenorm = 2, kPopulation = 3, kPopulationTotal = 4, kStored = 5 };
+
+enum Activation : int { kNone = 0, kRelu = 1, kLeakyRelu = 2 };
+
+// Where the backward finds the sign that the activation saw, and the data.
+enum Source : int {
+    kRecompute = 0,   // the sign from x, by the same arithmetic as forward
+    kOutput = 1,      // the sign from the saved output (a residual was added)
+    kInvert = 2,      // no x at all: the output is inverted (in-place form)
+};
+
+// Rows of `saved`, each groups x channels of double.
+enum Row : int {
+    kCount = 0,
+    kCountSquared,
+    kBatchMean,
+    kM2,
+    kMean,       // taken off in the forward
+    kInvstd,
+    kCentre,     // about which the variance's share was taken
+    kShare,      // share of the batch in the statistics, over the count
+    kRatio,
+    kOffset,
+    kScale,      // scale and shift of the output
+    kShift,
+    kRows,
+};
+
+// (N, C, S) contiguous when last is false; (N, S, C) with channels innermost when it is true.
+struct Shape {
+    int64_t n, c, s;
+    int64_t groups;
+    bool last;
+};
+
+struct Plan {
+    int coupling;
+    double eps, gain, r_max, d_max;
+    bool detached;              // a population coupling whose statistics are constants to the gradient
+    const double* population_mean;  // C, or null
+    const double* population_var;
+};
+
+struct Call {
+    int dtype;
+    Shape shape;
+    int threads;
+    // Tensors of the data's dtype.
+    const void* x;
+    const void* g;
+    const void* y_in;       // the saved output, for the backward
+    const void* residual;
+    void* out;              // y or dx; with kStored null asks for the channel vectors alone
+    void* out_residual;     // the residual's gradient
+    // Sample weights (n x s), float, or double for double data; null without.
+    const void* weights;
+    // Channel vectors.
+    const double* gamma;    // C, or null
+    const double* beta;
+    double* saved;          // kRows rows of groups x C
+    // Rows of groups x C, for the single passes and the backward's sums.
+    double* sum_g;
+    double* sum_gx;
+    const double* row_mean;
+    const double* row_scale;
+    const double* row_shift;
+    const double* row_centre;
+    const double* row_u;
+    const double* row_v;
+    Plan plan;
+    int activation;
+    int source;
+    double slope;
+    double* scratch;        // see scratch_doubles
+    bool wants_dx, wants_sums;
+};
+
+// The entry points of one instruction set.
+struct Table {
+    const char* name;
+    void (*forward)(const Call&);
+    void (*backward)(const Call&);
+    void (*reduce)(const Call&);
+    void (*apply)(const Call&);
+    void (*backward_reduce)(const Call&);
+    void (*backward_apply)(const Call&);
+};
+
+const Table& table_base();
+const Table& table_avx2();
+const Table& table_avx512();
+
+// Blocks are the units of merging; their number depends on the shape alone.
+struct Blocks {
+    int64_t count;   // of one group (the larger one)
+    int64_t size;    // rows (channels last) or samples or elements (contiguous) of one
+    bool splits_row; // contiguous: a block is a part of one sample's row
+    int64_t per_row;
+};
+
+inline Blocks blocks_of(const Shape& q) {
+    const int64_t big = q.groups > 0 ? (q.n + q.groups - 1) / q.groups : q.n;
+    Blocks b{};
+    const int64_t target = 131072;
+    if (q.last) {
+        const int64_t rows = big * q.s;
+        int64_t size = target / (q.c > 0 ? q.c : 1);
+        const int64_t at_least = (rows + 63) / 64;
+        if (size < at_least) size = at_least;
+        if (size < 64) size = 64;
+        b.size = size;
+        b.count = (rows + size - 1) / size;
+        b.per_row = 1;
+    } else if (q.s > target) {
+        b.splits_row = true;
+        b.per_row = (q.s + target - 1) / target;
+        b.size = (q.s + b.per_row - 1) / b.per_row;
+        b.count = b.per_row * big;
+    } else {
+        const int64_t rows = q.s > 0 ? target / q.s : 1;
+        b.size = rows < 1 ? 1 : rows;
+        b.count = (big + b.size - 1) / b.size;
+        b.per_row = 1;
+    }
+    if (b.count < 1) b.count = 1;
+    return b;
+}
+
+// Doubles of scratch that any pass needs: five numbers a block and channel, and float copies of vectors.
+inline int64_t scratch_doubles(const Shape& q) {
+    const Blocks b = blocks_of(q);
+    return q.groups * b.count * (5 * q.c + 4) + 8 * q.groups * q.c + 64;
+}
+
+}  // namespace bn

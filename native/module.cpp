@@ -1,0 +1,381 @@
+// The extension module: pointers and sizes come in as integers, so it is built without torch and serves every version.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "call.h"
+#include "update.h"
+
+namespace nb = nanobind;
+using namespace bn;
+
+namespace {
+
+typedef uintptr_t Address;
+
+std::vector<const Table*> supported() {
+    std::vector<const Table*> found{&table_base()};
+#ifdef BN_X86
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (avx2) found.push_back(&table_avx2());
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        found.push_back(&table_avx512());
+#endif
+    return found;
+}
+
+std::atomic<const Table*> chosen{nullptr};
+std::atomic<bool> forked{false};
+
+const Table& table() {
+    const Table* t = chosen.load(std::memory_order_relaxed);
+    if (!t) {
+        t = supported().back();
+        chosen.store(t);
+    }
+    return *t;
+}
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names;
+    for (const Table* t : supported()) names.push_back(t->name);
+    return names;
+}
+
+bool choose(const std::string& name) {
+    for (const Table* t : supported()) {
+        if (t->name == name) {
+            chosen.store(t);
+            return true;
+        }
+    }
+    return false;
+}
+
+// Data of one call as the caller describes them.
+struct Data {
+    int dtype;
+    int64_t n, c, s;
+    bool last;
+    int64_t groups;
+    int threads;
+};
+
+// Fresh output costs more in page faults than in arithmetic; huge pages cost one fault for 512.
+void large_pages(Address p, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t huge = uintptr_t{1} << 21;
+    if (!p || bytes < (int64_t{1} << 22)) return;
+    const uintptr_t first = (p + huge - 1) & ~(huge - 1), last = (p + static_cast<uintptr_t>(bytes)) & ~(huge - 1);
+    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+    (void)p;
+    (void)bytes;
+#endif
+}
+
+int64_t bytes_of(const Data& d) {
+    return d.n * d.c * d.s * (d.dtype == kFloat64 ? 8 : d.dtype == kFloat32 ? 4 : 2);
+}
+
+template <class T> T* at(Address p) { return reinterpret_cast<T*>(p); }
+
+Call call_of(const Data& d, double* scratch) {
+    Call q{};
+    q.dtype = d.dtype;
+    q.shape = {d.n, d.c, d.s, d.groups, d.last};
+    // A forked child would hang in the pool its parent used; little work is done before a second thread has woken.
+    q.threads = forked.load(std::memory_order_relaxed) || d.n * d.c * d.s < 16384 ? 1 : d.threads;
+    q.scratch = scratch;
+    q.wants_dx = q.wants_sums = true;
+    return q;
+}
+
+std::unique_ptr<double[]> room(int64_t doubles) {
+    return std::unique_ptr<double[]>(new double[static_cast<size_t>(doubles > 0 ? doubles : 1)]);
+}
+
+double read(const void* p, int dtype, int64_t i) {
+    switch (dtype) {
+        case kFloat32: return static_cast<double>(static_cast<const float*>(p)[i]);
+        case kFloat64: return static_cast<const double*>(p)[i];
+        case kBFloat16: {
+            const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(p)[i]) << 16;
+            float f;
+            static_assert(sizeof f == sizeof bits, "");
+            __builtin_memcpy(&f, &bits, sizeof f);
+            return static_cast<double>(f);
+        }
+        default: {
+            const uint16_t h = static_cast<const uint16_t*>(p)[i];
+            const int exponent = (h >> 10) & 31, fraction = h & 1023;
+            const double sign = h & 0x8000 ? -1 : 1;
+            if (exponent == 31) return fraction ? std::nan("") : sign * HUGE_VAL;
+            return sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24));
+        }
+    }
+}
+
+// A channel vector in double, or null where the layer has none.
+const double* widened(Address p, int dtype, int64_t c, double* to) {
+    if (!p) return nullptr;
+    for (int64_t i = 0; i < c; ++i) to[i] = read(at<void>(p), dtype, i);
+    return to;
+}
+
+// Sample weights in the arithmetic's type; kind 1 is bool, 2 float, 3 double.
+struct Weights {
+    std::unique_ptr<unsigned char[]> own;
+    const void* data = nullptr;
+};
+
+template <class From, class To> void converted(const From* from, To* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(from[i]);
+}
+
+Weights weights_of(Address p, int kind, const Data& d) {
+    Weights w;
+    if (!kind) return w;
+    const bool wide = d.dtype == kFloat64;
+    const int64_t n = d.n * d.s;
+    if ((kind == 2 && !wide) || (kind == 3 && wide)) {
+        w.data = at<void>(p);
+        return w;
+    }
+    w.own.reset(new unsigned char[static_cast<size_t>(n) * (wide ? 8 : 4)]);
+    w.data = w.own.get();
+    float* f = reinterpret_cast<float*>(w.own.get());
+    double* g = reinterpret_cast<double*>(w.own.get());
+    if (kind == 1) {
+        // Bytes, not bool: any nonzero byte is data.
+        const unsigned char* b = at<const unsigned char>(p);
+        if (wide) for (int64_t i = 0; i < n; ++i) g[i] = b[i] ? 1 : 0;
+        else for (int64_t i = 0; i < n; ++i) f[i] = b[i] ? 1 : 0;
+    } else if (kind == 2) {
+        converted(at<const float>(p), g, n);
+    } else {
+        converted(at<const double>(p), f, n);
+    }
+    return w;
+}
+
+// One value, or repetitions that sum to one: no variance corrected for its own mean.
+bool any_too_few(const Weights& w, const Data& d, bool reliability) {
+    const int64_t small = d.n / d.groups, extra = d.n % d.groups;
+    int64_t n = 0;
+    for (int64_t g = 0; g < d.groups; ++g) {
+        const int64_t end = n + small + (g < extra ? 1 : 0);
+        double count = 0, squares = 0;
+        for (int64_t i = n * d.s; i < end * d.s; ++i) {
+            const double v = d.dtype == kFloat64 ? static_cast<const double*>(w.data)[i]
+                                                 : static_cast<double>(static_cast<const float*>(w.data)[i]);
+            count += v;
+            squares += v * v;
+        }
+        if (count > 0 && squares > 0 && count * count / squares <= 1) return true;
+        if (count > 0 && !reliability && count <= 1 + 1e-4) return true;
+        n = end;
+    }
+    return false;
+}
+
+// The training forward, or with kStored inference: statistics, arithmetic of the coupling, output, and the running
+// statistics where `moves`. saved has kRows rows of groups x C, then the population's mean and variance as this
+// forward met them, then the step.
+int forward(const Spec& spec, const Data& d, Address x, Address y, Address residual, Address weights, int weight_kind,
+            Address gamma, Address beta, int parameter_dtype, Address saved, Address mean, Address var, bool wide_statistics,
+            Address tracked, Address skipped, bool moves) {
+    nb::gil_scoped_release released;
+    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 4 * d.c);
+    double* vectors = memory.get();
+    Call q = call_of(d, vectors + 4 * d.c);
+    const Weights w = weights_of(weights, weight_kind, d);
+    if (w.data && spec.coupling != kStored && any_too_few(w, d, spec.reliability)) return kTooFew;
+    q.weights = w.data;
+    q.x = at<void>(x);
+    q.out = at<void>(y);
+    q.residual = at<void>(residual);
+    q.gamma = widened(gamma, parameter_dtype, d.c, vectors);
+    q.beta = widened(beta, parameter_dtype, d.c, vectors + d.c);
+    q.saved = at<double>(saved);
+    q.activation = spec.activation;
+    q.slope = spec.slope;
+    const int64_t step = tracked ? *at<int64_t>(tracked) + 1 : 1;
+    const double gain = gain_of(spec, step);
+    double* met = q.saved + kRows * d.groups * d.c;
+    if (mean) {
+        widened(mean, wide_statistics ? kFloat64 : kFloat32, d.c, met);
+        widened(var, wide_statistics ? kFloat64 : kFloat32, d.c, met + d.c);
+    }
+    met[2 * d.c] = static_cast<double>(step);
+    double r_max, d_max;
+    limits_of(spec, static_cast<double>(step - 1), r_max, d_max);
+    q.plan = {spec.coupling, spec.eps, gain, r_max, d_max, spec.detached, met, met + d.c};
+    large_pages(y, bytes_of(d));
+    table().forward(q);
+    if (!moves) return kDone;
+    const Stored to{at<void>(mean), at<void>(var), wide_statistics};
+    const int status = move(spec, q.shape, q.saved, to, gain, vectors + 2 * d.c);
+    if (status == kDone && tracked) ++*at<int64_t>(tracked);
+    if (status == kSkipped && skipped) ++*at<int64_t>(skipped);
+    return status;
+}
+
+void write(void* p, int dtype, int64_t i, double v) {
+    if (dtype == kFloat64) static_cast<double*>(p)[i] = v;
+    else static_cast<float*>(p)[i] = static_cast<float>(v);
+}
+
+// Gradients of weight and bias are written as float or double (`wide_parameters`), summed over groups.
+void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, Address dx, Address dresidual,
+              Address weights, int weight_kind, Address gamma, Address beta, int parameter_dtype, Address saved,
+              Address dgamma, Address dbeta, bool wide_parameters, int source) {
+    nb::gil_scoped_release released;
+    const int64_t all = d.groups * d.c;
+    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 2 * d.c + 2 * all);
+    double* vectors = memory.get();
+    Call q = call_of(d, vectors + 2 * d.c + 2 * all);
+    const Weights w = weights_of(weights, weight_kind, d);
+    q.weights = w.data;
+    q.g = at<void>(g);
+    q.x = at<void>(x);
+    q.y_in = at<void>(y);
+    q.out = at<void>(dx);
+    q.out_residual = at<void>(dresidual);
+    q.gamma = widened(gamma, parameter_dtype, d.c, vectors);
+    q.beta = widened(beta, parameter_dtype, d.c, vectors + d.c);
+    q.sum_g = vectors + 2 * d.c;
+    q.sum_gx = q.sum_g + all;
+    q.saved = at<double>(saved);
+    q.plan.coupling = spec.coupling;
+    q.plan.eps = spec.eps;
+    q.activation = spec.activation;
+    q.slope = spec.slope;
+    q.source = source;
+    q.wants_dx = dx != 0;
+    q.wants_sums = dgamma || dbeta || (dx && spec.coupling != kStored && !spec.detached);
+    large_pages(dx, bytes_of(d));
+    large_pages(dresidual, bytes_of(d));
+    table().backward(q);
+    const double *ratio = q.saved + kRatio * all, *offset = q.saved + kOffset * all;
+    for (int64_t c = 0; c < d.c; ++c) {
+        double dg = 0, db = 0;
+        for (int64_t at_ = c; at_ < all; at_ += d.c) {
+            dg += q.sum_gx[at_] * ratio[at_] + q.sum_g[at_] * offset[at_];
+            db += q.sum_g[at_];
+        }
+        if (dgamma) write(at<void>(dgamma), wide_parameters ? kFloat64 : kFloat32, c, dg);
+        if (dbeta) write(at<void>(dbeta), wide_parameters ? kFloat64 : kFloat32, c, db);
+    }
+}
+
+// The single passes: channel vectors are rows of groups x C in double, at the addresses given.
+void reduce(const Data& d, Address x, Address weights, int weight_kind, Address rows) {
+    nb::gil_scoped_release released;
+    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}));
+    Call q = call_of(d, memory.get());
+    const Weights w = weights_of(weights, weight_kind, d);
+    q.weights = w.data;
+    q.x = at<void>(x);
+    q.saved = at<double>(rows);
+    table().reduce(q);
+}
+
+void apply(const Data& d, Address x, Address y, Address weights, int weight_kind, Address mean, Address scale,
+           Address shift) {
+    nb::gil_scoped_release released;
+    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}));
+    Call q = call_of(d, memory.get());
+    const Weights w = weights_of(weights, weight_kind, d);
+    q.weights = w.data;
+    q.x = at<void>(x);
+    q.out = at<void>(y);
+    q.row_mean = at<double>(mean);
+    q.row_scale = at<double>(scale);
+    q.row_shift = at<double>(shift);
+    large_pages(y, bytes_of(d));
+    table().apply(q);
+}
+
+void backward_reduce(const Data& d, Address g, Address x, Address weights, int weight_kind, Address mean, Address invstd,
+                     Address sum_g, Address sum_gx) {
+    nb::gil_scoped_release released;
+    const int64_t all = d.groups * d.c;
+    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + kRows * all);
+    Call q = call_of(d, memory.get() + kRows * all);
+    const Weights w = weights_of(weights, weight_kind, d);
+    q.weights = w.data;
+    q.g = at<void>(g);
+    q.x = at<void>(x);
+    q.saved = memory.get();
+    for (int64_t i = 0; i < kRows * all; ++i) q.saved[i] = 0;
+    for (int64_t i = 0; i < all; ++i) {
+        q.saved[kMean * all + i] = at<double>(mean)[i];
+        q.saved[kInvstd * all + i] = at<double>(invstd)[i];
+    }
+    q.sum_g = at<double>(sum_g);
+    q.sum_gx = at<double>(sum_gx);
+    q.wants_dx = false;
+    table().backward_reduce(q);
+}
+
+void backward_apply(const Data& d, Address g, Address x, Address dx, Address weights, int weight_kind, Address centre,
+                    Address scale, Address u, Address v) {
+    nb::gil_scoped_release released;
+    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}));
+    Call q = call_of(d, memory.get());
+    const Weights w = weights_of(weights, weight_kind, d);
+    q.weights = w.data;
+    q.g = at<void>(g);
+    q.x = at<void>(x);
+    q.out = at<void>(dx);
+    q.row_centre = at<double>(centre);
+    q.row_scale = at<double>(scale);
+    q.row_u = at<double>(u);
+    q.row_v = at<double>(v);
+    large_pages(dx, bytes_of(d));
+    table().backward_apply(q);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);
+    nb::class_<Spec>(m, "Spec")
+        .def("__init__",
+             [](Spec* s, int coupling, double eps, double r_max, double d_max, int schedule, bool detached, int activation, double slope,
+                int gain, double momentum, bool sigma, bool total, int correction, bool reliability, int nonfinite) {
+                 new (s) Spec{coupling, eps, r_max, d_max, schedule, detached, activation, slope, gain, momentum, sigma, total,
+                              correction, reliability, nonfinite};
+             },
+             nb::kw_only(), nb::arg("coupling"), nb::arg("eps"), nb::arg("r_max") = 1.0, nb::arg("d_max") = 0.0,
+             nb::arg("schedule") = 0, nb::arg("detached") = false, nb::arg("activation") = 0, nb::arg("slope") = 0.0, nb::arg("gain") = 0,
+             nb::arg("momentum") = 0.0, nb::arg("sigma") = false, nb::arg("total") = false, nb::arg("correction") = 1,
+             nb::arg("reliability") = false, nb::arg("nonfinite") = 0);
+    nb::class_<Data>(m, "Data").def(
+        "__init__", [](Data* d, int dtype, int64_t n, int64_t c, int64_t s, bool last, int64_t groups, int threads) {
+            new (d) Data{dtype, n, c, s, last, groups, threads};
+        });
+    m.attr("ROWS") = static_cast<int>(kRows);
+    m.def("forward", &forward);
+    m.def("backward", &backward);
+    m.def("reduce", &reduce);
+    m.def("apply", &apply);
+    m.def("backward_reduce", &backward_reduce);
+    m.def("backward_apply", &backward_apply);
+    m.def("instruction_sets", &instruction_sets);
+    m.def("instruction_set", [] { return std::string(table().name); });
+    m.def("choose", &choose);
+    m.def("serial", [] { forked.store(true); });
+}

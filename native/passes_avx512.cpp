@@ -1,0 +1,9 @@
+#define BN_NS avx512
+#include "passes.inl"
+
+namespace bn {
+const Table& table_avx512() {
+    static const Table table{"avx512", avx512::forward, avx512::backward, avx512::reduce, avx512::apply, avx512::backward_reduce, avx512::backward_apply};
+    return table;
+}
+}  // namespace bn

@@ -1,0 +1,9 @@
+#define BN_NS base
+#include "passes.inl"
+
+namespace bn {
+const Table& table_base() {
+    static const Table table{"base", base::forward, base::backward, base::reduce, base::apply, base::backward_reduce, base::backward_apply};
+    return table;
+}
+}  // namespace bn

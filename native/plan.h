@@ -1,0 +1,92 @@
+// The arithmetic on channel vectors: what the batch's moments become before they normalise. In double.
+#pragma once
+#include <cmath>
+
+#include "vec.h"
+
+namespace bn {
+namespace BN_NS {
+
+BN_INLINE double clamp(double v, double low, double high) { return v < low ? low : v > high ? high : v; }
+
+// Writes the rows of one group and channel; at is group * C + channel.
+static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, double n2, double mean, double m2) {
+    const Plan& p = q.plan;
+    const int64_t rows = q.shape.groups * q.shape.c;
+    double* s = q.saved + at;
+    auto row = [&](Row r) -> double& { return s[r * rows]; };
+    const double nan = __builtin_nan("");
+    if (p.coupling == kSecondMoment) {
+        m2 += n * mean * mean;
+        mean = 0;
+    }
+    const double batch_var = n > 0 ? m2 / n : nan;
+    double used = mean, var = batch_var, share = 1, centre = mean, ratio = 1, offset = 0;
+    if (p.coupling == kRenorm) {
+        const double sigma = __builtin_sqrt(p.population_var[channel] + p.eps);
+        ratio = clamp(__builtin_sqrt(batch_var + p.eps) / sigma, 1 / p.r_max, p.r_max);
+        offset = clamp((mean - p.population_mean[channel]) / sigma, -p.d_max, p.d_max);
+    } else if (p.coupling == kPopulation || p.coupling == kPopulationTotal) {
+        const double a = p.gain, rest = 1 - a, m = p.population_mean[channel];
+        used = a * mean + rest * m;
+        var = a * batch_var + rest * p.population_var[channel];
+        if (p.coupling == kPopulationTotal) {
+            var += a * rest * (mean - m) * (mean - m);
+            centre = used;
+        }
+        share = p.detached ? 0 : a;
+    } else if (p.coupling == kStored) {
+        used = centre = p.population_mean[channel];
+        var = p.population_var[channel];
+        share = 0;
+    }
+    const double invstd = 1 / __builtin_sqrt(var + p.eps);
+    const double gamma = q.gamma ? q.gamma[channel] : 1, beta = q.beta ? q.beta[channel] : 0;
+    row(kCount) = n;
+    row(kCountSquared) = n2;
+    row(kBatchMean) = mean;
+    row(kM2) = m2;
+    row(kMean) = used;
+    row(kInvstd) = invstd;
+    row(kCentre) = centre;
+    row(kShare) = share / (n > 0 ? n : 1);
+    row(kRatio) = ratio;
+    row(kOffset) = offset;
+    row(kScale) = invstd * ratio * gamma;
+    row(kShift) = offset * gamma + beta;
+}
+
+// What the loops over data read, in their own precision: the mean's low part goes into the shift.
+template <class A> struct Affine { A mean, scale, shift; };
+
+template <class A> BN_INLINE Affine<A> affine(double mean, double scale, double shift) {
+    const A high = static_cast<A>(mean);
+    const double low = mean - static_cast<double>(high);
+    // A mean of infinity has no low part.
+    return {high, static_cast<A>(scale), static_cast<A>(finite(low) ? shift - low * scale : shift)};
+}
+
+// dx = scale * g - w * (u + v * (x - centre)).
+template <class A> struct Pull { A centre, scale, u, v; };
+
+template <class A> BN_INLINE Pull<A> pull(double centre, double scale, double u, double v) {
+    const A high = static_cast<A>(centre);
+    const double low = centre - static_cast<double>(high);
+    return {high, static_cast<A>(scale), static_cast<A>(finite(low) ? u - v * low : u), static_cast<A>(v)};
+}
+
+// From the sums of g and g * xhat to u and v, for every coupling in plan_channel.
+BN_INLINE void pull_channel(const Call& q, int64_t at, int64_t channel, double sum_g, double sum_gx, double& scale,
+                            double& u, double& v) {
+    const int64_t rows = q.shape.groups * q.shape.c;
+    const double* s = q.saved + at;
+    const double gamma = q.gamma ? q.gamma[channel] : 1;
+    scale = s[kInvstd * rows] * gamma * s[kRatio * rows];
+    const double a = s[kShare * rows] * scale;
+    u = q.plan.coupling == kSecondMoment ? 0 : a * sum_g;
+    v = a * sum_gx * s[kInvstd * rows];
+    if (s[kShare * rows] == 0) u = v = 0;
+}
+
+}  // namespace BN_NS
+}  // namespace bn

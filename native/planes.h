@@ -1,0 +1,259 @@
+// Contiguous (N, C, S): a channel is a run of S values in every sample.
+#pragma once
+#include "moments.h"
+#include "parallel.h"
+#include "plan.h"
+
+namespace bn {
+namespace BN_NS {
+
+struct Range { int64_t first, last; };
+
+// Samples are split evenly, larger groups first.
+BN_INLINE Range group_range(const Shape& q, int64_t group) {
+    const int64_t small = q.n / q.groups, extra = q.n % q.groups;
+    const int64_t first = group * small + least(group, extra);
+    return {first, first + small + (group < extra ? 1 : 0)};
+}
+
+// Calls body(offset of the first value, number of values, offset in the weights) for each run of a block.
+template <class Body>
+BN_INLINE void runs_of(const Shape& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, Body&& body) {
+    const Range range = group_range(q, group);
+    if (b.splits_row) {
+        const int64_t n = range.first + block / b.per_row, s = block % b.per_row * b.size;
+        if (n >= range.last || s >= q.s) return;
+        body((n * q.c + channel) * q.s + s, least(b.size, q.s - s), n * q.s + s);
+        return;
+    }
+    const int64_t first = range.first + block * b.size, last = least(first + b.size, range.last);
+    for (int64_t n = first; n < last; ++n) body((n * q.c + channel) * q.s, q.s, n * q.s);
+}
+
+// The next channel's run lies right behind this one's; runs far apart are beyond the hardware's prefetcher.
+template <class T> BN_INLINE void prefetch_next(const T* p, int64_t s) {
+    const int64_t bytes = s * static_cast<int64_t>(sizeof(T));
+    if (bytes > 2048) return;
+    const char* next = reinterpret_cast<const char*>(p) + bytes;
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at);
+}
+
+template <class T, class A, bool W>
+static Moments reduce_wide(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block) {
+    // Squares overflowed float: once more in double. NaN and infinity come here too and stay what they are.
+    const T* x = static_cast<const T*>(q.x);
+    const A* w = static_cast<const A*>(q.weights);
+    double n = 0, n2 = 0, s = 0, m2 = 0;
+    for (int pass = 0; pass < 2; ++pass) {
+        const double mean = pass ? s / (n > 0 ? n : 1) : 0;
+        runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t run, int64_t wat) {
+            for (int64_t i = 0; i < run; ++i) {
+                const double weight = W ? static_cast<double>(w[wat + i]) : 1;
+                if (weight == 0) continue;
+                const double v = static_cast<double>(scalar(x + at + i));
+                if (pass) m2 += weight * (v - mean) * (v - mean);
+                else { n += weight; n2 += weight * weight; s += weight * v; }
+            }
+        });
+    }
+    return {n, n2, s / (n > 0 ? n : 1), m2};
+}
+
+template <class T, class A, bool W>
+static Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block) {
+    const T* x = static_cast<const T*>(q.x);
+    const A* w = static_cast<const A*>(q.weights);
+    Tile<A, W> t;
+    bool begun = false;
+    runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t run, int64_t wat) {
+        if (!begun) {
+            int64_t i = 0;
+            if (W) {
+                while (i < run && w[wat + i] == 0) ++i;
+                if (i == run) return;
+                Tile<A, W>::start(t, scalar(x + at + i));
+            } else {
+                double few = 0;
+                const int64_t some = least(run, 16);
+                for (; i < some; ++i) few += static_cast<double>(scalar(x + at + i));
+                Tile<A, W>::start(t, static_cast<A>(few / static_cast<double>(some)));
+            }
+            begun = true;
+        }
+        prefetch_next(x + at, q.shape.s);
+        add_run<T, A, W>(t, x + at, W ? w + wat : nullptr, run);
+    });
+    if (!begun) return {0, 0, 0, 0};
+    Tile<A, W>::flush(t);
+    if (sizeof(A) == 4 && !finite(t.total.m2)) return reduce_wide<T, A, W>(q, b, group, channel, block);
+    return t.total;
+}
+
+template <int ACT, class V, class A> BN_INLINE V activated(V y, A slope) {
+    if (ACT == kRelu) return y <= 0 ? V{} : y;
+    if (ACT == kLeakyRelu) return y <= 0 ? y * slope : y;
+    return y;
+}
+
+// The gradient behind the activation, by the sign of what the activation returned.
+template <int ACT, class V, class A> BN_INLINE V gated(V g, V y, A slope) {
+    if (ACT == kRelu) return y <= 0 ? V{} : g;
+    if (ACT == kLeakyRelu) return y <= 0 ? g * slope : g;
+    return g;
+}
+
+template <class T, class A, bool W, int ACT, bool RES>
+static void apply_run(const Call& q, const Affine<A>& f, int64_t at, int64_t n, int64_t wat) {
+    typedef typename VecOf<A>::type V;
+    constexpr int L = width<A>();
+    const T* x = static_cast<const T*>(q.x) + at;
+    const T* r = RES ? static_cast<const T*>(q.residual) + at : nullptr;
+    const A* w = W ? static_cast<const A*>(q.weights) + wat : nullptr;
+    T* y = static_cast<T*>(q.out) + at;
+    const V mean = splat(f.mean), scale = splat(f.scale), shift = splat(f.shift);
+    const A slope = static_cast<A>(q.slope);
+    int64_t i = 0;
+    for (; i + L <= n; i += L) {
+        V v = (load(x + i) - mean) * scale + shift;
+        if (RES) v += load(r + i);
+        v = activated<ACT>(v, slope);
+        if (W) v = load(w + i) != 0 ? v : V{};
+        store(y + i, v);
+    }
+    if (i < n) {
+        const int rest = static_cast<int>(n - i);
+        V v = (load(x + i, rest, V{}) - mean) * scale + shift;
+        if (RES) v += load(r + i, rest, V{});
+        v = activated<ACT>(v, slope);
+        if (W) v = load(w + i, rest, V{}) != 0 ? v : V{};
+        store(y + i, v, rest);
+    }
+}
+
+// What the backward's loops share: the data about its mean, and the gradient behind the activation.
+template <class A> struct Seen {
+    Affine<A> forward;   // for the sign; mean also centres the sums
+    A slope, inverse;
+};
+
+template <class T, class A, bool W, int ACT, int SRC> struct Gradient {
+    typedef typename VecOf<A>::type V;
+    const T *g, *x, *y;
+    const A* w;
+
+    BN_INLINE Gradient at(const Call& q, int64_t at, int64_t wat) {
+        return {static_cast<const T*>(q.g) + at, SRC == kInvert ? nullptr : static_cast<const T*>(q.x) + at,
+                SRC == kRecompute ? nullptr : static_cast<const T*>(q.y_in) + at,
+                W ? static_cast<const A*>(q.weights) + wat : nullptr};
+    }
+    // x (or z found again from y), and g behind the activation.
+    BN_INLINE void read(const Gradient& d, const Seen<A>& k, int64_t i, int n, V& g, V& x, V& w) {
+        const V fill = splat(k.forward.mean);
+        const bool whole = n == width<A>();
+        g = whole ? load(d.g + i) : load(d.g + i, n, V{});
+        if (SRC == kInvert) {
+            const V y = whole ? load(d.y + i) : load(d.y + i, n, fill);
+            g = gated<ACT>(g, y, k.slope);
+            x = whole ? (y <= 0 ? y * k.inverse : y) : keep_row(y <= 0 ? y * k.inverse : y, n, fill);
+            return;
+        }
+        x = whole ? load(d.x + i) : load(d.x + i, n, fill);
+        if (W) {
+            w = whole ? load(d.w + i) : load(d.w + i, n, V{});
+            x = w != 0 ? x : fill;
+            g = w != 0 ? g : V{};
+        }
+        if (ACT != kNone) {
+            const V y = SRC == kOutput ? (whole ? load(d.y + i) : load(d.y + i, n, V{}))
+                                       : (x - fill) * k.forward.scale + k.forward.shift;
+            g = gated<ACT>(g, y, k.slope);
+        }
+    }
+    BN_INLINE V keep_row(V v, int n, V fill) {
+        for (int j = n; j < width<A>(); ++j) v[j] = fill[j];
+        return v;
+    }
+};
+
+// Sums of g and of g * (x - high part of the mean), carried to double every few thousand values.
+template <class A> struct Sums {
+    typedef typename VecOf<A>::type V;
+    V s[4], sx[4];
+    int64_t filled;
+    double sum_g, sum_gx;
+
+    BN_INLINE void clear(Sums& t) {
+        for (int j = 0; j < 4; ++j) t.s[j] = t.sx[j] = V{};
+        t.filled = 0;
+    }
+    BN_INLINE void flush(Sums& t) {
+        t.sum_g += sum((t.s[0] + t.s[1]) + (t.s[2] + t.s[3]));
+        t.sum_gx += sum((t.sx[0] + t.sx[1]) + (t.sx[2] + t.sx[3]));
+        clear(t);
+    }
+};
+
+template <class T, class A, bool W, int ACT, int SRC>
+BN_INLINE void sums_run(const Call& q, const Seen<A>& k, int64_t at, int64_t n, int64_t wat, Sums<A>& t) {
+    typedef typename VecOf<A>::type V;
+    typedef Gradient<T, A, W, ACT, SRC> G;
+    constexpr int L = width<A>();
+    const G d = G::at(q, at, wat);
+    const V mean = splat(k.forward.mean);
+    V g, x, w;
+    for (int64_t begin = 0; begin < n;) {
+        const int64_t end = least(begin + kLastTile - t.filled, n);
+        t.filled += end - begin;
+        int64_t i = begin;
+        for (; i + 4 * L <= end; i += 4 * L) {
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                G::read(d, k, i + j * L, L, g, x, w);
+                t.s[j] += g;
+                t.sx[j] += g * (x - mean);
+            }
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            if (i >= end) break;
+            G::read(d, k, i, static_cast<int>(least(L, end - i)), g, x, w);
+            t.s[j] += g;
+            t.sx[j] += g * (x - mean);
+            i += L;
+        }
+        begin = end;
+        if (t.filled >= kLastTile) Sums<A>::flush(t);
+    }
+}
+
+template <class T, class A, bool W, int ACT, int SRC, bool RES>
+static void pull_run(const Call& q, const Seen<A>& k, const Pull<A>& f, int64_t at, int64_t n, int64_t wat) {
+    typedef typename VecOf<A>::type V;
+    typedef Gradient<T, A, W, ACT, SRC> G;
+    constexpr int L = width<A>();
+    const G d = G::at(q, at, wat);
+    T* dx = static_cast<T*>(q.out) + at;
+    T* dr = RES ? static_cast<T*>(q.out_residual) + at : nullptr;
+    const V centre = splat(f.centre), scale = splat(f.scale), u = splat(f.u), v = splat(f.v);
+    auto one = [&](int64_t i, int count) -> V {
+        V g, x, w;
+        G::read(d, k, i, count, g, x, w);
+        if (RES) { if (count == L) store(dr + i, g); else store(dr + i, g, count); }
+        V through = (x - centre) * v + u;
+        if (W) {
+            through = w * through;
+            const V out = scale * g - through;
+            return w != 0 ? out : V{};
+        }
+        return scale * g - through;
+    };
+    int64_t i = 0;
+    for (; i + L <= n; i += L) store(dx + i, one(i, L));
+    if (i < n) {
+        const int rest = static_cast<int>(n - i);
+        store(dx + i, one(i, rest), rest);
+    }
+}
+
+}  // namespace BN_NS
+}  // namespace bn

@@ -1,0 +1,344 @@
+// Channels innermost: (N, S, C) is rows of C values. Blocks of rows are summed side by side and merged in order.
+#pragma once
+#include "planes.h"
+
+namespace bn {
+namespace BN_NS {
+
+// Rows of a group that a block holds.
+BN_INLINE Range rows_of(const Shape& q, const Blocks& b, int64_t group, int64_t block) {
+    const Range range = group_range(q, group);
+    const int64_t first = range.first * q.s + block * b.size;
+    const int64_t end = range.last * q.s;
+    return {least(first, end), least(first + b.size, end)};
+}
+
+constexpr int64_t kFirstRows = 8, kLastRows = 128;
+
+// Scratch of one block: count and squared count, mean and m2 of each channel, then the tile's shift and sums.
+template <class A> struct BlockSums {
+    double *n, *n2, *mean, *m2;
+    A *k, *s1, *s2;
+    BN_INLINE BlockSums at(double* scratch, int64_t index, int64_t c) {
+        double* p = scratch + index * (5 * c + 4);
+        A* a = reinterpret_cast<A*>(p + 4 + 2 * c);
+        return {p, p + 1, p + 4, p + 4 + c, a, a + c, a + 2 * c};
+    }
+};
+
+template <class A> static void flush_rows(const BlockSums<A>& t, int64_t c, double n, double n2) {
+    if (n > 0) {
+        const double before = *t.n, total = before + n, share = n / total, each = 1 / n;
+        for (int64_t i = 0; i < c; ++i) {
+            const double s1 = static_cast<double>(t.s1[i]), d = s1 * each;
+            double m2 = static_cast<double>(t.s2[i]) - s1 * d;
+            m2 = m2 < 0 ? 0 : m2;
+            const double mean = static_cast<double>(t.k[i]) + d, delta = before > 0 ? mean - t.mean[i] : 0;
+            const double from = before > 0 ? t.mean[i] : mean;
+            t.mean[i] = from + delta * share;
+            t.m2[i] += m2 + delta * delta * before * share;
+            t.k[i] = static_cast<A>(t.mean[i]);
+        }
+        *t.n = total;
+        *t.n2 += n2;
+    }
+    for (int64_t i = 0; i < c; ++i) t.s1[i] = t.s2[i] = 0;
+}
+
+template <class T, class A, int R>
+BN_INLINE void add_rows(const T* x, int64_t c, A* k, A* s1, A* s2) {
+    typedef typename VecOf<A>::type V;
+    constexpr int L = width<A>();
+    int64_t i = 0;
+    for (; i + L <= c; i += L) {
+        const V shift = load(k + i);
+        V a = load(s1 + i), b = load(s2 + i);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const V d = load(x + r * c + i) - shift;
+            a += d;
+            b += d * d;
+        }
+        store(s1 + i, a);
+        store(s2 + i, b);
+    }
+    if (i < c) {
+        const int rest = static_cast<int>(c - i);
+        const V shift = load(k + i, rest, V{});
+        V a = load(s1 + i, rest, V{}), b = load(s2 + i, rest, V{});
+        for (int r = 0; r < R; ++r) {
+            const V d = load(x + r * c + i, rest, V{}) - shift;
+            a += d;
+            b += d * d;
+        }
+        store(s1 + i, a, rest);
+        store(s2 + i, b, rest);
+    }
+}
+
+template <class T, class A>
+static void add_weighted_row(const T* x, A weight, int64_t c, const A* k, A* s1, A* s2) {
+    typedef typename VecOf<A>::type V;
+    constexpr int L = width<A>();
+    const V w = splat(weight);
+    for (int64_t i = 0; i < c; i += L) {
+        if (i + L <= c) {
+            const V d = load(x + i) - load(k + i), wd = w * d;
+            store(s1 + i, load(s1 + i) + wd);
+            store(s2 + i, load(s2 + i) + wd * d);
+        } else {
+            const int n = static_cast<int>(c - i);
+            const V d = load(x + i, n, V{}) - load(k + i, n, V{}), wd = w * d;
+            store(s1 + i, load(s1 + i, n, V{}) + wd, n);
+            store(s2 + i, load(s2 + i, n, V{}) + wd * d, n);
+        }
+    }
+}
+
+template <class T, class A, bool W>
+static void rows_wide(const Call& q, const BlockSums<A>& t, Range rows, int64_t channel) {
+    const T* x = static_cast<const T*>(q.x);
+    const A* w = static_cast<const A*>(q.weights);
+    double n = 0, s = 0, m2 = 0;
+    for (int pass = 0; pass < 2; ++pass) {
+        const double mean = pass ? s / (n > 0 ? n : 1) : 0;
+        for (int64_t r = rows.first; r < rows.last; ++r) {
+            const double weight = W ? static_cast<double>(w[r]) : 1;
+            if (weight == 0) continue;
+            const double v = static_cast<double>(scalar(x + r * q.shape.c + channel));
+            if (pass) m2 += weight * (v - mean) * (v - mean);
+            else { n += weight; s += weight * v; }
+        }
+    }
+    t.mean[channel] = s / (n > 0 ? n : 1);
+    t.m2[channel] = m2;
+}
+
+template <class T, class A, bool W>
+static void reduce_rows(const Call& q, const Blocks& b, int64_t group, int64_t block) {
+    const int64_t c = q.shape.c;
+    const BlockSums<A> t = BlockSums<A>::at(q.scratch, group * b.count + block, c);
+    const T* x = static_cast<const T*>(q.x);
+    const A* w = static_cast<const A*>(q.weights);
+    const Range rows = rows_of(q.shape, b, group, block);
+    *t.n = *t.n2 = 0;
+    for (int64_t i = 0; i < c; ++i) { t.mean[i] = t.m2[i] = 0; t.s1[i] = t.s2[i] = 0; t.k[i] = 0; }
+    int64_t r = rows.first;
+    if (W) while (r < rows.last && w[r] == 0) ++r;
+    if (r >= rows.last) return;
+    // The shift of the first tile: the mean of its first few rows.
+    const int64_t few = W ? 1 : least(4, rows.last - r);
+    for (int64_t j = 0; j < few; ++j)
+        for (int64_t i = 0; i < c; ++i) t.k[i] += static_cast<A>(scalar(x + (r + j) * c + i)) / static_cast<A>(few);
+    int64_t target = kFirstRows;
+    while (r < rows.last) {
+        const int64_t end = least(r + target, rows.last);
+        double n = static_cast<double>(end - r), n2 = n;
+        if (W) {
+            n = n2 = 0;
+            for (; r < end; ++r) {
+                if (w[r] == 0) continue;
+                n += static_cast<double>(w[r]);
+                n2 += static_cast<double>(w[r]) * static_cast<double>(w[r]);
+                add_weighted_row<T, A>(x + r * c, w[r], c, t.k, t.s1, t.s2);
+            }
+        } else {
+            for (; r + 8 <= end; r += 8) add_rows<T, A, 8>(x + r * c, c, t.k, t.s1, t.s2);
+            for (; r < end; ++r) add_rows<T, A, 1>(x + r * c, c, t.k, t.s1, t.s2);
+        }
+        flush_rows<A>(t, c, n, n2);
+        if (target < kLastRows) target *= 4;
+    }
+    if (sizeof(A) == 4) {
+        for (int64_t i = 0; i < c; ++i)
+            if (!finite(t.m2[i])) rows_wide<T, A, W>(q, t, rows, i);
+    }
+}
+
+// Parameters of all channels of a group as arrays of the arithmetic type.
+template <class A> struct Vectors {
+    A *mean, *scale, *shift, *centre, *pull_scale, *u, *v;
+};
+
+template <class T, class A, bool W, int ACT, bool RES>
+static void apply_rows(const Call& q, const Vectors<A>& f, Range rows) {
+    typedef typename VecOf<A>::type V;
+    constexpr int L = width<A>();
+    const int64_t c = q.shape.c;
+    const T* x = static_cast<const T*>(q.x);
+    const T* res = static_cast<const T*>(q.residual);
+    const A* w = static_cast<const A*>(q.weights);
+    T* y = static_cast<T*>(q.out);
+    const A slope = static_cast<A>(q.slope);
+    auto zero_row = [&](int64_t r) {
+        for (int64_t i = 0; i < c; i += L) {
+            const int n = static_cast<int>(least(L, c - i));
+            if (n == L) store(y + r * c + i, V{});
+            else store(y + r * c + i, V{}, n);
+        }
+    };
+    auto some = [&](int64_t r, int count) __attribute__((always_inline)) {
+        int64_t i = 0;
+        for (; i + L <= c; i += L) {
+            const V mean = load(f.mean + i), scale = load(f.scale + i), shift = load(f.shift + i);
+            for (int j = 0; j < count; ++j) {
+                const int64_t at = (r + j) * c + i;
+                V v = (load(x + at) - mean) * scale + shift;
+                if (RES) v += load(res + at);
+                store(y + at, activated<ACT>(v, slope));
+            }
+        }
+        if (i < c) {
+            const int n = static_cast<int>(c - i);
+            const V mean = load(f.mean + i, n, V{}), scale = load(f.scale + i, n, V{});
+            const V shift = load(f.shift + i, n, V{});
+            for (int j = 0; j < count; ++j) {
+                const int64_t at = (r + j) * c + i;
+                V v = (load(x + at, n, V{}) - mean) * scale + shift;
+                if (RES) v += load(res + at, n, V{});
+                store(y + at, activated<ACT>(v, slope), n);
+            }
+        }
+    };
+    int64_t r = rows.first;
+    if (W) {
+        for (; r < rows.last; ++r) {
+            if (w[r] == 0) zero_row(r);
+            else some(r, 1);
+        }
+        return;
+    }
+    for (; r + 4 <= rows.last; r += 4) some(r, 4);
+    for (; r < rows.last; ++r) some(r, 1);
+}
+
+// One vector of channels in one row: g behind the activation, and the data.
+template <class T, class A, int ACT, int SRC> struct RowGradient {
+    typedef typename VecOf<A>::type V;
+    BN_INLINE void read(const Call& q, int64_t at, int n, V mean, V scale, V shift, A slope, A inverse, V& g, V& x) {
+        const T* gp = static_cast<const T*>(q.g) + at;
+        const bool whole = n == width<A>();
+        g = whole ? load(gp) : load(gp, n, V{});
+        if (SRC == kInvert) {
+            const T* yp = static_cast<const T*>(q.y_in) + at;
+            const V y = whole ? load(yp) : load(yp, n, V{});
+            g = gated<ACT>(g, y, slope);
+            x = y <= 0 ? y * inverse : y;
+            return;
+        }
+        const T* xp = static_cast<const T*>(q.x) + at;
+        x = whole ? load(xp) : load(xp, n, V{});
+        if (ACT != kNone) {
+            V y;
+            if (SRC == kOutput) {
+                const T* yp = static_cast<const T*>(q.y_in) + at;
+                y = whole ? load(yp) : load(yp, n, V{});
+            } else {
+                y = (x - mean) * scale + shift;
+            }
+            g = gated<ACT>(g, y, slope);
+        }
+    }
+};
+
+template <class T, class A, bool W, int ACT, int SRC>
+static void sums_rows(const Call& q, const Vectors<A>& f, const Blocks& b, int64_t group, int64_t block) {
+    typedef typename VecOf<A>::type V;
+    typedef RowGradient<T, A, ACT, SRC> G;
+    constexpr int L = width<A>();
+    const int64_t c = q.shape.c;
+    const BlockSums<A> t = BlockSums<A>::at(q.scratch, group * b.count + block, c);
+    const A* w = static_cast<const A*>(q.weights);
+    const Range rows = rows_of(q.shape, b, group, block);
+    const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
+    for (int64_t i = 0; i < c; ++i) { t.mean[i] = t.m2[i] = 0; t.s1[i] = t.s2[i] = 0; }
+    auto part = [&](int64_t r, int count, int64_t i, int n) __attribute__((always_inline)) {
+        const bool whole = n == L;
+        const V mean = whole ? load(f.mean + i) : load(f.mean + i, n, V{});
+        const V scale = whole ? load(f.scale + i) : load(f.scale + i, n, V{});
+        const V shift = whole ? load(f.shift + i) : load(f.shift + i, n, V{});
+        V a = whole ? load(t.s1 + i) : load(t.s1 + i, n, V{}), ax = whole ? load(t.s2 + i) : load(t.s2 + i, n, V{});
+        for (int j = 0; j < count; ++j) {
+            V g, x;
+            G::read(q, (r + j) * c + i, n, mean, scale, shift, slope, inverse, g, x);
+            a += g;
+            ax += g * (x - mean);
+        }
+        if (whole) { store(t.s1 + i, a); store(t.s2 + i, ax); }
+        else { store(t.s1 + i, a, n); store(t.s2 + i, ax, n); }
+    };
+    auto some = [&](int64_t r, int count) __attribute__((always_inline)) {
+        int64_t i = 0;
+        for (; i + L <= c; i += L) part(r, count, i, L);
+        if (i < c) part(r, count, i, static_cast<int>(c - i));
+    };
+    for (int64_t r = rows.first; r < rows.last;) {
+        const int64_t end = least(r + kLastRows, rows.last);
+        if (W) {
+            for (; r < end; ++r)
+                if (w[r] != 0) some(r, 1);
+        } else {
+            for (; r + 4 <= end; r += 4) some(r, 4);
+            for (; r < end; ++r) some(r, 1);
+        }
+        for (int64_t i = 0; i < c; ++i) {
+            t.mean[i] += static_cast<double>(t.s1[i]);
+            t.m2[i] += static_cast<double>(t.s2[i]);
+            t.s1[i] = t.s2[i] = 0;
+        }
+    }
+}
+
+template <class T, class A, bool W, int ACT, int SRC, bool RES>
+static void pull_rows(const Call& q, const Vectors<A>& f, Range rows) {
+    typedef typename VecOf<A>::type V;
+    typedef RowGradient<T, A, ACT, SRC> G;
+    constexpr int L = width<A>();
+    const int64_t c = q.shape.c;
+    const A* w = static_cast<const A*>(q.weights);
+    T* dx = static_cast<T*>(q.out);
+    T* dr = static_cast<T*>(q.out_residual);
+    const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
+    auto part = [&](int64_t r, int count, A weight, int64_t i, int n) __attribute__((always_inline)) {
+        const bool whole = n == L;
+        auto vec = [&](const A* p) -> V { return whole ? load(p + i) : load(p + i, n, V{}); };
+        const V mean = vec(f.mean), scale = vec(f.scale), shift = vec(f.shift);
+        const V centre = vec(f.centre), out = vec(f.pull_scale), u = vec(f.u), v = vec(f.v);
+        for (int j = 0; j < count; ++j) {
+            const int64_t at = (r + j) * c + i;
+            V g, x;
+            G::read(q, at, n, mean, scale, shift, slope, inverse, g, x);
+            if (RES) { if (whole) store(dr + at, g); else store(dr + at, g, n); }
+            V through = (x - centre) * v + u;
+            if (W) through = through * weight;
+            const V d = out * g - through;
+            if (whole) store(dx + at, d);
+            else store(dx + at, d, n);
+        }
+    };
+    auto some = [&](int64_t r, int count, A weight) __attribute__((always_inline)) {
+        int64_t i = 0;
+        for (; i + L <= c; i += L) part(r, count, weight, i, L);
+        if (i < c) part(r, count, weight, i, static_cast<int>(c - i));
+    };
+    auto zero_row = [&](int64_t r) {
+        for (int64_t i = 0; i < c; i += L) {
+            const int n = static_cast<int>(least(L, c - i));
+            if (n == L) store(dx + r * c + i, V{});
+            else store(dx + r * c + i, V{}, n);
+        }
+    };
+    int64_t r = rows.first;
+    if (W) {
+        for (; r < rows.last; ++r) {
+            if (w[r] == 0) zero_row(r);
+            else some(r, 1, w[r]);
+        }
+        return;
+    }
+    for (; r + 4 <= rows.last; r += 4) some(r, 4, 1);
+    for (; r < rows.last; ++r) some(r, 1, 1);
+}
+
+}  // namespace BN_NS
+}  // namespace bn

@@ -1,0 +1,173 @@
+// Vectors of the arithmetic type (float, or double for double data), loaded from and stored to any data type.
+// Included by each instruction set's source inside its own namespace; nothing here is shared between them.
+#pragma once
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <cstdint>
+#include <cstring>
+
+#include "call.h"
+
+#if defined(__AVX512F__)
+#define BN_BYTES 64
+#elif defined(__AVX2__)
+#define BN_BYTES 32
+#else
+#define BN_BYTES 16
+#endif
+#define BN_INLINE static inline __attribute__((always_inline))
+
+namespace bn {
+namespace BN_NS {
+
+struct BF16 { uint16_t bits; };
+struct F16 { uint16_t bits; };
+
+template <class A> struct VecOf;
+template <> struct VecOf<float> {
+    typedef float type __attribute__((vector_size(BN_BYTES), aligned(4)));
+};
+template <> struct VecOf<double> {
+    typedef double type __attribute__((vector_size(BN_BYTES), aligned(8)));
+};
+typedef typename VecOf<float>::type VF;
+typedef typename VecOf<double>::type VD;
+typedef uint32_t VU __attribute__((vector_size(BN_BYTES)));
+typedef uint16_t VH __attribute__((vector_size(BN_BYTES / 2)));
+constexpr int kWF = BN_BYTES / 4;
+
+template <class T> struct Arith { typedef float type; };
+template <> struct Arith<double> { typedef double type; };
+
+template <class A> constexpr int width() { return BN_BYTES / static_cast<int>(sizeof(A)); }
+BN_INLINE VF splat(float v) { return VF{} + v; }
+BN_INLINE VD splat(double v) { return VD{} + v; }
+
+// Whole vectors ---------------------------------------------------------------------------------------------
+
+BN_INLINE VF load(const float* p) { VF v; std::memcpy(&v, p, sizeof v); return v; }
+BN_INLINE VD load(const double* p) { VD v; std::memcpy(&v, p, sizeof v); return v; }
+BN_INLINE void store(float* p, VF v) { std::memcpy(p, &v, sizeof v); }
+BN_INLINE void store(double* p, VD v) { std::memcpy(p, &v, sizeof v); }
+
+BN_INLINE VF from_bf16(VH h) { return (VF)(__builtin_convertvector(h, VU) << 16); }
+BN_INLINE VH to_bf16(VF v) {
+    VU b = (VU)v;
+    VU rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+    VU nan = VU{} + 0x7fc0u;
+    return __builtin_convertvector((b & 0x7fffffffu) > 0x7f800000u ? nan : rounded, VH);
+}
+
+#if defined(__AVX512F__)
+BN_INLINE VF from_f16(VH h) { return (VF)_mm512_cvtph_ps((__m256i)h); }
+BN_INLINE VH to_f16(VF v) { return (VH)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+#elif defined(__AVX2__)
+BN_INLINE VF from_f16(VH h) { return (VF)_mm256_cvtph_ps((__m128i)h); }
+BN_INLINE VH to_f16(VF v) { return (VH)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#else
+// The bit arithmetic of IEEE half precision: scale the exponent, let the float unit round.
+BN_INLINE VF from_f16(VH h) {
+    VU w = __builtin_convertvector(h, VU) << 16;
+    VU sign = w & 0x80000000u, twice = w + w;
+    VF normal = (VF)((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
+    VF subnormal = (VF)((twice >> 17) | (126u << 23)) - 0.5f;
+    return (VF)(sign | (twice < (1u << 27) ? (VU)subnormal : (VU)normal));
+}
+BN_INLINE VH to_f16(VF v) {
+    VU w = (VU)v, sign = w & 0x80000000u, twice = w + w;
+    VF base = ((VF)(w & 0x7fffffffu) * 0x1.0p+112f) * 0x1.0p-110f;
+    VU bias = twice & 0xFF000000u, least = VU{} + 0x71000000u;
+    bias = bias < least ? least : bias;
+    VU bits = (VU)((VF)((bias >> 1) + 0x07800000u) + base);
+    VU rest = ((bits >> 13) & 0x7C00u) + (bits & 0x0FFFu);
+    VU nan = VU{} + 0x7E00u;
+    return __builtin_convertvector((sign >> 16) | (twice > 0xFF000000u ? nan : rest), VH);
+}
+#endif
+
+BN_INLINE VH load_bits(const uint16_t* p) { VH h; std::memcpy(&h, p, sizeof h); return h; }
+BN_INLINE VF load(const BF16* p) { return from_bf16(load_bits(&p->bits)); }
+BN_INLINE VF load(const F16* p) { return from_f16(load_bits(&p->bits)); }
+BN_INLINE void store(BF16* p, VF v) { VH h = to_bf16(v); std::memcpy(p, &h, sizeof h); }
+BN_INLINE void store(F16* p, VF v) { VH h = to_f16(v); std::memcpy(p, &h, sizeof h); }
+
+// The last n < width elements of a row; lanes beyond hold `fill` ------------------------------------------------
+
+#if defined(__AVX512F__)
+BN_INLINE __mmask16 first16(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+BN_INLINE VF load(const float* p, int n, VF fill) { return (VF)_mm512_mask_loadu_ps((__m512)fill, first16(n), p); }
+BN_INLINE VD load(const double* p, int n, VD fill) {
+    return (VD)_mm512_mask_loadu_pd((__m512d)fill, static_cast<__mmask8>(first16(n)), p);
+}
+BN_INLINE void store(float* p, VF v, int n) { _mm512_mask_storeu_ps(p, first16(n), (__m512)v); }
+BN_INLINE void store(double* p, VD v, int n) {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first16(n)), (__m512d)v);
+}
+BN_INLINE VH load_bits(const uint16_t* p, int n) { return (VH)_mm256_maskz_loadu_epi16(first16(n), p); }
+BN_INLINE void store_bits(uint16_t* p, VH h, int n) { _mm256_mask_storeu_epi16(p, first16(n), (__m256i)h); }
+BN_INLINE VF keep(VF v, int n, VF fill) { return (VF)_mm512_mask_mov_ps((__m512)fill, first16(n), (__m512)v); }
+#else
+BN_INLINE VU lanes() {
+    VU v;
+    for (int i = 0; i < kWF; ++i) v[i] = static_cast<uint32_t>(i);
+    return v;
+}
+BN_INLINE VF keep(VF v, int n, VF fill) { return lanes() < static_cast<uint32_t>(n) ? v : fill; }
+BN_INLINE VH load_bits(const uint16_t* p, int n) {
+    uint16_t b[kWF] = {};
+    for (int i = 0; i < n; ++i) b[i] = p[i];
+    return load_bits(b);
+}
+BN_INLINE void store_bits(uint16_t* p, VH h, int n) {
+    uint16_t b[kWF];
+    std::memcpy(b, &h, sizeof h);
+    for (int i = 0; i < n; ++i) p[i] = b[i];
+}
+#if defined(__AVX2__)
+BN_INLINE __m256i first8(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), (__m256i)lanes()); }
+BN_INLINE VF load(const float* p, int n, VF fill) { return keep((VF)_mm256_maskload_ps(p, first8(n)), n, fill); }
+BN_INLINE void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, first8(n), (__m256)v); }
+#else
+BN_INLINE VF load(const float* p, int n, VF fill) {
+    for (int i = 0; i < n; ++i) fill[i] = p[i];
+    return fill;
+}
+BN_INLINE void store(float* p, VF v, int n) {
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+#endif
+BN_INLINE VD load(const double* p, int n, VD fill) {
+    for (int i = 0; i < n; ++i) fill[i] = p[i];
+    return fill;
+}
+BN_INLINE void store(double* p, VD v, int n) {
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+#endif
+
+BN_INLINE VF load(const BF16* p, int n, VF fill) { return keep(from_bf16(load_bits(&p->bits, n)), n, fill); }
+BN_INLINE VF load(const F16* p, int n, VF fill) { return keep(from_f16(load_bits(&p->bits, n)), n, fill); }
+BN_INLINE void store(BF16* p, VF v, int n) { store_bits(&p->bits, to_bf16(v), n); }
+BN_INLINE void store(F16* p, VF v, int n) { store_bits(&p->bits, to_f16(v), n); }
+
+BN_INLINE double sum(VF v) {
+    double total = 0;
+    for (int i = 0; i < kWF; ++i) total += static_cast<double>(v[i]);
+    return total;
+}
+BN_INLINE double sum(VD v) {
+    double total = 0;
+    for (int i = 0; i < width<double>(); ++i) total += v[i];
+    return total;
+}
+
+BN_INLINE float scalar(const float* p) { return *p; }
+BN_INLINE double scalar(const double* p) { return *p; }
+template <class T> BN_INLINE float scalar(const T* p) { return load(p, 1, VF{})[0]; }
+
+BN_INLINE bool finite(double v) { return v - v == 0; }
+BN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+}  // namespace BN_NS
+}  // namespace bn

@@ -1,0 +1,122 @@
+"""What passes into a layer, call by call: padding, other values than numbers, and how alike the batches are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+HISTOGRAM = (-5.0, 5.0, 40)  # in stored standard deviations
+SAMPLE = 65536  # values a batch in the histogram
+
+
+@dataclass
+class Inputs:
+    """Means per channel and samples of every call, in order: `means[batch][call]`.
+
+    single is the number of the first batch, from 1, that had one value per channel.
+    """
+
+    means: list[list[Tensor]] = field(default_factory=list)
+    samples: list[list[int]] = field(default_factory=list)
+    padding: float = 0.0
+    finite: bool = True
+    single: int | None = None
+    histogram: Tensor | None = None
+    below: int = 0
+    above: int = 0
+
+    def start_batch(self) -> None:
+        """What follows belongs to a new batch."""
+        self.means.append([])
+        self.samples.append([])
+
+    def add(self, x: Tensor, mean: Tensor, scale: Tensor) -> None:
+        """Take note of one input `(N, C, *)`; mean and scale are the stored ones."""
+        x = x.detach()
+        if x.numel() == 0:
+            return
+        if x.numel() == x.shape[1]:
+            # One value a channel: stock layers refuse it in train mode.
+            self.single = len(self.means) if self.single is None else self.single
+            return
+        self.padding = max(self.padding, trailing_padding(x))
+        self.finite = self.finite and bool(torch.isfinite(x).all())
+        self.means[-1].append(x.double().transpose(0, 1).flatten(1).mean(1).cpu())
+        self.samples[-1].append(x.shape[0])
+        if len(self.means) <= 4 and mean.numel() == x.shape[1]:
+            self._count(x, mean.to(x.device), scale.to(x.device))
+
+    def _count(self, x: Tensor, mean: Tensor, scale: Tensor) -> None:
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        values = ((x - mean.view(shape)) / scale.view(shape)).flatten().float()
+        values = values[:: max(1, values.numel() // SAMPLE)]
+        low, high, bins = HISTOGRAM
+        counts = torch.histc(values, bins, low, high).cpu()
+        self.histogram = counts if self.histogram is None else self.histogram + counts
+        self.below += int((values < low).sum())
+        self.above += int((values > high).sum())
+
+    def spread(self, sample_var: Tensor) -> tuple[float, int]:
+        """How much the batches' means vary, over what batches of exchangeable samples would give, and how many.
+
+        1 for a shuffled loader; `sample_var` is the variance of the samples' own means.
+        """
+        means = [m[0] for m in self.means if m]
+        if len(means) < 3:
+            return 1.0, len(means)
+        size = sum(s[0] for s in self.samples if s) / len(means)
+        observed = torch.stack(means).var(0, correction=1)
+        expected = sample_var / size
+        used = expected > 0
+        if not bool(used.any()):
+            return 1.0, len(means)
+        return float((observed[used] / expected[used]).mean()), len(means)
+
+    def between_calls(self, var: Tensor) -> float:
+        """The part of the variance that lies between the calls of one forward: two domains, time steps, tasks."""
+        rows = [m for m in self.means if len(m) > 1]
+        if not rows:
+            return 0.0
+        calls = min(len(m) for m in rows)
+        by_call = torch.stack([torch.stack([m[k] for m in rows]).mean(0) for k in range(calls)])
+        return float((by_call.var(0, correction=0) / var.clamp_min(1e-30)).clamp(max=1).mean())
+
+    def two_groups(self) -> float:
+        """How well two groups explain the batches' means: 0.64 for a normal distribution, 1 for two points."""
+        means = [m[0] for m in self.means if m]
+        if len(means) < 6:
+            return 0.0
+        table = torch.stack(means)
+        table = table - table.mean(0)
+        scores = torch.linalg.svd(table, full_matrices=False)
+        line = (scores.U[:, 0] * scores.S[0]).sort().values
+        total = float(line.square().sum())
+        if total == 0:
+            return 0.0
+        best = 0.0
+        for cut in range(2, len(line) - 1):
+            a, b = line[:cut].mean(), line[cut:].mean()
+            between = cut * (a - line.mean()) ** 2 + (len(line) - cut) * (b - line.mean()) ** 2
+            best = max(best, float(between) / total)
+        return best
+
+
+def trailing_padding(x: Tensor) -> float:
+    """The fraction of a batch that is padding: what repeats at the end of samples of different length.
+
+    In `(N, C, L)`, trailing positions that equal the last one in every channel (zeros, or what a
+    convolution makes of them); 0 when all samples end alike. In `(N, C)` with at least 4 channels,
+    rows that are exactly zero.
+    """
+    if x.numel() == 0:
+        return 0.0
+    if x.dim() == 2 and x.shape[1] >= 4:
+        return float((x == 0).all(1).double().mean())
+    if x.dim() != 3 or x.shape[2] < 2:
+        return 0.0
+    same = (x == x[:, :, -1:]).all(1)
+    run = same.flip(1).long().cumprod(1).sum(1) - 1
+    run = torch.where(run > 0, run + 1, 0)
+    return float(run.double().mean() / x.shape[2]) if bool((run != run[0]).any()) else 0.0

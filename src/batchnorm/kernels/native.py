@@ -1,0 +1,209 @@
+"""The four passes in C++, on the CPU: when they may run, and how tensors reach them.
+
+The extension knows nothing of torch: it is given addresses and sizes, so one build serves every
+version. An address means something only for a plain dense tensor that nothing is watching, which
+is what `serves` decides.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from batchnorm.kernels.registry import Passes
+from batchnorm.kernels.shapes import RawMoments
+
+# After torch, so that its OpenMP runtime is the one in memory.
+try:
+    from batchnorm.kernels import _native  # pyright: ignore[reportAttributeAccessIssue]
+except ImportError:  # no compiler when the package was installed
+    _native: Any = None
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_WEIGHTS = {torch.bool: 1, torch.float32: 2, torch.float64: 3}
+_PLAIN = (Tensor, torch.nn.Parameter)
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+_C: Any = torch._C
+
+if _native is not None and hasattr(os, "register_at_fork"):
+    # A forked child hangs in an OpenMP runtime that its parent has used.
+    os.register_at_fork(after_in_child=_native.serial)
+
+
+_state = {"on": _native is not None}
+
+
+def built() -> bool:
+    """Whether the extension is there."""
+    return _native is not None
+
+
+def enabled() -> bool:
+    """Whether the extension is there and not switched off."""
+    return _state["on"]
+
+
+def enable(on: bool) -> None:
+    """Switch the native passes on, where there are any, or off."""
+    _state["on"] = on and built()
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets this machine can run, the best last; none without the extension."""
+    return [] if _native is None else _native.instruction_sets()
+
+
+def instruction_set() -> str:
+    """The one in use."""
+    return _native.instruction_set()
+
+
+def choose(instruction_set: str) -> None:
+    """Run with another one of `instruction_sets`."""
+    _native.choose(instruction_set)
+
+
+def unwatched() -> bool:
+    """Whether nothing is to see the operations themselves: no compiler, transform, mode or forward-mode AD."""
+    return (
+        not torch.compiler.is_compiling()
+        and _functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and _C._len_torch_dispatch_stack() == 0
+        and _C._len_torch_function_stack() == 0
+        and _C._get_tracing_state() is None
+        and torch._ops._len_torch_dispatch_stack_pre_dispatch() == 0
+    )
+
+
+def plain(x: Tensor) -> bool:
+    """Whether a tensor's address is that of its values: exact type, dense, on the CPU, of a dtype with kernels."""
+    return (
+        type(x) in _PLAIN
+        and x.is_cpu
+        and x.dtype in DTYPES
+        and x.layout is torch.strided
+        and not x.is_neg()
+        and not x._is_zerotensor()
+        and not _functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the native passes may run on this tensor."""
+    return (
+        not torch.compiler.is_compiling()
+        and _state["on"]
+        and unwatched()
+        and plain(x)
+        and x.dim() >= 2
+        and x.numel() > 0
+    )
+
+
+def arranged(x: Tensor) -> tuple[Tensor, bool]:
+    """The tensor in one of the two layouts the kernels know, copied if need be; True for channels innermost."""
+    if x.is_contiguous():
+        return x, x.dim() == 2
+    if innermost(x):
+        return x, True
+    return x.contiguous(), x.dim() == 2
+
+
+def innermost(x: Tensor) -> bool:
+    """Whether the tensor is dense with channels innermost."""
+    dims = x.dim()
+    if dims == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    if dims == 5:
+        return x.is_contiguous(memory_format=torch.channels_last_3d)
+    return x.movedim(1, -1).is_contiguous()
+
+
+def like(x: Tensor, pattern: Tensor) -> Tensor:
+    """X in the dtype and strides of pattern."""
+    if x.dtype is pattern.dtype and x.stride() == pattern.stride():
+        return x
+    return torch.empty_like(pattern).copy_(x)
+
+
+def data(x: Tensor, last: bool, groups: int) -> Any:
+    """What the extension is told about a tensor."""
+    n, c = x.shape[0], x.shape[1]
+    return _native.Data(DTYPES[x.dtype], n, c, x.numel() // (n * c), last, groups, torch.get_num_threads())
+
+
+def spread(weight: Tensor | None, x: Tensor) -> tuple[Tensor | None, int, int]:
+    """A mask or sample weights as `(N, *)` in memory, their address and their kind."""
+    if weight is None:
+        return None, 0, 0
+    if weight.dtype not in _WEIGHTS:
+        weight = weight.to(torch.float32)
+    weight = weight.expand(x.shape[0], 1, *x.shape[2:]).contiguous()
+    return weight, weight.data_ptr(), _WEIGHTS[weight.dtype]
+
+
+def _vector(v: Tensor) -> Tensor:
+    return v.to(torch.float64).contiguous()
+
+
+def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1) -> RawMoments:
+    """As `reference.reduce`."""
+    x, last = arranged(x.detach())
+    held, address, kind = spread(weight, x)
+    rows = torch.empty(4, groups, x.shape[1], dtype=torch.float64)
+    _native.reduce(data(x, last, groups), x.data_ptr(), address, kind, rows.data_ptr())
+    del held
+    return RawMoments(*rows.unbind(0))
+
+
+def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None = None) -> Tensor:
+    """As `reference.apply`."""
+    x, last = arranged(x.detach())
+    held, address, kind = spread(weight, x)
+    vectors = [_vector(v.detach().expand_as(mean)) for v in (mean, scale, shift)]
+    y = torch.empty_like(x)
+    told = data(x, last, len(mean))
+    _native.apply(told, x.data_ptr(), y.data_ptr(), address, kind, *(v.data_ptr() for v in vectors))
+    del held
+    return y
+
+
+def backward_reduce(
+    g: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `reference.backward_reduce`."""
+    x, last = arranged(x.detach())
+    g = like(g.detach(), x)
+    held, address, kind = spread(weight, x)
+    vectors = [_vector(v.detach().expand_as(mean)) for v in (mean, invstd)]
+    sums = torch.empty(2, *mean.shape, dtype=torch.float64)
+    told = data(x, last, len(mean))
+    addresses = [v.data_ptr() for v in (*vectors, *sums.unbind(0))]
+    _native.backward_reduce(told, g.data_ptr(), x.data_ptr(), address, kind, *addresses)
+    del held
+    return sums[0], sums[1]
+
+
+def backward_apply(
+    g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, u: Tensor, v: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """As `reference.backward_apply`."""
+    x, last = arranged(x.detach())
+    g = like(g.detach(), x)
+    held, address, kind = spread(weight, x)
+    vectors = [_vector(t.detach().expand_as(centre)) for t in (centre, scale, u, v)]
+    dx = torch.empty_like(x)
+    told = data(x, last, len(centre))
+    _native.backward_apply(
+        told, g.data_ptr(), x.data_ptr(), dx.data_ptr(), address, kind, *(t.data_ptr() for t in vectors)
+    )
+    del held
+    return dx
+
+
+PASSES = Passes("native", serves, reduce, apply, backward_reduce, backward_apply)

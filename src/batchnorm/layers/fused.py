@@ -1,0 +1,408 @@
+"""The layer's fast path: one native call forward, one backward, where the choices and the tensors allow it.
+
+Everything here has a slower spelling in `module` and `normalise`, which serves whatever this
+declines by returning None, and which the tests compare it with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from batchnorm.errors import BatchNormError
+from batchnorm.kernels import native, reference, slab
+from batchnorm.layers import normalise
+from batchnorm.layers.activation import SMALLEST_WEIGHT, activate
+from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, PopulationCoupling, SecondMoment
+from batchnorm.layers.estimators import EMA, Cumulative, Now, State
+from batchnorm.layers.extents import Batch, Ghost, Masked, Sync, Weighted
+from batchnorm.layers.inference import Stored
+from batchnorm.layers.moments import Moments
+from batchnorm.layers.naming import describe
+from batchnorm.layers.normalise import Sharing
+from batchnorm.layers.recompute import ForwardRecord, recomputing
+from batchnorm.layers.renorm import Renorm
+
+if TYPE_CHECKING:
+    from batchnorm.layers.choices import Recipe
+    from batchnorm.layers.module import BatchNorm
+
+_EXTENTS = (Batch, Ghost, Masked, Weighted, Sync)
+_STATISTICS = (torch.float32, torch.float64)
+
+
+class _Way(NamedTuple):
+    """What a recipe comes to natively, and what the layer still has to do itself."""
+
+    spec: Any
+    recipe: Recipe
+    coupling: Coupling
+    estimator_is_native: bool
+    stored: bool
+    activation: str | None
+    slope: float
+    eps: float
+    momentum: Any
+
+
+# Keyed by what decides; the recipe is in the value, so its id stays its own.
+_ways: dict[tuple[Any, ...], _Way | None] = {}
+
+
+def _way(layer: BatchNorm, kind: str, activation: str | None) -> _Way | None:
+    recipe, momentum = layer.recipe, layer.momentum
+    key = (id(recipe), kind, momentum, layer.eps, activation, layer.negative_slope)
+    try:
+        return _ways[key]
+    except KeyError:
+        pass
+    except TypeError:  # a momentum that cannot be hashed
+        return None
+    if len(_ways) > 4096:
+        _ways.clear()
+    # An id is only as good as the life of its object, so nothing is kept for a recipe without a way.
+    way = _make_way(recipe, kind, momentum, layer.eps, activation, layer.negative_slope)
+    if way is not None:
+        _ways[key] = way
+    return way
+
+
+def _make_way(
+    recipe: Recipe, kind: str, momentum: Any, eps: float, activation: str | None, slope: float
+) -> _Way | None:
+    """Kind is "stored", or "tracks", or "alone" for a layer without statistics to read."""
+    slope = slope if activation == "leaky_relu" else 0.0
+    choices: dict[str, Any] = {"eps": eps, "activation": activation, "slope": slope}
+    if kind == "stored":
+        spec = slab.spec(coupling="stored", **choices)
+        return _Way(spec, recipe, recipe.coupling, True, True, activation, slope, eps, momentum)
+    coupling = recipe.coupling
+    if coupling.reads_population and kind == "alone":
+        coupling = BatchCoupling() if coupling.centres else SecondMoment()
+    move = _move(recipe, momentum)
+    coupled = _coupling(recipe, coupling, move)
+    if coupled is None:
+        return None
+    policy = recipe.policy
+    move = move or {}
+    choices.update(coupled, **move, nonfinite=policy.nonfinite, reliability=policy.weights == "reliability")
+    return _Way(slab.spec(**choices), recipe, coupling, bool(move), False, activation, slope, eps, momentum)
+
+
+def _move(recipe: Recipe, momentum: Any) -> dict[str, Any] | None:
+    """The estimator's step in native terms, or None."""
+    estimator: Any = recipe.estimator
+    if type(estimator) not in (EMA, Cumulative) or not (momentum is None or type(momentum) in (float, int)):
+        return None
+    debias = type(estimator) is EMA and estimator.debias
+    if debias and callable(estimator.decay):
+        return None
+    gain = "one over step" if momentum is None else "debiased" if debias else "constant"
+    return {
+        "gain": gain,
+        "momentum": float(momentum or 0.0),
+        "sigma": estimator.sigma,
+        "total": estimator.total,
+        "correction": estimator.correction,
+    }
+
+
+def _coupling(recipe: Recipe, coupling: Coupling, move: dict[str, Any] | None) -> dict[str, Any] | None:
+    kind = type(coupling)
+    if kind is BatchCoupling:
+        return {"coupling": "batch"}
+    if kind is SecondMoment:
+        return {"coupling": "second moment"}
+    if isinstance(coupling, Renorm) and kind is Renorm and not callable(coupling.schedule):
+        limits = {"r_max": float(coupling.r_max), "d_max": float(coupling.d_max), "schedule": coupling.schedule}
+        return {"coupling": "renorm", **limits}
+    if isinstance(coupling, PopulationCoupling) and kind is PopulationCoupling and move is not None:
+        name = "population total" if recipe.estimator.total else "population"
+        return {"coupling": name, "detached": not coupling.gradient}
+    return None
+
+
+def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
+    """The layer's output, activation and residual included, or None where the slower spelling must serve."""
+    if torch.compiler.is_compiling() or not native.serves(x):
+        return None
+    buffers = layer._buffers
+    stored = (layer.frozen or not layer.training) and buffers["running_mean"] is not None
+    tracks = not stored and layer.training and layer.track_running_stats and buffers["running_mean"] is not None
+    recipe = layer.recipe
+    if stored:
+        if type(recipe.inference) is not Stored:
+            return None
+        if recipe.coupling.finishes is not None:
+            return None
+        if layer.activation is None and residual is None and not torch.is_grad_enabled():
+            return None
+        groups = 1
+    else:
+        groups = _groups(layer, x, tracks)
+        if groups == 0:
+            return None
+    activation = layer.activation
+    inplace = layer.inplace and layer.training and not stored
+    if inplace and (residual is not None or sample_weight is not None):
+        return None
+    late = sample_weight is not None and (activation is not None or residual is not None)
+    way = _way(layer, "stored" if stored else "tracks" if tracks else "alone", None if late else activation)
+    if way is None:
+        return None
+    weight, bias = _affine(layer)
+    if not _usable(weight, bias, x):
+        return None
+    statistics = None
+    if stored or tracks:
+        statistics = _statistics(layer)
+        if statistics is None:
+            return None
+    if residual is not None and not late:
+        if not native.plain(residual) or residual.shape != x.shape or residual.dtype is not x.dtype:
+            return None
+    if inplace and weight is not None:
+        _require_invertible(layer, weight)
+    again = tracks and recomputing()
+    moves = tracks and way.estimator_is_native and not (layer.paused or layer.accumulating or again)
+    x, last = native.arranged(x)
+    reads = tracks and way.coupling.reads_population
+    if again and reads:
+        statistics = _as_met(layer, x, sample_weight, groups, statistics)
+    call = _Call(way, last, groups, sample_weight, statistics, moves, inplace)
+    if not late and residual is not None:
+        residual = native.like(residual, x)
+    if torch.is_grad_enabled():
+        y: Any = Fused.apply(x, weight, bias, None if late else residual, call)
+    else:
+        y = _run(call, x, weight, bias, None if late else residual)
+    saved, status = call.saved, call.status
+    if status:
+        if status == slab.TOO_FEW:
+            return None
+        if status == slab.NOT_FINITE:
+            raise BatchNormError(f"batch statistics must be finite: {describe(layer)}")
+    if tracks and not again:
+        if reads:
+            _remember(layer, saved)
+        if not (moves or layer.paused):
+            layer._move(_pooled(saved, recipe.policy.weights == "reliability"), {}, None)
+    if not late or sample_weight is None:
+        return y
+    y = activate(y, activation, layer.negative_slope, residual)
+    return y if residual is None else torch.where(sample_weight != 0, y, 0)
+
+
+def _groups(layer: BatchNorm, x: Tensor, tracks: bool) -> int:
+    """Into how many groups the batch is split; 0 where the slower spelling must serve."""
+    extent = layer.recipe.extent
+    if type(extent) not in _EXTENTS or (extent.sync is not None and extent.sync.size() > 1):
+        return 0
+    if tracks and extent.sequential:
+        return 0
+    n = x.shape[0]
+    groups = extent.groups(n)
+    fewest = n // groups * (x.numel() // (n * x.shape[1]))
+    return 0 if fewest == 1 else groups
+
+
+def _affine(layer: BatchNorm) -> tuple[Tensor | None, Tensor | None]:
+    if layer.active_bank is not None:
+        return layer.affine_part("weight"), layer.affine_part("bias")
+    parameters = layer._parameters
+    weight = parameters["weight"] if "weight" in parameters else layer.weight
+    return weight, parameters["bias"] if "bias" in parameters else layer.bias
+
+
+def _usable(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> bool:
+    channels = x.shape[1]
+    for vector in (weight, bias):
+        if vector is not None and not (native.plain(vector) and vector.is_contiguous() and vector.shape == (channels,)):
+            return False
+    return weight is None or bias is None or weight.dtype is bias.dtype
+
+
+def _statistics(layer: BatchNorm) -> slab.Statistics | None:
+    buffers = layer._buffers
+    if layer.active_bank is None:
+        found = slab.Statistics(
+            buffers["running_mean"],  # pyright: ignore[reportArgumentType]
+            buffers["running_var"],  # pyright: ignore[reportArgumentType]
+            buffers["num_batches_tracked"],
+            buffers.get("num_batches_skipped"),
+        )
+    else:
+        mean, var, tracked = (layer.stat(name) for name in ("running_mean", "running_var", "num_batches_tracked"))
+        found = slab.Statistics(mean, var, tracked, buffers.get("num_batches_skipped"))
+    mean, var = found.mean, found.var
+    if mean.dtype not in _STATISTICS or var.dtype is not mean.dtype or not (native.plain(mean) and native.plain(var)):
+        return None
+    if not (mean.is_contiguous() and var.is_contiguous()):
+        return None
+    for counter in (found.tracked, found.skipped):
+        if counter is not None and not (counter.dtype is torch.int64 and counter.is_cpu and type(counter) is Tensor):
+            return None
+    return found
+
+
+def _require_invertible(layer: BatchNorm, weight: Tensor) -> None:
+    if not bool((weight.detach().abs() >= SMALLEST_WEIGHT).all()):
+        raise BatchNormError(
+            f"weight must be at least {SMALLEST_WEIGHT} in every channel with inplace=True, which divides by it: "
+            f"{describe(layer)}"
+        )
+
+
+def _pooled(saved: slab.Saved, reliability: bool) -> Moments:
+    return Moments(saved.row(0), saved.row(2), saved.row(3), saved.row(1), reliability).pool()
+
+
+def _as_met(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, groups: int, now: Any) -> slab.Statistics:
+    """A recomputed forward meets the statistics of its first, found by the batch's moments."""
+    record = layer.__dict__.get("_record")
+    if record is None:
+        return now
+    raw = native.reduce(x, sample_weight, groups)
+    found = record.recall(Moments(raw.count, raw.mean, raw.m2, raw.count_squared).pool())
+    if found is None:
+        return now
+    state, then = found
+    mean, var = (v.to(torch.float64).contiguous() for v in (state.mean, state.var))
+    return slab.Statistics(mean, var, (then.step - 1).to(torch.int64), None)
+
+
+def _remember(layer: BatchNorm, saved: slab.Saved) -> None:
+    record = layer.__dict__.get("_record")
+    if record is None:
+        record = layer.__dict__["_record"] = ForwardRecord()
+    mean, var, step = saved.met
+    pooled = _pooled(saved, False)
+    momentum: Any = layer.momentum
+    record.remember(pooled, State(mean, var), Now(step, momentum, layer.eps))
+
+
+class _Call:
+    """One forward: what to do, and in `saved` and `status` what came of it."""
+
+    __slots__ = ("groups", "inplace", "last", "moves", "sample_weight", "saved", "statistics", "status", "way")
+
+    def __init__(
+        self,
+        way: _Way,
+        last: bool,
+        groups: int,
+        sample_weight: Tensor | None,
+        statistics: slab.Statistics | None,
+        moves: bool,
+        inplace: bool,
+    ) -> None:
+        self.way, self.last, self.groups, self.sample_weight = way, last, groups, sample_weight
+        self.statistics, self.moves, self.inplace = statistics, moves, inplace
+
+
+def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any) -> Tensor:
+    way, y = call.way, None
+    if way.stored and call.statistics is not None and way.activation is None and residual is None:
+        if call.sample_weight is None:
+            # torch's own output, to the last bit: `to_stock` promises it, and only its backward is slow.
+            y = functional.batch_norm(x, call.statistics.mean, call.statistics.var, weight, bias, False, 0.0, way.eps)
+    y, saved, status = slab.forward(
+        way.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves, y
+    )
+    call.saved, call.status = saved, status
+    return y
+
+
+class Fused(torch.autograd.Function):
+    """The native forward and its backward; second derivatives go through the spelled forward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, residual: Any, call: _Call) -> Tensor:
+        """Keep x, or the output alone in the in-place form, or both where the activation saw a residual."""
+        y = _run(call, x, weight, bias, residual)
+        keeps_y = call.inplace or (residual is not None and call.way.activation is not None)
+        ctx.save_for_backward(None if call.inplace else x, weight, bias, y if keeps_y else None, call.sample_weight)
+        ctx.call, ctx.residual = call, residual is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        """One native call, unless something watches."""
+        (g,) = grads
+        x, weight, bias, y, sample_weight = ctx.saved_tensors
+        call, needs = ctx.call, ctx.needs_input_grad
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return *_respelled(ctx, g, x, weight, bias, y), None
+        pattern = x if x is not None else y
+        if not (native.unwatched() and native.plain(g) and native.plain(pattern)):
+            return *_in_torch(ctx, g, x, weight, bias, y, sample_weight), None
+        source = slab.INVERT if call.inplace else slab.OUTPUT if y is not None else slab.RECOMPUTE
+        dx, dw, db, dr = slab.backward(
+            call.way.spec, native.like(g, pattern), x, y, call.last, weight, bias, sample_weight, call.saved, source,
+            (needs[0], weight is not None and needs[1], bias is not None and needs[2]),
+        )  # fmt: skip
+        if ctx.residual and needs[3] and dr is None:
+            dr = g
+        return dx if needs[0] else None, dw, db, dr if needs[3] else None, None
+
+
+def _respelled(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any) -> tuple[Tensor | None, ...]:
+    """The gradient with a graph of its own, through operations."""
+    call, needs = ctx.call, ctx.needs_input_grad
+    if call.inplace:
+        raise BatchNormError("create_graph must be False with inplace=True, which has only its output; it was True")
+    found = [t for t, needed in zip((x, weight, bias), needs, strict=False) if needed]
+    plain = _spelled(call, call.saved, x, weight, bias)
+    g = _gated(call, g, plain.detach() if y is None else y)
+    grads = iter(torch.autograd.grad(plain, found, g, create_graph=True)) if found else iter(())
+    dx, dw, db = (next(grads) if needed else None for needed in needs[:3])
+    return dx, dw, db, g if ctx.residual and needs[3] else None
+
+
+def _gated(call: _Call, g: Tensor, y: Tensor) -> Tensor:
+    if call.way.activation is None:
+        return g
+    return torch.where(y <= 0, g * call.way.slope if call.way.activation == "leaky_relu" else 0.0, g)
+
+
+def _spelled(call: _Call, saved: slab.Saved, x: Tensor, weight: Any, bias: Any) -> Tensor:
+    """The output before residual and activation, in operations."""
+    recipe, coupling = call.way.recipe, call.way.coupling
+    mean, var, step = saved.met
+    if call.way.stored:
+        invstd = torch.rsqrt(var + call.way.eps)[None]
+        scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
+        shift = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype)[None]
+        return reference.apply(x, mean[None], scale, shift, call.sample_weight)
+    sharing = Sharing(call.groups, call.sample_weight, recipe.policy.weights == "reliability", coupling.centres)
+
+    def plan_of(found: Moments) -> Plan:
+        return coupling.plan(found, State(mean, var), Now(step, call.way.momentum, call.way.eps), recipe.estimator)
+
+    return normalise.spelled(x, weight, bias, plan_of, sharing, call.way.eps)
+
+
+def _in_torch(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, w: Any) -> tuple[Tensor | None, ...]:
+    """The same backward by the reference passes, where g is no plain tensor (vmap over gradients, a mode)."""
+    call, needs = ctx.call, ctx.needs_input_grad
+    saved = call.saved
+    count_share, ratio, offset = saved.row(7), saved.row(8), saved.row(9)
+    mean, invstd, centre = saved.row(4), saved.row(5), saved.row(6)
+    gamma = torch.ones_like(invstd) if weight is None else weight.to(invstd.dtype).expand_as(invstd)
+    scale = invstd * ratio * gamma
+    if call.inplace:
+        beta = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype).expand_as(invstd)
+        x, mean, centre, invstd = torch.where(y <= 0, y / call.way.slope, y), beta, beta, 1 / gamma
+    elif y is None:
+        y = reference.apply(x, mean, saved.row(10), saved.row(11), w) if call.way.activation else g
+    g = _gated(call, g, y)
+    sum_g, sum_gx = reference.backward_reduce(g, x, mean, invstd, w)
+    a = count_share * scale
+    u = torch.zeros_like(sum_g) if isinstance(call.way.coupling, SecondMoment) else a * sum_g
+    dx = reference.backward_apply(g, x, centre, scale, u, a * sum_gx * invstd, w) if needs[0] else None
+    dw = (sum_gx * ratio + sum_g * offset).sum(0).to(weight.dtype) if weight is not None and needs[1] else None
+    db = sum_g.sum(0).to(bias.dtype) if bias is not None and needs[2] else None
+    return dx, dw, db, g if ctx.residual and needs[3] else None

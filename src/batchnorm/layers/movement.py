@@ -1,0 +1,193 @@
+"""Step 3 of batch normalization: when and how a layer's running statistics move, and what is pooled before they do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchnorm import kernels
+from batchnorm.errors import BatchNormError
+from batchnorm.layers.couplings import Coupling, Returned
+from batchnorm.layers.estimators import Now, State
+from batchnorm.layers.extents import Sync
+from batchnorm.layers.moments import Moments
+from batchnorm.layers.naming import describe
+from batchnorm.layers.ranks import Ranks, TracedRanks
+from batchnorm.layers.recompute import ForwardRecord
+from batchnorm.layers.statistics import Statistics
+
+
+class Moving(Statistics):
+    """The statistics of a layer that move: by a batch, by a stream of groups, or by what `accumulate` pooled."""
+
+    frozen: bool = False
+    paused: bool = False
+    accumulating: bool = False
+
+    def _ranks(self) -> Ranks | TracedRanks | None:
+        """The processes this layer shares statistics with, greeted once."""
+        sync = self.recipe.extent.sync
+        if sync is None or sync.size() == 1:
+            return None
+        if torch.compiler.is_compiling():
+            return TracedRanks(_meet_while_compiling(self))
+        return self._meet(sync)
+
+    def _meet(self, sync: Sync) -> Ranks:
+        ranks = self.__dict__.get("_partners")
+        if ranks is None or not ranks.current(sync):
+            signature = {
+                "layer": describe(self),
+                "channels": self.num_features,
+                "dtype": str(self.running_mean.dtype if self.running_mean is not None else self.weight.dtype),
+                "choices": repr(self.recipe),
+                "momentum": repr(self.momentum),
+                "eps": self.eps,
+                "version": version("batchnorm"),
+            }
+            ranks = self.__dict__["_partners"] = Ranks(sync, signature)
+        bank = "" if self.active_bank is None else f" bank {self.active_bank}"
+        ranks.mode = f"{'paused' if self.paused else ''}{bank}".strip()
+        return ranks
+
+    def _puller(self, coupling: Coupling, now: Now) -> Any:
+        # By the time backward runs, the bank, the pause or the functional call of this forward may be over.
+        held, moves = self._held(), not self.paused
+
+        def pull(back: Returned) -> tuple[Tensor, Tensor]:
+            u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
+            if moves:
+                # An overflowing step of mixed precision must not stay in the controllers for ever.
+                finite = torch.isfinite(back.sum_g).all() & torch.isfinite(back.sum_gx).all()
+                self._write_memory(new, finite & (back.batch.count > 0).any(), held)
+            return u, v
+
+        return pull
+
+    @torch.no_grad()
+    def _situation(self, pooled: Moments, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
+        """The statistics and the step this forward meets; a recomputed one meets those of its first."""
+        reads = self.recipe.coupling.reads_population
+        record = self.__dict__.setdefault("_record", ForwardRecord()) if reads else None
+        if again and record is not None:
+            found = record.recall(pooled)
+            if found is not None:
+                return found
+        state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
+        if record is not None and not torch.compiler.is_compiling():
+            record.remember(pooled, state, now)
+        return state, now
+
+    @torch.no_grad()
+    def _stream(self, batch: Moments, state: State, now: Now) -> tuple[State, State, Tensor]:
+        """Group after group: what each meets `(groups, C)`, what is left at the end, which groups counted."""
+        met: list[State] = []
+        counted: list[Tensor] = []
+        for group in range(len(batch.mean)):
+            met.append(state)
+            row = batch.row(group)
+            here = now
+            if now.momentum is None:
+                # A cumulative average, as update_bn asks for: every group is a step of its own.
+                here = now._replace(step=(now.step - 1) * len(batch.mean) + group + 1)
+            new = self.recipe.estimator.step(state, row, here)
+            ok = self._acceptable(row, new)
+            state = State(torch.where(ok, new.mean, state.mean), torch.where(ok, new.var, state.var), state.memory)
+            counted.append(ok)
+        means, variances = torch.stack([s.mean for s in met]), torch.stack([s.var for s in met])
+        return State(means, variances, state.memory), state, torch.stack(counted)
+
+    def _acceptable(self, batch: Moments, new: State) -> Tensor:
+        """Whether a batch may enter the statistics: finite, not empty, and enough of it for a variance."""
+        present = (batch.count > 0).all()
+        if self.recipe.policy.nonfinite == "propagate":
+            return present
+        ok = torch.isfinite(batch.mean).all() & torch.isfinite(batch.m2).all()
+        if self.recipe.policy.nonfinite == "raise":
+            require(ok | ~present, "batch statistics must be finite", self)
+        return ok & present & torch.isfinite(new.var).all()
+
+    @torch.no_grad()
+    def _move(self, batch: Moments, memory: dict[str, Tensor] | None, now: Now | None = None) -> None:
+        """Step 3: move the running statistics, unless the batch is not finite."""
+        if self.accumulating:
+            self._pend(batch)
+            return
+        state = self._state(batch.mean.dtype)
+        new = self.recipe.estimator.step(state, batch, self._now(batch.mean.device) if now is None else now)
+        ok = self._acceptable(batch, new)
+        if memory:
+            new = replace(new, memory={**new.memory, **memory})
+        self._commit(new, ok, ~ok)
+
+    def _commit(self, new: State, ok: Tensor, skipped: Tensor) -> None:
+        for name, value in (("running_mean", new.mean), ("running_var", new.var)):
+            buffer = self.stat(name)
+            buffer.copy_(torch.where(ok, value, buffer.to(value.dtype)))
+        self._write_memory(new.memory, ok)
+        tracked = self.stat("num_batches_tracked")
+        if tracked is not None:
+            tracked.add_(ok)
+        count = getattr(self, "num_batches_skipped", None)
+        if count is not None:
+            count.add_(skipped)
+
+    def _pend(self, batch: Moments) -> None:
+        """Keep a micro-batch for the one update that `accumulate` makes."""
+        held = self._pending()
+        ok = self._acceptable(batch, State(batch.mean, batch.m2))
+        new = held.merge(batch)
+        for name, value in (("count", new.count), ("mean", new.mean), ("m2", new.m2)):
+            buffer = getattr(self, f"pending_{name}")
+            buffer.copy_(torch.where(ok, value, buffer))
+        squares = new.count if new.count_squared is None else new.count_squared
+        self.pending_count_squared.copy_(torch.where(ok, squares, self.pending_count_squared))  # pyright: ignore
+        self.num_batches_skipped.add_(~ok)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _pending(self) -> Moments:
+        count, mean, m2, squares = (getattr(self, f"pending_{n}") for n in ("count", "mean", "m2", "count_squared"))
+        return Moments(
+            count.clone(), mean.clone(), m2.clone(), squares.clone(), self.recipe.policy.weights == "reliability"
+        )
+
+    def start_accumulating(self) -> None:
+        """Collect moments instead of moving; see `batchnorm.accumulate`."""
+        wide = kernels.wide_dtype(self.running_mean.device)  # pyright: ignore[reportOptionalMemberAccess]
+        for name in ("count", "count_squared", "mean", "m2"):
+            zero = torch.zeros(self.num_features, dtype=wide, device=self.running_mean.device)  # pyright: ignore
+            self.register_buffer(f"pending_{name}", zero, persistent=False)
+        self.accumulating = True
+
+    @torch.no_grad()
+    def stop_accumulating(self, land: bool) -> None:
+        """Make the one update from what was collected, or none."""
+        self.accumulating = False
+        batch = self._pending()
+        if land and bool((batch.count > 0).any()):
+            state, now = self._state(batch.mean.dtype), self._now(batch.mean.device)
+            self._move(batch, self.recipe.coupling.step(batch, state, now), now)
+        for name in ("count", "count_squared", "mean", "m2"):
+            del self._buffers[f"pending_{name}"]
+            self._non_persistent_buffers_set.discard(f"pending_{name}")
+
+
+def require(condition: Tensor, message: str, layer: nn.Module) -> None:
+    """Raise without waiting for the value: an error in eager mode, an assertion in compiled code."""
+    try:
+        torch._assert_async(condition, message)
+    except RuntimeError as error:
+        raise BatchNormError(f"{message}: {describe(layer)}") from error
+
+
+def _meet_while_compiling(layer: Moving) -> str:
+    """Greet the other ranks; the name of the group to sum in."""
+    sync: Any = layer.recipe.extent.sync
+    return layer._meet(sync).group_name
+
+
+# As torch.compiler.assume_constant_result, without importing the compiler: it runs while a graph is traced.
+_meet_while_compiling._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

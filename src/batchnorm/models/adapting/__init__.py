@@ -1,0 +1,1 @@
+"""Which statistics serve on unlabelled data from elsewhere, and the way back."""

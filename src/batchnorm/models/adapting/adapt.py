@@ -1,0 +1,252 @@
+"""Adapt: choose which statistics normalise on data from elsewhere, in every mode, with the way back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from batchnorm.errors import BatchNormError, check
+from batchnorm.layers import Mixture, Stored
+from batchnorm.layers.inference import Inference
+from batchnorm.models.adapting.decide import Choice, decide
+from batchnorm.models.adapting.evidence import ForwardFn, Samples, Shift, read, shift_of
+from batchnorm.models.adapting.layers import ADAPTED, Adapted, begin, end, write
+from batchnorm.models.batches import as_text, count_samples
+from batchnorm.models.find import batch_norm_layers, tracking_layers
+from batchnorm.models.modes import is_frozen
+
+MODES = ("auto", "stored", "batch", "prior", "alpha", "example", "running", "domain")
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """One layer: its shift and spread on the data (see `Shift`), and the weight of the data's statistics."""
+
+    shift: Shift | None
+    weight: float
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What `adapt` did: the model (the same object), the choice with its reason, a row a layer, the way back."""
+
+    model: nn.Module = field(repr=False)
+    choice: Choice
+    layers: dict[str, AdaptedLayer]
+    frozen: tuple[str, ...] = ()
+
+    def undo(self) -> None:
+        """Give the layers back as they were; their own statistics were never touched."""
+        unadapt(self.model)
+
+    def __rich__(self) -> Group:
+        table = Table("layer", title=f"{self.choice}", title_justify="left")
+        for heading in ("shift (std)", "stored statistics are worth (samples)", "weight of the data"):
+            table.add_column(heading, justify="right")
+        for name, row in self.layers.items():
+            found = ("", "") if row.shift is None else (f"{row.shift.shift**0.5:.3f}", f"{row.shift.prior:.3g}")
+            table.add_row(name or "(root)", *found, f"{row.weight:.2f}")
+        for name in self.frozen:
+            table.add_row(name, "frozen: unchanged", "", "")
+        return Group(table)
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+
+def adapt(
+    model: nn.Module,
+    data: Iterable[Any] | None = None,
+    mode: str = "auto",
+    *,
+    prior: float = 16.0,
+    weight: float | None = None,
+    memory: float = 64.0,
+    passes: int = 3,
+    if_sorted: str = "refuse",
+    max_batches: int | None = None,
+    forward_fn: ForwardFn | None = None,
+) -> Adaptation:
+    """Let batch norm layers normalise with statistics that fit unlabelled data from elsewhere.
+
+    Example:
+        >>> import torch
+        >>> from batchnorm.models import adapt
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.ReLU())
+        >>> elsewhere = torch.randn(256, 3, 8, 8) * 3 + 2
+        >>> result = adapt(model, elsewhere.split(16))
+        >>> result.choice.mode, bool(model(elsewhere).mean() < 0.5)
+        ('mixed', True)
+        >>> result.undo()
+
+    The layers stay the same objects, of this package's classes until `undo`. They follow their
+    adaptation whatever `.train()` and `.eval()` say, and gradients flow through what they compute.
+    The source's statistics stay in the buffers and in the state_dict, unmoved.
+
+    mode:
+        "auto" reads the data and decides: "stored" where it is too little, sorted, hardly shifted, or
+        shifted in content rather than appearance; else "mixed": each layer's statistics of all the
+        data, mixed with its stored ones by the number of samples that these are worth here.
+        "stored": the source's statistics.
+        "batch": each batch's own (prediction-time batch norm).
+        "prior": n samples at hand weigh n / (n + prior) beside the stored statistics.
+        "alpha": the batch weighs `weight`, 0.5 unless given, whatever its size.
+        "example": each example's own statistics weigh `weight`, 0.1 unless given.
+        "running": as "prior", beside statistics that follow the stream: n samples move them by
+        n / (n + memory).
+        "domain": those of all the data (AdaBN).
+    Mixtures are exact: their variance holds the distance between the means.
+
+    Args:
+        model: changed until `undo`, in how its batch norm layers normalise.
+        data: batches as the model will meet them, in their order; what they hold as in `recalibrate`. Needed
+            for "auto" and "domain", which keep them in memory.
+        mode, prior, weight, memory: as above.
+        passes: over the data, for "auto" and "domain": each layer is measured under the statistics
+            found for the layers before it, which settle one layer a pass.
+        if_sorted: for "auto": "refuse" a stream whose neighbours are alike, or "pool" it, as the
+            smaller number of samples that it is worth. Pool where the data is all there will be.
+        max_batches: read no more than these.
+        forward_fn: `forward_fn(model, batch)` for batches that the model cannot take as they are.
+
+    Raises:
+        BatchNormError: an unknown mode, a number out of range, no data where it is needed, a model
+            without running statistics, under adaptation already, or with layers of other classes
+            than torch's and this package's; the model is unchanged.
+
+    Source: Schneider et al., "Improving robustness against common corruptions by covariate shift
+    adaptation" (2020); Nado et al., "Evaluating prediction-time batch normalization" (2020); Li et
+    al., "Revisiting batch normalization for practical domain adaptation" (2016); Summers and
+    Dinneen, "Four Things Everyone Should Know to Improve Batch Normalization" (2020).
+    """
+    inference = _inference(mode, prior, weight, memory)
+    check(if_sorted in ("refuse", "pool"), "if_sorted", "'refuse' or 'pool'", repr(if_sorted))
+    check(passes >= 1, "passes", "1 or more", passes)
+    check(max_batches is None or max_batches >= 1, "max_batches", "1 or more", max_batches)
+    layers, frozen = _layers(model)
+    if mode not in ("auto", "domain"):
+        for layer in layers.values():
+            begin(layer, inference, mode == "running")
+        own = weight_of(inference)
+        rows = {name: AdaptedLayer(None, own) for name in layers}
+        return Adaptation(model, Choice(mode, f"as asked, {inference!r}"), rows, frozen)
+    batches = list(itertools.islice(data if data is not None else (), max_batches))
+    if not batches:
+        raise BatchNormError(f"data must yield at least one batch for mode {mode!r}; there was none")
+    first = read(model, layers, batches, forward_fn)
+    shifts = {name: _shift(layers[name], found) for name, found in first.items()}
+    choice = Choice("domain", "as asked, the statistics of all the data")
+    if mode == "auto":
+        choice = decide(first, shifts, sum(count_samples(batch) for batch in batches), if_sorted)
+    weights = {name: 0.0 for name in layers}
+    try:
+        for layer in layers.values():
+            begin(layer, Stored())
+        if choice.mode != "stored":
+            weights.update(_pool(model, layers, batches, forward_fn, passes, shrink=mode == "auto"))
+    except BaseException:
+        unadapt(model)
+        raise
+    rows = {name: AdaptedLayer(shifts.get(name), weights[name]) for name in layers}
+    return Adaptation(model, choice, rows, frozen)
+
+
+def unadapt(model: nn.Module) -> nn.Module:
+    """Undo `adapt` on a model, or on a copy of one, whose result is not at hand.
+
+    Example:
+        >>> import copy, torch
+        >>> from batchnorm.models import adapt, unadapt
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(3))
+        >>> _ = adapt(model, mode="batch")
+        >>> type(unadapt(copy.deepcopy(model))[0]) is torch.nn.BatchNorm1d
+        True
+    """
+    for layer in batch_norm_layers(model).values():
+        end(layer)
+    return model
+
+
+def _inference(mode: str, prior: float, weight: float | None, memory: float) -> Inference:
+    check(mode in MODES, "mode", f"one of {', '.join(MODES)}", repr(mode))
+    check(weight is None or mode in ("alpha", "example"), "weight", f"None for mode {mode!r}", weight)
+    if mode == "batch":
+        return Mixture(weight=1.0, per="batch")
+    if mode == "prior":
+        return Mixture(prior=prior, per="batch")
+    if mode == "running":
+        check(memory >= 0, "memory", "0 or more samples", memory)
+        return Mixture(prior=memory, per="batch")
+    if mode == "alpha":
+        return Mixture(weight=0.5 if weight is None else weight, per="batch")
+    if mode == "example":
+        return Mixture(weight=0.1 if weight is None else weight, per="example")
+    return Stored()
+
+
+def weight_of(inference: Inference) -> float:
+    """The weight of the data, NaN where it depends on the batch."""
+    if isinstance(inference, Stored):
+        return 0.0
+    return torch.nan if inference.weight is None else inference.weight
+
+
+def _layers(model: nn.Module) -> tuple[dict[str, Any], tuple[str, ...]]:
+    found: dict[str, Any] = dict(tracking_layers(model))
+    if any(isinstance(layer, Adapted) for layer in found.values()):
+        raise BatchNormError(
+            "model must not be under adaptation already; call undo() of the earlier result, or unadapt"
+        )
+    frozen = tuple(name for name, layer in found.items() if is_frozen(layer))
+    active = {name: layer for name, layer in found.items() if name not in frozen}
+    if not active:
+        raise BatchNormError("model must contain a batch norm layer that is not frozen; all are")
+    for name, layer in active.items():
+        if type(layer) not in ADAPTED or isinstance(layer, LazyModuleMixin):
+            raise BatchNormError(
+                f"model must hold torch's or this package's batch norm layers; {name or '(root)'} is a "
+                f"{type(layer).__name__}, whose own forward would be lost: convert it to one of them first"
+            )
+    return active, frozen
+
+
+def _source(layer: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(layer, Adapted):
+        # The bank in use when the adaptation began, if any; its buffers are untouched.
+        return layer.source("running_mean").double(), layer.source("running_var").double()
+    stat = getattr(layer, "stat", lambda name: getattr(layer, name))
+    return stat("running_mean").double(), stat("running_var").double()
+
+
+def _shift(layer: Any, samples: Samples) -> Shift:
+    return shift_of(samples, *_source(layer), layer.eps)
+
+
+def _pool(
+    model: nn.Module,
+    layers: dict[str, Any],
+    batches: list[Any],
+    forward_fn: ForwardFn | None,
+    passes: int,
+    shrink: bool,
+) -> dict[str, float]:
+    """Set every layer to the data's statistics, or to their mixture with the source's; the data's weights."""
+    weights: dict[str, float] = {}
+    for _ in range(passes):
+        for name, samples in read(model, layers, batches, forward_fn).items():
+            layer = layers[name]
+            worth = _shift(layer, samples).prior if shrink else 0.0
+            w = samples.effective_count / (samples.effective_count + worth)
+            (here, var_here), (mean, var) = samples.pooled(), _source(layer)
+            gap = w * (1 - w) * (here - mean).square()
+            write(layer, w * here + (1 - w) * mean, w * var_here + (1 - w) * var + gap)
+            weights[name] = w
+    return weights

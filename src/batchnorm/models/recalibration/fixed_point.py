@@ -1,0 +1,329 @@
+"""The statistics that inference reproduces: every layer stores the moments of what it receives at inference.
+
+A layer's statistics are right once those of all layers before it are. Two ways lead there. If the
+activations of all batches fit in memory at one layer, the batches meet at each layer: one forward
+in all. Otherwise the data pass once per layer, and each pass ends at the first layer that is not
+settled. Both give the same statistics. A layer used several times in a forward has no first use
+that is right before its last; then the statistics of such layers are iterated, the others settled
+anew each time, and the residual says how far that came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchnorm.errors import BatchNormError
+from batchnorm.models.recalibration.batch_moments import Part, part_of, sample_summaries
+from batchnorm.models.recalibration.exchangeable import Alike
+from batchnorm.models.recalibration.forwards import Caller, Enough, Order, Visits
+from batchnorm.models.recalibration.meeting import Meeting, TooManyThreads
+from batchnorm.models.recalibration.ranks import Ranks
+from batchnorm.models.recalibration.resume import Checkpoint
+from batchnorm.models.recalibration.source import Held
+from batchnorm.models.recalibration.streaming import Layout, Skipped
+from batchnorm.models.recalibration.targets import Target
+from batchnorm.models.recalibration.totals import Totals
+
+CLOSE = 1e-6
+_MOST_ROUNDS = 25
+
+
+@dataclass
+class Settled:
+    """Where a solution stands: what each layer received with the statistics now written, and how far they are apart."""
+
+    totals: dict[str, Totals]
+    residual: dict[str, float]
+    # Whether the layers used several times have settled; the others always have.
+    converged: bool
+    samples: int
+    batches: int
+    skipped: list[Skipped]
+    alike: list[Alike]
+    rounds: int
+
+
+class _NotFinite(Exception):
+    def __init__(self, number: int, layer: str) -> None:
+        super().__init__(number, layer)
+        self.skipped = Skipped(number, layer)
+
+
+@dataclass
+class FixedPoint:
+    """How to settle the statistics of some layers; `solve` does it for the batches read so far."""
+
+    caller: Caller
+    visits: Visits
+    targets: dict[str, Target]
+    variance: str
+    order: Order
+    ranks: Ranks
+    checkpoint: Checkpoint
+    slots: int = 1
+    # Told each time a layer has been settled.
+    advance: Callable[[int], None] = lambda steps: None
+    names: list[str] = field(default_factory=list)
+
+    def solve(self, held: Held, meet: bool) -> Settled:
+        """All layers, with the batches that are not finite left out."""
+        self.names = [*dict.fromkeys(n for names in self.order.seen for n in names)]
+        self.names += [name for name in self.targets if name not in self.names]
+        skipped: list[Skipped] = []
+        while True:
+            out = {s.number for s in skipped}
+            if len(out) == len(held):
+                raise BatchNormError(
+                    "loader must give finite activations in at least one batch; NaN or infinity reached layer "
+                    f"{skipped[0].layer!r} in all {len(held)}"
+                )
+            try:
+                settled = self._iterate(held, out, meet)
+            except TooManyThreads:
+                if not self.ranks.alone:
+                    raise
+                meet = False
+                continue
+            except _NotFinite as found:
+                # What it added to earlier layers is in their statistics: begin again without it.
+                skipped.append(found.skipped)
+                continue
+            settled.skipped = sorted(skipped, key=lambda s: s.number)
+            settled.samples = sum(size for number, size in enumerate(held.sizes) if number not in out)
+            settled.batches = len(held) - len(out)
+            return settled
+
+    def _iterate(self, held: Held, out: set[int], meet: bool) -> Settled:
+        given: dict[str, tuple[Tensor, Tensor]] = {}
+        rounds = 0
+        while True:
+            rounds += 1
+            for name, statistics in given.items():
+                self.targets[name].write(*statistics)
+            totals, reused, alike = (self._meet if meet else self._layer_by_layer)(held, out, set(given))
+            reused |= set(given)
+            residual = {name: self._residual(name, total) for name, total in totals.items()}
+            close = all(residual[name] <= CLOSE + self._rounding(name, totals[name]) for name in reused)
+            settled = Settled(totals, residual, close, 0, 0, [], alike, rounds)
+            if close or rounds == _MOST_ROUNDS:
+                return settled
+            given = {name: self._estimate(name, totals[name]) for name in sorted(reused)}
+
+    # All at once ---------------------------------------------------------------------------------------------
+
+    def _meet(self, held: Held, out: set[int], given: set[str]) -> tuple[dict[str, Totals], set[str], list[Alike]]:
+        uses: dict[str, list[dict[int, Part]]] = {}
+        totals: dict[str, Totals] = {}
+
+        def resolve(name: str, parts: dict[int, Part]) -> None:
+            here = _pool([parts])
+            if not bool(torch.isfinite(here.mean).all() & torch.isfinite(here.m2).all()):
+                for number, part in parts.items():
+                    _check_finite(number, name, part)
+            before = uses.setdefault(name, [])
+            before.append(parts)
+            if len(before) > 1:
+                return
+            totals[name] = self.ranks.pooled(here)
+            self.advance(1)
+            if name not in given:
+                self.targets[name].write(*self._estimate(name, totals[name]))
+
+        batches = [(number, batch) for number, batch in held.replay() if number not in out]
+        meeting = Meeting(self.caller, self.visits, self.names, resolve, self.order.expected, self.slots)
+        attendees = meeting.run(batches)
+        for attendee in attendees:
+            self.order.note(tuple(attendee.names), True)
+        reused = {name for name, parts in uses.items() if len(parts) > 1}
+        for name in reused:
+            totals[name] = self.ranks.pooled(_pool(uses[name]))
+        alike = [Alike(), Alike()]
+        for attendee in attendees:
+            for kind, summaries in zip(alike, attendee.summaries.values(), strict=False):
+                kind.add(summaries)
+        return totals, reused, alike
+
+    # Once per layer ------------------------------------------------------------------------------------------
+
+    def _layer_by_layer(
+        self, held: Held, out: set[int], given: set[str]
+    ) -> tuple[dict[str, Totals], set[str], list[Alike]]:
+        settled = set(given)
+        state = self.checkpoint.part("layers", {"given": sorted(given), "out": sorted(out), "batches": len(held)})
+        for name, (mean, var) in state.get("settled", {}).items():
+            self.targets[name].write(mean, var)
+            settled.add(name)
+        done = dict(state.get("settled", {}))
+        counts = dict(state.get("counts", {}))
+        partial, start = state.get("partial", {}), state.get("next", 0)
+        while True:
+            found = {name: Totals.from_state(saved) for name, saved in partial.items()}
+            for number, batch in held.replay():
+                if number in out or number < start:
+                    continue
+                for name, part in self._first_unsettled(batch, settled).items():
+                    _check_finite(number, name, part)
+                    found.setdefault(name, _empty(self.targets[name])).add(*_wide(part))
+                self.checkpoint.save(
+                    settled=lambda: done,
+                    counts=lambda: counts,
+                    partial=lambda found=found: {name: totals.state() for name, totals in found.items()},
+                    next=number + 1,
+                )
+            partial, start = {}, 0
+            here = self.ranks.union([name for name in self.names if name in found])
+            if not here:
+                break
+            for name in here:
+                pooled = self.ranks.pooled(found.get(name, _empty(self.targets[name])))
+                done[name] = self._estimate(name, pooled)
+                self.targets[name].write(*done[name])
+                counts[name] = float(pooled.count[0])
+                settled.add(name)
+                self.advance(1)
+            self.checkpoint.save(settled=lambda: done, counts=lambda: counts, partial=dict, next=0)
+        totals, reused, alike = self._verify(held, out)
+        # Settled before all that reaches it had come: used again, or in another order by other batches.
+        early = {name for name, count in counts.items() if name in totals and float(totals[name].count[0]) != count}
+        return totals, reused | early, alike
+
+    def _first_unsettled(self, batch: Any, settled: set[str]) -> dict[str, Part]:
+        visitor = _First(settled, self.order.steady)
+        with self.visits.by(visitor), contextlib.suppress(Enough):
+            self.caller(batch)
+        return visitor.found
+
+    def _verify(self, held: Held, out: set[int]) -> tuple[dict[str, Totals], set[str], list[Alike]]:
+        """What every layer receives with all statistics in place."""
+        layout = Layout.of(self.targets)
+        totals, reused, reached = Totals.empty(layout.owner), set[str](), set[str]()
+        alike = [Alike(), Alike()]
+        for number, batch in held.replay():
+            if number in out:
+                continue
+            visitor = _All(self.order.last)
+            complete = True
+            with self.visits.by(visitor):
+                try:
+                    self.caller(batch)
+                except Enough:
+                    complete = False
+            self.order.note(tuple(visitor.names), complete)
+            reached.update(visitor.names)
+            reused |= {name for name in visitor.parts if visitor.names.count(name) > 1}
+            n, mean, m2 = torch.zeros(3, len(layout.owner), dtype=torch.float64)
+            for name, part in visitor.parts.items():
+                _check_finite(number, name, part)
+                n[layout.where[name]], mean[layout.where[name]], m2[layout.where[name]] = _wide(part)
+            totals.add(n, mean, m2)
+            for kind, summaries in zip(alike, visitor.summaries.values(), strict=False):
+                kind.add(summaries)
+        pooled = self.ranks.pooled(totals)
+        names = self.ranks.union([name for name in self.names if name in reached])
+        found = {name: pooled.layer(layout.where[name]) for name in names}
+        for row, name in enumerate(layout.where):
+            if name in found:
+                found[name].sketches = [sketch[row : row + 1] for sketch in pooled.sketches]
+        return found, set(self.ranks.union(sorted(reused))), alike
+
+    # Arithmetic ----------------------------------------------------------------------------------------------
+
+    def _estimate(self, name: str, totals: Totals) -> tuple[Tensor, Tensor]:
+        return estimate(self.targets[name], totals, self.variance)
+
+    def _residual(self, name: str, totals: Totals) -> float:
+        return distance(self.targets[name], *self._estimate(name, totals))
+
+    def _rounding(self, name: str, totals: Totals) -> float:
+        """What storing mean and variance in their dtype costs, in standard deviations."""
+        mean, var = self._estimate(name, totals)
+        spacing = torch.finfo(self.targets[name].stat("running_mean").dtype).eps
+        scale = (var + self.targets[name].layer.eps).sqrt()
+        return spacing * float(((mean / scale).square() + 1).mean().sqrt())
+
+
+def estimate(target: Target, totals: Totals, variance: str) -> tuple[Tensor, Tensor]:
+    """The mean and the variance to store for what a layer received."""
+    var = totals.variance(variance, target.correction)
+    if not bool(torch.isfinite(var).all()):
+        raise BatchNormError(f"loader must give more than 1 value per channel; layer {target.name!r} got one in all")
+    return totals.mean, var
+
+
+def distance(target: Target, mean: Tensor, var: Tensor) -> float:
+    """Between stored and given statistics: root mean square over channels, in standard deviations."""
+    stored_mean, stored_var = target.read()
+    if not target.centres:
+        mean, var = torch.zeros_like(mean), var + mean.square()
+    scale = (var + target.layer.eps).sqrt()
+    of_mean, of_std = (stored_mean - mean) / scale, (stored_var.clamp_min(0).sqrt() - var.sqrt()) / scale
+    return float((of_mean.square() + of_std.square()).mean().sqrt())
+
+
+def _pool(uses: list[dict[int, Part]]) -> Totals:
+    """Every batch with all its uses, in the order of the batches."""
+    parts: dict[int, Part] = {}
+    for use in uses:
+        for number, part in use.items():
+            parts[number] = parts[number].merge(part) if number in parts else part
+    ordered = [parts[number] for number in sorted(parts) if parts[number].count]
+    n = torch.tensor([part.count for part in ordered], dtype=torch.float64)
+    mean, m2 = (torch.stack(column).cpu().double() for column in zip(*[(p.mean, p.m2) for p in ordered], strict=True))
+    return Totals.of_batches(n, mean, m2)
+
+
+def _empty(target: Target) -> Totals:
+    return Totals.empty(torch.zeros(target.stat("running_mean").numel(), dtype=torch.long))
+
+
+def _wide(part: Part) -> tuple[Tensor, Tensor, Tensor]:
+    mean, m2 = part.mean.cpu().double(), part.m2.cpu().double()
+    return torch.full_like(mean, part.count), mean, m2
+
+
+def _check_finite(number: int, name: str, part: Part) -> None:
+    if not bool(torch.isfinite(part.mean).all() & torch.isfinite(part.m2).all()):
+        raise _NotFinite(number, name)
+
+
+@dataclass
+class _First:
+    """Measures the first layer that is not settled, and ends the forward there."""
+
+    settled: set[str]
+    may_stop: bool
+    found: dict[str, Part] = field(default_factory=dict)
+
+    def arrive(self, target: Target, x: Tensor, weight: Tensor | None) -> None:
+        if target.name in self.settled or self.found or x.numel() == 0:
+            return
+        self.found[target.name] = part_of(x, weight)
+        if self.may_stop:
+            raise Enough
+
+
+@dataclass
+class _All:
+    """Measures every layer."""
+
+    last: str | None
+    names: list[str] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
+    summaries: dict[str, Tensor] = field(default_factory=dict)
+
+    def arrive(self, target: Target, x: Tensor, weight: Tensor | None) -> None:
+        if x.numel() == 0:
+            return
+        part = part_of(x, weight)
+        if weight is None and x.shape[0] > 1:
+            self.summaries = {**dict(list(self.summaries.items())[:1]), target.name: sample_summaries(x).cpu()}
+        self.parts[target.name] = self.parts[target.name].merge(part) if target.name in self.parts else part
+        self.names.append(target.name)
+        if target.name == self.last:
+            raise Enough

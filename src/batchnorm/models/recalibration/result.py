@@ -1,0 +1,161 @@
+"""What a recalibration did, layer by layer, and the way back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from torch import Tensor
+
+from batchnorm.models.batches import as_text
+from batchnorm.models.recalibration.quiet import Buffers, restore
+
+# A smaller move than this many standard deviations, or than the error bars allow, changes nothing.
+NEGLIGIBLE = 0.05
+_SURE = 3.0
+
+
+@dataclass(frozen=True)
+class RecalibratedLayer:
+    """One layer's result.
+
+    count is the number of values per channel. mean_shift, and the shift per channel, is what the
+    mean moved by, in units of the old `sqrt(running_var + eps)`; var_ratio the geometric mean of
+    new over old `running_var + eps`; moved both together, in standard deviations. standard_error
+    is the sampling error of what is stored now, in units of the new standard deviation, mean and
+    standard deviation together (NaN below 8 batches); per channel those of mean and variance in
+    their own units. residual is the distance between what is stored now and the moments of what
+    the layer receives at inference on these data (NaN if not measured). All are root mean squares
+    over channels.
+    """
+
+    count: int
+    mean_shift: float
+    var_ratio: float
+    moved: float
+    standard_error: float
+    residual: float
+    mean_shift_per_channel: Tensor = field(repr=False)
+    mean_error_per_channel: Tensor = field(repr=False)
+    var_error_per_channel: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """What `recalibrate` did: data read, a row a layer, what was left alone, and `undo()`.
+
+    samples and batches counted; offered is how many samples the loader had, None if it does not
+    say and was not read to its end. exchangeable is False if the order of the batches matters
+    (sorted data) or the samples of a batch are alike (grouped data): the error bars do not hold
+    then; None below 8 batches. skipped names the batches left out because they were not finite.
+    in_stored_order says that the loader does not shuffle, which matters where it was not read to the end.
+    converged is False if a layer used several times did not settle (see its residual).
+    """
+
+    samples: int
+    batches: int
+    offered: int | None
+    upstream: str
+    layers: dict[str, RecalibratedLayer]
+    unreached: tuple[str, ...]
+    frozen: tuple[str, ...]
+    skipped: tuple[tuple[int, str], ...]
+    exchangeable: bool | None
+    sorted: bool
+    grouped: bool
+    converged: bool
+    passes: int
+    in_stored_order: bool
+    _before: Buffers = field(repr=False)
+
+    def undo(self) -> None:
+        """Put back the statistics from before, to the bit."""
+        restore(self._before)
+
+    @property
+    def residual(self) -> dict[str, float]:
+        """Per layer, the distance of the stored statistics from what inference gives, in standard deviations."""
+        return {name: row.residual for name, row in self.layers.items()}
+
+    @property
+    def standard_error(self) -> float:
+        """Of the worst layer; NaN below 8 batches."""
+        return max((row.standard_error for row in self.layers.values()), key=_nan_last, default=math.nan)
+
+    @property
+    def needed(self) -> bool:
+        """Whether any layer moved by more than is negligible and more than its error bar explains."""
+        return any(
+            row.moved > NEGLIGIBLE and not row.moved <= _SURE * row.standard_error for row in self.layers.values()
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What the table does not say, a sentence each."""
+        found = []
+        if self.layers and not self.needed:
+            found.append("The statistics were fine: nothing needed doing.")
+        if self.offered is not None and self.samples < self.offered:
+            found.append(f"{self.samples} of the {self.offered} samples offered were enough, or were asked for.")
+            if self.in_stored_order:
+                found.append(
+                    "They were the first in the order the data are stored in: shuffle, if that order means anything."
+                )
+        if self.sorted:
+            found.append(
+                "The order of the batches matters (sorted data?): the error bars do not hold; shuffle the data."
+            )
+        if self.grouped:
+            found.append(
+                "Samples within a batch are alike (grouped data?): take the error bars as rough; shuffle the data."
+            )
+        if self.skipped:
+            where = ", ".join(f"{number} (layer {layer or '(root)'})" for number, layer in self.skipped[:10])
+            found.append(f"{len(self.skipped)} batches were not finite and were left out: {where}.")
+        if not self.converged:
+            worst = max(self.residual.values())
+            found.append(
+                f"Layers used several times have not settled after {self.passes} passes; residual {worst:.2g}."
+            )
+        return found
+
+    def __rich__(self) -> Group:
+        title = f"Recalibrated {len(self.layers)} layers on {self.samples} samples"
+        table = Table("layer", title=title, title_justify="left")
+        headings = ("values a channel", "mean moved by (std)", "variance x", "+- (std)", "residual (std)")
+        for heading in headings:
+            table.add_column(heading, justify="right")
+        for name, row in self.layers.items():
+            bar = "?" if math.isnan(row.standard_error) else f"{row.standard_error:.3f}"
+            rest = "" if math.isnan(row.residual) else f"{row.residual:.1e}"
+            cells = (f"{row.count}", f"{row.mean_shift:.3f}", f"{row.var_ratio:.3f}", bar, rest)
+            table.add_row(name or "(root)", *cells)
+        for name in self.unreached:
+            table.add_row(name, "never reached: unchanged", "", "", "", "")
+        for name in self.frozen:
+            table.add_row(name, "frozen: unchanged", "", "", "", "")
+        return Group(table, *self.notes)
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+
+def summary(result: Recalibration) -> dict[str, Any]:
+    """The result as numbers and strings, for JSON; NaN where something was not measured."""
+    names = ("count", "mean_shift", "var_ratio", "moved", "standard_error", "residual")
+    layers = {name: {key: getattr(row, key) for key in names} for name, row in result.layers.items()}
+    plain = ("samples", "batches", "offered", "upstream", "exchangeable", "sorted", "grouped", "converged", "needed")
+    return {
+        **{key: getattr(result, key) for key in plain},
+        "unreached": list(result.unreached),
+        "frozen": list(result.frozen),
+        "skipped": [list(row) for row in result.skipped],
+        "layers": layers,
+    }
+
+
+def _nan_last(value: float) -> float:
+    return math.inf if math.isnan(value) else value

@@ -1,0 +1,250 @@
+"""One run over the data with the model held still: what to read, which way to take, when to stop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from batchnorm.errors import BatchNormError
+from batchnorm.models.batches import count_samples, progress_bar, tensors
+from batchnorm.models.recalibration.exchangeable import ordered
+from batchnorm.models.recalibration.fixed_point import FixedPoint
+from batchnorm.models.recalibration.forwards import Caller, Order, Visits
+from batchnorm.models.recalibration.memory import available, frontier
+from batchnorm.models.recalibration.quiet import snapshot
+from batchnorm.models.recalibration.ranks import Ranks
+from batchnorm.models.recalibration.resume import Checkpoint
+from batchnorm.models.recalibration.source import Held, ahead, fingerprint, in_stored_order, limited, offered
+from batchnorm.models.recalibration.streaming import Stream
+from batchnorm.models.recalibration.targets import Target, shards
+from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, errors_in_std
+
+_MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the caller asked for."""
+
+    variance: str
+    upstream: str
+    until: float | None
+    max_samples: int | None
+    memory: int | None
+
+
+@dataclass
+class Outcome:
+    """What a run found, before it is written."""
+
+    totals: dict[str, Totals]
+    residual: dict[str, float]
+    samples: int
+    batches: int
+    offered: int | None
+    skipped: tuple[tuple[int, str], ...]
+    sorted: bool
+    grouped: bool
+    stored_order: bool
+    converged: bool = True
+    passes: int = 1
+
+
+class Run:
+    """One call of `recalibrate`, with the model held still."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        loader: Iterable[Any],
+        targets: dict[str, Target],
+        settings: Settings,
+        ranks: Ranks,
+        resume: str | Path | None,
+        shown: bool,
+    ) -> None:
+        self.caller, self.targets, self.settings, self.ranks = caller, targets, settings, ranks
+        self.before = snapshot(t.layer for t in targets.values())
+        identity: dict[str, Any] = {}
+        if resume is not None:
+            first, loader = peek(loader)
+            whole = [*caller.model.parameters(), *caller.model.buffers()]
+            identity["weights"] = fingerprint(whole, 1 << 40)
+            identity["settings"] = repr((settings, list(targets)))
+            identity["data"] = fingerprint(tensors(first))
+        self.loader, self.shown = loader, shown
+        self.checkpoint = Checkpoint(resume, identity)
+        self.visits = Visits()
+        self.order = Order(steady=not shards(caller.model))
+        self.eps = torch.cat(
+            [torch.full((t.stat("running_mean").numel(),), t.layer.eps, dtype=torch.float64) for t in targets.values()]
+        )
+
+    def batch(self) -> Outcome:
+        """Layers normalise with their batches: stream, and stop when the error bar is small enough."""
+        stream = Stream.over(self.targets)
+        stream.order = self.order
+        stream.load(self.checkpoint.part("stream", {}))
+        batches = limited(ahead(self.loader), self.settings.max_samples)
+        start, code = stream.read, 0
+        goal = FEWEST_BATCHES
+        ended = False
+        pooled = stream.totals
+        with self.visits.watching(self.targets), progress_bar(self.loader, self.shown, "recalibrating") as advance:
+            while not ended:
+                batch = next(batches, _END)
+                ended = batch is _END
+                if not ended:
+                    code = fingerprint(tensors(batch), 1 << 12) ^ (code << 1 & 0xFFFFFFFF)
+                    advance(1)
+                    if start:
+                        start -= 1
+                        if not start and code != stream.code:
+                            raise BatchNormError("resume must meet the same batches again; the loader gave others")
+                        continue
+                    stream.add(self.caller, self.visits, batch, count_samples(batch))
+                    stream.code = code
+                    self.checkpoint.save(stream=stream.state)
+                if self.settings.until is not None and (ended or stream.read >= goal):
+                    # Every process comes here after the same number of batches, or when it has no more.
+                    goal = max(goal + 1, goal + goal // 8)
+                    if self._enough(stream, ended):
+                        break
+                    ended = ended and self.ranks.alone
+        _close(batches)
+        pooled = self.ranks.pooled(stream.totals)
+        counts = self.ranks.gathered((stream.samples, stream.batches, stream.read))
+        reached = self.ranks.union(list(stream.reached))
+        if not any(read for _, _, read in counts):
+            raise BatchNormError("loader must yield at least one batch; it was empty")
+        if not any(good for _, good, _ in counts):
+            raise BatchNormError(
+                "loader must give finite activations in at least one batch; NaN or infinity reached layer "
+                f"{stream.skipped[0].layer!r} in all {stream.read}"
+            )
+        flags = self.ranks.gathered((ordered(stream.totals.sketches), stream.alike.grouped()))
+        found = {name: pooled.layer(where) for name, where in stream.layout.where.items() if name in reached}
+        return Outcome(
+            found,
+            dict.fromkeys(found, math.nan),
+            sum(samples for samples, _, _ in counts),
+            sum(good for _, good, _ in counts),
+            self._offered(ended, stream.samples),
+            tuple((s.number, s.layer) for s in stream.skipped),
+            any(is_sorted for is_sorted, _ in flags),
+            any(is_grouped for _, is_grouped in flags),
+            in_stored_order(self.loader),
+        )
+
+    def _enough(self, stream: Stream, ended: bool) -> bool:
+        if all(self.ranks.gathered(ended)):
+            return True
+        pooled = self.ranks.pooled(stream.totals)
+        worst = float(errors_in_std(pooled, self.eps, self.settings.variance).max())
+        if worst > (self.settings.until or 0):
+            return False
+        return not any(self.ranks.gathered(ordered(stream.totals.sketches)))
+
+    def population(self) -> Outcome:
+        """Layers normalise with what is stored: settle them on ever more batches until the error bar is small."""
+        budget = self.settings.memory
+        if budget is None:
+            budget = available(self.caller.where) // 2
+        data = Held(self.loader, self.settings.max_samples, budget // 2)
+        until = self.settings.until
+        try:
+            data.read(FEWEST_BATCHES if until is not None else None)
+            if not len(data):
+                raise BatchNormError("loader must yield at least one batch; it was empty")
+            bar = progress_bar(self.targets, self.shown, "settling layers")
+            with self.visits.watching(self.targets), bar as advance:
+                first = next(batch for _, batch in data.replay())
+                wide = frontier(self.caller, self.visits, first, self.order)
+                slots = torch.get_num_threads() if self.caller.where.type == "cpu" and self.ranks.alone else 1
+                solver = FixedPoint(
+                    self.caller,
+                    self.visits,
+                    self.targets,
+                    self.settings.variance,
+                    self.order,
+                    self.ranks,
+                    self.checkpoint,
+                    advance=advance,
+                )
+                while True:
+                    needed = wide * sum(data.sizes) // max(1, data.sizes[0])
+                    fits = self.order.steady and needed <= budget and len(data) <= _MOST_THREADS
+                    solver.slots = max(1, min(slots, len(data)))
+                    settled = solver.solve(data, all(self.ranks.gathered(fits)))
+                    in_order = any(self.ranks.gathered(_in_order(settled.totals)))
+                    if all(self.ranks.gathered(data.exhausted)) or until is None:
+                        break
+                    worst = (
+                        max(self._error(name, totals) for name, totals in settled.totals.items())
+                        if settled.totals
+                        else 0.0
+                    )
+                    if worst <= until and not in_order:
+                        break
+                    grow = 1.1 * (worst / until) ** 2 if math.isfinite(worst) else 2.0
+                    before = len(data)
+                    data.read(None if in_order else math.ceil(before * min(max(grow, 1.25), 64.0)))
+                    if not any(self.ranks.gathered(len(data) > before)):
+                        break
+        finally:
+            data.close()
+        counts = self.ranks.gathered((settled.samples, settled.batches))
+        return Outcome(
+            settled.totals,
+            settled.residual,
+            sum(samples for samples, _ in counts),
+            sum(batches for _, batches in counts),
+            self._offered(data.exhausted, settled.samples),
+            tuple((s.number, s.layer) for s in settled.skipped),
+            in_order,
+            any(self.ranks.gathered(any(alike.grouped() for alike in settled.alike))),
+            in_stored_order(self.loader),
+            settled.converged,
+            settled.rounds,
+        )
+
+    def _error(self, name: str, totals: Totals) -> float:
+        eps = torch.full_like(totals.mean, self.targets[name].layer.eps)
+        return float(errors_in_std(totals, eps, self.settings.variance))
+
+    def _offered(self, ended: bool, samples: int) -> int | None:
+        here = offered(self.loader)
+        if here is None and ended and self.settings.max_samples is None:
+            here = samples
+        everywhere = self.ranks.gathered(here)
+        return None if None in everywhere else sum(everywhere)
+
+
+_END = object()
+
+
+def _in_order(totals: dict[str, Totals]) -> bool:
+    rows = [t.sketches for t in totals.values()]
+    fewest = min(map(len, rows), default=0)
+    return ordered([torch.cat([row[k] for row in rows]) for k in range(fewest)])
+
+
+def _close(batches: Iterator[Any]) -> None:
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
+
+
+def peek(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and a loader that still gives it."""
+    iterator = iter(loader)
+    first = next(iterator, _END)
+    if first is _END:
+        raise BatchNormError("loader must yield at least one batch; it was empty")
+    return first, itertools.chain([first], iterator) if iterator is loader else loader

@@ -1,0 +1,202 @@
+"""Everything a run remembers of the batches it has seen: additive, so that it merges, stops and resumes exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FEWEST_BATCHES = 8
+_SIGNS = 8
+_VECTORS = ("count", "mean", "m2", "within", "within_count", "unbiased", "batches", "reference", "reference_var")
+
+
+@dataclass
+class Totals:
+    """Pooled moments of the channels of some layers, and how the batches' own moments spread.
+
+    With n_k values in batch k of mean m_k and biased variance v_k, d_k = m_k - reference and
+    q_k = v_k + d_k^2 (the mean squared deviation from the reference), the rows of sums are the
+    sums over batches of n_k^2 times 1, d, d^2, q, q^2, q d, v, v^2. The standard errors of the
+    pooled mean and variance about any centre follow from these. All are float64 `(channels,)`.
+
+    owner says which layer a channel belongs to.
+    """
+
+    owner: Tensor
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+    within: Tensor
+    within_count: Tensor
+    unbiased: Tensor
+    batches: Tensor
+    reference: Tensor
+    reference_var: Tensor
+    sums: Tensor
+    sketches: list[Tensor] = field(default_factory=list)
+
+    @staticmethod
+    def empty(owner: Tensor) -> Totals:
+        """Nothing seen yet."""
+        zeros: dict[str, Any] = {name: torch.zeros(len(owner), dtype=torch.float64) for name in _VECTORS}
+        return Totals(owner, sums=torch.zeros(8, len(owner), dtype=torch.float64), **zeros)
+
+    def add(self, n: Tensor, mean: Tensor, m2: Tensor) -> None:
+        """One batch: count, mean and m2 of each channel; a count of 0 where a layer was not reached."""
+        here = n > 0
+        safe = torch.where(here, n, 1.0)
+        mean, var = torch.where(here, mean, 0.0), torch.where(here, m2 / safe, 0.0)
+        first = here & (self.batches == 0)
+        self.reference = torch.where(first, mean, self.reference)
+        self.reference_var = torch.where(first, var, self.reference_var)
+        d = torch.where(here, mean - self.reference, 0.0)
+        q = var + d.square()
+        squared = n.square()
+        self.sums += squared * torch.stack([here.double(), d, d * d, q, q * q, q * d, var, var * var])
+        count = self.count + n
+        delta = torch.where(here, mean - self.mean, 0.0)
+        share = n / torch.where(count > 0, count, 1.0)
+        self.m2 = self.m2 + var * n + delta.square() * self.count * share
+        self.mean = self.mean + delta * share
+        self.count = count
+        some = n > 1
+        self.within = self.within + var * n
+        self.unbiased = self.unbiased + torch.where(some, n * m2 / torch.where(some, n - 1, 1.0), 0.0)
+        self.within_count = self.within_count + torch.where(some, n, 0.0)
+        self.batches = self.batches + here
+        self.sketches.append(self._sketch(here, d, var))
+
+    @staticmethod
+    def of_batches(n: Tensor, mean: Tensor, m2: Tensor) -> Totals:
+        """One layer's batches at once: counts `(batches,)`, means and m2 `(batches, channels)`."""
+        k, channels = mean.shape
+        rows = n[:, None]
+        count = n.sum().expand(channels)
+        centre = (rows * mean).sum(0) / n.sum()
+        totals = Totals.empty(torch.zeros(channels, dtype=torch.long))
+        totals.count, totals.mean = count, centre
+        totals.m2 = m2.sum(0) + (rows * (mean - centre).square()).sum(0)
+        totals.within = m2.sum(0)
+        some = rows > 1
+        totals.unbiased = torch.where(some, rows * m2 / torch.where(some, rows - 1, 1.0), 0.0).sum(0)
+        totals.within_count = torch.where(some, rows, 0.0).sum(0).expand(channels)
+        totals.batches = torch.full((channels,), float(k), dtype=torch.float64)
+        var = m2 / rows
+        totals.reference, totals.reference_var = mean[0], var[0]
+        d = mean - mean[0]
+        q = var + d.square()
+        terms = (torch.ones_like(d), d, d * d, q, q * q, q * d, var, var * var)
+        totals.sums = torch.stack([(rows.square() * term).sum(0) for term in terms])
+        known = var[0] > 0
+        scale = torch.where(known, var[0], 1.0)
+        signs = _signs(channels)
+        z = [torch.where(known, d / scale.sqrt(), 0.0) @ signs, torch.where(known, var / scale - 1, 0.0) @ signs]
+        totals.sketches = list(torch.cat(z, 1)[:, None])
+        return totals
+
+    def variance(self, kind: str, correction: int) -> Tensor:
+        """The variance to store: "total" or "within", biased (correction 0) or unbiased (1)."""
+        if kind == "within":
+            top, rest = (self.unbiased, self.within_count) if correction else (self.within, self.count)
+        else:
+            top, rest = self.m2, self.count - correction
+        return torch.where(rest > 0, top / torch.where(rest > 0, rest, 1.0), torch.nan)
+
+    def standard_errors(self, kind: str) -> tuple[Tensor, Tensor]:
+        """Of the mean and of the variance, from the spread between batches; infinite below 8 batches.
+
+        Batches are the units, as in cluster sampling: whatever ties the values within a batch
+        together is in the spread. With weights w_k = n_k / n the pooled mean is a ratio estimate,
+        and K / (K - 1) * sum w_k^2 (m_k - mean)^2 its variance; the pooled variance is the same
+        with the mean squared deviations in place of the means.
+
+        Source: Cochran, "Sampling Techniques" (3rd ed., 1977), section 9A.
+        """
+        one, d, dd, q, qq, qd, v, vv = self.sums
+        n = torch.where(self.count > 0, self.count, 1.0).square()
+        k = self.batches
+        scale = torch.where(k >= FEWEST_BATCHES, k / (k - 1).clamp_min(1), torch.inf) / n
+        shift = self.mean - self.reference
+        mean = dd - 2 * shift * d + shift.square() * one
+        if kind == "within":
+            centre = self.within / torch.where(self.count > 0, self.count, 1.0)
+            spread = vv - 2 * centre * v + centre.square() * one
+        else:
+            c = shift.square() - self.m2 / torch.where(self.count > 0, self.count, 1.0)
+            spread = qq + 4 * shift.square() * dd + c.square() * one - 4 * shift * qd + 2 * c * q - 4 * shift * c * d
+        # A spread of 0 times infinity is still unknown.
+        return tuple(torch.nan_to_num(s.clamp_min(0) * scale, nan=torch.inf).sqrt() for s in (mean, spread))  # pyright: ignore[reportReturnType]
+
+    def _sketch(self, here: Tensor, d: Tensor, var: Tensor) -> Tensor:
+        """A few random combinations of a batch's standardised means and variances, a row per layer."""
+        known = here & (self.reference_var > 0)
+        scale = torch.where(known, self.reference_var, 1.0)
+        z = torch.stack([torch.where(known, d / scale.sqrt(), 0.0), torch.where(known, var / scale - 1, 0.0)], 1)
+        rows = torch.zeros(int(self.owner[-1]) + 1, 2 * _SIGNS, dtype=torch.float64)
+        return rows.index_add_(0, self.owner, z.repeat_interleave(_SIGNS, 1) * _signs(len(d)).repeat(1, 2))
+
+    def layer(self, where: slice) -> Totals:
+        """The channels of one layer alone."""
+        parts: dict[str, Any] = {name: getattr(self, name)[where] for name in _VECTORS}
+        return Totals(torch.zeros_like(self.owner[where]), sums=self.sums[:, where], **parts)
+
+    def merge(self, other: Totals) -> None:
+        """Pool what another process has seen; the spread is carried over to this side's reference."""
+        shift = torch.where(self.batches > 0, other.reference - self.reference, 0.0)
+        reference = torch.where(self.batches > 0, self.reference, other.reference)
+        reference_var = torch.where(self.batches > 0, self.reference_var, other.reference_var)
+        one, d, dd, q, qq, qd, v, vv = other.sums
+        # d becomes d + s, and q becomes q + 2 s d + s^2.
+        s = shift
+        moved = [
+            one,
+            d + s * one,
+            dd + 2 * s * d + s.square() * one,
+            q + 2 * s * d + s.square() * one,
+            qq + 4 * s.square() * dd + s.pow(4) * one + 4 * s * qd + 2 * s.square() * q + 4 * s.pow(3) * d,
+            qd + 2 * s * dd + s.square() * d + s * q + 2 * s.square() * d + s.pow(3) * one,
+            v,
+            vv,
+        ]
+        count = self.count + other.count
+        share = other.count / torch.where(count > 0, count, 1.0)
+        delta = torch.where(other.count > 0, other.mean - self.mean, 0.0)
+        self.m2 = self.m2 + other.m2 + delta.square() * self.count * share
+        self.mean = self.mean + delta * share
+        self.count, self.sums = count, self.sums + torch.stack(moved)
+        self.reference, self.reference_var = reference, reference_var
+        for name in ("within", "within_count", "unbiased", "batches"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.sketches = [*self.sketches, *other.sketches]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {**self.__dict__, "sketches": list(self.sketches)}
+
+    @staticmethod
+    def from_state(state: dict[str, Any]) -> Totals:
+        """The inverse of `state`."""
+        return Totals(**state)
+
+
+def _signs(channels: int) -> Tensor:
+    generator = torch.Generator().manual_seed(channels)
+    return torch.randint(0, 2, (channels, _SIGNS), generator=generator).double() * 2 - 1
+
+
+def errors_in_std(totals: Totals, eps: Tensor, kind: str) -> Tensor:
+    """Per layer the root mean square over channels of both standard errors, in standard deviations of the layer.
+
+    That of the variance is taken as that of the standard deviation, half of it relative. eps is
+    per channel. Zero for layers that nothing reached.
+    """
+    of_mean, of_var = totals.standard_errors(kind)
+    var = torch.nan_to_num(totals.variance(kind, 0)) + eps
+    squared = of_mean.square() / var + (of_var / (2 * var)).square()
+    squared = torch.where(totals.count > 0, squared, 0.0)
+    layers = int(totals.owner[-1]) + 1
+    sums = torch.zeros(layers, dtype=torch.float64).index_add_(0, totals.owner, squared)
+    return (sums / torch.bincount(totals.owner, minlength=layers)).sqrt()
