@@ -83,15 +83,17 @@ class Sync(Extent):
         >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.Sync())
 
     Works wherever `torch.distributed` does, gloo on the CPU included. Ranks may hold different
-    numbers of samples, or none. Forward is one sum over ranks (two at the first batch), backward
-    one, each of O(channels) float64 values; inference never waits for anybody. Nothing happens
-    where no process group is initialised.
+    numbers of samples, or none. Forward is one sum over ranks (two at the first batch, and where the
+    mean is far from that of the batch before), backward one, each of 2 C + 5 float64 values; inference
+    never waits for anybody. Nothing happens where no process group is initialised. Ranks that differ, are
+    out of step or stay away are named in the error. See `docs/many-processes.md`.
 
     Args:
         within: `Ghost(size)` normalises groups inside each rank and shares the running statistics.
-        group: a process group; None is the default one. It cannot be pickled.
+        group: a process group; None is the default one (with gloo a group of the layers' own beside it,
+            whose sums do not come between those of DDP). It cannot be pickled.
         timeout: seconds after which a rank that waits for the others raises, naming layer and ranks
-            (CPU tensors; on CUDA the process group's own timeout holds).
+            (CPU tensors; on CUDA and in compiled code the process group's own timeout holds).
 
     Raises:
         BatchNormError: another extent within, sequential updates, a timeout that is not positive.
