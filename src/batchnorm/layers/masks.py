@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -79,8 +80,8 @@ def against(x: Tensor, weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], 1, *weight.shape[1:], *[1] * (x.dim() - 1 - weight.dim()))
 
 
-def required(kind: str, given: Given, where: str) -> None:
+def required(kind: str, given: Given, where: Callable[[], str]) -> None:
     """An extent that requires a mask or weights got one."""
     fits = given.kind == kind or (kind == "mask" and given.kind == "lengths")
     if not fits:
-        raise BatchNormError(f"{kind} must be given to {where}; it was {given.kind or 'None'}")
+        raise BatchNormError(f"{kind} must be given to {where()}; it was {given.kind or 'None'}")

@@ -124,11 +124,11 @@ class BatchNorm(Statistics):
         if given.kind is None:
             if held is None:
                 if kind is not None:
-                    required(kind, given, describe(self))
+                    required(kind, given, lambda: describe(self))
                 return None
             given = held
         if kind is not None:
-            required(kind, given, describe(self))
+            required(kind, given, lambda: describe(self))
         if self.recipe.coupling.looks_back:
             raise BatchNormError(f"{given.kind} must be None: {self.recipe.coupling!r} cannot leave samples out")
         try:
