@@ -148,7 +148,7 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     `freeze` stays frozen (by hooks, as `freeze` does to stock layers). In a half-precision model
     weight and bias are widened to the statistics' float32, since torch's CPU kernels refuse the
     mixture and rounding the statistics would change the output; calling `.half()` afterwards does
-    what it does to any stock model.
+    what it does to any stock model. A momentum that is a function of the step becomes its next value.
 
     Args:
         model: changed in place and returned (a root layer with an activation comes back in a `Sequential`).
@@ -167,6 +167,11 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
         frozen, fused_from = module.frozen, module.fused_from
         activation = None if module.activation is None else activation_of(module)
         module.abandon(bank)
+        if callable(module.momentum):
+            # torch's layers take a number, in eval mode too.
+            tracked = module.num_batches_tracked
+            step = torch.ones((), dtype=torch.long) if tracked is None else tracked + 1
+            module.momentum = float(module.momentum(step))
         module.__class__ = _TO_STOCK[type(module)]
         for parameter in (module.weight, module.bias):
             if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
