@@ -20,11 +20,23 @@ def net():
     return nn.Sequential(*layers).double()
 
 
+ATTRIBUTES = (
+    "training",
+    "recipe",
+    "paused",
+    "frozen",
+    "accumulating",
+    "active_bank",
+    "bank_names",
+    "momentum",
+    "_given",
+)
+
+
 def snapshot(model):
-    """Everything a context may touch: buffers and each layer's own attributes."""
-    attributes = {name: {k: v for k, v in m.__dict__.items() if k != "_buffers"} for name, m in model.named_modules()}
-    shallow = {n: {k: v for k, v in held.items() if not k.startswith("_")} for n, held in attributes.items()}
-    return {name: b.clone() for name, b in model.named_buffers()}, shallow
+    """Everything a context may touch: buffers and what each layer knows about itself."""
+    held = {name: [getattr(m, word, None) for word in ATTRIBUTES] for name, m in model.named_modules()}
+    return {name: b.clone() for name, b in model.named_buffers()}, held
 
 
 def restored(model, before):
@@ -50,11 +62,14 @@ def test_an_exception_leaves_everything_as_it_was(name):
     with batchnorm.bank(model, "first"):
         model(data(1, 4, 2, 6))
     before = snapshot(model)
-    error = RuntimeError("from the caller")
-    with pytest.raises(RuntimeError, match="from the caller"), CONTEXTS[name](model):
+
+    def failing():
         if name in ("accumulate", "accumulate-renorm", "pause", "mode"):
             model(data(2, 4, 2, 6))
-        raise error
+        raise RuntimeError("from the caller")
+
+    with pytest.raises(RuntimeError, match="from the caller"), CONTEXTS[name](model):
+        failing()
     assert restored(model, before)
 
 
@@ -310,6 +325,7 @@ def test_fused_activation_is_the_module_and_comes_back(method, activation):
         assert type(model[2]) is nn.Identity
         return
     batchnorm.to_stock(model)
+    assert not callable(model[1].momentum)
     assert [type(m) for m in model] == [nn.Linear, nn.BatchNorm1d, type(activation)]
     assert close(model(x), twin(x))
 
