@@ -110,11 +110,13 @@ class BatchNorm(Statistics):
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
-        y = self._normalised(input, self._weight_of(input, Given(mask, lengths, weights)), residual is None)
-        if not (self.inplace and self.training):
-            y = activate(y, self.activation, self.negative_slope, residual)
-        elif residual is not None:
+        if self.inplace and self.training and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
+        sample_weight = self._weight_of(input, Given(mask, lengths, weights))
+        if self.inplace and self._goes_in_place(input, sample_weight):
+            y = self._step_in_place(input)
+        else:
+            y = activate(self._normalised(input, sample_weight), self.activation, self.negative_slope, residual)
         return y if self.channel_axis == 1 else y.movedim(1, self.channel_axis)
 
     def _weight_of(self, x: Tensor, given: Given) -> Tensor | None:
@@ -136,7 +138,7 @@ class BatchNorm(Statistics):
         except BatchNormError as error:
             raise BatchNormError(f"{error}, in {describe(self)}") from None
 
-    def _normalised(self, x: Tensor, weight: Tensor | None, alone: bool) -> Tensor:
+    def _normalised(self, x: Tensor, weight: Tensor | None) -> Tensor:
         if self.running_mean is not None and self.running_mean.dtype in NARROW:
             self._widen()
         recipe = self.recipe
@@ -201,17 +203,28 @@ class BatchNorm(Statistics):
         """The batch normalises: torch's fused kernel."""
         weight, bias = self._affine()
         moves = tracks and not self.paused and not recomputing()
-        if self.inplace and self.training and not normalise.needs_spelling(x):
-            y, batch = self._in_place(x, weight, bias)
-            if moves:
-                self._move(batch, None)
-            return y
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         y, mean, var = kernels.batch_norm_train(x, weight, bias, self.eps, dtype)
         if moves:
             n = torch.full_like(mean, x.numel() // x.shape[1])
             self._move(Moments(n, mean.detach(), var.detach() * (n - 1)), None)
-        return activate(y, self.activation, self.negative_slope, None) if self.inplace else y
+        return y
+
+    def _goes_in_place(self, x: Tensor, weight: Tensor | None) -> bool:
+        """Whether the batch alone normalises this call; every other way keeps x and activates afterwards."""
+        plain = type(self.recipe.coupling) is BatchCoupling and self.recipe.extent.groups(x.shape[0]) == 1
+        stored = (self.frozen or not self.training) and self.running_mean is not None
+        several = x.numel() > x.shape[1]
+        return plain and several and not stored and weight is None and not normalise.needs_spelling(x)
+
+    def _step_in_place(self, x: Tensor) -> Tensor:
+        if self.running_mean is not None and self.running_mean.dtype in NARROW:
+            self._widen()
+        y, batch = self._in_place(x, *self._affine())
+        tracks = self.track_running_stats and self.running_mean is not None
+        if tracks and not self.paused and not recomputing():
+            self._move(batch, None)
+        return y
 
     def _in_place(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Moments]:
         if weight is not None:
