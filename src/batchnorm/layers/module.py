@@ -144,8 +144,8 @@ class BatchNorm(Statistics):
         recipe = self.recipe
         if (self.frozen or not self.training) and self.running_mean is not None:
             if isinstance(recipe.inference, Mixture) and not self.training and x.numel():
-                return recipe.coupling.finish(self._with_mixture(x, weight, recipe.inference))
-            return recipe.coupling.finish(self._with_stored(x, weight))
+                return recipe.coupling.finish(self._with_mixture(x, weight, recipe.inference), weight)
+            return recipe.coupling.finish(self._with_stored(x, weight), weight)
         # A paused layer keeps its coupling and moves nothing; one that does not track uses the batch.
         tracks = self.training and self.track_running_stats and self.running_mean is not None
         if x.numel() == 0:
@@ -166,7 +166,7 @@ class BatchNorm(Statistics):
         if type(coupling) is BatchCoupling and groups == 1 and weight is None:
             return self._plain(x, tracks)
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres)
-        return coupling.finish(self._coupled(x, sharing, coupling, tracks))
+        return coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         return self.affine_part("weight"), self.affine_part("bias")
