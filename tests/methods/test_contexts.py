@@ -392,3 +392,84 @@ def test_centred_weights_stay_centred_while_they_train():
 def test_center_weights_leaves_layers_that_take_off_the_mean():
     model = center_weights(nn.Sequential(nn.Conv2d(2, 3, 3), BatchNorm2d(3)))
     assert not hasattr(model[0], "parametrizations")
+
+
+def test_inplace_activation_is_there_however_the_batch_is_normalised():
+    """Masked, frozen, corrected, converted: what is not the plain batch keeps its input and activates all the same."""
+    x, mask = data(1, 6, 3), torch.tensor([True, True, False, True, False, True])
+
+    def masked(layer):
+        return layer(x, mask=mask)
+
+    def corrected(layer):
+        with batchnorm.accumulate(layer, renorm=True):
+            return layer(x)
+
+    ways = {
+        "plain": lambda layer: layer(x),
+        "masked": masked,
+        "frozen": lambda layer: batchnorm.freeze(layer)(x),
+        "inferring": lambda layer: layer.eval()(x),
+        "corrected": corrected,
+        "converted": lambda layer: batchnorm.convert(layer, "ghost", extent=batchnorm.Ghost(2))(x),
+        "one value": lambda layer: batchnorm.convert(layer, policy=Policy(too_few="population"))(x[:1]),
+    }
+    for name, way in ways.items():
+        options = {"activation": "leaky_relu", "negative_slope": 0.2, "dtype": torch.float64}
+        got, expected = (way(affine(BatchNorm1d(3, inplace=inplace, **options))) for inplace in (True, False))
+        assert close(got, expected), name
+        assert (got < 0).any()
+
+
+def test_layer_scaling_counts_what_the_mask_leaves():
+    options = {"method": "online", "coupling": OnlineNorm(clamp=None, layer_scaling=True), "dtype": torch.float64}
+    x, mask = data(1, 4, 3, 5), torch.arange(5) < 3
+    masked, compacted = affine(BatchNorm1d(3, **options)), affine(BatchNorm1d(3, **options))
+    for training in (True, False):
+        y = masked.train(training)(x, mask=mask.expand(4, 5))
+        assert close(y[..., :3], compacted.train(training)(x[..., :3]))
+
+
+def test_reset_within_a_bank_is_that_of_the_bank():
+    """So that update_bn within a bank estimates the bank, and leaves the layer's own statistics alone."""
+    layer, x = BatchNorm1d(3, dtype=torch.float64), data(1, 8, 3)
+    layer(x)
+    own = layer.running_mean.clone()
+    with batchnorm.bank(layer, "target"):
+        layer(data(5, 8, 3))
+        torch.optim.swa_utils.update_bn([x[:4], x[4:]], layer)
+    assert close(layer.bank_target_running_mean, x.mean(0))
+    assert int(layer.bank_target_num_batches_tracked) == 2
+    assert torch.equal(layer.running_mean, own)
+    assert int(layer.num_batches_tracked) == 1
+
+
+def test_banks_of_a_plain_state_load_into_a_method_with_a_memory():
+    plain, mabn = BatchNorm1d(3), BatchNorm1d(3, method="mabn")
+    with batchnorm.bank(plain, "target"):
+        plain(torch.randn(6, 3))
+    mabn.load_state_dict(plain.state_dict(), strict=True)
+    assert torch.equal(mabn.bank_target_running_var, plain.bank_target_running_var)
+    assert mabn.bank_target_forward_window.shape == mabn.forward_window.shape
+
+
+@pytest.mark.parametrize("name", ["accumulate", "bank", "masked"])
+def test_contexts_hold_in_compiled_models(name):
+    torch.compiler.reset()
+    eager = nn.Sequential(BatchNorm1d(3)).double()
+    twin = copy.deepcopy(eager)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    contexts = {
+        "accumulate": batchnorm.accumulate,
+        "bank": lambda m: batchnorm.bank(m, "a"),
+        "masked": lambda m: batchnorm.masked(m, torch.tensor([True] * 4 + [False] * 2)),
+    }
+    for call, model in ((eager, eager), (compiled, twin)):
+        with contexts[name](model):
+            outputs = [call(data(step, 6, 3)) for step in range(2)]
+        outputs.append(call(data(3, 6, 3)))
+        if model is eager:
+            expected = outputs
+    assert all(close(a, b) for a, b in zip(outputs, expected, strict=True))
+    for key, value in eager.state_dict().items():
+        assert close(twin.state_dict()[key].double(), value.double()), key
