@@ -27,7 +27,7 @@ from batchnorm import (
 )
 from batchnorm.layers import METHODS, PopulationCoupling
 from tests.methods.plain import batch_norm, close, data, moments, randn, run
-from tests.subjects import INEXACT, Subject
+from tests.subjects import Subject
 
 MASKABLE = [method for method in METHODS if method not in ("cbn", "weighted")]
 
@@ -95,10 +95,11 @@ def test_torch_momentum_none_breaks_compilation():
 def test_torch_half_precision_statistics_freeze():
     """torch: a bfloat16 running mean stops at 4.0 on its way to 10 with momentum 1e-3."""
     narrow = BatchNorm1d(1, momentum=1e-3).bfloat16()
+    narrow.running_mean.fill_(8.0)
     x = 10 + torch.tensor([[-1.0], [1.0]], dtype=torch.bfloat16)
-    for _ in range(3000):
+    for _ in range(100):
         narrow(x)
-    assert abs(float(narrow.running_mean) - 10 * (1 - 0.999**3000)) < 0.01
+    assert abs(float(narrow.running_mean) - (10 - 2 * 0.999**100)) < 1e-4
 
 
 def test_flax_narrow_dtype_rounds_statistics_at_inference_alone():
@@ -254,7 +255,7 @@ def test_keras_renorm_without_limits_must_be_said():
 @pytest.mark.parametrize("sigma", [True, False])
 def test_keras_average_of_sigma_is_a_choice(sigma):
     """keras: moving_variance = (E std)^2, 7.3 for 9 over batches of 8. The paper's rule; `sigma=` chooses."""
-    batches = [3 * randn(8, 1, seed=s) for s in range(400)]
+    batches = [3 * randn(8, 1, seed=s) for s in range(40)]
     one = layer(1, estimator=Cumulative(sigma=sigma, correction=0), eps=1e-5)
     for batch in batches:
         one(batch)
@@ -394,11 +395,10 @@ def test_tf_virtual_batch_must_divide_and_chunks_leave_one_over():
 # MABN, cross-iteration, online, power, unified ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", INEXACT)
-def test_mabn_item_breaks_the_graph(method):
+def test_mabn_item_breaks_the_graph():
     """MABN calls .item() in every forward: a wait, and no fullgraph."""
     torch.compiler.reset()
-    subject = Subject(method, 2, rank=2)
+    subject = Subject("mabn", 2, rank=2)
     y = torch.compile(subject, fullgraph=True, backend="eager")(torch.randn(4, 2))
     assert torch.isfinite(y).all()
 
@@ -433,7 +433,7 @@ def test_mabn_average_lags_behind_the_window():
 def test_cross_iteration_state_is_lists_that_are_not_saved_nor_moved():
     """CBN: python lists, lost on save, .to() and resume; `.cuda()` in its constructor."""
     net = Subject("cbn", 3)
-    for step in range(3):
+    for _ in range(3):
         net(torch.randn(4, 3, 2, 2)).sum().backward()
     names = [name for name in net.state_dict() if "past" in name]
     assert len(names) == 6

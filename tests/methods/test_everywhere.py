@@ -188,7 +188,7 @@ def test_vmap_and_grad_over_inference(method):
 @pytest.mark.parametrize("method", INEXACT)
 def test_an_estimate_with_a_memory_is_no_derivative_to_transform_in_training(method):
     subject = trained(method)
-    with pytest.raises(BatchNormError, match="cannot be transformed by torch.func in training"):
+    with pytest.raises(BatchNormError, match=r"cannot be transformed by torch\.func in training"):
         torch.func.grad(lambda x: subject(x).sum())(data(0, *SHAPE))
 
 

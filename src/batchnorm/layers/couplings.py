@@ -83,8 +83,8 @@ class Coupling:
         """U and v of dx, and what changes in its memory; only where `exact` is False."""
         raise NotImplementedError
 
-    def finish(self, y: Tensor) -> Tensor:
-        """What is done to the layer's output, in training and at inference."""
+    def finish(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """What is done to the layer's output, in training and at inference; weight `(N, 1, *)` is 0 at padding."""
         return y
 
     @property

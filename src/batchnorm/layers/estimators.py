@@ -23,7 +23,7 @@ class State:
 
     mean: Tensor
     var: Tensor
-    memory: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Now(NamedTuple):

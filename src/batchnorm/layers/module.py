@@ -115,7 +115,7 @@ class BatchNorm(Moving):
         sample_weight = self._weight_of(input, Given(mask, lengths, weights))
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
-        y = fused.forward(self, input, sample_weight, residual)
+        y = self._natively(input, sample_weight, residual)
         if y is None and self._goes_in_place(input, sample_weight):
             y = self._in_place(input)
         elif y is None:
@@ -123,6 +123,10 @@ class BatchNorm(Moving):
             if residual is not None and sample_weight is not None:
                 y = torch.where(sample_weight != 0, y, 0)
         return y if self.channel_axis == 1 else y.movedim(1, self.channel_axis)
+
+    def _natively(self, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
+        """The whole call by the native kernels, or None where they do not serve it."""
+        return fused.forward(self, x, weight, residual)
 
     def _weight_of(self, x: Tensor, given: Given) -> Tensor | None:
         """The mask or weights of this call, or those of the context around it, as `(N, 1, *)`."""
@@ -146,8 +150,8 @@ class BatchNorm(Moving):
         recipe = self.recipe
         if (self.frozen or not self.training) and self.running_mean is not None:
             if isinstance(recipe.inference, Mixture) and x.numel():
-                return recipe.coupling.finish(self._with_mixture(x, weight, recipe.inference))
-            return recipe.coupling.finish(self._with_stored(x, weight))
+                return recipe.coupling.finish(self._with_mixture(x, weight, recipe.inference), weight)
+            return recipe.coupling.finish(self._with_stored(x, weight), weight)
         # A paused layer keeps its coupling and moves nothing; one that does not track uses the batch.
         tracks = self.training and self.track_running_stats and self.running_mean is not None
         ranks = self._ranks() if self.training else None
@@ -170,7 +174,7 @@ class BatchNorm(Moving):
             return self._plain(x, tracks)
         uneven = weight is not None or ranks is not None
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
-        return coupling.finish(self._coupled(x, sharing, coupling, tracks))
+        return coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         return self.affine_part("weight"), self.affine_part("bias")

@@ -97,13 +97,19 @@ class OnlineNorm(Coupling):
         held_u, held_v = torch.stack(us), torch.stack(vs)
         return held_u, held_v * back.invstd.square(), {"backward_u": u[None], "backward_v": v[None]}
 
-    def finish(self, y: Tensor) -> Tensor:
+    def finish(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """Hold the output where small errors of the statistics cannot grow from layer to layer."""
         if self.clamp is not None:
             return y.clamp(-self.clamp, self.clamp)
         if self.layer_scaling:
-            square = y.float().square() if y.dtype in (torch.float16, torch.bfloat16) else y.square()
-            return y * torch.rsqrt(square.mean(tuple(range(1, y.dim())), keepdim=True) + 1e-5).to(y.dtype)
+            axes = tuple(range(1, y.dim()))
+            square = (y.float().square() if y.dtype in (torch.float16, torch.bfloat16) else y.square()).sum(axes, True)
+            if weight is None:
+                count = y[0].numel()
+            else:
+                # Padding is 0 in y and is no position to average over.
+                count = ((weight != 0).expand(y.shape[0], 1, *y.shape[2:]).sum(axes, True) * y.shape[1]).clamp_min(1)
+            return y * torch.rsqrt(square / count + 1e-5).to(y.dtype)
         return y
 
     @property

@@ -191,24 +191,30 @@ class Statistics(_BatchNorm):
             if key.startswith(marker) and key.endswith("_running_mean"):
                 bank = key[len(marker) : -len("_running_mean")]
                 self.make_bank(bank, f"{marker}{bank}_weight" in state_dict or f"{marker}{bank}_bias" in state_dict)
-        missing = [name for name in self.memory_names if prefix + name not in state_dict]
-        mean, var = state_dict.get(prefix + "running_mean"), state_dict.get(prefix + "running_var")
-        if missing and mean is not None and var is not None and mean.shape == self.running_mean.shape:  # pyright: ignore
-            # A stock checkpoint: what the choices remember starts from the statistics it holds.
-            initial = self._initial_memory(mean, var)
-            state_dict.update({prefix + name: initial[name] for name in missing})
         for bank in self.bank_names:
             # A checkpoint without this bank: it starts again from the statistics of the layer, as a new one does.
             for name in (*_STOCK, "weight", "bias", *self.memory_names):
                 key = prefix + _key(bank, name)
                 if key not in state_dict and self._named(bank, name) is not None and prefix + name in state_dict:
                     state_dict[key] = state_dict[prefix + name]
+        for bank in (None, *self.bank_names):
+            at = prefix + _key(bank, "")
+            missing = [name for name in self.memory_names if at + name not in state_dict]
+            mean, var = state_dict.get(at + "running_mean"), state_dict.get(at + "running_var")
+            if missing and mean is not None and var is not None and mean.shape == self.running_mean.shape:  # pyright: ignore
+                # A stock checkpoint: what the choices remember starts from the statistics it holds.
+                initial = self._initial_memory(mean, var)
+                state_dict.update({at + name: initial[name] for name in missing})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._widen()
 
     def reset_running_stats(self) -> None:
-        """Back to mean 0, variance 1, all counters 0 and nothing remembered; banks are left alone."""
-        super().reset_running_stats()
+        """Back to mean 0, variance 1, all counters 0 and nothing remembered: of the active bank alone."""
+        if self.active_bank is None:
+            super().reset_running_stats()
+        elif self.running_mean is not None:
+            for name, value in zip(_STOCK, (0, 1, 0), strict=True):
+                self.stat(name).fill_(value)
         if self.running_mean is None:
             return
         for name in _TRANSIENT:
@@ -216,9 +222,9 @@ class Statistics(_BatchNorm):
             if buffer is not None:
                 buffer.zero_()
         if self.memory_names:
-            initial = self._initial_memory(self.running_mean, self.running_var)  # pyright: ignore
+            initial = self._initial_memory(self.stat("running_mean"), self.stat("running_var"))
             for name in self.memory_names:
-                getattr(self, name).copy_(initial[name])
+                self.stat(name).copy_(initial[name])
 
 
 _OWN = (

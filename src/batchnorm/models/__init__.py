@@ -6,8 +6,6 @@ from batchnorm.models.adapting.adapt import AdaptedLayer as AdaptedLayer
 from batchnorm.models.adapting.adapt import adapt as adapt
 from batchnorm.models.adapting.adapt import unadapt as unadapt
 from batchnorm.models.adapting.decide import Choice as Choice
-from batchnorm.models.adapting.adapt import Adaptation as Adaptation
-from batchnorm.models.adapting.adapt import adapt as adapt
 from batchnorm.models.affine import Centred as Centred
 from batchnorm.models.affine import affine_penalty as affine_penalty
 from batchnorm.models.affine import center_weights as center_weights
@@ -20,9 +18,6 @@ from batchnorm.models.find import batch_norm_layers as batch_norm_layers
 from batchnorm.models.folding.channels import ChannelAffine as ChannelAffine
 from batchnorm.models.folding.fold import fold as fold
 from batchnorm.models.folding.result import FoldedLayer as FoldedLayer
-from batchnorm.models.folding.result import Folding as Folding
-from batchnorm.models.folding.channels import ChannelAffine as ChannelAffine
-from batchnorm.models.folding.fold import fold as fold
 from batchnorm.models.folding.result import Folding as Folding
 from batchnorm.models.modes import freeze as freeze
 from batchnorm.models.modes import is_frozen as is_frozen

@@ -141,15 +141,15 @@ def accumulate(model: nn.Module, *, renorm: bool = False) -> Iterator[nn.Module]
             raise BatchNormError(
                 f"accumulate pools batches; layer {name!r} looks back on single ones (cross-iteration)"
             )
-        if not layer.recipe.coupling.exact:
-            raise BatchNormError(
-                f"accumulate pools batches; layer {name!r} keeps a memory of every backward "
-                f"({type(layer.recipe.coupling).__name__})"
-            )
         if layer.recipe.extent.sequential:
             raise BatchNormError(
                 f"accumulate needs one update a batch; layer {name!r} moves group after group: "
                 "use Ghost(size, update='pooled')"
+            )
+        if not layer.recipe.coupling.exact:
+            raise BatchNormError(
+                f"accumulate pools batches; layer {name!r} keeps a memory of every backward "
+                f"({type(layer.recipe.coupling).__name__})"
             )
     recipes = {name: layer.recipe for name, layer in layers.items()}
     if renorm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from batchnorm import kernels
 from batchnorm import layers as ours
 from batchnorm.layers import BatchNorm, Mixture, Moments
-from batchnorm.layers.activation import activate
 from batchnorm.layers.couplings import Plan
 from batchnorm.layers.inference import Inference
 from batchnorm.layers.normalise import Sharing, batch_moments
@@ -39,25 +39,29 @@ class Adapted(BatchNorm):
         """A buffer of the source."""
         return super().stat(name)
 
-    def _normalised(self, x: Tensor, weight: Tensor | None, alone: bool) -> Tensor:
+    def _natively(self, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> None:
+        return None
+
+    def _goes_in_place(self, x: Tensor, weight: Tensor | None) -> bool:
+        return False
+
+    def _normalised(self, x: Tensor, weight: Tensor | None) -> Tensor:
         inference = self.recipe.inference
         if isinstance(inference, Mixture) and x.numel():
             y = self._mixed(x, weight, inference)
         else:
             y = self._with_stored(x, weight)
-        y = self.recipe.coupling.finish(y)
-        # In training the layer's forward leaves the activation to the in-place form, which is not at work here.
-        return activate(y, self.activation, self.negative_slope, None) if self.inplace and self.training else y
+        return self.recipe.coupling.finish(y, weight)
 
     def _mixed(self, x: Tensor, weight: Tensor | None, inference: Mixture) -> Tensor:
         centred = self.recipe.coupling.centres
         groups = inference.groups(len(x))
-        sharing = Sharing(groups, weight, False, centred)
+        sharing = Sharing(groups, weight, False, centred, uneven=weight is not None)
         found = batch_moments(x, sharing)
         state = self._state(kernels.wide_dtype(x.device))
 
         def plan_of(here: Moments) -> Plan:
-            return inference.plan(here, state, len(x) // groups, centred)
+            return inference.plan(here, state, math.prod(x.shape[2:]), centred)
 
         y = self._spell_or_pass(x, sharing, plan_of, None, found)
         if self.follows and not recomputing():
