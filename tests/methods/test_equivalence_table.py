@@ -84,8 +84,6 @@ def extent_of(ways, coupling):
 
 def layer_of(extent, coupling, estimator):
     options = {"coupling": COUPLINGS[coupling], "estimator": ESTIMATORS[estimator], "dtype": torch.float64}
-    if coupling in ("mabn", "power", "unified") and "accumulate" in ways:
-        return False  # their backward keeps a memory of every micro-batch
     if coupling == "online" and extent is None:
         extent = Ghost(1, "sequential")
     layer = affine(batchnorm.BatchNorm(3, extent=extent, **options))
