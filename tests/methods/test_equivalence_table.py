@@ -195,7 +195,12 @@ def name_of(row):
     return f"{'+'.join(row[0]) or 'plain'}-{row[1]}-{row[2]}"
 
 
-@pytest.mark.parametrize("row", LEGAL, ids=name_of)
+# Three estimators of different make run every time with everything; the whole table is for the slow suite.
+ALWAYS = ("ema", "pooled", "window-total")
+ROWS = [row if row[2] in ALWAYS else pytest.param(row, marks=pytest.mark.slow) for row in LEGAL]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[name_of(row) for row in LEGAL])
 def test_composition_equals_compacted_data(row):
     ways, coupling, estimator = row
     layer = layer_of(extent_of(ways, coupling), coupling, estimator)

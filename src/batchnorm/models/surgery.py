@@ -177,12 +177,12 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
         frozen, fused_from = module.frozen, module.fused_from
         activation = None if module.activation is None else activation_of(module)
         module.abandon(bank)
-        if callable(module.momentum):
+        schedule: Any = module.momentum
+        if callable(schedule):
             # torch's layers take a number, in eval mode too.
             tracked = module.num_batches_tracked
             step = torch.ones((), dtype=torch.long) if tracked is None else tracked + 1
-            next_value: Any = module.momentum(step)
-            module.momentum = float(next_value)
+            module.momentum = torch.as_tensor(schedule(step)).item()
         module.__class__ = _TO_STOCK[type(module)]
         for parameter in (module.weight, module.bias):
             if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
