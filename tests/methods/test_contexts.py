@@ -8,7 +8,7 @@ from torch import nn
 
 import batchnorm
 from batchnorm import BatchNorm1d, BatchNorm2d, BatchNormError, Mixture, OnlineNorm, Policy, Renorm
-from batchnorm.layers import METHODS
+from batchnorm.layers import METHODS, SecondMoment
 from batchnorm.models import affine_penalty, center_weights, mode, parameter_groups, union
 from tests.methods.plain import affine, batch_norm, close, data, randn, run, same
 from tests.subjects import Subject
@@ -268,7 +268,7 @@ def sentences():
         ),
         "accumulate, cbn": (lambda: enter(batchnorm.accumulate(Subject("cbn", 3))), "looks back on single ones"),
         "renorm, no mean": (
-            lambda: enter(batchnorm.accumulate(BatchNorm1d(3, method="mabn"), renorm=True)),
+            lambda: enter(batchnorm.accumulate(BatchNorm1d(3, coupling=SecondMoment()), renorm=True)),
             "renorm must be False where no mean is taken off",
         ),
         "mode, word": (lambda: enter(mode(ours, "eval")), "train must be True or False; it was 'eval'"),
