@@ -175,9 +175,7 @@ def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, Call]:
 
     def stock_backward() -> None:
         mask = [True, True, True]
-        torch.ops.aten.native_batch_norm_backward(
-            g, data, weight, None, None, stock[1], stock[2], True, 1e-5, mask
-        )
+        torch.ops.aten.native_batch_norm_backward(g, data, weight, None, None, stock[1], stock[2], True, 1e-5, mask)
 
     rows = torch.empty(4, 1, c, dtype=torch.float64)
     return {
@@ -320,7 +318,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.clock} time, {kernels.backends()['native']}")
+    told = kernels.backends()["native"]
+    print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.clock} time, {told}")
     rows = []
     for dtype in arguments.dtypes:
         for family, shape in SHAPES:
@@ -328,9 +327,7 @@ def main() -> None:
                 continue
             for last in (False, True) if len(shape) in LAST else (False,):
                 rounds = arguments.rounds * (1 if math.prod(shape) > 200_000 else 10)
-                times = measure(
-                    contenders(shape, last, getattr(torch, dtype), arguments.compile), rounds, clock
-                )
+                times = measure(contenders(shape, last, getattr(torch, dtype), arguments.compile), rounds, clock)
                 row = {
                     "family": family,
                     "shape": shape,

@@ -110,7 +110,9 @@ def test_extremes_of_shape(instructions, shape):
     assert torch.allclose(got.mean, expected.mean, rtol=1e-6, atol=1e-6)
     assert torch.allclose(got.m2, expected.m2, rtol=3e-6, atol=1e-6)
     y = native.apply(x, expected.mean, expected.mean * 0 + 0.5, expected.mean * 0)
-    assert torch.allclose(y.double(), reference.apply(x.double(), *(expected.mean, expected.mean * 0 + 0.5), expected.mean * 0), atol=1e-5)
+    assert torch.allclose(
+        y.double(), reference.apply(x.double(), *(expected.mean, expected.mean * 0 + 0.5), expected.mean * 0), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -53,7 +53,18 @@ def test_plain_tensors_are_served():
         lambda: torch._neg_view(torch.ones(3, 4)),
         lambda: torch.randn(3, 4, dtype=torch.complex64).conj().imag,
     ],
-    ids=["empty", "one axis", "int", "complex", "meta", "sparse", "subclass", "zero tensor", "negative view", "imag of conj"],
+    ids=[
+        "empty",
+        "one axis",
+        "int",
+        "complex",
+        "meta",
+        "sparse",
+        "subclass",
+        "zero tensor",
+        "negative view",
+        "imag of conj",
+    ],
 )
 def test_other_tensors_are_not(make):
     assert not native.serves(make())
@@ -140,7 +151,9 @@ def test_backends_say_which_serves_and_can_be_told():
         kernels.use("base")
         assert "with base" in kernels.backends()["native"]
         assert kernels.select(torch.zeros(2, 3)).name == "native"
-        with pytest.raises(BatchNormError, match=r"backend must be None or one of reference, native, base.*it was 'mmx'"):
+        with pytest.raises(
+            BatchNormError, match=r"backend must be None or one of reference, native, base.*it was 'mmx'"
+        ):
             kernels.use("mmx")
     finally:
         kernels.use()

@@ -5,11 +5,11 @@ with different arithmetic on channel vectors in between. Tensors here are `(N, C
 vectors are `(groups, C)`, in float64 wherever the device has it.
 """
 
+from batchnorm.kernels import native
 from batchnorm.kernels.choice import backends as backends
 from batchnorm.kernels.choice import from_environment
 from batchnorm.kernels.choice import use as use
 from batchnorm.kernels.fused import batch_norm_train as batch_norm_train
-from batchnorm.kernels import native
 from batchnorm.kernels.registry import Passes as Passes
 from batchnorm.kernels.registry import register as register
 from batchnorm.kernels.registry import select as select

@@ -95,9 +95,29 @@ def plain(x: Tensor) -> bool:
     )
 
 
+def vector(v: Tensor, size: int) -> bool:
+    """As `plain`, for a channel vector that is to be read where it lies."""
+    return (
+        type(v) in _PLAIN
+        and v.is_cpu
+        and v.dtype in DTYPES
+        and v.numel() == size
+        and v.is_contiguous()
+        and not v.is_neg()
+        and not v._is_zerotensor()
+    )
+
+
 def serves(x: Tensor) -> bool:
     """Whether the native passes may run on this tensor."""
-    return not torch.compiler.is_compiling() and _state["on"] and unwatched() and plain(x) and x.dim() >= 2 and x.numel() > 0
+    return (
+        not torch.compiler.is_compiling()
+        and _state["on"]
+        and unwatched()
+        and plain(x)
+        and x.dim() >= 2
+        and x.numel() > 0
+    )
 
 
 def arranged(x: Tensor) -> tuple[Tensor, bool]:
@@ -120,7 +140,7 @@ def innermost(x: Tensor) -> bool:
 
 
 def like(x: Tensor, pattern: Tensor) -> Tensor:
-    """x in the dtype and strides of pattern."""
+    """X in the dtype and strides of pattern."""
     if x.dtype is pattern.dtype and x.stride() == pattern.stride():
         return x
     return torch.empty_like(pattern).copy_(x)

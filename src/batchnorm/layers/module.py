@@ -110,7 +110,9 @@ class BatchNorm(Statistics):
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
-        sample_weight = self._weight_of(input, Given(mask, lengths, weights))
+        sample_weight = None
+        if not (mask is None and lengths is None and weights is None and fused.unweighted(self)):
+            sample_weight = self._weight_of(input, Given(mask, lengths, weights))
         done = fused.forward(self, input, sample_weight, residual)
         if done is not None:
             return done if self.channel_axis == 1 else done.movedim(1, self.channel_axis)
