@@ -160,10 +160,13 @@ def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, Call]:
     saved = torch.empty(14 * c + 1, dtype=torch.float64)
     p = [t.data_ptr() for t in (data, y, g, dx, weight, bias, saved, grads[0], grads[1])]
 
-    def forward() -> None:
+    # Addresses keep nothing alive.
+    buffers = (data, y, g, dx, weight, bias, saved, grads)
+
+    def forward(held: object = buffers) -> None:
         extension.forward(spec, told, p[0], p[1], 0, 0, 0, p[4], p[5], 0, p[6], 0, 0, False, 0, 0, False)
 
-    def backward() -> None:
+    def backward(held: object = buffers) -> None:
         extension.backward(spec, told, p[2], p[0], 0, p[3], 0, 0, 0, p[4], p[5], 0, p[6], p[7], p[8], False, 0)
 
     forward()

@@ -5,8 +5,9 @@ import torch
 
 from batchnorm import BatchNormError, kernels
 from batchnorm.kernels import reference
-from batchnorm.layers import PopulationCoupling, normalise
-from batchnorm.layers.estimators import State
+from batchnorm.layers import EMA, PopulationCoupling, normalise
+from batchnorm.layers.estimators import Now, State
+from batchnorm.layers.normalise import Sharing
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -25,7 +26,7 @@ def test_forward_and_backward_equal_autograd_of_each_group(groups, shape):
         invstd = (raw.m2 / raw.count + 1e-5).rsqrt()
         y = passes.apply(x, raw.mean, invstd, torch.zeros_like(invstd))
         sum_g, sum_gx = passes.backward_reduce(g, x, raw.mean, invstd)
-        u, v = sum_g / raw.count, sum_gx / raw.count * invstd
+        u, v = invstd * sum_g / raw.count, invstd.square() * sum_gx / raw.count
         dx = passes.backward_apply(g, x, raw.mean, invstd, u, v)
     assert torch.allclose(y, expected, atol=1e-12)
     assert torch.allclose(dx, gradient, atol=1e-12)
@@ -37,11 +38,20 @@ def test_the_backward_rule_equals_autograd_of_the_spelled_forward(gain):
     x, w, b = (torch.randn(s, dtype=torch.float64, generator=generator) for s in ((5, 3, 4), (3,), (3,)))
     g = torch.randn(5, 3, 4, dtype=torch.float64, generator=generator)
     population = State(torch.full((3,), 0.4, dtype=torch.float64), torch.full((3,), 2.0, dtype=torch.float64))
-    coupling = PopulationCoupling()
+    now = Now(torch.tensor(1), torch.tensor(gain, dtype=torch.float64), 1e-5)
+    sharing = Sharing()
+
+    def plan_of(batch):
+        return PopulationCoupling().plan(batch, population, now, EMA())
+
+    def spell(x, w, b):
+        return normalise.spelled(x, w, b, plan_of, sharing, 1e-5)
+
     inputs = [t.clone().requires_grad_() for t in (x, w, b)]
-    expected = torch.autograd.grad(normalise.spelled(*inputs, coupling, population, gain, 1e-5), inputs, g)
-    plan = coupling.plan(normalise.batch_moments(x), population, gain)
-    y = normalise.four_passes(*inputs, plan, 1e-5, lambda *a: normalise.spelled(*a, coupling, population, gain, 1e-5))
+    expected = torch.autograd.grad(spell(*inputs), inputs, g)
+    batch = normalise.batch_moments(x, sharing)
+    backward = normalise.Backward(spell, None)
+    y = normalise.four_passes(*inputs, plan_of(batch), batch, sharing, 1e-5, backward)
     got = torch.autograd.grad(y, inputs, g)
     assert all(torch.allclose(a, e, atol=1e-13) for a, e in zip(got, expected, strict=True))
 
