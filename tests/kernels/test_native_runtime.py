@@ -108,6 +108,7 @@ def test_the_environment_chooses():
 
 
 @LINUX
+@pytest.mark.slow
 def test_nothing_leaks_over_ten_thousand_steps():
     layer = batchnorm.BatchNorm2d(8, activation="relu")
     x, g = torch.randn(4, 8, 6, 6, requires_grad=True), torch.ones(4, 8, 6, 6)

@@ -1,4 +1,4 @@
-"""A training step from an installed package, and which backend served it: run by `make wheel` and `make no-compiler`."""
+"""A training step from an installed package, and which backend served it: for `make wheel`, `make no-compiler`."""
 
 import sys
 

@@ -95,6 +95,19 @@ def plain(x: Tensor) -> bool:
     )
 
 
+def vector(v: Tensor, size: int) -> bool:
+    """As `plain`, for a channel vector that is to be read where it lies."""
+    return (
+        type(v) in _PLAIN
+        and v.is_cpu
+        and v.dtype in DTYPES
+        and v.numel() == size
+        and v.is_contiguous()
+        and not v.is_neg()
+        and not v._is_zerotensor()
+    )
+
+
 def serves(x: Tensor) -> bool:
     """Whether the native passes may run on this tensor."""
     return (

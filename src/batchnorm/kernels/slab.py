@@ -35,7 +35,7 @@ class Saved:
         self.values = torch.empty((_ROWS * groups + 2) * channels + 1, dtype=torch.float64)
 
     def row(self, index: int) -> Tensor:
-        """One of count, count_squared, batch mean, m2, mean, invstd, centre, share / count, ratio, offset, scale, shift."""
+        """One row: count, its squares, mean, m2; mean, invstd, centre, share / count, ratio, offset; scale, shift."""
         size = self.groups * self.channels
         return self.values[index * size : (index + 1) * size].view(self.groups, self.channels)
 

@@ -25,6 +25,7 @@ from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.recompute import ForwardRecord, recomputing
 from batchnorm.layers.renorm import Renorm
+from batchnorm.layers.statistics import NARROW
 
 if TYPE_CHECKING:
     from batchnorm.layers.choices import Recipe
@@ -154,16 +155,15 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     if way is None:
         return None
     weight, bias = _affine(layer)
-    if not _usable(weight, bias, x):
+    if not _usable(weight, bias, x.shape[1]):
         return None
     statistics = None
     if stored or tracks:
-        statistics = _statistics(layer)
+        statistics = _statistics(layer, x.shape[1])
         if statistics is None:
             return None
-    if residual is not None and not late:
-        if not native.plain(residual) or residual.shape != x.shape or residual.dtype is not x.dtype:
-            return None
+    if residual is not None and not late and not _fits(residual, x):
+        return None
     if inplace and weight is not None:
         _require_invertible(layer, weight)
     again = tracks and recomputing()
@@ -196,6 +196,11 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     return y if residual is None else torch.where(sample_weight != 0, y, 0)
 
 
+def unweighted(layer: BatchNorm) -> bool:
+    """Whether no mask or weights come from around the call, and none are required."""
+    return "_given" not in layer.__dict__ and layer.recipe.extent.requires is None
+
+
 def _groups(layer: BatchNorm, x: Tensor, tracks: bool) -> int:
     """Into how many groups the batch is split; 0 where the slower spelling must serve."""
     extent = layer.recipe.extent
@@ -213,39 +218,44 @@ def _affine(layer: BatchNorm) -> tuple[Tensor | None, Tensor | None]:
     if layer.active_bank is not None:
         return layer.affine_part("weight"), layer.affine_part("bias")
     parameters = layer._parameters
-    weight = parameters["weight"] if "weight" in parameters else layer.weight
-    return weight, parameters["bias"] if "bias" in parameters else layer.bias
+    if "weight" in parameters and "bias" in parameters:
+        return parameters["weight"], parameters["bias"]
+    # A parametrized weight is no parameter of the layer's own.
+    return layer.weight, layer.bias
 
 
-def _usable(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> bool:
-    channels = x.shape[1]
-    for vector in (weight, bias):
-        if vector is not None and not (native.plain(vector) and vector.is_contiguous() and vector.shape == (channels,)):
-            return False
-    return weight is None or bias is None or weight.dtype is bias.dtype
+def _usable(weight: Tensor | None, bias: Tensor | None, channels: int) -> bool:
+    if weight is None:
+        return bias is None or native.vector(bias, channels)
+    if not native.vector(weight, channels):
+        return False
+    return bias is None or (bias.dtype is weight.dtype and native.vector(bias, channels))
 
 
-def _statistics(layer: BatchNorm) -> slab.Statistics | None:
-    buffers = layer._buffers
+def _statistics(layer: BatchNorm, channels: int) -> slab.Statistics | None:
+    buffers: Any = layer._buffers
     if layer.active_bank is None:
-        found = slab.Statistics(
-            buffers["running_mean"],  # pyright: ignore[reportArgumentType]
-            buffers["running_var"],  # pyright: ignore[reportArgumentType]
-            buffers["num_batches_tracked"],
-            buffers.get("num_batches_skipped"),
-        )
+        mean, var, tracked = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
     else:
-        mean, var, tracked = (layer.stat(name) for name in ("running_mean", "running_var", "num_batches_tracked"))
-        found = slab.Statistics(mean, var, tracked, buffers.get("num_batches_skipped"))
-    mean, var = found.mean, found.var
-    if mean.dtype not in _STATISTICS or var.dtype is not mean.dtype or not (native.plain(mean) and native.plain(var)):
+        mean, var, tracked = (layer.stat(n) for n in ("running_mean", "running_var", "num_batches_tracked"))
+    skipped = buffers.get("num_batches_skipped")
+    if mean.dtype not in _STATISTICS or var.dtype is not mean.dtype:
         return None
-    if not (mean.is_contiguous() and var.is_contiguous()):
+    if not (native.vector(mean, channels) and native.vector(var, channels)):
         return None
-    for counter in (found.tracked, found.skipped):
-        if counter is not None and not (counter.dtype is torch.int64 and counter.is_cpu and type(counter) is Tensor):
-            return None
-    return found
+    if tracked is not None and not _counts(tracked):
+        return None
+    if skipped is not None and not _counts(skipped):
+        return None
+    return slab.Statistics(mean, var, tracked, skipped)
+
+
+def _counts(counter: Tensor) -> bool:
+    return type(counter) is Tensor and counter.dtype is torch.int64 and counter.is_cpu
+
+
+def _fits(residual: Tensor, x: Tensor) -> bool:
+    return native.plain(residual) and residual.shape == x.shape and residual.dtype is x.dtype
 
 
 def _require_invertible(layer: BatchNorm, weight: Tensor) -> None:
@@ -305,10 +315,12 @@ class _Call:
 
 def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any) -> Tensor:
     way, y = call.way, None
-    if way.stored and call.statistics is not None and way.activation is None and residual is None:
-        if call.sample_weight is None:
-            # torch's own output, to the last bit: `to_stock` promises it, and only its backward is slow.
-            y = functional.batch_norm(x, call.statistics.mean, call.statistics.var, weight, bias, False, 0.0, way.eps)
+    held = call.statistics
+    if way.stored and held is not None and way.activation is None and residual is None and call.sample_weight is None:
+        # torch's own output, to the last bit: `to_stock` promises it, and only its backward is slow.
+        dtype = held.mean.dtype
+        wide = [v if v is None or v.dtype not in NARROW else v.to(dtype) for v in (weight, bias)]
+        y = functional.batch_norm(x, held.mean, held.var, *wide, False, 0.0, way.eps)
     y, saved, status = slab.forward(
         way.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves, y
     )

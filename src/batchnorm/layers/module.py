@@ -112,7 +112,9 @@ class BatchNorm(Moving):
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
-        sample_weight = self._weight_of(input, Given(mask, lengths, weights))
+        sample_weight = None
+        if not (mask is None and lengths is None and weights is None and fused.unweighted(self)):
+            sample_weight = self._weight_of(input, Given(mask, lengths, weights))
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
         y = self._natively(input, sample_weight, residual)
