@@ -193,14 +193,17 @@ def residual(model: nn.Module, x: Tensor) -> list[float]:
 
 
 def interleaved(contenders: dict[str, Any], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, one after the other, over and over; the first round is thrown away."""
+    """Processor seconds of each, one after the other, over and over; the first round is thrown away.
+
+    With one thread that is the time on a quiet machine, whatever else runs on this one.
+    """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for round_ in range(repeats + 1):
         for name, run in contenders.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if round_:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
     return times
 
 

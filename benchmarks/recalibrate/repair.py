@@ -65,7 +65,7 @@ def main() -> None:
     for seed in range(3):
         healthy = train(small_network(seed), x, y, steps=400, seed=seed)
         # A second branch of the same start, so that the mean of weights is meaningful.
-        branches = [train(copy.deepcopy(healthy), x, y, steps=150, lr=0.05, seed=10 + seed + k) for k in (0, 50)]
+        branches = [train(copy.deepcopy(healthy), x, y, steps=300, lr=0.3, seed=10 + seed + k) for k in (0, 50)]
         lagging = small_network(seed)
         for module in lagging.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -143,6 +143,22 @@ def test_a_shuffling_loader_shuffles_alike_each_time_it_is_read(generator):
     assert max(result.residual.values()) < 1e-6
 
 
+def test_the_memory_of_a_batch_is_what_its_widest_layer_holds():
+    """Three activations of 8 channels are alive at bn3 of a block: two of its own ways and its input."""
+    from batchnorm.models.recalibration.forwards import Caller, Order, Visits
+    from batchnorm.models.recalibration.memory import frontier
+    from batchnorm.models.recalibration.targets import Targets
+
+    model, visits, order = deep(3).eval(), Visits(), Order()
+    targets = Targets.of(model, None, None).active
+    with torch.no_grad(), visits.watching(targets):
+        held = frontier(Caller(model), visits, DATA[:10], order)
+    one = 10 * 8 * 8 * 8 * 4
+    assert 2 * one <= held <= 6 * one
+    assert list(order.seen[0])[:3] == ["0.bn1", "0.bn2", "0.bn3"]
+    assert not model[0]._forward_hooks
+
+
 class Recurrent(nn.Module):
     """One layer used three times; a gain of 1 settles, one of 40 does not."""
 

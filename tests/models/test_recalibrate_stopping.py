@@ -98,7 +98,7 @@ def test_false_alarms_are_as_rare_as_they_should_be():
         totals, alike = Totals.empty(torch.arange(5) // 3), Alike()
         for batch in x.double():
             mean = batch.mean(0)
-            totals.add(torch.full((5,), 12.0, dtype=torch.float64), mean, (batch - mean).square().sum(0))
+            totals.add(torch.full((1, 5), 12.0, dtype=torch.float64), mean[None], (batch - mean).square().sum(0)[None])
             alike.add(batch)
         alarms[0] += ordered(totals.sketches)
         alarms[1] += alike.grouped()
@@ -117,7 +117,7 @@ def test_totals_of_batches_at_once_one_by_one_and_merged_are_the_same():
     parts = [Totals.empty(torch.zeros(4, dtype=torch.long)) for _ in range(3)]
     for k in range(len(sizes)):
         for total in (parts[0], parts[1 + k % 2]):
-            total.add(n[k].expand(4), mean[k], m2[k])
+            total.add(n[k].expand(1, 4), mean[k : k + 1], m2[k : k + 1])
     one_by_one, merged, other = parts
     merged.merge(other)
     whole = torch.cat(batches)
@@ -145,7 +145,7 @@ def test_the_worst_layer_decides():
         batch = torch.randn(10, 5, generator=generator, dtype=torch.float64)
         batch[:, 2:] += 3 * torch.randn(1, 3, generator=generator, dtype=torch.float64)
         mean = batch.mean(0)
-        totals.add(torch.full((5,), 10.0, dtype=torch.float64), mean, (batch - mean).square().sum(0))
+        totals.add(torch.full((1, 5), 10.0, dtype=torch.float64), mean[None], (batch - mean).square().sum(0)[None])
     quiet, loud = errors_in_std(totals, torch.full((5,), 1e-5, dtype=torch.float64), "total")
     assert loud > 2 * quiet
 

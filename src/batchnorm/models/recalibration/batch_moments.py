@@ -77,9 +77,10 @@ def _plain(x: Tensor) -> Part:
         centred = wide - per_channel(mean, x)
         return Part(count, mean, centred.square().sum(others))
     mean, square = _sums(x)
-    mean, square = mean / count, square / count
-    var = square - mean.square()
-    if bool((mean.square() > _LARGEST_OFFSET * var).any()):
+    mean = mean / count
+    offset = mean.square()
+    var = square / count - offset
+    if bool((offset > _LARGEST_OFFSET * var).any()):
         # Rounded, so that taking it off is exact in x's own grid and the rest is small.
         shift = mean.to(torch.float32)
         rest, square = _sums(x.float() - per_channel(shift, x), copies=True)
@@ -91,15 +92,13 @@ def _plain(x: Tensor) -> Part:
 def _sums(x: Tensor, copies: bool = False) -> tuple[Tensor, Tensor]:
     """Per channel the sum of x and of its square; copies says that x is a copy already, to be squared in place."""
     inner = tuple(range(2, x.dim()))
-    first = x.sum(inner, dtype=torch.float32)
-    if copies:
-        second = x.square_().sum(inner)
-    elif x.is_contiguous():
+    first = x.sum(inner, dtype=torch.float32).sum(0, dtype=torch.float64)
+    if x.is_contiguous() and not copies:
         # The norm reads x without writing its square; along strided axes it is slow.
-        second = torch.linalg.vector_norm(x, dim=inner, dtype=torch.float32).double().square()
-    else:
-        second = x.float().square().sum(inner)
-    return first.sum(0, dtype=torch.float64), second.sum(0, dtype=torch.float64)
+        norms = torch.linalg.vector_norm(x, dim=inner, dtype=torch.float32)
+        return first, torch.linalg.vector_norm(norms, dim=0, dtype=torch.float64).square()
+    second = x.square_() if copies else x.float().square()
+    return first, second.sum(inner).sum(0, dtype=torch.float64)
 
 
 def sample_summaries(x: Tensor) -> Tensor:

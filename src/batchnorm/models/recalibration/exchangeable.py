@@ -95,6 +95,8 @@ def ordered(sketches: list[Tensor]) -> bool:
     seen = _order_statistics(blocks[None])
     above = torch.zeros_like(seen[0])
     for _ in range(_PERMUTATIONS // _AT_ONCE):
+        if (above.min() + 1) / (_PERMUTATIONS + 1) > ALARM / len(above):
+            return False  # no permutation to come can change that
         orders = torch.rand(_AT_ONCE, len(rows), generator=generator).argsort(1)
         above += (_order_statistics(blocks[orders]) >= seen).sum(0)
     return bool((above.min() + 1) / (_PERMUTATIONS + 1) <= ALARM / len(above))

@@ -169,7 +169,7 @@ class FixedPoint:
                     continue
                 for name, part in self._first_unsettled(batch, settled).items():
                     _check_finite(number, name, part)
-                    found.setdefault(name, _empty(self.targets[name])).add(*_wide(part))
+                    found.setdefault(name, _empty(self.targets[name])).add(*(row[None] for row in _wide(part)))
                 self.checkpoint.save(
                     settled=lambda: done,
                     counts=lambda: counts,
@@ -221,7 +221,7 @@ class FixedPoint:
             for name, part in visitor.parts.items():
                 _check_finite(number, name, part)
                 n[layout.where[name]], mean[layout.where[name]], m2[layout.where[name]] = _wide(part)
-            totals.add(n, mean, m2)
+            totals.add(n[None], mean[None], m2[None])
             for kind, summaries in zip(alike, visitor.summaries.values(), strict=False):
                 kind.add(summaries)
         pooled = self.ranks.pooled(totals)

@@ -6,55 +6,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from batchnorm.models.batches import tensors
 from batchnorm.models.recalibration.forwards import Caller, Order, Visits
 from batchnorm.models.recalibration.targets import Target
 
-
-class _Live(TorchDispatchMode):
-    """Every tensor storage that a forward has made and not let go of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(value, Tensor):
-                storage = value.untyped_storage()
-                self._made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        return out
-
-    def bytes(self) -> int:
-        """What is alive now."""
-        self._made = {key: held for key, held in self._made.items() if not held[0].expired()}
-        return sum(size for _, size in self._made.values())
+# What a model computes between its modules (sums, concatenations) is not seen.
+_UNSEEN = 1.5
 
 
 class _Frontier:
-    """Visits each layer and notes the most that was alive at one."""
+    """Visits each layer and notes the most that was alive at one: what modules gave and layers got, not yet let go."""
 
-    def __init__(self, live: _Live) -> None:
-        self.live, self.most = live, 0
+    def __init__(self) -> None:
+        self.most = 0
         self.names: list[str] = []
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def note(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A module's output: a forward hook."""
+        for value in tensors(output):
+            storage = value.untyped_storage()
+            self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
 
     def arrive(self, target: Target, x: Tensor, weight: Tensor | None) -> None:
-        self.most = max(self.most, self.live.bytes())
+        self.note(target.layer, None, x)
+        self._made = {key: held for key, held in self._made.items() if not held[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self._made.values()))
         self.names.append(target.name)
 
 
 def frontier(caller: Caller, visits: Visits, batch: Any, order: Order) -> int:
-    """The bytes one batch holds at the layer where it holds most; the order of its calls is noted."""
-    with _Live() as live:
-        visitor = _Frontier(live)
+    """About how many bytes one batch holds at the layer where it holds most; the order of its calls is noted."""
+    visitor = _Frontier()
+    handles = [module.register_forward_hook(visitor.note) for module in caller.model.modules()]
+    try:
         with visits.by(visitor):
             caller(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
     order.note(tuple(visitor.names), True)
-    return visitor.most
+    return int(_UNSEEN * visitor.most)
 
 
 def available(device: torch.device) -> int:

@@ -95,13 +95,13 @@ class Run:
         start, code = stream.read, 0
         goal = FEWEST_BATCHES
         ended = False
-        pooled = stream.totals
         with self.visits.watching(self.targets), progress_bar(self.loader, self.shown, "recalibrating") as advance:
             while not ended:
                 batch = next(batches, _END)
                 ended = batch is _END
                 if not ended:
-                    code = fingerprint(tensors(batch), 1 << 12) ^ (code << 1 & 0xFFFFFFFF)
+                    if self.checkpoint.path is not None:
+                        code = fingerprint(tensors(batch), 1 << 12) ^ (code << 1 & 0xFFFFFFFF)
                     advance(1)
                     if start:
                         start -= 1
@@ -118,7 +118,7 @@ class Run:
                         break
                     ended = ended and self.ranks.alone
         _close(batches)
-        pooled = self.ranks.pooled(stream.totals)
+        pooled = self.ranks.pooled(stream.settle())
         counts = self.ranks.gathered((stream.samples, stream.batches, stream.read))
         reached = self.ranks.union(list(stream.reached))
         if not any(read for _, _, read in counts):
@@ -145,7 +145,7 @@ class Run:
     def _enough(self, stream: Stream, ended: bool) -> bool:
         if all(self.ranks.gathered(ended)):
             return True
-        pooled = self.ranks.pooled(stream.totals)
+        pooled = self.ranks.pooled(stream.settle())
         worst = float(errors_in_std(pooled, self.eps, self.settings.variance).max())
         if worst > (self.settings.until or 0):
             return False

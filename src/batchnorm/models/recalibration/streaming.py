@@ -15,6 +15,8 @@ from batchnorm.models.recalibration.forwards import Caller, Enough, Order, Visit
 from batchnorm.models.recalibration.targets import Target
 from batchnorm.models.recalibration.totals import Totals
 
+_AT_ONCE = 16
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -73,10 +75,15 @@ class _Batch:
 
 @dataclass
 class Stream:
-    """A streaming run: what it has seen, to be continued with `add` batch by batch."""
+    """A streaming run: what it has seen, to be continued with `add` batch by batch.
+
+    Batches are pooled several at a time, since the arithmetic is on short vectors: `settle` pools
+    those that wait.
+    """
 
     layout: Layout
     totals: Totals
+    waiting: list[Tensor] = field(default_factory=list)
     order: Order = field(default_factory=Order)
     alike: Alike = field(default_factory=Alike)
     samples: int = 0
@@ -105,22 +112,32 @@ class Stream:
                 caller(batch)
             except Enough:
                 complete = False
-        n, mean, m2 = self._flat(visitor.parts)
+        row = self._flat(visitor.parts)
         number, self.read = self.read, self.read + 1
-        if not bool(torch.isfinite(mean).all() & torch.isfinite(m2).all()):
+        if not bool(torch.isfinite(row).all()):
             self.skipped.append(Skipped(number, _first_broken(visitor)))
             return
         self.order.note(tuple(visitor.names), complete)
         self.reached.update(dict.fromkeys(visitor.names))
         self.samples += size
-        self.totals.add(n, mean, m2)
+        self.waiting.append(row)
+        if len(self.waiting) == _AT_ONCE:
+            self.settle()
         if visitor.summaries is not None:
             self.alike.add(visitor.summaries.cpu())
+
+    def settle(self) -> Totals:
+        """Pool the batches that wait."""
+        if self.waiting:
+            self.totals.add(*torch.stack(self.waiting, 1))
+            self.waiting = []
+        return self.totals
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         return {
             "totals": self.totals.state(),
+            "waiting": self.waiting,
             "order": list(map(list, self.order.seen)),
             "alike": dict(self.alike.__dict__),
             "counts": [self.samples, self.read, self.code],
@@ -134,26 +151,25 @@ class Stream:
             return
         state = saved["stream"]
         self.totals = Totals.from_state(state["totals"])
+        self.waiting = list(state["waiting"])
         self.order.seen = [tuple(names) for names in state["order"]]
         self.alike = Alike(**state["alike"])
         self.samples, self.read, self.code = state["counts"]
         self.skipped = [Skipped(number, layer) for number, layer in state["skipped"]]
         self.reached = dict.fromkeys(state["reached"])
 
-    def _flat(self, parts: dict[str, Part]) -> tuple[Tensor, Tensor, Tensor]:
-        n = torch.zeros(len(self.layout.owner), dtype=torch.float64)
+    def _flat(self, parts: dict[str, Part]) -> Tensor:
+        """Counts, means and m2 of one batch over all layers, `(3, channels)`."""
+        row = torch.zeros(3, len(self.layout.owner), dtype=torch.float64)
         if len(parts) == len(self.layout.where):
             ordered = [parts[name] for name in self.layout.where]
-            mean, m2 = (
-                torch.cat(column).cpu().double() for column in zip(*[(p.mean, p.m2) for p in ordered], strict=True)
-            )
-        else:
-            mean, m2 = torch.zeros_like(n), torch.zeros_like(n)
-            for name, part in parts.items():
-                mean[self.layout.where[name]], m2[self.layout.where[name]] = part.mean.cpu(), part.m2.cpu()
+            row[1], row[2] = torch.cat([p.mean for p in ordered]), torch.cat([p.m2 for p in ordered])
         for name, part in parts.items():
-            n[self.layout.where[name]] = part.count
-        return n, mean, m2
+            where = self.layout.where[name]
+            row[0, where] = part.count
+            if len(parts) < len(self.layout.where):
+                row[1, where], row[2, where] = part.mean, part.m2
+        return row
 
 
 def _first_broken(visitor: _Batch) -> str:

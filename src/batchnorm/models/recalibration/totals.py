@@ -45,56 +45,44 @@ class Totals:
         return Totals(owner, sums=torch.zeros(8, len(owner), dtype=torch.float64), **zeros)
 
     def add(self, n: Tensor, mean: Tensor, m2: Tensor) -> None:
-        """One batch: count, mean and m2 of each channel; a count of 0 where a layer was not reached."""
+        """Batches, `(batches, channels)` each: counts, means and m2; a count of 0 where a layer was not reached."""
         here = n > 0
-        safe = torch.where(here, n, 1.0)
-        mean, var = torch.where(here, mean, 0.0), torch.where(here, m2 / safe, 0.0)
-        first = here & (self.batches == 0)
-        self.reference = torch.where(first, mean, self.reference)
-        self.reference_var = torch.where(first, var, self.reference_var)
-        d = torch.where(here, mean - self.reference, 0.0)
+        zero = n.new_zeros(())
+        mean, var = torch.where(here, mean, zero), torch.where(here, m2 / torch.where(here, n, 1.0), zero)
+        first = here.int().argmax(0, keepdim=True)
+        new = (self.batches == 0) & here.any(0)
+        self.reference = torch.where(new, mean.gather(0, first)[0], self.reference)
+        self.reference_var = torch.where(new, var.gather(0, first)[0], self.reference_var)
+        d = torch.where(here, mean - self.reference, zero)
         q = var + d.square()
         squared = n.square()
-        self.sums += squared * torch.stack([here.double(), d, d * d, q, q * q, q * d, var, var * var])
-        count = self.count + n
-        delta = torch.where(here, mean - self.mean, 0.0)
-        share = n / torch.where(count > 0, count, 1.0)
-        self.m2 = self.m2 + var * n + delta.square() * self.count * share
-        self.mean = self.mean + delta * share
-        self.count = count
+        terms = (None, d, d * d, q, q * q, q * d, var, var * var)
+        self.sums = self.sums + torch.stack([(squared if t is None else squared * t).sum(0) for t in terms])
+        count = n.sum(0)
+        centre = (n * mean).sum(0) / torch.where(count > 0, count, 1.0)
+        m2_here = (n * (var + (mean - centre).square())).sum(0)
+        self._pool(count, centre, m2_here)
         some = n > 1
-        self.within = self.within + var * n
-        self.unbiased = self.unbiased + torch.where(some, n * m2 / torch.where(some, n - 1, 1.0), 0.0)
-        self.within_count = self.within_count + torch.where(some, n, 0.0)
-        self.batches = self.batches + here
-        self.sketches.append(self._sketch(here, d, var))
+        self.within = self.within + (n * var).sum(0)
+        self.unbiased = self.unbiased + torch.where(some, n * n * var / torch.where(some, n - 1, 1.0), zero).sum(0)
+        self.within_count = self.within_count + torch.where(some, n, zero).sum(0)
+        self.batches = self.batches + here.sum(0)
+        self.sketches += self._sketch(here, d, var)
+
+    def _pool(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
+        """Chan's formula."""
+        total = self.count + count
+        share = count / torch.where(total > 0, total, 1.0)
+        delta = torch.where(count > 0, mean - self.mean, 0.0)
+        self.m2 = self.m2 + m2 + delta.square() * self.count * share
+        self.mean = self.mean + delta * share
+        self.count = total
 
     @staticmethod
     def of_batches(n: Tensor, mean: Tensor, m2: Tensor) -> Totals:
-        """One layer's batches at once: counts `(batches,)`, means and m2 `(batches, channels)`."""
-        k, channels = mean.shape
-        rows = n[:, None]
-        count = n.sum().expand(channels)
-        centre = (rows * mean).sum(0) / n.sum()
-        totals = Totals.empty(torch.zeros(channels, dtype=torch.long))
-        totals.count, totals.mean = count, centre
-        totals.m2 = m2.sum(0) + (rows * (mean - centre).square()).sum(0)
-        totals.within = m2.sum(0)
-        some = rows > 1
-        totals.unbiased = torch.where(some, rows * m2 / torch.where(some, rows - 1, 1.0), 0.0).sum(0)
-        totals.within_count = torch.where(some, rows, 0.0).sum(0).expand(channels)
-        totals.batches = torch.full((channels,), float(k), dtype=torch.float64)
-        var = m2 / rows
-        totals.reference, totals.reference_var = mean[0], var[0]
-        d = mean - mean[0]
-        q = var + d.square()
-        terms = (torch.ones_like(d), d, d * d, q, q * q, q * d, var, var * var)
-        totals.sums = torch.stack([(rows.square() * term).sum(0) for term in terms])
-        known = var[0] > 0
-        scale = torch.where(known, var[0], 1.0)
-        signs = _signs(channels)
-        z = [torch.where(known, d / scale.sqrt(), 0.0) @ signs, torch.where(known, var / scale - 1, 0.0) @ signs]
-        totals.sketches = list(torch.cat(z, 1)[:, None])
+        """One layer's batches: counts `(batches,)`, means and m2 `(batches, channels)`."""
+        totals = Totals.empty(torch.zeros(mean.shape[1], dtype=torch.long))
+        totals.add(n[:, None].expand_as(mean), mean, m2)
         return totals
 
     def variance(self, kind: str, correction: int) -> Tensor:
@@ -130,13 +118,18 @@ class Totals:
         # A spread of 0 times infinity is still unknown.
         return tuple(torch.nan_to_num(s.clamp_min(0) * scale, nan=torch.inf).sqrt() for s in (mean, spread))  # pyright: ignore[reportReturnType]
 
-    def _sketch(self, here: Tensor, d: Tensor, var: Tensor) -> Tensor:
-        """A few random combinations of a batch's standardised means and variances, a row per layer."""
+    def _sketch(self, here: Tensor, d: Tensor, var: Tensor) -> list[Tensor]:
+        """Per batch a few random combinations of its standardised means and variances, a row per layer."""
         known = here & (self.reference_var > 0)
-        scale = torch.where(known, self.reference_var, 1.0)
-        z = torch.stack([torch.where(known, d / scale.sqrt(), 0.0), torch.where(known, var / scale - 1, 0.0)], 1)
-        rows = torch.zeros(int(self.owner[-1]) + 1, 2 * _SIGNS, dtype=torch.float64)
-        return rows.index_add_(0, self.owner, z.repeat_interleave(_SIGNS, 1) * _signs(len(d)).repeat(1, 2))
+        scale = torch.where(self.reference_var > 0, self.reference_var, 1.0)
+        z = (torch.where(known, d / scale.sqrt(), 0.0), torch.where(known, var / scale - 1, 0.0))
+        sizes = torch.bincount(self.owner).tolist()
+        signs = _signs(len(self.owner)).split(sizes)
+        blocks = [
+            torch.cat([part @ s for part in pair], 1)
+            for *pair, s in zip(*(k.split(sizes, 1) for k in z), signs, strict=True)
+        ]
+        return list(torch.stack(blocks, 1))
 
     def layer(self, where: slice) -> Totals:
         """The channels of one layer alone."""
@@ -161,12 +154,8 @@ class Totals:
             v,
             vv,
         ]
-        count = self.count + other.count
-        share = other.count / torch.where(count > 0, count, 1.0)
-        delta = torch.where(other.count > 0, other.mean - self.mean, 0.0)
-        self.m2 = self.m2 + other.m2 + delta.square() * self.count * share
-        self.mean = self.mean + delta * share
-        self.count, self.sums = count, self.sums + torch.stack(moved)
+        self._pool(other.count, other.mean, other.m2)
+        self.sums = self.sums + torch.stack(moved)
         self.reference, self.reference_var = reference, reference_var
         for name in ("within", "within_count", "unbiased", "batches"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
