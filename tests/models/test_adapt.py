@@ -9,7 +9,8 @@ from torch import nn
 
 import batchnorm
 from batchnorm.models import adapt, fold, freeze, unadapt
-from batchnorm.models.adapting.evidence import Samples, order_of, shift_of
+from batchnorm.models.adapting.decide import Choice, confirm
+from batchnorm.models.adapting.evidence import Samples, Shift, order_of, shift_of
 
 RANKS = {
     2: (nn.BatchNorm1d, batchnorm.BatchNorm1d, (6, 3)),
@@ -174,13 +175,44 @@ def test_domain_is_exact_once_the_passes_are_as_many_as_layers():
         torch.testing.assert_close(torch.cat([net(b) for b in x.split(size)]), expected(x), rtol=1e-9, atol=1e-9)
 
 
+def test_three_passes_are_enough_for_deep_networks():
+    """Statistics measured under those of the pass before, all layers at once, are wrong until the last pass."""
+    torch.manual_seed(0)
+    layers = [m for _ in range(10) for m in (nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())]
+    net, x = nn.Sequential(*layers).double(), source(64, 1).double()
+    with torch.no_grad():
+        for layer in layers:
+            if isinstance(layer, nn.BatchNorm2d):
+                layer(net[: layers.index(layer)](x))
+    net.eval()
+    dark = x * 0.2 - 3
+    found = {}
+    for passes in (3, 10):
+        result = adapt(net, dark.split(8), "domain", passes=passes)
+        found[passes] = net(dark).detach()
+        result.undo()
+    assert (found[3] - found[10]).norm() < 0.1 * found[10].norm()
+    assert (net(dark) - found[10]).norm() > 0.5 * found[10].norm()
+
+
+def test_what_remains_in_the_late_layers_tells_content_from_appearance():
+    tried = Choice("mixed", "shifted", 64, None, 0.1, 0.2)
+    early = {"a": Shift(1.0, 0.1), "b": Shift(0.1, 0.4)}
+    assert confirm(tried, {**early, "c": Shift(0.01, 0.5)}).mode == "mixed"  # worth 50 samples by now
+    refused = confirm(tried, {**early, "c": Shift(0.5, 0.5)})
+    assert (refused.mode, refused.remaining_prior) == ("stored", 1.0)
+    assert "content differs" in refused.reason
+    # A shift so large that what remains, though not small, is a thirtieth.
+    assert confirm(Choice("mixed", "", 64, None, 0.01, 0.01), {**early, "c": Shift(0.5, 0.5)}).mode == "mixed"
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, batchnorm.BatchNorm2d])
 def test_auto_keeps_what_serves(norm):
     net = trained(Net(norm), source())
     clean, dark = source(128, 3), source(128, 3) * 0.2 - 3
     kept = adapt(net, clean.split(16))
     assert kept.choice.mode == "stored"
-    assert kept.choice.early_prior > 4
+    assert kept.choice.prior > 4
     kept.undo()
     shifted = adapt(net, dark.split(16))
     assert shifted.choice.mode == "mixed"

@@ -16,8 +16,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import Mixture, Stored
 from batchnorm.layers.inference import Inference
-from batchnorm.models.adapting.decide import Choice, decide
-from batchnorm.models.adapting.evidence import ForwardFn, Samples, Shift, read, shift_of
+from batchnorm.models.adapting.decide import Choice, confirm, decide
+from batchnorm.models.adapting.evidence import ForwardFn, Reader, Samples, Shift, shift_of
 from batchnorm.models.adapting.layers import ADAPTED, Adapted, begin, end, write
 from batchnorm.models.batches import as_text, count_samples
 from batchnorm.models.find import batch_norm_layers, tracking_layers
@@ -110,8 +110,8 @@ def adapt(
         data: batches as the model will meet them, in their order; what they hold as in `recalibrate`. Needed
             for "auto" and "domain", which keep them in memory.
         mode, prior, weight, memory: as above.
-        passes: over the data, for "auto" and "domain": each layer is measured under the statistics
-            found for the layers before it, which settle one layer a pass.
+        passes: over the data, for "auto" and "domain". Each layer is measured under the statistics
+            that the layers before it have by then; exact after as many passes as layers, close after 3.
         if_sorted: for "auto": "refuse" a stream whose neighbours are alike, or "pool" it, as the
             smaller number of samples that it is worth. Pool where the data is all there will be.
         max_batches: read no more than these.
@@ -141,7 +141,8 @@ def adapt(
     batches = list(itertools.islice(data if data is not None else (), max_batches))
     if not batches:
         raise BatchNormError(f"data must yield at least one batch for mode {mode!r}; there was none")
-    first = read(model, layers, batches, forward_fn)
+    reader = Reader(model, layers, forward_fn)
+    first = reader.read(batches)
     shifts = {name: _shift(layers[name], found) for name, found in first.items()}
     choice = Choice("domain", "as asked, the statistics of all the data")
     if mode == "auto":
@@ -151,7 +152,13 @@ def adapt(
         for layer in layers.values():
             begin(layer, Stored())
         if choice.mode != "stored":
-            weights.update(_pool(model, layers, batches, forward_fn, passes, shrink=mode == "auto"))
+            found, remaining = _pool(Reader(model, layers, forward_fn), batches, passes, shrink=mode == "auto")
+            choice = confirm(choice, remaining) if mode == "auto" else choice
+            weights.update(found)
+        if choice.mode == "stored":
+            weights = {name: 0.0 for name in layers}
+            for layer in layers.values():
+                begin(layer, Stored())
     except BaseException:
         unadapt(model)
         raise
@@ -230,23 +237,23 @@ def _shift(layer: Any, samples: Samples) -> Shift:
     return shift_of(samples, *_source(layer), layer.eps)
 
 
-def _pool(
-    model: nn.Module,
-    layers: dict[str, Any],
-    batches: list[Any],
-    forward_fn: ForwardFn | None,
-    passes: int,
-    shrink: bool,
-) -> dict[str, float]:
-    """Set every layer to the data's statistics, or to their mixture with the source's; the data's weights."""
+def _pool(reader: Reader, batches: list[Any], passes: int, shrink: bool) -> tuple[dict[str, float], dict[str, Shift]]:
+    """Set every layer to the data's statistics, or to their mixture with the source's; its weights and shifts.
+
+    Each layer learns before it normalises, so that those after it see it adapted within the same pass.
+    """
     weights: dict[str, float] = {}
+    shifts: dict[str, Shift] = {}
+
+    def learn(name: str, samples: Samples) -> None:
+        layer: Any = reader.layers[name]
+        shifts[name] = _shift(layer, samples)
+        worth = shifts[name].prior if shrink else 0.0
+        weights[name] = w = samples.effective_count / (samples.effective_count + worth)
+        (here, var_here), (mean, var) = samples.pooled(), _source(layer)
+        gap = w * (1 - w) * (here - mean).square()
+        write(layer, w * here + (1 - w) * mean, w * var_here + (1 - w) * var + gap)
+
     for _ in range(passes):
-        for name, samples in read(model, layers, batches, forward_fn).items():
-            layer = layers[name]
-            worth = _shift(layer, samples).prior if shrink else 0.0
-            w = samples.effective_count / (samples.effective_count + worth)
-            (here, var_here), (mean, var) = samples.pooled(), _source(layer)
-            gap = w * (1 - w) * (here - mean).square()
-            write(layer, w * here + (1 - w) * mean, w * var_here + (1 - w) * var + gap)
-            weights[name] = w
-    return weights
+        reader.read(batches, learn)
+    return weights, shifts

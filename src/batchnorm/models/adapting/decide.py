@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchnorm.models.adapting.evidence import Order, Samples, Shift, order_of
 
@@ -11,39 +11,39 @@ from batchnorm.models.adapting.evidence import Order, Samples, Shift, order_of
 FEWEST_SAMPLES = 32
 LARGEST_CORRELATION = 0.1
 LARGEST_P_VALUE = 0.01
-# Above this the stored statistics are hardly worse than the data's; below the other, nothing is worse than they.
-LARGEST_PRIOR, OVERWHELMING_PRIOR = 4.0, 0.05
-# By how much the shift must fade with depth, in prior counts.
-APPEARANCE = 1.5
+# Above this the stored statistics are hardly worse than the data's.
+LARGEST_PRIOR = 4.0
+# What the late layers must come to once the layers before them are adapted, or by how much they must gain.
+SMALLEST_REMAINING_PRIOR, LARGEST_GAIN = 6.0, 30.0
 
 
 @dataclass(frozen=True)
 class Choice:
     """What `adapt` settled on, and why.
 
-    mode is a mode of `adapt`, or "mixed". The rest is the evidence, None where a mode was given:
+    mode is a mode of `adapt`, or "mixed". The rest is the evidence, None where it was not needed:
     samples read; the order of the stream; how many samples of this data the stored statistics are
-    worth, in the first third of the layers and in the last.
+    worth in the third of the layers where that is least (prior), in the last third (late_prior),
+    and there once the layers before are adapted (remaining_prior).
     """
 
     mode: str
     reason: str
     samples: int | None = None
     order: Order | None = None
-    early_prior: float | None = None
+    prior: float | None = None
     late_prior: float | None = None
+    remaining_prior: float | None = None
 
     def __str__(self) -> str:
         return f"{self.mode}: {self.reason}"
 
 
 def decide(samples: dict[str, Samples], shifts: dict[str, Shift], count: int, if_sorted: str) -> Choice:
-    """Stored, or "mixed": the pooled data mixed with the stored statistics, each layer by its prior count.
+    """Stored where the data is too little, sorted, or hardly shifted; else "mixed", to be tried and confirmed.
 
-    A change of appearance is largest in the early layers, against how samples differ there, and
-    fades with depth; a change of content (one class instead of ten) grows with depth, and calls for
-    no other statistics. A stream whose neighbours are alike is refused unless if_sorted is "pool":
-    it then counts as the smaller number of samples that it is worth.
+    A stream whose neighbours are alike is refused unless if_sorted is "pool": it then counts as the
+    smaller number of samples that it is worth.
     """
     if count < FEWEST_SAMPLES:
         return Choice("stored", f"{count} samples are too few to tell; {FEWEST_SAMPLES} are needed", count)
@@ -51,22 +51,30 @@ def decide(samples: dict[str, Samples], shifts: dict[str, Shift], count: int, if
     if not single:
         return Choice("stored", "no layer sees the samples one by one, so their order cannot be judged", count)
     order = order_of(single)
-    third = max(1, len(shifts) // 3)
-    early, late = prior_of(list(shifts.values())[:third]), prior_of(list(shifts.values())[-third:])
-    evidence = count, order, early, late
+    thirds = by_thirds(list(shifts.values()))
+    evidence = count, order, min(thirds), thirds[-1]
     if order.correlation > LARGEST_CORRELATION and order.p_value < LARGEST_P_VALUE and if_sorted == "refuse":
         words = f"neighbours in the stream are alike (correlation {order.correlation:.2f}): it is sorted or drifts"
         return Choice("stored", words, *evidence)
-    worth = f"the stored statistics are worth {early:.3g} samples of this data in the early layers"
-    if early > LARGEST_PRIOR:
-        return Choice("stored", worth, *evidence)
-    # Fewer layers have no depth to fade with.
-    if len(shifts) >= 3 and late < APPEARANCE * early and early > OVERWHELMING_PRIOR:
-        words = f"{worth} and {late:.3g} in the late ones: it differs in content rather than appearance"
-        return Choice("stored", words, *evidence)
-    return Choice("mixed", worth, *evidence)
+    worth = f"the stored statistics are worth {min(thirds):.3g} samples of this data"
+    return Choice("stored" if min(thirds) > LARGEST_PRIOR else "mixed", worth, *evidence)
 
 
-def prior_of(shifts: Sequence[Shift]) -> float:
-    """How many samples the stored statistics of several layers are worth together."""
-    return Shift(sum(s.shift for s in shifts), sum(s.spread for s in shifts)).prior
+def confirm(choice: Choice, shifts: dict[str, Shift]) -> Choice:
+    """Mixed, or stored after all, by the late layers' shift that remains once the layers before them are adapted.
+
+    A change of appearance is made good in the early layers and leaves little for the late ones. A
+    change of content, one class instead of ten, remains: adapting to it would take the content away.
+    """
+    before, after = choice.late_prior, by_thirds(list(shifts.values()))[-1]
+    if before is None or len(shifts) < 3 or after >= SMALLEST_REMAINING_PRIOR or after >= LARGEST_GAIN * before:
+        return replace(choice, remaining_prior=after)
+    words = f"{choice.reason}, {after:.3g} in the late layers when those before are adapted: its content differs"
+    return replace(choice, mode="stored", reason=words, remaining_prior=after)
+
+
+def by_thirds(shifts: Sequence[Shift]) -> tuple[float, ...]:
+    """How many samples the stored statistics are worth, in the early, the middle and the late layers."""
+    size = max(1, len(shifts) // 3)
+    parts = (shifts[:size], shifts[size : len(shifts) - size] or shifts[:size], shifts[-size:])
+    return tuple(Shift(sum(s.shift for s in part), sum(s.spread for s in part)).prior for part in parts)

@@ -137,31 +137,53 @@ def in_eval(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def read(
-    model: nn.Module, layers: dict[str, nn.Module], batches: list[Any], forward_fn: ForwardFn | None
-) -> dict[str, Samples]:
-    """One pass over the data: the moments of each sample at each layer that it reaches, in the order of execution."""
-    held: dict[str, list[tuple[Tensor, Tensor]]] = {}
+class Reader:
+    """Reads the moments of each sample at each layer, pass after pass over the same batches.
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0].movedim(getattr(module, "channel_axis", 1), 1)
-            if x.numel():
-                wide = x.detach().double().flatten(2) if x.dim() > 2 else x.detach().double()[..., None]
-                var, mean = torch.var_mean(wide, 2, correction=0)
-                held.setdefault(name, []).append((mean, var))
+    A later pass replaces what the one before it read, batch by batch, so there is always something
+    of all the data. learn is called with a layer's name and its samples before the layer normalises
+    a batch: what it writes there, deeper layers see at once.
+    """
 
-        return hook
+    def __init__(self, model: nn.Module, layers: dict[str, nn.Module], forward_fn: ForwardFn | None) -> None:
+        self.model, self.layers, self.forward_fn = model, layers, forward_fn
+        self.parts: dict[str, list[Samples]] = {}
 
-    with ExitStack() as stack, in_eval(model):
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
-        for batch in batches:
-            call(model, batch, forward_fn)
-    found = {
-        n: Samples(torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts])) for n, parts in held.items()
-    }
-    for name, samples in found.items():
-        if not samples.finite():
-            raise BatchNormError(f"data must give finite activations; NaN or infinity reached layer {name!r}")
-    return found
+    def samples(self, name: str) -> Samples:
+        """All that was read at a layer."""
+        parts = self.parts[name]
+        return Samples(torch.cat([part.mean for part in parts]), torch.cat([part.var for part in parts]))
+
+    def read(self, batches: list[Any], learn: Callable[[str, Samples], None] | None = None) -> dict[str, Samples]:
+        """One pass; the samples at each layer that it reaches, in the order of execution."""
+        calls: dict[str, int] = {}
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+                x = args[0].movedim(getattr(module, "channel_axis", 1), 1)
+                if not x.numel():
+                    return
+                parts, index = self.parts.setdefault(name, []), calls.get(name, 0)
+                calls[name] = index + 1
+                parts[index : index + 1] = [_moments(x)]
+                if learn is not None:
+                    learn(name, self.samples(name))
+
+            return hook
+
+        with ExitStack() as stack, in_eval(self.model):
+            for name, layer in self.layers.items():
+                stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
+            for batch in batches:
+                call(self.model, batch, self.forward_fn)
+        found = {name: self.samples(name) for name in calls}
+        for name, samples in found.items():
+            if not samples.finite():
+                raise BatchNormError(f"data must give finite activations; NaN or infinity reached layer {name!r}")
+        return found
+
+
+def _moments(x: Tensor) -> Samples:
+    rows = x.detach().double().flatten(2) if x.dim() > 2 else x.detach().double()[..., None]
+    var, mean = torch.var_mean(rows, 2, correction=0)
+    return Samples(mean, var)

@@ -114,7 +114,7 @@ def begin(layer: Any, inference: Inference, follows: bool = False) -> None:
     for name, value in zip(_BUFFERS, (mean, var), strict=True):
         layer.register_buffer(name, value.to(wide, copy=True), persistent=False)
     layer.recipe = replace(layer.recipe, inference=inference)
-    layer.follows = follows
+    layer.__dict__["follows"] = follows
 
 
 def end(layer: Any) -> None:
