@@ -29,10 +29,10 @@ def read(source: Any, argument: str = "source") -> Weights:
     """
     if isinstance(source, str | Path):
         return _read_file(Path(source), argument)
+    if _comes_from(source, "keras"):  # with the torch backend these are torch modules too
+        return keras_models.read_keras_model(source)
     if isinstance(source, nn.Module):
         return torch_.read_module(source)
-    if _comes_from(source, "keras"):
-        return keras_models.read_keras_model(source)
     if _comes_from(source, "flax.nnx"):
         return flax_format.read_nnx(source)
     if isinstance(source, Mapping) and source:
