@@ -74,7 +74,10 @@ def target_for(target: Any, like: Any, source: Weights) -> tuple[Weights, Path |
     """
     if target in ("torch", "flax") if isinstance(target, str) else False:
         blank: Callable[[Weights], Weights] = torch_.blank_state if target == "torch" else flax_format.blank_tree
-        return (_names_of(like) if like is not None else blank(source)), None
+        template = blank(source) if like is None else _names_of(like)
+        if template.format != target:
+            raise BatchNormError(f"like must be of the target's format, {target}; it was {_say(like)}")
+        return template, None
     if not isinstance(target, str | Path):
         return read(target, "target"), None
     path = Path(target)
