@@ -110,6 +110,12 @@ def keras_net(size=12, channels=3, classes=5, named=True, eps=EPS):
     return keras.Model(entry, layers.Dense(classes, name=name("head"))(layers.GlobalAveragePooling2D()(x)))
 
 
+def keras_run(model, x):
+    import keras
+
+    return np.asarray(keras.ops.convert_to_numpy(model(last(x), training=False)))
+
+
 class Keras:
     needs = ("keras",)
 
@@ -124,7 +130,7 @@ class Keras:
         return translate(source, self.net, **choices)
 
     def infer(self, x):
-        return np.asarray(self.net(last(x), training=False))
+        return keras_run(self.net, x)
 
 
 def linen_net(classes=5):

@@ -168,3 +168,10 @@ def test_what_pickles_code_is_not_run(tmp_path):
         with pytest.raises(BatchNormError):
             translate(tmp_path / name, "torch")
     assert not (tmp_path / "ran").exists()
+
+
+def test_no_framework_is_imported_before_it_is_used():
+    names = ("h5py", "msgpack", "onnx", "jax", "flax", "keras", "equinox", "haiku", "timm", "torchvision")
+    program = f"import sys, batchnorm.interop; print([n for n in {names} if n in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ from torch import nn
 
 from batchnorm import BatchNormError
 from batchnorm.interop import translate
-from tests.interop.networks import DECAY, EPS, INPUT, Keras, Torch, keras_net, last, needs
+from tests.interop.networks import DECAY, EPS, INPUT, Keras, Torch, keras_net, keras_run, needs
 
 pytestmark = pytest.mark.filterwarnings("default")
 X = np.random.default_rng(3).normal(0.5, 1.5, INPUT).astype(np.float32)
@@ -49,7 +49,7 @@ def test_torch_into_a_keras_file(keras_files, name, tmp_path):
         model.load_weights(result.target)
     else:
         model = keras.models.load_model(result.target, compile=False)
-    np.testing.assert_allclose(np.asarray(model(last(X), training=False)), one.infer(X), atol=1e-5)
+    np.testing.assert_allclose(keras_run(model, X), one.infer(X), atol=1e-5)
     assert model.get_layer("first").epsilon == 1e-2
     assert model.get_layer("first").momentum == pytest.approx(DECAY)
 
@@ -74,7 +74,7 @@ def test_names_that_keras_made_up_need_a_map_or_trust():
     with pytest.raises(BatchNormError, match="batch_norm of shape \\(8,\\) is batch_normalization"):
         other.fill(net)
     other.fill(net, trust_numbers=True)
-    np.testing.assert_allclose(other.infer(X), np.asarray(net(last(X), training=False)), atol=1e-5)
+    np.testing.assert_allclose(other.infer(X), keras_run(net, X), atol=1e-5)
 
 
 def test_nested_separable_transposed_and_unscaled_layers(tmp_path):
@@ -102,7 +102,7 @@ def test_nested_separable_transposed_and_unscaled_layers(tmp_path):
         ).eval()  # fmt: skip
 
     x = rng.normal(size=(2, 4, 6, 6)).astype(np.float32)
-    wanted = np.asarray(model(last(x), training=False))
+    wanted = keras_run(model, x)
     model.save(tmp_path / "m.keras")
     model.save(tmp_path / "m.h5")
     for source in (model, tmp_path / "m.keras", tmp_path / "m.h5"):
@@ -114,7 +114,7 @@ def test_nested_separable_transposed_and_unscaled_layers(tmp_path):
         variable.assign(np.zeros(variable.shape))
     # The unscaled layer has no place for torch's weight; ones are no loss.
     translate(torch_net, model)
-    np.testing.assert_allclose(np.asarray(model(last(x), training=False)), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(keras_run(model, x), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_linen_file_is_flax_s_own_in_both_directions(tmp_path):

@@ -250,3 +250,32 @@ def test_this_package_s_layers_are_read_and_filled_where_a_stock_layer_could_sta
 def test_what_cannot_be_carried_is_said(source, target, choices, sentence):
     with pytest.raises(BatchNormError, match=sentence):
         translate(source, target, **choices)
+
+
+def test_a_map_says_that_a_square_kernel_is_of_a_transposed_convolution():
+    """By shape alone Flax's (3, 3, 4, 4) kernels may be either."""
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3))
+    tree = translate(net, "flax").target
+    tree["params"] = {"a": tree["params"]["1"], "b": tree["params"]["0"]}
+    other = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3))
+    with pytest.raises(BatchNormError, match="conv of shape"):
+        translate(tree, other)
+    translate(tree, other, map={"a": "1"})
+    torch.testing.assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)
+
+
+def test_a_name_at_another_place_speaks_against_the_order():
+    class Named(nn.Module):
+        def __init__(self, *names):
+            super().__init__()
+            for name in names:
+                self.add_module(name, nn.Linear(2, 2))
+
+    with pytest.raises(BatchNormError, match="trust_numbers"):
+        translate(Named("stem", "x"), Named("y", "stem"))
+    assert {row.by for row in translate(Named("stem", "x"), Named("stem", "y")).layers} == {"order"}
+
+
+def test_like_is_of_the_target_s_format():
+    with pytest.raises(BatchNormError, match="like must be of the target's format, flax"):
+        translate(nn.Linear(2, 2), "flax", like=nn.Linear(2, 2))

@@ -29,10 +29,10 @@ def read(source: Any, argument: str = "source") -> Weights:
     """
     if isinstance(source, str | Path):
         return _read_file(Path(source), argument)
+    if _comes_from(source, "keras"):  # with the torch backend these are torch modules too
+        return keras_models.read_keras_model(source)
     if isinstance(source, nn.Module):
         return torch_.read_module(source)
-    if _comes_from(source, "keras"):
-        return keras_models.read_keras_model(source)
     if _comes_from(source, "flax.nnx"):
         return flax_format.read_nnx(source)
     if isinstance(source, Mapping) and source:
@@ -74,7 +74,10 @@ def target_for(target: Any, like: Any, source: Weights) -> tuple[Weights, Path |
     """
     if target in ("torch", "flax") if isinstance(target, str) else False:
         blank: Callable[[Weights], Weights] = torch_.blank_state if target == "torch" else flax_format.blank_tree
-        return (_names_of(like) if like is not None else blank(source)), None
+        template = blank(source) if like is None else _names_of(like)
+        if template.format != target:
+            raise BatchNormError(f"like must be of the target's format, {target}; it was {_say(like)}")
+        return template, None
     if not isinstance(target, str | Path):
         return read(target, "target"), None
     path = Path(target)

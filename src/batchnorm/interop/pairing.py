@@ -46,6 +46,7 @@ def pair(
             partners would fit; layers without a partner (unless partial).
     """
     names = _common_names(source), _common_names(target)
+    _settle_by_map(source, target, mapping or {})
     _settle_guesses(source, target)
     pairs = _mapped(source, target, mapping or {})
     pairs += _by_sequence(source, target, names, *_left(source, target, pairs))
@@ -83,6 +84,12 @@ def _by_sequence(source: Weights, target: Weights, names: _Names, rest: list[Lay
     named = _by_name(names, rest, goals)
     if named:
         return named
+    places = {names[1][layer.name]: i for i, layer in enumerate(goals)}
+    for i, layer in enumerate(rest):
+        name = names[0][layer.name]
+        # "stem" elsewhere speaks against the order; numbers may count other things as well.
+        if places.get(name, i) != i and not any(word.isdigit() for word in name):
+            return []
     return [Pair(a, b, "order") for a, b in zip(rest, goals, strict=True)]
 
 
@@ -101,6 +108,16 @@ def _pair_group(
         return []
     ours, theirs = _in_order(members, source.ordered), _in_order(partners, target.ordered)
     return [Pair(a, b, "order") for a, b in zip(ours or [], theirs or [], strict=False)]
+
+
+def _settle_by_map(source: Weights, target: Weights, mapping: Mapping[str, str]) -> None:
+    """A guessed convolution is of the kind of the layer that the map gives it."""
+    for one, other, names in ((source, target, mapping), (target, source, {v: k for k, v in mapping.items()})):
+        partners = {layer.name: layer for layer in other.layers}
+        for i, layer in enumerate(one.layers):
+            partner = partners.get(names.get(layer.name, ""))
+            if layer.guessed and partner is not None and not partner.guessed:
+                one.layers[i] = layer.as_kind(partner.kind)
 
 
 def _settle_guesses(source: Weights, target: Weights) -> None:

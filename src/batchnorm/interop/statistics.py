@@ -99,7 +99,7 @@ def decode(codec: str, arrays: dict[str, Any], momentum: float | None, *, repair
     if codec == "haiku":
         kept = {role: arrays[role] for role in ("weight", "bias") if role in arrays}
         steps = int(arrays["counter"])
-        # An ExponentialMovingAverage starts counting at -1 when it has a warm-up.
+        # With a warm-up of k steps the counter starts at -k; below 1 it says nothing of the age.
         return {**kept, "running_mean": arrays["running_mean"], "running_var": arrays["running_var"], **_counter(steps)}
     if codec == "equinox":
         steps = int(arrays.pop("counter"))
