@@ -207,7 +207,9 @@ def test_what_the_buffers_moved_gives_the_batch_s_distance(momentum):
     with torch.no_grad():
         layer.running_mean.copy_(held[0])
         layer.running_var.copy_(held[1])
-    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(sampled(layer, x), (shift, ratio), strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(sampled(layer, x), (shift, ratio), strict=True)
+    )
 
 
 def test_tensorboard_writer_gets_scalars():

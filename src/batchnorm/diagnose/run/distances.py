@@ -27,9 +27,10 @@ def moved(module: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor
     The variance is the unbiased one, as it is stored.
     """
     weight = gain(module) or 1.0
+    new_mean, new_var = hold(module)
     scale = var.clamp_min(0) + module.eps
-    shift = (module.running_mean - mean) / weight / scale.sqrt()  # pyright: ignore[reportOperatorIssue]
-    batch_var = var + (module.running_var - var) / weight  # pyright: ignore[reportOperatorIssue]
+    shift = (new_mean - mean) / weight / scale.sqrt()
+    batch_var = var + (new_var - var) / weight
     return shift, ((batch_var.clamp_min(0) + module.eps) / scale).log()
 
 
@@ -39,6 +40,7 @@ def sampled(module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     part = x[:: max(1, x.numel() // MOST)]
     part = part if part.numel() > part.shape[1] else x
     var, mean = torch.var_mean(part.transpose(0, 1).flatten(1), 1)
-    scale = module.running_var.clamp_min(0) + module.eps  # pyright: ignore[reportOptionalMemberAccess]
-    shift = (mean - module.running_mean) / scale.sqrt()
+    running_mean, running_var = hold(module)
+    scale = running_var.clamp_min(0) + module.eps
+    shift = (mean - running_mean) / scale.sqrt()
     return shift, ((var + module.eps) / scale).log()
