@@ -1,6 +1,7 @@
 """A watched run: every rule fires at its step, once, and not on the same run done right."""
 
 import json
+import math
 import os
 import warnings
 
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import batchnorm
 from batchnorm.diagnose import watch
 from batchnorm.diagnose.run import BatchNormWarning
+from batchnorm.diagnose.run.distances import hold, moved, sampled
 from batchnorm.diagnose.run.rules import RUN_RULES
 from batchnorm.errors import BatchNormError
 
@@ -169,7 +171,7 @@ def test_every_rule_has_a_case():
 
 
 def test_drift_gain_and_window_are_what_they_say(tmp_path):
-    """A constant distance: running mean 0, variance 1, batches of mean 3 and variance 4, momentum 0.01."""
+    """A constant distance: running mean 0, variance 1, batches of mean 3, momentum 0.01."""
     layer = nn.BatchNorm1d(2, momentum=0.01, eps=1e-9)
     x = torch.tensor([[1.0, 1.0], [5.0, 5.0]])
     report = watch(layer, every=1, to=tmp_path / "run.jsonl")
@@ -181,11 +183,33 @@ def test_drift_gain_and_window_are_what_they_say(tmp_path):
     assert line["step"] == 1
     first = line["layers"][""]
     assert first["drift"] == pytest.approx(3.0)
-    assert first["variance_log_ratio"] == pytest.approx(1.3863, abs=1e-3)
+    # The unbiased variance of (1, 5) is 8.
+    assert first["variance_log_ratio"] == pytest.approx(math.log(8), abs=1e-3)
     assert first["gain"] == 0.01
     assert (first["updates"], first["window"]) == (1, 1.0)
     assert [p.step for p in report.layers[""].timeline] == [1, 2, 3]
     assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.003, None])
+def test_what_the_buffers_moved_gives_the_batch_s_distance(momentum):
+    layer = nn.BatchNorm2d(6, momentum=momentum)
+    for _ in range(3):
+        layer(torch.randn(32, 6, 4, 4) * 2 + 1)
+    x = torch.randn(16, 6, 4, 4) * 3 - 2
+    held = hold(layer)
+    var, mean = torch.var_mean(x.double(), (0, 2, 3))
+    scale = held[1].double() + layer.eps
+    layer(x)
+    shift, ratio = moved(layer, *held)
+    assert torch.allclose(shift.double(), (mean - held[0]) / scale.sqrt(), rtol=2e-4, atol=1e-4)
+    assert torch.allclose(ratio.double(), ((var + layer.eps) / scale).log(), rtol=2e-4, atol=1e-4)
+    with torch.no_grad():
+        layer.running_mean.copy_(held[0])
+        layer.running_var.copy_(held[1])
+    assert all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(sampled(layer, x), (shift, ratio), strict=True)
+    )
 
 
 def test_tensorboard_writer_gets_scalars():

@@ -12,12 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.diagnose.findings import Finding, apply_rules
 from batchnorm.diagnose.report import Report
+from batchnorm.diagnose.run.distances import hold, moved, sampled
 from batchnorm.diagnose.run.evidence import LayerRun, Point, RunEvidence, gain, window
 from batchnorm.diagnose.run.ranks import compare_ranks, world
 from batchnorm.diagnose.run.rules import RUN_RULES
 from batchnorm.diagnose.run.sinks import open_sink
 from batchnorm.diagnose.run.subject import RunSubject
 from batchnorm.errors import check
+from batchnorm.layers import BatchNorm
 from batchnorm.models.find import tracking_layers
 from batchnorm.models.modes import is_frozen
 
@@ -94,6 +96,7 @@ class Watch(Report):
         self._looks = self._inside = 0
         self._counters = self._read_counters()
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._held: dict[str, tuple[Tensor, Tensor]] = {}
         self._open_forward = False
         self._forwards_in_step = 0
         self._silent = self._training = False
@@ -104,6 +107,7 @@ class Watch(Report):
         ]
         for name, module in self._modules.items():
             self._handles.append(module.register_forward_pre_hook(self._watcher(name)))
+            self._handles.append(module.register_forward_hook(self._finisher(name)))
         if optimizer is not None:
             self._handles.append(optimizer.register_step_post_hook(lambda *_: self._end_of_step()))
 
@@ -179,9 +183,20 @@ class Watch(Report):
                 # update_bn and the like average on purpose, with momentum None.
                 layer.silent_calls += module.momentum is not None and module.momentum > 0
             elif self._sampling() and name not in self._seen:
-                self._seen[name] = _distances(module, args[0].detach())
+                if isinstance(module, BatchNorm) or module.momentum == 0:
+                    self._seen[name] = sampled(module, args[0].detach())
+                else:
+                    self._held[name] = hold(module)
 
         return look
+
+    def _finisher(self, name: str) -> Any:
+        def finish(module: _BatchNorm, args: tuple[Any, ...], output: Any) -> None:
+            held = self._held.pop(name, None)
+            if held is not None and not torch.compiler.is_compiling():
+                self._seen[name] = moved(module, *held)
+
+        return finish
 
     def _end_of_step(self) -> None:
         sampling = self._sampling()
@@ -212,11 +227,11 @@ class Watch(Report):
             if name in self._seen:
                 layer.look(*(value.double().cpu() for value in self._seen[name]))
                 weight = gain(module)
-                moved = window(weight, counters[name])
-                numbers = (layer.drift, layer.variance_log_ratio, weight, moved, counters[name], layer.skipped)
+                size = window(weight, counters[name])
+                numbers = (layer.drift, layer.variance_log_ratio, weight, size, counters[name], layer.skipped)
                 points[name] = Point(self.run.steps, *numbers)
                 layer.note(points[name])
-        self._seen = {}
+        self._seen, self._held = {}, {}
         if self.run.ranks > 1 and self._looks % RANKS_EVERY == 1 and not final:
             compare_ranks(self._modules, self.run)
         if points:
@@ -261,15 +276,6 @@ def _paused(module: _BatchNorm) -> bool:
     from batchnorm.models.modes import _paused as paused
 
     return module in paused
-
-
-def _distances(module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Per channel, before this batch moves them: the mean's distance and the log ratio of the variances."""
-    axes = [0, *range(2, x.dim())]
-    var, mean = torch.var_mean(x, axes, correction=0)
-    running_var = module.running_var.clamp_min(0) + module.eps  # pyright: ignore
-    shift = (mean - module.running_mean) / running_var.sqrt()  # pyright: ignore
-    return shift, ((var + module.eps) / running_var).log()
 
 
 def _finite(module: _BatchNorm) -> Tensor:
