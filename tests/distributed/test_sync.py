@@ -36,7 +36,8 @@ def batches(total, dtype):
         x = torch.randn(total, 3, 4, dtype=torch.float64, generator=generator) * (1 + step) + 2 * step
         g = torch.randn(total, 3, 4, dtype=torch.float64, generator=generator)
         mask = torch.rand(total, 4, generator=generator) > 0.3
-        weights = torch.rand(total, generator=generator, dtype=torch.float64)
+        # Two samples weigh more than 1 together, as repetitions must.
+        weights = torch.rand(total, generator=generator, dtype=torch.float64) + 0.6
         yield x.to(dtype), g.to(dtype), mask, weights.to(dtype)
 
 
