@@ -4,8 +4,10 @@ python benchmarks/distributed/cost.py writes cost.json beside it. Three schemes 
 with the same tensors in the same order as: this package's layers (the layers themselves run), torch's SyncBatchNorm
 (all_gather of mean, invstd and count, all_reduce backward), and detectron2's NaiveSyncBatchNorm with stats_mode "N"
 (an all_reduce of 2 C + 1 forward, and its gradient's backward). The last two are replayed, since SyncBatchNorm
-refuses the CPU. Bytes are those that the kernel counted on the loopback device, headers included; the
-seconds are taken in turn, medians of rounds.
+refuses the CPU. Seconds are taken in turn, medians of rounds. Bytes are those that the kernel counted on the loopback
+device, headers included, and other programs' too unless it runs in a network of its own:
+
+    unshare -n sh -c 'ip link set lo up; GLOO_SOCKET_IFNAME=lo python benchmarks/distributed/cost.py'
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Ranks that raise, die, hang, or bring another batch or model, under torchrun's agent; and the example itself."""
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
@@ -13,11 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+    # By its name, as the processes it starts will.
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    return importlib.import_module(path.stem)
 
 
 @pytest.mark.slow

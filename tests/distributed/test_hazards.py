@@ -36,12 +36,12 @@ def signatures(rank, ranks):
     momentum = layer()
     momentum.momentum = 0.1 if rank else 0.2
     told["momentum"] = refusal(lambda: momentum(x))
-    from batchnorm.layers import module
+    from batchnorm.layers import movement
 
-    real = module.version
-    module.version = lambda name: "9.9" if rank else real(name)
+    real = movement.version
+    movement.version = lambda name: "9.9" if rank else real(name)
     told["version"] = refusal(lambda: layer()(x))
-    module.version = real
+    movement.version = real
     ghosts = layer(within=batchnorm.Ghost(2)) if rank else layer()
     told["choices"] = refusal(lambda: ghosts(x))
     model = nn.ModuleList([layer(), layer(3)])

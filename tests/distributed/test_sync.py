@@ -14,7 +14,7 @@ from tests.subjects import SHORT
 # One at a time by nature: a stream of samples, and slopes over the weights of one process.
 ALONE = ("online", "cbn")
 # Ghost groups of two lie inside ranks, so the whole batch has the same groups.
-SIZES = {2: (4, 2), 3: (4, 0, 6), 4: (2, 6, 0, 2)}
+SIZES = {2: (4, 2), 3: (4, 0, 6), 4: (2, 6, 0, 2), 8: (2, 0, 4, 2, 0, 2, 6, 2)}
 
 
 def layer_of(method, dtype):
@@ -36,7 +36,8 @@ def batches(total, dtype):
         x = torch.randn(total, 3, 4, dtype=torch.float64, generator=generator) * (1 + step) + 2 * step
         g = torch.randn(total, 3, 4, dtype=torch.float64, generator=generator)
         mask = torch.rand(total, 4, generator=generator) > 0.3
-        weights = torch.rand(total, generator=generator, dtype=torch.float64)
+        # Two samples weigh more than 1 together, as repetitions must.
+        weights = torch.rand(total, generator=generator, dtype=torch.float64) + 0.6
         yield x.to(dtype), g.to(dtype), mask, weights.to(dtype)
 
 
@@ -71,6 +72,7 @@ def on_rank(rank, ranks, dtype):
         (2, torch.float64),
         pytest.param(3, torch.float64, marks=pytest.mark.slow),
         pytest.param(4, torch.float64, marks=pytest.mark.slow),
+        pytest.param(8, torch.float64, marks=pytest.mark.slow),
         pytest.param(3, torch.float32, marks=pytest.mark.slow),
     ],
 )
