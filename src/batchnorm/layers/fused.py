@@ -319,8 +319,8 @@ def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any) -> Tenso
     if way.stored and held is not None and way.activation is None and residual is None and call.sample_weight is None:
         # torch's own output, to the last bit: `to_stock` promises it, and only its backward is slow.
         dtype = held.mean.dtype
-        wide = [v if v is None or v.dtype not in NARROW else v.to(dtype) for v in (weight, bias)]
-        y = functional.batch_norm(x, held.mean, held.var, *wide, False, 0.0, way.eps)
+        weight_wide, bias_wide = (v if v is None or v.dtype not in NARROW else v.to(dtype) for v in (weight, bias))
+        y = functional.batch_norm(x, held.mean, held.var, weight_wide, bias_wide, False, 0.0, way.eps)
     y, saved, status = slab.forward(
         way.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves, y
     )
