@@ -174,6 +174,7 @@ Weights weights_of(Address p, int kind, const Data& d) {
 bool any_too_few(const Weights& w, const Data& d, bool reliability) {
     const int64_t small = d.n / d.groups, extra = d.n % d.groups;
     int64_t n = 0;
+    double all = 0;
     for (int64_t g = 0; g < d.groups; ++g) {
         const int64_t end = n + small + (g < extra ? 1 : 0);
         double count = 0, squares = 0;
@@ -184,10 +185,10 @@ bool any_too_few(const Weights& w, const Data& d, bool reliability) {
             squares += v * v;
         }
         if (count > 0 && squares > 0 && count * count / squares <= 1) return true;
-        if (count > 0 && !reliability && count <= 1 + 1e-4) return true;
+        all += count;
         n = end;
     }
-    return false;
+    return all > 0 && !reliability && all <= 1 + 1e-4;
 }
 
 // The training forward, or with kStored inference: statistics, arithmetic of the coupling, output, and the running

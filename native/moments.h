@@ -18,8 +18,8 @@ BN_INLINE void merge(Moments& a, const Moments& b) {
     a.n2 += b.n2;
 }
 
-// Tiles grow from 64 to 4096 values: the first ones settle the shift, the size bounds float rounding.
-constexpr int64_t kFirstTile = 64, kLastTile = 4096;
+// Tiles grow from 64 to 1024 values: the first ones settle the shift, the size bounds float rounding.
+constexpr int64_t kFirstTile = 64, kLastTile = 1024;
 
 // Sums over one tile of a channel, about the shift k.
 template <class A, bool W> struct Tile {

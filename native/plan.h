@@ -40,6 +40,11 @@ static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, d
         var = p.population_var[channel];
         share = 0;
     }
+    if (n <= 0 && p.coupling != kStored) {
+        // A group of padding alone: its NaN must not reach the gradient of weight as 0 * NaN.
+        used = centre = offset = 0;
+        var = ratio = 1;
+    }
     const double invstd = 1 / __builtin_sqrt(var + p.eps);
     const double gamma = q.gamma ? q.gamma[channel] : 1, beta = q.beta ? q.beta[channel] : 0;
     row(kCount) = n;

@@ -13,7 +13,7 @@ BN_INLINE Range rows_of(const Shape& q, const Blocks& b, int64_t group, int64_t 
     return {least(first, end), least(first + b.size, end)};
 }
 
-constexpr int64_t kFirstRows = 8, kLastRows = 128;
+constexpr int64_t kFirstRows = 8, kLastRows = 32;
 
 // Scratch of one block: count and squared count, mean and m2 of each channel, then the tile's shift and sums.
 template <class A> struct BlockSums {

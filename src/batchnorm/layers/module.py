@@ -318,7 +318,8 @@ class BatchNorm(Moving):
                 "weights must sum to more than 1 per channel where they are repetitions; "
                 "Policy(weights='reliability') takes any scale"
             )
-            summed = (found.count > 0) & (found.count <= 1 + 1e-4) & (found.effective_count > 1)
+            whole = found.pool()
+            summed = (whole.count > 0) & (whole.count <= 1 + 1e-4) & (whole.effective_count > 1)
             require(~summed.any(), message, self)
         if self.recipe.coupling.takes_one_value:
             return plan
