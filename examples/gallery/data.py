@@ -17,7 +17,7 @@ class Sequence(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv1d(8, 32, 3, padding=1)
+        self.conv = nn.Conv1d(8, 32, 3, padding=1, bias=False)
         self.norm: nn.Module = nn.BatchNorm1d(32)
         self.head = nn.Linear(32, 10)
 

@@ -21,7 +21,7 @@ def deep(layers=6, dropout=0.0):
     for _ in range(layers):
         parts += [nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()]
     model = nn.Sequential(*parts, nn.Dropout(dropout), nn.Linear(8, 3))
-    batchnorm.recalibrate(model, LOADER)
+    batchnorm.recalibrate(model, LOADER, upstream="batch")
     for m in model.modules():
         if isinstance(m, nn.BatchNorm1d):
             m.num_batches_tracked.fill_(1000)
@@ -161,6 +161,10 @@ def test_shares_are_those_of_each_layer_alone():
 
 def test_bisection_finds_the_same_layers_in_fewer_passes():
     model = deep(layers=48)
+    # Exactly what the evidence finds: over 48 layers the last bit of another summation grows to a share.
+    for name, layer in gather(model, LOADER, None, attribution=False).layers.items():
+        model.get_submodule(name).running_mean.copy_(layer.collected.values.mean)
+        model.get_submodule(name).running_var.copy_(layer.collected.values.var(1))
     for index in (4, 94):
         model[index].running_mean += model[index].running_var.sqrt()
     shares = []
