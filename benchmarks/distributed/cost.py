@@ -207,9 +207,18 @@ def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
     a = torch.tensor(equations, dtype=torch.float64) * weights[:, None]
     found = torch.linalg.lstsq(a, torch.ones(len(times), 1, dtype=torch.float64)).solution
     errors = (a @ found)[:, 0] - 1
+    # Two messages of 2 p (p - 1) sends each.
+    shared = [row for row in rows if row["ranks"] > 1]
+    sends = [4 * row["ranks"] * (row["ranks"] - 1) for row in shared]
+    measured = [row["loopback_bytes_per_layer"]["batchnorm"] for row in shared]
+    payload = [row["model_bytes_per_layer"]["batchnorm"] for row in shared]
+    around = statistics.median((m - p) / n for m, p, n in zip(measured, payload, sends, strict=True))
+    off = [(p + around * n) / m - 1 for m, p, n in zip(measured, payload, sends, strict=True)]
     return {
+        "bytes_around_a_send": around, "bytes_largest_relative_error": max(map(abs, off)),
         "microseconds_per_hop": float(found[0]) * 1e6, "nanoseconds_per_byte": float(found[1]) * 1e9,
-        "largest_relative_error": float(errors.abs().max()), "median_relative_error": float(errors.abs().median()),
+        "time_largest_relative_error": float(errors.abs().max()),
+        "time_median_relative_error": float(errors.abs().median()),
     }  # fmt: skip
 
 
