@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow lint bench docs native wheel sanitize no-compiler clean
+INTEROP := .venv-interop/.ready
+
+.PHONY: demo test test-slow test-interop lint bench docs native wheel sanitize no-compiler clean
 
 $(READY): pyproject.toml constraints.txt $(wildcard native/*)
 	$(PYTHON) -m venv .venv
@@ -24,6 +26,16 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+# The frameworks beside the package, in an environment of their own that sees the first one.
+$(INTEROP): $(READY)
+	$(PYTHON) -m venv .venv-interop
+	echo "import site; site.addsitedir('$$($(CURDIR)/$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > $$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	.venv-interop/bin/python -m pip install --quiet --constraint constraints.txt --group interop
+	touch $(INTEROP)
+
+test-interop: $(INTEROP)
+	.venv-interop/bin/python -m pytest tests/interop
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,6 +45,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/layer.py
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/methods/cost.py
 
 # A wheel with its tags, installed and used in a clean environment. libgomp stays out: torch brings its own.
 wheel: $(READY)
@@ -61,4 +74,4 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv site build dist src/batchnorm/kernels/*.so
+	rm -rf .venv .venv-interop site build dist src/batchnorm/kernels/*.so
