@@ -109,7 +109,10 @@ def adapt(
         model: changed until `undo`, in how its batch norm layers normalise.
         data: batches as the model will meet them, in their order; what they hold as in `recalibrate`. Needed
             for "auto" and "domain", which keep them in memory.
-        mode, prior, weight, memory: as above.
+        mode: as above.
+        prior: samples that the stored statistics stand for, in "prior" and "running".
+        weight: of the batch in "alpha", of the example in "example".
+        memory: samples that the followed stream remembers, in "running".
         passes: over the data, for "auto" and "domain". Each layer is measured under the statistics
             that the layers before it have by then; exact after as many passes as layers, close after 3.
         if_sorted: for "auto": "refuse" a stream whose neighbours are alike, or "pool" it, as the
