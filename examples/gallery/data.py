@@ -47,8 +47,8 @@ def padding() -> Outcome:
     """Row 8: zero padding counted as data, more in some batches than in others; at inference there is none."""
 
     def fit(model: Sequence) -> float:
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for step in range(200):
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+        for step in range(600):
             model.train()
             part = slice(64 * (step % 20), 64 * (step % 20) + 64)
             optimizer.zero_grad()
