@@ -17,7 +17,7 @@ from batchnorm.kernels import native, reference, slab
 from batchnorm.layers import normalise
 from batchnorm.layers.activation import SMALLEST_WEIGHT, activate
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, PopulationCoupling, SecondMoment
-from batchnorm.layers.estimators import EMA, Cumulative, Now, State
+from batchnorm.layers.estimators import EMA, Cumulative, Now, State, resolve
 from batchnorm.layers.extents import Batch, Ghost, Masked, Sync, Weighted
 from batchnorm.layers.inference import Stored
 from batchnorm.layers.moments import Moments
@@ -290,7 +290,7 @@ def _remember(layer: BatchNorm, saved: slab.Saved) -> None:
         record = layer.__dict__["_record"] = ForwardRecord()
     mean, var, step = saved.met
     pooled = _pooled(saved, False)
-    momentum: Any = layer.momentum
+    momentum = resolve(layer.momentum, step.to(torch.int64)) if callable(layer.momentum) else layer.momentum
     record.remember(pooled, State(mean, var), Now(step, momentum, layer.eps))
 
 
