@@ -30,6 +30,7 @@ test-slow: $(READY)
 $(INTEROP): $(READY)
 	$(PYTHON) -m venv .venv-interop
 	echo "import site; site.addsitedir('$$($(CURDIR)/$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > $$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	.venv-interop/bin/python -m pip install --quiet --upgrade pip==25.3
 	.venv-interop/bin/python -m pip install --quiet --constraint constraints.txt --group interop
 	touch $(INTEROP)
 
