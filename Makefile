@@ -7,7 +7,7 @@ INTEROP := .venv-interop/.ready
 
 .PHONY: demo test test-slow test-interop lint bench docs native wheel sanitize no-compiler clean
 
-$(READY): pyproject.toml constraints.txt $(wildcard native/*)
+$(READY): pyproject.toml constraints.txt $(wildcard native/*.cpp native/*.h native/*.inl native/CMakeLists.txt)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip==25.3
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
