@@ -82,6 +82,7 @@ struct Call {
     double slope;
     double* scratch;        // see scratch_doubles
     bool wants_dx, wants_sums;
+    bool streams;           // the output is larger than what the cache would hold for its reader
 };
 
 // The entry points of one instruction set.

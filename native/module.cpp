@@ -8,11 +8,13 @@
 #endif
 
 #include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "call.h"
+#include "lend.h"
 #include "update.h"
 
 namespace nb = nanobind;
@@ -99,6 +101,8 @@ Call call_of(const Data& d, double* scratch) {
     q.threads = forked.load(std::memory_order_relaxed) || d.n * d.c * d.s < 16384 ? 1 : d.threads;
     q.scratch = scratch;
     q.wants_dx = q.wants_sums = true;
+    static const int64_t least_ = std::getenv("BN_STREAM") ? std::atoll(std::getenv("BN_STREAM")) : 1 << 24;
+    q.streams = bytes_of(d) >= least_;
     return q;
 }
 
@@ -378,5 +382,11 @@ NB_MODULE(_native, m) {
     m.def("instruction_sets", &instruction_sets);
     m.def("instruction_set", [] { return std::string(table().name); });
     m.def("choose", &choose);
-    m.def("serial", [] { forked.store(true); });
+    m.def("serial", [] {
+        forked.store(true);
+        pool() = new Pool;
+    });
+    m.def("lend", &lend);
+    m.def("keep_idle", [](int64_t bytes) { pool()->limit(static_cast<size_t>(bytes)); });
+    m.def("idle", [] { return static_cast<int64_t>(pool()->idle()); });
 }

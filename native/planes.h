@@ -112,22 +112,28 @@ static void apply_run(const Call& q, const Affine<A>& f, int64_t at, int64_t n, 
     T* y = static_cast<T*>(q.out) + at;
     const V mean = splat(f.mean), scale = splat(f.scale), shift = splat(f.shift);
     const A slope = static_cast<A>(q.slope);
-    int64_t i = 0;
-    for (; i + L <= n; i += L) {
+    auto whole = [&](int64_t i) __attribute__((always_inline)) -> V {
         V v = (load(x + i) - mean) * scale + shift;
         if (RES) v += load(r + i);
         v = activated<ACT>(v, slope);
-        if (W) v = load(w + i) != 0 ? v : V{};
-        store(y + i, v);
-    }
-    if (i < n) {
-        const int rest = static_cast<int>(n - i);
-        V v = (load(x + i, rest, V{}) - mean) * scale + shift;
-        if (RES) v += load(r + i, rest, V{});
+        return W ? (load(w + i) != 0 ? v : V{}) : v;
+    };
+    auto part = [&](int64_t i, int count) __attribute__((always_inline)) {
+        V v = (load(x + i, count, V{}) - mean) * scale + shift;
+        if (RES) v += load(r + i, count, V{});
         v = activated<ACT>(v, slope);
-        if (W) v = load(w + i, rest, V{}) != 0 ? v : V{};
-        store(y + i, v, rest);
+        if (W) v = load(w + i, count, V{}) != 0 ? v : V{};
+        store(y + i, v, count);
+    };
+    int64_t i = 0;
+    if (q.streams) {
+        i = least(until_aligned<T, L>(y), n);
+        if (i) part(0, static_cast<int>(i));
+        for (; i + L <= n; i += L) stream(y + i, whole(i));
+    } else {
+        for (; i + L <= n; i += L) store(y + i, whole(i));
     }
+    if (i < n) part(i, static_cast<int>(n - i));
 }
 
 // What the backward's loops share: the data about its mean, and the gradient behind the activation.
@@ -248,7 +254,13 @@ static void pull_run(const Call& q, const Seen<A>& k, const Pull<A>& f, int64_t 
         return scale * g - through;
     };
     int64_t i = 0;
-    for (; i + L <= n; i += L) store(dx + i, one(i, L));
+    if (q.streams) {
+        i = least(until_aligned<T, L>(dx), n);
+        if (i) store(dx, one(0, static_cast<int>(i)), static_cast<int>(i));
+        for (; i + L <= n; i += L) stream(dx + i, one(i, L));
+    } else {
+        for (; i + L <= n; i += L) store(dx + i, one(i, L));
+    }
     if (i < n) {
         const int rest = static_cast<int>(n - i);
         store(dx + i, one(i, rest), rest);

@@ -92,6 +92,28 @@ BN_INLINE VF load(const F16* p) { return from_f16(load_bits(&p->bits)); }
 BN_INLINE void store(BF16* p, VF v) { VH h = to_bf16(v); std::memcpy(p, &h, sizeof h); }
 BN_INLINE void store(F16* p, VF v) { VH h = to_f16(v); std::memcpy(p, &h, sizeof h); }
 
+// Stores that go past the cache, for outputs it would not hold; the address is a multiple of the vector's size.
+#if defined(__AVX512F__)
+BN_INLINE void stream(float* p, VF v) { _mm512_stream_ps(p, (__m512)v); }
+BN_INLINE void stream(double* p, VD v) { _mm512_stream_pd(p, (__m512d)v); }
+#elif defined(__AVX2__)
+BN_INLINE void stream(float* p, VF v) { _mm256_stream_ps(p, (__m256)v); }
+BN_INLINE void stream(double* p, VD v) { _mm256_stream_pd(p, (__m256d)v); }
+#elif defined(__SSE2__)
+BN_INLINE void stream(float* p, VF v) { _mm_stream_ps(p, (__m128)v); }
+BN_INLINE void stream(double* p, VD v) { _mm_stream_pd(p, (__m128d)v); }
+#else
+BN_INLINE void stream(float* p, VF v) { store(p, v); }
+BN_INLINE void stream(double* p, VD v) { store(p, v); }
+#endif
+template <class T> BN_INLINE void stream(T* p, VF v) { store(p, v); }
+
+// How many elements before p is a multiple of the vector's size; none where it never is.
+template <class T, int L> BN_INLINE int64_t until_aligned(const T* p) {
+    const uintptr_t bytes = L * sizeof(T), beyond = reinterpret_cast<uintptr_t>(p) % bytes;
+    return beyond && beyond % sizeof(T) == 0 ? static_cast<int64_t>((bytes - beyond) / sizeof(T)) : 0;
+}
+
 // The last n < width elements of a row; lanes beyond hold `fill` ------------------------------------------------
 
 #if defined(__AVX512F__)

@@ -7,33 +7,22 @@ is what `serves` decides.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from batchnorm.kernels import reference
+from batchnorm.kernels import memory, reference
+from batchnorm.kernels.extension import DTYPES
+from batchnorm.kernels.extension import extension as _native
 from batchnorm.kernels.registry import Passes
 from batchnorm.kernels.shapes import RawMoments
 
-# After torch, so that its OpenMP runtime is the one in memory.
-try:
-    from batchnorm.kernels import _native  # pyright: ignore[reportAttributeAccessIssue]
-except ImportError:  # no compiler when the package was installed
-    _native: Any = None
-
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _WEIGHTS = {torch.bool: 1, torch.float32: 2, torch.float64: 3}
 _PLAIN = (Tensor, torch.nn.Parameter)
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 _C: Any = torch._C
-
-if _native is not None and hasattr(os, "register_at_fork"):
-    # A forked child hangs in an OpenMP runtime that its parent has used.
-    os.register_at_fork(after_in_child=_native.serial)
-
 
 _state = {"on": _native is not None}
 
@@ -181,7 +170,7 @@ def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor 
     x, last = arranged(x.detach())
     held, address, kind = spread(weight, x)
     vectors = [_vector(v.detach().expand_as(mean)) for v in (mean, scale, shift)]
-    y = torch.empty_like(x)
+    y = memory.like(x)
     told = data(x, last, len(mean))
     _native.apply(told, x.data_ptr(), y.data_ptr(), address, kind, *(v.data_ptr() for v in vectors))
     del held
@@ -216,7 +205,7 @@ def backward_apply(
     g = like(g.detach(), x)
     held, address, kind = spread(weight, x)
     vectors = [_vector(t.detach().expand_as(centre)) for t in (centre, scale, u, v)]
-    dx = torch.empty_like(x)
+    dx = memory.like(x)
     told = data(x, last, len(centre))
     _native.backward_apply(
         told, g.data_ptr(), x.data_ptr(), dx.data_ptr(), address, kind, *(t.data_ptr() for t in vectors)

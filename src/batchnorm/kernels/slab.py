@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import native
+from batchnorm.kernels import memory, native
 
 COUPLINGS = ("batch", "second moment", "renorm", "population", "population total", "stored")
 ACTIVATIONS = (None, "relu", "leaky_relu")
@@ -88,7 +88,7 @@ def forward(
     With y given only the channel vectors are filled in.
     """
     given = y is not None
-    y = torch.empty_like(x) if y is None else y
+    y = memory.like(x) if y is None else y
     saved = Saved(groups, x.shape[1])
     held, address, kind = native.spread(sample_weight, x)
     parameter = weight if weight is not None else bias
@@ -137,9 +137,9 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight, bias and the residual; g has the strides of x (of y where x is found again)."""
     pattern: Any = x if x is not None else y
-    dx = torch.empty_like(pattern) if wants[0] or source == OUTPUT else None
+    dx = memory.like(pattern) if wants[0] or source == OUTPUT else None
     # The residual's gradient is written on the way; without an activation it is g itself, and this is not asked.
-    dr = torch.empty_like(pattern) if source == OUTPUT else None
+    dr = memory.like(pattern) if source == OUTPUT else None
     wide = pattern.dtype is torch.float64
     dtype = torch.float64 if wide else torch.float32
     dw = torch.empty(saved.channels, dtype=dtype) if wants[1] else None
