@@ -264,12 +264,13 @@ void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
     q.sum_gx = q.sum_g + all;
     q.saved = at<double>(saved);
     q.plan.coupling = spec.coupling;
+    q.plan.detached = spec.detached;
     q.plan.eps = spec.eps;
     q.activation = spec.activation;
     q.slope = spec.slope;
     q.source = source;
     q.wants_dx = dx != 0;
-    q.wants_sums = dgamma || dbeta || (dx && spec.coupling != kStored && !spec.detached);
+    q.wants_sums = dgamma || dbeta || (dx && !(spec.coupling == kStored || spec.detached));
     large_pages(dx, bytes_of(d));
     large_pages(dresidual, bytes_of(d));
     table().backward(q);

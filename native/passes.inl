@@ -1,6 +1,6 @@
 // The passes over whole tensors for one instruction set: who does which block, and what is merged in between.
 // Included by passes_*.cpp, each of which names its own namespace in BN_NS.
-#include "rows.h"
+#include "short.h"
 
 namespace bn {
 namespace BN_NS {
@@ -68,11 +68,6 @@ static void apply_channel(const Call& q, const Blocks& b, int64_t g, int64_t ch,
     });
 }
 
-template <class A> BN_INLINE Affine<A> saved_affine(const Call& q, int64_t at) {
-    const int64_t rows = q.shape.groups * q.shape.c;
-    return affine<A>(q.saved[kMean * rows + at], q.saved[kScale * rows + at], q.saved[kShift * rows + at]);
-}
-
 template <class T, class A, bool W, int ACT, bool RES> static void forward_planes(const Call& q) {
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c;
@@ -97,61 +92,46 @@ template <class T, class A, bool W, int ACT, bool RES> static void forward_plane
     });
 }
 
-template <class T, class A, bool W, int ACT, int SRC, bool RES> static void backward_planes(const Call& q) {
+template <class T, class A, bool W, int ACT, int SRC, bool RES, bool OUT> static void backward_planes(const Call& q) {
+    typedef Channel<A, SRC> Ch;
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c, all = q.shape.groups * c;
     const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
-    auto seen = [&](int64_t at, int64_t ch) -> Seen<A> {
-        if (SRC == kInvert) return {affine<A>(q.beta ? q.beta[ch] : 0, 0, 0), slope, inverse};
-        return {saved_affine<A>(q, at), slope, inverse};
-    };
-    // xhat is the centred data times this; and what the data are centred about, in double.
-    auto unit = [&](int64_t at, int64_t ch) { return SRC == kInvert ? 1 / (q.gamma ? q.gamma[ch] : 1) : q.saved[kInvstd * all + at]; };
-    auto middle = [&](int64_t at, int64_t ch) { return SRC == kInvert ? (q.beta ? q.beta[ch] : 0) : q.saved[kMean * all + at]; };
+    auto seen = [&](int64_t at, int64_t ch) -> Seen<A> { return {Ch::seen(q, at, ch), slope, inverse}; };
     auto block_sums = [&](int64_t g, int64_t ch, int64_t k, double& sg, double& sx) {
         const Seen<A> s = seen(g * c + ch, ch);
+        const A scale = OUT ? Ch::pulled(q, g * c + ch, ch).scale : 0;
         Sums<A> t;
         t.sum_g = t.sum_gx = 0;
         Sums<A>::clear(t);
         runs_of(q.shape, b, g, ch, k, [&](int64_t at, int64_t n, int64_t wat) {
             if (SRC != kInvert) prefetch_next(static_cast<const T*>(q.x) + at, q.shape.s);
             prefetch_next(static_cast<const T*>(q.g) + at, q.shape.s);
-            sums_run<T, A, W, ACT, SRC>(q, s, at, n, wat, t);
+            sums_run<T, A, W, ACT, SRC, OUT, RES>(q, s, scale, at, n, wat, t);
         });
         Sums<A>::flush(t);
         sg += t.sum_g;
         sx += t.sum_gx;
     };
-    auto settle = [&](int64_t at, int64_t ch, double sg, double sx) {
-        const double m = middle(at, ch), low = m - static_cast<double>(static_cast<A>(m));
-        q.sum_g[at] = sg;
-        q.sum_gx[at] = (finite(low) ? sx - low * sg : sx) * unit(at, ch);
-    };
     auto pulled = [&](int64_t g, int64_t ch, int64_t k) {
-        const int64_t at = g * c + ch;
-        double scale, u, v, centre = q.saved[kCentre * all + at];
-        pull_channel(q, at, ch, q.sum_g[at], q.sum_gx[at], scale, u, v);
-        if (SRC == kInvert) {
-            centre = middle(at, ch);
-            v = u == 0 && v == 0 ? 0 : v / q.saved[kInvstd * all + at] * unit(at, ch);
-        }
-        const Pull<A> f = pull<A>(centre, scale, u, v);
-        const Seen<A> s = seen(at, ch);
+        const Pull<A> f = Ch::pulled(q, g * c + ch, ch);
+        const Seen<A> s = seen(g * c + ch, ch);
         runs_of(q.shape, b, g, ch, k, [&](int64_t at, int64_t n, int64_t wat) {
             pull_run<T, A, W, ACT, SRC, RES>(q, s, f, at, n, wat);
         });
     };
+    const bool pulls = q.wants_dx && !OUT;
+    for (int64_t at = 0; at < all; ++at) q.sum_g[at] = q.sum_gx[at] = 0;
     if (!q.wants_sums) {
-        for (int64_t at = 0; at < all; ++at) q.sum_g[at] = q.sum_gx[at] = 0;
-        if (q.wants_dx) each_block<T>(q, b, pulled);
+        if (pulls) each_block<T>(q, b, pulled);
         return;
     }
     if (!by_block(q, b)) {
         each_channel<T>(q, [&](int64_t g, int64_t ch) {
             double sg = 0, sx = 0;
             for (int64_t k = 0; k < b.count; ++k) block_sums(g, ch, k, sg, sx);
-            settle(g * c + ch, ch, sg, sx);
-            if (q.wants_dx) for (int64_t k = b.count; k-- > 0;) pulled(g, ch, k);
+            Ch::settle(q, g * c + ch, ch, sg, sx);
+            if (pulls) for (int64_t k = b.count; k-- > 0;) pulled(g, ch, k);
         });
         return;
     }
@@ -167,9 +147,9 @@ template <class T, class A, bool W, int ACT, int SRC, bool RES> static void back
             sg += parts[2 * (at * b.count + k)];
             sx += parts[2 * (at * b.count + k) + 1];
         }
-        settle(at, at % c, sg, sx);
+        Ch::settle(q, at, at % c, sg, sx);
     }
-    if (q.wants_dx) each_block<T>(q, b, pulled);
+    if (pulls) each_block<T>(q, b, pulled);
 }
 
 // Rows: channels innermost ----------------------------------------------------------------------------------
@@ -218,7 +198,7 @@ template <class A> BN_INLINE void set_affine(const Vectors<A>& f, int64_t ch, co
 
 template <class T, class A, bool W, int ACT, bool RES> static void apply_all_rows(const Call& q, const Blocks& b) {
     each_row_block(q, b, true, [&](int64_t g, int64_t k) {
-        apply_rows<T, A, W, ACT, RES>(q, vectors_of<A>(q, b, g), rows_of(q.shape, b, g, k));
+        apply_rows<T, A, W, ACT, RES>(q, vectors_of<A>(q, b, g), whole_rows(q.shape), rows_of(q.shape, b, g, k));
     });
 }
 
@@ -238,18 +218,18 @@ template <class T, class A, bool W, int ACT, bool RES> static void forward_rows(
     apply_all_rows<T, A, W, ACT, RES>(q, b);
 }
 
-template <class T, class A, bool W, int ACT, int SRC, bool RES> static void backward_rows(const Call& q) {
+template <class T, class A, bool W, int ACT, int SRC, bool RES, bool OUT> static void backward_rows(const Call& q) {
+    typedef Channel<A, SRC> Ch;
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c, all = q.shape.groups * c;
-    auto unit = [&](int64_t at, int64_t ch) { return SRC == kInvert ? 1 / (q.gamma ? q.gamma[ch] : 1) : q.saved[kInvstd * all + at]; };
-    auto middle = [&](int64_t at, int64_t ch) { return SRC == kInvert ? (q.beta ? q.beta[ch] : 0) : q.saved[kMean * all + at]; };
     for (int64_t at = 0; at < all; ++at) {
-        const Affine<A> a = SRC == kInvert ? affine<A>(middle(at, at % c), 0, 0) : saved_affine<A>(q, at);
-        set_affine(vectors_of<A>(q, b, at / c), at % c, a);
+        set_affine(vectors_of<A>(q, b, at / c), at % c, Ch::seen(q, at, at % c));
+        q.sum_g[at] = q.sum_gx[at] = 0;
+        if (OUT) vectors_of<A>(q, b, at / c).pull_scale[at % c] = Ch::pulled(q, at, at % c).scale;
     }
     if (q.wants_sums) {
         each_row_block(q, b, false, [&](int64_t g, int64_t k) {
-            sums_rows<T, A, W, ACT, SRC>(q, vectors_of<A>(q, b, g), b, g, k);
+            sums_rows<T, A, W, ACT, SRC, OUT, RES>(q, vectors_of<A>(q, b, g), b, g, k);
         });
     }
     each_merge(q, b, [&](int64_t at, int64_t g, int64_t ch) {
@@ -259,31 +239,26 @@ template <class T, class A, bool W, int ACT, int SRC, bool RES> static void back
             sg += t.mean[ch];
             sx += t.m2[ch];
         }
-        const double m = middle(at, ch), low = m - static_cast<double>(static_cast<A>(m));
-        q.sum_g[at] = sg;
-        q.sum_gx[at] = (finite(low) ? sx - low * sg : sx) * unit(at, ch);
-        double scale, u, v, centre = q.saved[kCentre * all + at];
-        pull_channel(q, at, ch, q.sum_g[at], q.sum_gx[at], scale, u, v);
-        if (SRC == kInvert) {
-            centre = m;
-            v = u == 0 && v == 0 ? 0 : v / q.saved[kInvstd * all + at] * unit(at, ch);
-        }
-        const Pull<A> f = pull<A>(centre, scale, u, v);
+        Ch::settle(q, at, ch, sg, sx);
+        const Pull<A> f = Ch::pulled(q, at, ch);
         const Vectors<A> to = vectors_of<A>(q, b, g);
         to.centre[ch] = f.centre;
         to.pull_scale[ch] = f.scale;
         to.u[ch] = f.u;
         to.v[ch] = f.v;
     });
-    if (!q.wants_dx) return;
+    if (!q.wants_dx || OUT) return;
     each_row_block(q, b, true, [&](int64_t g, int64_t k) {
-        pull_rows<T, A, W, ACT, SRC, RES>(q, vectors_of<A>(q, b, g), rows_of(q.shape, b, g, k));
+        pull_rows<T, A, W, ACT, SRC, RES>(q, vectors_of<A>(q, b, g), whole_rows(q.shape), rows_of(q.shape, b, g, k));
     });
 }
 
 // The single passes ---------------------------------------------------------------------------------------------
 
 template <class T, class A, bool W> static void reduce_pass(const Call& q) {
+    if constexpr (!W) {
+        if (short_runs<T>(q)) return reduce_short<T, A>(q);
+    }
     const Blocks b = blocks_of(q.shape);
     const int64_t all = q.shape.groups * q.shape.c;
     auto done = [&](int64_t at, int64_t, const Moments& m) {
@@ -325,7 +300,7 @@ template <class T, class A, bool W> static void backward_apply_pass(const Call& 
             to.v[at % c] = f.v;
         }
         each_row_block(q, b, true, [&](int64_t g, int64_t k) {
-            pull_rows<T, A, W, kNone, kRecompute, false>(q, vectors_of<A>(q, b, g), rows_of(q.shape, b, g, k));
+            pull_rows<T, A, W, kNone, kRecompute, false>(q, vectors_of<A>(q, b, g), whole_rows(q.shape), rows_of(q.shape, b, g, k));
         });
         return;
     }
@@ -350,13 +325,26 @@ template <class Body> static void by_type(int dtype, Body&& body) {
 }
 
 template <class T, class A, bool W, int ACT, bool RES> static void forward_layout(const Call& q) {
+    if constexpr (!W) {
+        if (short_runs<T>(q)) return forward_short<T, A, ACT, RES>(q);
+    }
     if (q.shape.last) forward_rows<T, A, W, ACT, RES>(q);
     else forward_planes<T, A, W, ACT, RES>(q);
 }
 
 template <class T, class A, bool W, int ACT, int SRC, bool RES> static void backward_layout(const Call& q) {
-    if (q.shape.last) backward_rows<T, A, W, ACT, SRC, RES>(q);
-    else backward_planes<T, A, W, ACT, SRC, RES>(q);
+    if constexpr (!W) {
+        if (short_runs<T>(q)) return backward_short<T, A, ACT, SRC, RES>(q);
+        // Nothing of dx waits for the sums: one pass instead of two.
+        if constexpr (SRC != kInvert) {
+            if (without_share(q) && q.wants_sums && q.wants_dx) {
+                if (q.shape.last) return backward_rows<T, A, W, ACT, SRC, RES, true>(q);
+                return backward_planes<T, A, W, ACT, SRC, RES, true>(q);
+            }
+        }
+    }
+    if (q.shape.last) backward_rows<T, A, W, ACT, SRC, RES, false>(q);
+    else backward_planes<T, A, W, ACT, SRC, RES, false>(q);
 }
 
 static void forward(const Call& q) {

@@ -199,32 +199,39 @@ template <class A> struct Sums {
     }
 };
 
-template <class T, class A, bool W, int ACT, int SRC>
-BN_INLINE void sums_run(const Call& q, const Seen<A>& k, int64_t at, int64_t n, int64_t wat, Sums<A>& t) {
+// With OUT the gradient is stored on the way: where the batch has no share in the statistics it is g times a scale.
+template <class T, class A, bool W, int ACT, int SRC, bool OUT, bool RES>
+BN_INLINE void sums_run(const Call& q, const Seen<A>& k, A scale, int64_t at, int64_t n, int64_t wat, Sums<A>& t) {
     typedef typename VecOf<A>::type V;
     typedef Gradient<T, A, W, ACT, SRC> G;
     constexpr int L = width<A>();
     const G d = G::at(q, at, wat);
-    const V mean = splat(k.forward.mean);
-    V g, x, w;
+    const V mean = splat(k.forward.mean), out = splat(scale);
+    T* dx = OUT ? static_cast<T*>(q.out) + at : nullptr;
+    T* dr = OUT && RES ? static_cast<T*>(q.out_residual) + at : nullptr;
+    auto one = [&](int64_t i, int count, int j) __attribute__((always_inline)) {
+        V g, x, w;
+        G::read(d, k, i, count, g, x, w);
+        t.s[j] += g;
+        t.sx[j] += g * (x - mean);
+        if (OUT) {
+            if (count == L) store(dx + i, out * g);
+            else store(dx + i, out * g, count);
+            if (RES) { if (count == L) store(dr + i, g); else store(dr + i, g, count); }
+        }
+    };
     for (int64_t begin = 0; begin < n;) {
         const int64_t end = least(begin + kLastTile - t.filled, n);
         t.filled += end - begin;
         int64_t i = begin;
         for (; i + 4 * L <= end; i += 4 * L) {
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                G::read(d, k, i + j * L, L, g, x, w);
-                t.s[j] += g;
-                t.sx[j] += g * (x - mean);
-            }
+            for (int j = 0; j < 4; ++j) one(i + j * L, L, j);
         }
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
             if (i >= end) break;
-            G::read(d, k, i, static_cast<int>(least(L, end - i)), g, x, w);
-            t.s[j] += g;
-            t.sx[j] += g * (x - mean);
+            one(i, static_cast<int>(least(L, end - i)), j);
             i += L;
         }
         begin = end;

@@ -15,6 +15,11 @@ BN_INLINE Range rows_of(const Shape& q, const Blocks& b, int64_t group, int64_t 
 
 constexpr int64_t kFirstRows = 8, kLastRows = 32;
 
+// The part of every row that a call works on: neighbouring columns of rows that lie `stride` values apart.
+struct Cols { int64_t first, count, stride; };
+
+BN_INLINE Cols whole_rows(const Shape& q) { return {0, q.c, q.c}; }
+
 // Scratch of one block: count and squared count, mean and m2 of each channel, then the tile's shift and sums.
 template <class A> struct BlockSums {
     double *n, *n2, *mean, *m2;
@@ -46,7 +51,7 @@ template <class A> static void flush_rows(const BlockSums<A>& t, int64_t c, doub
 }
 
 template <class T, class A, int R>
-BN_INLINE void add_rows(const T* x, int64_t c, A* k, A* s1, A* s2) {
+BN_INLINE void add_rows(const T* x, int64_t c, int64_t stride, const A* k, A* s1, A* s2) {
     typedef typename VecOf<A>::type V;
     constexpr int L = width<A>();
     int64_t i = 0;
@@ -55,7 +60,7 @@ BN_INLINE void add_rows(const T* x, int64_t c, A* k, A* s1, A* s2) {
         V a = load(s1 + i), b = load(s2 + i);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const V d = load(x + r * c + i) - shift;
+            const V d = load(x + r * stride + i) - shift;
             a += d;
             b += d * d;
         }
@@ -67,7 +72,7 @@ BN_INLINE void add_rows(const T* x, int64_t c, A* k, A* s1, A* s2) {
         const V shift = load(k + i, rest, V{});
         V a = load(s1 + i, rest, V{}), b = load(s2 + i, rest, V{});
         for (int r = 0; r < R; ++r) {
-            const V d = load(x + r * c + i, rest, V{}) - shift;
+            const V d = load(x + r * stride + i, rest, V{}) - shift;
             a += d;
             b += d * d;
         }
@@ -143,8 +148,8 @@ static void reduce_rows(const Call& q, const Blocks& b, int64_t group, int64_t b
                 add_weighted_row<T, A>(x + r * c, w[r], c, t.k, t.s1, t.s2);
             }
         } else {
-            for (; r + 8 <= end; r += 8) add_rows<T, A, 8>(x + r * c, c, t.k, t.s1, t.s2);
-            for (; r < end; ++r) add_rows<T, A, 1>(x + r * c, c, t.k, t.s1, t.s2);
+            for (; r + 8 <= end; r += 8) add_rows<T, A, 8>(x + r * c, c, c, t.k, t.s1, t.s2);
+            for (; r < end; ++r) add_rows<T, A, 1>(x + r * c, c, c, t.k, t.s1, t.s2);
         }
         flush_rows<A>(t, c, n, n2);
         if (target < kLastRows) target *= 4;
@@ -160,32 +165,40 @@ template <class A> struct Vectors {
     A *mean, *scale, *shift, *centre, *pull_scale, *u, *v;
 };
 
+// Whether whole vectors of the output can be streamed: every row begins at a multiple of the vector's size.
+template <class T, int L> BN_INLINE bool streamable(const Call& q, const T* out, const Cols& k) {
+    return q.streams && until_aligned<T, L>(out + k.first) == 0 && k.stride % L == 0;
+}
+
 template <class T, class A, bool W, int ACT, bool RES>
-static void apply_rows(const Call& q, const Vectors<A>& f, Range rows) {
+static void apply_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range rows) {
     typedef typename VecOf<A>::type V;
     constexpr int L = width<A>();
-    const int64_t c = q.shape.c;
-    const T* x = static_cast<const T*>(q.x);
-    const T* res = static_cast<const T*>(q.residual);
+    const int64_t c = k.count, stride = k.stride;
+    const T* x = static_cast<const T*>(q.x) + k.first;
+    const T* res = RES ? static_cast<const T*>(q.residual) + k.first : nullptr;
     const A* w = static_cast<const A*>(q.weights);
-    T* y = static_cast<T*>(q.out);
+    T* y = static_cast<T*>(q.out) + k.first;
     const A slope = static_cast<A>(q.slope);
+    const bool streams = streamable<T, L>(q, static_cast<const T*>(q.out), k);
     auto zero_row = [&](int64_t r) {
         for (int64_t i = 0; i < c; i += L) {
             const int n = static_cast<int>(least(L, c - i));
-            if (n == L) store(y + r * c + i, V{});
-            else store(y + r * c + i, V{}, n);
+            if (n == L) store(y + r * stride + i, V{});
+            else store(y + r * stride + i, V{}, n);
         }
     };
-    auto some = [&](int64_t r, int count) __attribute__((always_inline)) {
+    auto some = [&](int64_t r, int count, bool past) __attribute__((always_inline)) {
         int64_t i = 0;
         for (; i + L <= c; i += L) {
             const V mean = load(f.mean + i), scale = load(f.scale + i), shift = load(f.shift + i);
             for (int j = 0; j < count; ++j) {
-                const int64_t at = (r + j) * c + i;
+                const int64_t at = (r + j) * stride + i;
                 V v = (load(x + at) - mean) * scale + shift;
                 if (RES) v += load(res + at);
-                store(y + at, activated<ACT>(v, slope));
+                v = activated<ACT>(v, slope);
+                if (past) stream(y + at, v);
+                else store(y + at, v);
             }
         }
         if (i < c) {
@@ -193,7 +206,7 @@ static void apply_rows(const Call& q, const Vectors<A>& f, Range rows) {
             const V mean = load(f.mean + i, n, V{}), scale = load(f.scale + i, n, V{});
             const V shift = load(f.shift + i, n, V{});
             for (int j = 0; j < count; ++j) {
-                const int64_t at = (r + j) * c + i;
+                const int64_t at = (r + j) * stride + i;
                 V v = (load(x + at, n, V{}) - mean) * scale + shift;
                 if (RES) v += load(res + at, n, V{});
                 store(y + at, activated<ACT>(v, slope), n);
@@ -204,12 +217,13 @@ static void apply_rows(const Call& q, const Vectors<A>& f, Range rows) {
     if (W) {
         for (; r < rows.last; ++r) {
             if (w[r] == 0) zero_row(r);
-            else some(r, 1);
+            else some(r, 1, false);
         }
         return;
     }
-    for (; r + 4 <= rows.last; r += 4) some(r, 4);
-    for (; r < rows.last; ++r) some(r, 1);
+    if (streams) for (; r + 4 <= rows.last; r += 4) some(r, 4, true);
+    for (; r + 4 <= rows.last; r += 4) some(r, 4, false);
+    for (; r < rows.last; ++r) some(r, 1, false);
 }
 
 // One vector of channels in one row: g behind the activation, and the data.
@@ -241,46 +255,62 @@ template <class T, class A, int ACT, int SRC> struct RowGradient {
     }
 };
 
-template <class T, class A, bool W, int ACT, int SRC>
-static void sums_rows(const Call& q, const Vectors<A>& f, const Blocks& b, int64_t group, int64_t block) {
+// What a row's gradient is stored as, where the sums alone decide nothing of it (OUT): dx is g times a scale.
+template <class T, class A, int ACT, int SRC, bool OUT, bool RES>
+BN_INLINE void sums_of_rows(const Call& q, const Vectors<A>& f, const Cols& k, int64_t r, int64_t end, A* s1, A* s2) {
     typedef typename VecOf<A>::type V;
     typedef RowGradient<T, A, ACT, SRC> G;
     constexpr int L = width<A>();
-    const int64_t c = q.shape.c;
-    const BlockSums<A> t = BlockSums<A>::at(q.scratch, group * b.count + block, c);
-    const A* w = static_cast<const A*>(q.weights);
-    const Range rows = rows_of(q.shape, b, group, block);
     const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
-    for (int64_t i = 0; i < c; ++i) { t.mean[i] = t.m2[i] = 0; t.s1[i] = t.s2[i] = 0; }
+    T* dx = static_cast<T*>(q.out);
+    T* dr = static_cast<T*>(q.out_residual);
     auto part = [&](int64_t r, int count, int64_t i, int n) __attribute__((always_inline)) {
         const bool whole = n == L;
-        const V mean = whole ? load(f.mean + i) : load(f.mean + i, n, V{});
-        const V scale = whole ? load(f.scale + i) : load(f.scale + i, n, V{});
-        const V shift = whole ? load(f.shift + i) : load(f.shift + i, n, V{});
-        V a = whole ? load(t.s1 + i) : load(t.s1 + i, n, V{}), ax = whole ? load(t.s2 + i) : load(t.s2 + i, n, V{});
+        auto vec = [&](const A* p) __attribute__((always_inline)) -> V { return whole ? load(p + i) : load(p + i, n, V{}); };
+        const V mean = vec(f.mean), scale = vec(f.scale), shift = vec(f.shift);
+        const V out = OUT ? vec(f.pull_scale) : V{};
+        V a = vec(s1), ax = vec(s2);
         for (int j = 0; j < count; ++j) {
+            const int64_t at = (r + j) * k.stride + k.first + i;
             V g, x;
-            G::read(q, (r + j) * c + i, n, mean, scale, shift, slope, inverse, g, x);
+            G::read(q, at, n, mean, scale, shift, slope, inverse, g, x);
             a += g;
             ax += g * (x - mean);
+            if (OUT) {
+                if (whole) store(dx + at, out * g);
+                else store(dx + at, out * g, n);
+                if (RES) { if (whole) store(dr + at, g); else store(dr + at, g, n); }
+            }
         }
-        if (whole) { store(t.s1 + i, a); store(t.s2 + i, ax); }
-        else { store(t.s1 + i, a, n); store(t.s2 + i, ax, n); }
+        if (whole) { store(s1 + i, a); store(s2 + i, ax); }
+        else { store(s1 + i, a, n); store(s2 + i, ax, n); }
     };
     auto some = [&](int64_t r, int count) __attribute__((always_inline)) {
         int64_t i = 0;
-        for (; i + L <= c; i += L) part(r, count, i, L);
-        if (i < c) part(r, count, i, static_cast<int>(c - i));
+        for (; i + L <= k.count; i += L) part(r, count, i, L);
+        if (i < k.count) part(r, count, i, static_cast<int>(k.count - i));
     };
+    for (; r + 8 <= end; r += 8) some(r, 8);
+    for (; r < end; ++r) some(r, 1);
+}
+
+template <class T, class A, bool W, int ACT, int SRC, bool OUT, bool RES>
+static void sums_rows(const Call& q, const Vectors<A>& f, const Blocks& b, int64_t group, int64_t block) {
+    const int64_t c = q.shape.c;
+    const Cols k = whole_rows(q.shape);
+    const BlockSums<A> t = BlockSums<A>::at(q.scratch, group * b.count + block, c);
+    const A* w = static_cast<const A*>(q.weights);
+    const Range rows = rows_of(q.shape, b, group, block);
+    for (int64_t i = 0; i < c; ++i) { t.mean[i] = t.m2[i] = 0; t.s1[i] = t.s2[i] = 0; }
     for (int64_t r = rows.first; r < rows.last;) {
         const int64_t end = least(r + kLastRows, rows.last);
         if (W) {
-            for (; r < end; ++r)
-                if (w[r] != 0) some(r, 1);
+            for (int64_t one = r; one < end; ++one)
+                if (w[one] != 0) sums_of_rows<T, A, ACT, SRC, false, false>(q, f, k, one, one + 1, t.s1, t.s2);
         } else {
-            for (; r + 4 <= end; r += 4) some(r, 4);
-            for (; r < end; ++r) some(r, 1);
+            sums_of_rows<T, A, ACT, SRC, OUT, RES>(q, f, k, r, end, t.s1, t.s2);
         }
+        r = end;
         for (int64_t i = 0; i < c; ++i) {
             t.mean[i] += static_cast<double>(t.s1[i]);
             t.m2[i] += static_cast<double>(t.s2[i]);
@@ -290,54 +320,58 @@ static void sums_rows(const Call& q, const Vectors<A>& f, const Blocks& b, int64
 }
 
 template <class T, class A, bool W, int ACT, int SRC, bool RES>
-static void pull_rows(const Call& q, const Vectors<A>& f, Range rows) {
+static void pull_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range rows) {
     typedef typename VecOf<A>::type V;
     typedef RowGradient<T, A, ACT, SRC> G;
     constexpr int L = width<A>();
-    const int64_t c = q.shape.c;
+    const int64_t c = k.count;
     const A* w = static_cast<const A*>(q.weights);
     T* dx = static_cast<T*>(q.out);
     T* dr = static_cast<T*>(q.out_residual);
     const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
-    auto part = [&](int64_t r, int count, A weight, int64_t i, int n) __attribute__((always_inline)) {
+    const bool streams = streamable<T, L>(q, dx, k);
+    auto part = [&](int64_t r, int count, A weight, int64_t i, int n, bool past) __attribute__((always_inline)) {
         const bool whole = n == L;
-        auto vec = [&](const A* p) -> V { return whole ? load(p + i) : load(p + i, n, V{}); };
+        auto vec = [&](const A* p) __attribute__((always_inline)) -> V { return whole ? load(p + i) : load(p + i, n, V{}); };
         const V mean = vec(f.mean), scale = vec(f.scale), shift = vec(f.shift);
         const V centre = vec(f.centre), out = vec(f.pull_scale), u = vec(f.u), v = vec(f.v);
         for (int j = 0; j < count; ++j) {
-            const int64_t at = (r + j) * c + i;
+            const int64_t at = (r + j) * k.stride + k.first + i;
             V g, x;
             G::read(q, at, n, mean, scale, shift, slope, inverse, g, x);
             if (RES) { if (whole) store(dr + at, g); else store(dr + at, g, n); }
             V through = (x - centre) * v + u;
             if (W) through = through * weight;
             const V d = out * g - through;
-            if (whole) store(dx + at, d);
+            if (whole && past) stream(dx + at, d);
+            else if (whole) store(dx + at, d);
             else store(dx + at, d, n);
         }
     };
-    auto some = [&](int64_t r, int count, A weight) __attribute__((always_inline)) {
+    auto some = [&](int64_t r, int count, A weight, bool past) __attribute__((always_inline)) {
         int64_t i = 0;
-        for (; i + L <= c; i += L) part(r, count, weight, i, L);
-        if (i < c) part(r, count, weight, i, static_cast<int>(c - i));
+        for (; i + L <= c; i += L) part(r, count, weight, i, L, past);
+        if (i < c) part(r, count, weight, i, static_cast<int>(c - i), false);
     };
     auto zero_row = [&](int64_t r) {
+        T* row = dx + r * k.stride + k.first;
         for (int64_t i = 0; i < c; i += L) {
             const int n = static_cast<int>(least(L, c - i));
-            if (n == L) store(dx + r * c + i, V{});
-            else store(dx + r * c + i, V{}, n);
+            if (n == L) store(row + i, V{});
+            else store(row + i, V{}, n);
         }
     };
     int64_t r = rows.first;
     if (W) {
         for (; r < rows.last; ++r) {
             if (w[r] == 0) zero_row(r);
-            else some(r, 1, w[r]);
+            else some(r, 1, w[r], false);
         }
         return;
     }
-    for (; r + 4 <= rows.last; r += 4) some(r, 4, 1);
-    for (; r < rows.last; ++r) some(r, 1, 1);
+    if (streams) for (; r + 4 <= rows.last; r += 4) some(r, 4, 1, true);
+    for (; r + 4 <= rows.last; r += 4) some(r, 4, 1, false);
+    for (; r < rows.last; ++r) some(r, 1, 1, false);
 }
 
 }  // namespace BN_NS
