@@ -8,7 +8,6 @@
 #endif
 
 #include <atomic>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -91,6 +90,9 @@ int64_t bytes_of(const Data& d) {
     return d.n * d.c * d.s * (d.dtype == kFloat64 ? 8 : d.dtype == kFloat32 ? 4 : 2);
 }
 
+// Outputs of this many bytes leave the cache before anybody reads them.
+constexpr int64_t kStreams = int64_t{1} << 23;
+
 template <class T> T* at(Address p) { return reinterpret_cast<T*>(p); }
 
 Call call_of(const Data& d, double* scratch) {
@@ -101,8 +103,7 @@ Call call_of(const Data& d, double* scratch) {
     q.threads = forked.load(std::memory_order_relaxed) || d.n * d.c * d.s < 16384 ? 1 : d.threads;
     q.scratch = scratch;
     q.wants_dx = q.wants_sums = true;
-    static const int64_t least_ = std::getenv("BN_STREAM") ? std::atoll(std::getenv("BN_STREAM")) : 1 << 24;
-    q.streams = bytes_of(d) >= least_;
+    q.streams = bytes_of(d) >= kStreams;
     return q;
 }
 

@@ -107,16 +107,42 @@ def test_the_native_path_serves(choice):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_frozen_and_eval(training, activation, spelled):
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (9, 40, 4, 4), (4, 3, 20, 20)])
+@pytest.mark.parametrize("last", [False, True])
+def test_frozen_and_eval(shape, last, training, activation, spelled, monkeypatch):
+    monkeypatch.setattr(fused, "_WORTHWHILE", 0)
+
     def run():
-        layer = layer_of((6, 5, 4, 3), activation=activation)
+        layer = layer_of(shape, activation=activation)
         layer.frozen = training
         layer.train(training)
-        return steps(layer, (6, 5, 4, 3), True, "")
+        return steps(layer, shape, last, "") + steps(layer, shape, last, "residual")
 
     got = run()
     spelled()
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(got, run(), strict=True))
+
+
+def test_a_small_frozen_layer_is_torchs_own():
+    layer = layer_of((8, 5)).eval()
+    assert type(layer(torch.randn(8, 5, dtype=torch.float64)).grad_fn).__name__ != "FusedBackward"
+    layer = layer_of((2**13, 64)).eval()
+    assert type(layer(torch.randn(2**13, 64, dtype=torch.float64)).grad_fn).__name__ == "FusedBackward"
+
+
+@pytest.mark.parametrize(
+    ("shape", "last"), [((4, 8, 300, 301), False), ((7, 64, 90, 90), True), ((40, 2000, 5, 6), False)]
+)
+@pytest.mark.parametrize("how", ["", "residual"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_larger_than_the_cache(shape, last, how, dtype, spelled):
+    """What is streamed past the cache, unaligned beginnings and ends included."""
+    got = steps(layer_of(shape, dtype=dtype), shape, last, how, 1)
+    spelled()
+    for a, b in zip(got, steps(layer_of(shape, dtype=dtype), shape, last, how, 1), strict=True):
+        # The spelled sums of so many float values are the less exact ones.
+        allowed = 1e-9 if dtype == torch.float64 else 0.05 if a.dim() == 1 else 1e-4
+        assert torch.allclose(a.double(), b.double(), rtol=1e-9 if dtype == torch.float64 else 1e-4, atol=allowed)
 
 
 @pytest.mark.parametrize("last", [False, True])

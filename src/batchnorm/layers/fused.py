@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from batchnorm.errors import BatchNormError
-from batchnorm.kernels import native, reference, slab
+from batchnorm.kernels import memory, native, reference, slab
 from batchnorm.layers import normalise
 from batchnorm.layers.activation import SMALLEST_WEIGHT, activate
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, PopulationCoupling, SecondMoment
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 
 _EXTENTS = (Batch, Ghost, Masked, Weighted, Sync)
 _STATISTICS = (torch.float32, torch.float64)
+# Values from which a frozen layer's native backward outweighs the cost of calling it.
+_WORTHWHILE = 1 << 19
 
 
 class _Way(NamedTuple):
@@ -128,18 +129,22 @@ def _coupling(recipe: Recipe, coupling: Coupling, move: dict[str, Any] | None) -
 
 def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
     """The layer's output, activation and residual included, or None where the slower spelling must serve."""
-    if torch.compiler.is_compiling() or not native.serves(x):
+    if torch.compiler.is_compiling():
         return None
     buffers = layer._buffers
     stored = (layer.frozen or not layer.training) and buffers["running_mean"] is not None
+    alone = layer.activation is None and residual is None
+    if stored and alone and (x.numel() < _WORTHWHILE or not torch.is_grad_enabled()):
+        # torch's kernel has nothing to measure here; only its backward over large tensors is slow.
+        return None
+    if not native.serves(x):
+        return None
     tracks = not stored and layer.training and layer.track_running_stats and buffers["running_mean"] is not None
     recipe = layer.recipe
     if stored:
         if type(recipe.inference) is not Stored:
             return None
         if recipe.coupling.finishes is not None:
-            return None
-        if layer.activation is None and residual is None and not torch.is_grad_enabled():
             return None
         groups = 1
     else:
@@ -320,7 +325,9 @@ def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any) -> Tenso
         # torch's own output, to the last bit: `to_stock` promises it, and only its backward is slow.
         dtype = held.mean.dtype
         weight_wide, bias_wide = (v if v is None or v.dtype not in NARROW else v.to(dtype) for v in (weight, bias))
-        y = functional.batch_norm(x, held.mean, held.var, weight_wide, bias_wide, False, 0.0, way.eps)
+        y, nothing = memory.like(x), (x.new_empty(0), x.new_empty(0))
+        stored = (held.mean, held.var, False, 0.0, way.eps)
+        torch.native_batch_norm(x, weight_wide, bias_wide, *stored, out=(y, *nothing))
     y, saved, status = slab.forward(
         way.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves, y
     )
