@@ -130,6 +130,7 @@ SWITCHES: dict[str, Callable[..., Any]] = {
     "translate": lambda *_, **__: SimpleNamespace(target=None),
     "sync_statistics": lambda *_, **__: None,
     "Sync": Batch,
+    "verify": lambda *_, **__: SimpleNamespace(ok=True, failed=(), checks=()),
     "watch": _watches_nothing,
     **{f"BatchNorm{rank}d": _stock(getattr(nn, f"BatchNorm{rank}d")) for rank in (1, 2, 3)},
 }
