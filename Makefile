@@ -35,7 +35,7 @@ $(INTEROP): $(READY)
 	touch $(INTEROP)
 
 test-interop: $(INTEROP)
-	.venv-interop/bin/python -m pytest tests/interop
+	.venv-interop/bin/python -m pytest tests/interop tests/pains
 
 lint: $(READY)
 	$(BIN)/ruff check .
