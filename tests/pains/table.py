@@ -5,6 +5,7 @@ The row numbers are ids. `pain` registers a test; docs/pains.py makes the page o
 
 import functools
 import importlib
+import pkgutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -27,7 +28,8 @@ class Pain(NamedTuple):
     """One row.
 
     peer: what torch (or the tool named) does today, as the test shows. here: one line of code. without: the
-    names whose switching off makes the test fail, and fails_with the errors with which it then may.
+    names whose switching off makes the test fail, and fails_with the errors with which it then may. limit: what
+    stays open, or was not run.
     """
 
     row: int
@@ -39,6 +41,7 @@ class Pain(NamedTuple):
     page: str
     without: tuple[str, ...]
     fails_with: tuple[type[BaseException], ...]
+    limit: str
     test: Callable[..., None]
 
 
@@ -56,6 +59,7 @@ def pain(
     page: str,
     without: str | tuple[str, ...],
     fails_with: type[BaseException] = AssertionError,
+    limit: str = "",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a test as the one of this row."""
     names = (without,) if isinstance(without, str) else without
@@ -64,7 +68,8 @@ def pain(
         # The same test again is its module imported under another name.
         if row in PAINS and PAINS[row].test.__qualname__ != test.__qualname__:
             raise ValueError(f"row {row} must have one test; it has {PAINS[row].test.__qualname__} too")
-        PAINS[row] = Pain(row, symptom, state, peer, here, thread, page, names, (AssertionError, fails_with), test)
+        errors = (AssertionError, fails_with)
+        PAINS[row] = Pain(row, symptom, state, peer, here, thread, page, names, errors, limit, test)
         return test
 
     return register
@@ -121,6 +126,16 @@ def _plain_mean(states: list[Any], *_: Any, **__: Any) -> Any:
     return {name: sum(state[name].double() for state in states) / len(states) for name in states[0]}
 
 
+def _left_as_it_is(model: Any, *_: Any, **__: Any) -> Any:
+    return SimpleNamespace(model=model, left={"1": ""}, layers={})
+
+
+def _rebinds(layer: Any, new: Any, ok: Any, skipped: Any) -> None:
+    """Statistics that move to new memory, as an out-of-place step leaves them."""
+    layer.running_mean, layer.running_var = new.mean.float(), new.var.float()
+    layer.num_batches_tracked = layer.num_batches_tracked + ok
+
+
 SWITCHES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("convert", "freeze", "unfreeze", "to_stock", "to_torch"), _same),
     **dict.fromkeys(("pause", "masked", "bank", "accumulate", "mode"), _nothing),
@@ -131,6 +146,10 @@ SWITCHES: dict[str, Callable[..., Any]] = {
     "sync_statistics": lambda *_, **__: None,
     "Sync": Batch,
     "verify": lambda *_, **__: SimpleNamespace(ok=True, failed=(), checks=()),
+    "fold": lambda model, *_, **__: SimpleNamespace(
+        model=model, left={"1": ""}, layers={"1": SimpleNamespace(went="")}
+    ),
+    "_commit": _rebinds,
     "watch": _watches_nothing,
     **{f"BatchNorm{rank}d": _stock(getattr(nn, f"BatchNorm{rank}d")) for rank in (1, 2, 3)},
 }
@@ -138,11 +157,10 @@ SWITCHES: dict[str, Callable[..., Any]] = {
 
 def is_off(name: str) -> bool:
     """Whether `switch_off` holds this name now: other processes must be told."""
-    module, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(module), attribute) is SWITCHES[attribute]
+    return pkgutil.resolve_name(name) is SWITCHES[name.rpartition(".")[2]]
 
 
 def switch_off(name: str, put: Callable[[Any, str, Any], None]) -> None:
     """Replace a name, such as "batchnorm.recalibrate", by something that does nothing; `put` is a setattr."""
-    module, _, attribute = name.rpartition(".")
-    put(importlib.import_module(module), attribute, SWITCHES[attribute])
+    owner, _, attribute = name.rpartition(".")
+    put(pkgutil.resolve_name(owner), attribute, SWITCHES[attribute])

@@ -75,7 +75,7 @@ def test_pain_24_tracking_switched_off_afterwards():
     assert torch.equal(named(x), inferred)
     assert int(named[0].num_batches_tracked) == 0
     report, before, after = outcome("tracking_switched_off")
-    assert report.findings[0].code == "BN113"
+    assert [f.code for f in report.findings[:1]] == ["BN113"]
     assert before < after - 0.05
 
 
@@ -102,6 +102,7 @@ class FrozenBatchNorm2d(nn.Module):
     thread="https://github.com/pytorch/vision/issues/2169",
     page="interop.md",
     without="batchnorm.freeze",
+    limit="torchvision does not import beside this torch: the test has a stand-in of its first form",
 )
 def test_pain_41_a_frozen_class_of_its_own():
     x = torch.randn(8, 4, 5, 5) + 2
@@ -155,5 +156,5 @@ def test_pain_51_frozen_by_momentum_zero():
     found = batchnorm.diagnose(model.train(), batches(), metric).findings
     assert [f.code for f in found if f.code == "BN107"] == ["BN107", "BN107"]
     report, before, after = outcome("frozen_by_momentum")
-    assert report.findings[0].code == "BN107"
+    assert [f.code for f in report.findings[:1]] == ["BN107"]
     assert before < after - 0.05

@@ -63,7 +63,7 @@ def test_pain_22_half_precision_statistics():
             assert (half.eval()(wide.half()) == half.bias).all()  # every output is the same
             assert slow.running_mean == 10
         else:
-            assert torch.allclose(half.running_var, wide.half().float().var(0), rtol=1e-3)
+            assert torch.allclose(half.running_var.float(), wide.half().float().var(0), rtol=1e-3)
             assert abs(slow.running_mean - (12 - 2 * 0.999**300)) < 1e-3
             assert slow.running_mean.dtype == half.running_var.dtype == torch.float32
     report, before, after = outcome("float16_overflow")
@@ -158,6 +158,7 @@ def _batch_in_eval(x, mean, var, weight, bias, training, momentum, eps):
     thread="https://github.com/pytorch/xla/issues/3361",
     page="numerics.md",
     without="batchnorm.kernels.verify",
+    limit="XLA, ROCm and XPU devices were not run; three wrong ports on the CPU were",
 )
 def test_pain_50_backend_parity():
     right = batchnorm.kernels.verify("cpu")

@@ -124,6 +124,7 @@ def test_pain_10_ranks_differ():
     thread="https://github.com/pytorch/pytorch/issues/175024",
     page="deviations.md",
     without="batchnorm.BatchNorm1d",
+    limit="DDP of torch 2.13 no longer raises by itself; copies of statistics that others make still do",
 )
 def test_pain_11_two_forwards_before_a_backward():
     for told in results():

@@ -48,6 +48,7 @@ def test_pain_03_one_value_per_channel():
     thread="https://github.com/pytorch/pytorch/issues/46516",
     page="accumulate.md",
     without="batchnorm.accumulate",
+    limit="each micro-batch is still normalised by itself; `renorm=True` draws it towards the running statistics",
 )
 def test_pain_09_gradient_accumulation():
     x = torch.arange(24.0).reshape(12, 2).square()
@@ -160,6 +161,7 @@ def test_pain_47_empty_batch():
     thread="https://github.com/facebookresearch/moco/issues/137",
     page="methods/ghost.md",
     without="batchnorm.BatchNorm1d",
+    limit="inside a group samples still inform each other; the shuffle is a line in the training loop",
 )
 def test_pain_52_samples_inform_each_other():
     queries = torch.randn(8, 3, dtype=torch.float64)
