@@ -37,7 +37,7 @@ def _again(cls: type[Adapter], state: dict[str, Any]) -> Adapter:
 @functools.cache
 def _joined(cls: Any, bases: tuple[str, ...]) -> Any:
     # What the caller has imported comes first, then what is installed.
-    loaded = [base for base in bases if base.partition(":")[0] in sys.modules]
+    loaded = [base for base in bases if sys.modules.get(base.partition(":")[0]) is not None]
     there = [base for base in bases if importlib.util.find_spec(base.partition(".")[0].partition(":")[0])]
     module, _, name = (*loaded, *there, *bases)[0].partition(":")
     base = getattr(needs(module, "this trainer's adapter"), name)
