@@ -20,7 +20,7 @@ from tests.pains.table import outcome, pain
     peer="an average of parameters() keeps the untrained statistics; AveragedModel copies those of the last weights",
     here="batchnorm.recalibrate(teacher, loader)",
     thread="https://github.com/pytorch/ignite/issues/2590",
-    page="findings.md#bn222",
+    page="findings.md#bn101",
     without=("batchnorm.recalibrate", "batchnorm.diagnose"),
 )
 def test_pain_04_mean_teacher():

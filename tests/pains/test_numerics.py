@@ -1,5 +1,6 @@
 """Numbers: NaN, half precision, biased and unbiased, cancellation, other devices."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
@@ -99,7 +100,7 @@ def test_pain_23_biased_and_unbiased():
     35,
     "The variance comes out negative, NaN or far too large where the mean is large",
     state="prevented",
-    peer="channels_last on the CPU, mean 1e5: outputs off by 0.3; E[x^2] - E[x]^2 (Flax's default) gives 0 at best",
+    peer="channels_last on the CPU, mean 1e5: outputs off by 0.3; E[x^2] - E[x]^2 (Flax): below 0, or above 100",
     here="batchnorm.convert(model)",
     thread="https://github.com/google/flax/issues/1491",
     page="numerics.md",
@@ -110,7 +111,7 @@ def test_pain_35_large_mean():
     wide = x.double()
     exact = functional.batch_norm(wide, None, None, training=True)
     stock, ours = nn.BatchNorm2d(16, momentum=1.0), batchnorm.BatchNorm2d(16, momentum=1.0)
-    assert (stock(x) - exact).abs().max() > 0.1
+    assert (stock(x) - exact).abs().max() > 0.01
     assert (ours(x) - exact).abs().max() < 1e-4
     assert torch.allclose(ours.running_var.double(), wide.var((0, 2, 3)), rtol=1e-5)
     naive = x.square().mean((0, 2, 3)) - x.mean((0, 2, 3)).square()
@@ -164,6 +165,8 @@ def test_pain_50_backend_parity():
     right = batchnorm.kernels.verify("cpu")
     assert right.ok, str(right)
     assert len(right.checks) == 48
+    with pytest.raises(batchnorm.BatchNormError, match=r"dtypes must be floating-point types; it was torch\.int32"):
+        batchnorm.kernels.verify("cpu", dtypes=(torch.int32,))
     ports = {"naive": _naive, "biased": _biased, "batch": _batch_in_eval}
     wrong = {name: batchnorm.kernels.verify("cpu", port).failed for name, port in ports.items()}
     assert {(row.mode, row.mean) for row in wrong["naive"]} == {("train", 1e4)}

@@ -42,6 +42,9 @@ def on_rank(rank, ranks, off):
     for _ in range(3):
         wrapped(x).sum().backward()
     told["kept by DDP"] = copy.deepcopy(net[0].state_dict())
+    evaluated = copy.deepcopy(net)
+    DistributedDataParallel(evaluated).eval()(x)
+    told["evaluated by DDP"] = evaluated[0].running_mean
     told["apart"] = batchnorm.rank_report(net).layers["0"].mean_spread
     batchnorm.sync_statistics(net)
     told["pooled"] = copy.deepcopy(net[0].state_dict())
@@ -106,6 +109,7 @@ def test_pain_10_ranks_differ():
     means, variances = torch.stack([x.mean(0) for x in (data(0), data(1))]), [data(r).var(0) for r in (0, 1)]
     for rank, told in enumerate(ranks):
         assert torch.allclose(told["kept by DDP"]["running_mean"], means[rank], atol=1e-6)
+        assert torch.allclose(told["evaluated by DDP"], means[0], atol=1e-6)  # of rank 0's data on every rank
         assert told["apart"] > 0.5
         # Both ranks saw three batches, so they weigh the same; the variance between them is part of the whole.
         between = ((means[0] - means[1]) / 2).square()

@@ -58,6 +58,8 @@ def test_pain_09_gradient_accumulation():
     for piece in pieces:
         stock(piece)
     assert int(stock.num_batches_tracked) == 3
+    alike = sum(0.1 * 0.9**age * piece.mean(0) for age, piece in enumerate(reversed(pieces)))
+    assert torch.allclose(stock.running_mean, alike, rtol=1e-5)
     assert (stock.running_mean - whole.running_mean).abs().max() > 10
     ours = batchnorm.BatchNorm1d(2)
     with batchnorm.accumulate(ours):
@@ -133,7 +135,7 @@ def test_pain_42_ghost_batches():
     47,
     "An empty batch makes running_mean NaN",
     state="prevented",
-    peer="statistics stay since, but the counter grows: with momentum=None the next batch weighs a half too little",
+    peer="statistics stay since, but the counter grows: with momentum=None the next batch weighs half as much",
     here="batchnorm.convert(model)",
     thread="https://github.com/pytorch/pytorch/issues/12013",
     page="deviations.md",

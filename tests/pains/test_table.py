@@ -57,6 +57,7 @@ def test_the_page_is_what_the_rows_say():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the frameworks warn of their own deprecations
 @pytest.mark.parametrize(
     ("pain", "name"),
     [pytest.param(p, name, id=f"pain_{p.row:02}-{name}") for p in PAINS for name in p.without],
