@@ -57,7 +57,7 @@ def test_pain_30_trainable_of_keras():
     assert (as_torch_freezes(x) - torch.from_numpy(frozen)).abs().max() > 0.3
     assert (as_torch_freezes[0].running_mean - torch.from_numpy(before)).abs().max() > 0.01
     batchnorm.freeze(net, affine=True)
-    np.testing.assert_allclose(net.train()(x).numpy(), frozen, atol=1e-5)
+    np.testing.assert_allclose(net.train()(x).detach().numpy(), frozen, atol=1e-5)
     np.testing.assert_allclose(net[0].running_mean.numpy(), before, rtol=1e-6)
 
 
