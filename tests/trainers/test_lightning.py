@@ -2,7 +2,10 @@
 
 import copy
 import json
+import logging
+import os
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import batchnorm
 from batchnorm import BatchNormError
 from batchnorm.interop.trainers import lightning as ours
+from tests.distributed import world
 from tests.trainers.networks import DATA, LABELS, close, exact, layers, network, received, statistics
 
 pl = pytest.importorskip("lightning.pytorch")
@@ -218,6 +222,42 @@ def test_this_packages_layers_and_mixed_precision():
             model(DATA)
 
     assert close(statistics(module.net), received(half, under_autocast), 2e-3)
+
+
+def _ranks(rank, ranks):
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29512")
+    callback, module = ours.Recalibrate(until=None), Module()
+    options = {"accelerator": "cpu", "devices": ranks, "strategy": "ddp", "plugins": [LightningEnvironment()]}
+    trainer = pl.Trainer(
+        max_epochs=1,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    data = TensorDataset(DATA[:95], LABELS[:95])
+    trainer.fit(module, DataLoader(data, batch_size=8, shuffle=True), DataLoader(data, batch_size=19))
+    results = [s.detach() for s in statistics(module)]
+    return trainer.world_size, callback.result.samples, results, [p.detach().clone() for p in module.parameters()]
+
+
+def test_two_processes_count_every_sample_once():
+    one, other = world.run(_ranks, 2, timeout=60.0)
+    assert one[:2] == other[:2] == (2, 95)
+    assert all(torch.equal(a, b) for a, b in zip(one[2], other[2], strict=True))
+    module = Module()
+    with torch.no_grad():
+        for parameter, value in zip(module.parameters(), one[3], strict=True):
+            parameter.copy_(value)
+    batchnorm.recalibrate(module, DATA[:95].split(19))
+    assert close(statistics(module), one[2], 1e-5)
 
 
 def test_bad_arguments():

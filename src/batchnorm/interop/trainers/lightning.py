@@ -31,7 +31,8 @@ class Watch(_Callback):
     Args:
         to: "logger" sends the numbers to the trainer's loggers; otherwise as in `watch`.
         part: the path of the module that training calls, if it is not the LightningModule itself.
-        every, compare_processes: as in `watch`.
+        every: as in `watch`.
+        compare_processes: as in `watch`.
 
     Raises:
         BatchNormError: Lightning is not installed.

@@ -56,7 +56,10 @@ def evaluating(model: nn.Module, optimizer: Any, loader: Iterable[Any], **option
     The mode of the model is the caller's business.
 
     Args:
-        model, optimizer, loader, options: as in `recalibrate`.
+        model: as in `recalibrate`.
+        optimizer: as in `recalibrate`.
+        loader: as in `recalibrate`.
+        **options: as in `recalibrate`.
 
     Raises:
         BatchNormError: as `recalibrate`.

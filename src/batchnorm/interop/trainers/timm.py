@@ -38,7 +38,8 @@ def convert(model: nn.Module, method: str = "batchnorm", **options: Any) -> nn.M
 
     Args:
         model: changed in place and returned.
-        method, options: as in `batchnorm.convert`.
+        method: as in `batchnorm.convert`.
+        **options: as in `batchnorm.convert`.
 
     Raises:
         BatchNormError: timm is not installed; as `batchnorm.convert`. Nothing is changed then.

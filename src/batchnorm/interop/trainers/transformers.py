@@ -24,7 +24,9 @@ class Watch(_Callback):
         >>> Trainer(model, arguments, callbacks=[Watch(to="bn.jsonl")])  # doctest: +SKIP
 
     Args:
-        to, every, compare_processes: as in `watch`; the number of planned steps is the trainer's.
+        to: as in `watch`; the number of planned steps is the trainer's.
+        every: as in `watch`.
+        compare_processes: as in `watch`.
 
     Raises:
         BatchNormError: transformers is not installed.
