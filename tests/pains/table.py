@@ -20,7 +20,7 @@ ROWS = 52
 STATES = ("prevented", "diagnosed", "repaired", "out of reach")
 THEMES = (
     "averaging", "compile_export", "conversion", "extra_forwards", "frameworks", "freezing", "inputs", "lag",
-    "momentum", "numerics", "ranks", "small_batches", "transforms",
+    "momentum", "numerics", "other_weights", "ranks", "small_batches", "transforms",
 )  # fmt: skip
 
 
