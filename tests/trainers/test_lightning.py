@@ -230,11 +230,11 @@ def _ranks(rank, ranks):
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29512")
-    callback, module = ours.Recalibrate(until=None), Module()
+    callback, watch, module = ours.Recalibrate(until=None), ours.Watch(), Module()
     options = {"accelerator": "cpu", "devices": ranks, "strategy": "ddp", "plugins": [LightningEnvironment()]}
     trainer = pl.Trainer(
         max_epochs=1,
-        callbacks=[callback],
+        callbacks=[callback, watch],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -244,20 +244,20 @@ def _ranks(rank, ranks):
     )
     data = TensorDataset(DATA[:95], LABELS[:95])
     trainer.fit(module, DataLoader(data, batch_size=8, shuffle=True), DataLoader(data, batch_size=19))
-    results = [s.detach() for s in statistics(module)]
-    return trainer.world_size, callback.result.samples, results, [p.detach().clone() for p in module.parameters()]
+    counted = (trainer.world_size, watch.report.run.steps, watch.report.run.forwards, callback.result.samples)
+    return counted, statistics(module), [p.detach().clone() for p in module.parameters()]
 
 
 def test_two_processes_count_every_sample_once():
     one, other = world.run(_ranks, 2, timeout=60.0)
-    assert one[:2] == other[:2] == (2, 95)
-    assert all(torch.equal(a, b) for a, b in zip(one[2], other[2], strict=True))
+    assert one[0] == other[0] == (2, 6, 6, 95)
+    assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
     module = Module()
     with torch.no_grad():
-        for parameter, value in zip(module.parameters(), one[3], strict=True):
+        for parameter, value in zip(module.parameters(), one[2], strict=True):
             parameter.copy_(value)
     batchnorm.recalibrate(module, DATA[:95].split(19))
-    assert close(statistics(module), one[2], 1e-5)
+    assert close(statistics(module), one[1], 1e-5)
 
 
 def test_bad_arguments():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, Sampler
 
-from batchnorm import BatchNormError
+from batchnorm import BatchNormError, recalibrate
 from batchnorm.interop.trainers.loaders import again
 
 
@@ -84,3 +84,17 @@ def test_a_sampler_that_cannot_be_copied():
 
     with pytest.raises(BatchNormError, match="Held cannot: give a loader of its own"):
         again(DataLoader(range(3), sampler=Held()))
+
+
+def test_a_second_reader_knows_how_many_samples_there_are_and_their_order():
+    data = torch.randn(160, 3)
+    random = BatchSampler(RandomSampler(data), 8, False)
+    for loader, stored in (
+        (DataLoader(data, batch_size=8), True),
+        (DataLoader(data, batch_size=8, shuffle=True), False),
+        (DataLoader(data, batch_sampler=random), False),
+    ):
+        model = torch.nn.BatchNorm1d(3)
+        result = recalibrate(model, again(loader), max_samples=80)
+        assert (result.samples, result.offered, result.in_stored_order) == (80, 160, stored)
+        assert recalibrate(model, loader, max_samples=80).in_stored_order is stored

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import warnings
 
@@ -12,6 +13,7 @@ from torch import nn
 import batchnorm
 from batchnorm import BatchNormError
 from batchnorm.interop.trainers import transformers as ours
+from tests.distributed import world
 from tests.trainers.networks import DATA, LABELS, close, exact, layers, received, statistics
 
 with warnings.catch_warnings():
@@ -133,6 +135,29 @@ def test_watch_records_every_step(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 8, 10]
     names = {name for name, m in resnet().named_modules() if isinstance(m, nn.BatchNorm2d)}
     assert set(lines[-1]["layers"]) == names
+
+
+def _ranks(rank, ranks, folder):
+    warnings.simplefilter("ignore")
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU="true")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29513")
+    callback = ours.Recalibrate(until=None)
+    trainer = train(resnet(), [callback], folder, num_train_epochs=1, ddp_backend="gloo")
+    weights = [p.detach() for p in trainer.model.parameters()]
+    return (trainer.args.world_size, callback.result.samples), statistics(trainer.model), weights
+
+
+def test_two_processes_count_every_sample_once(tmp_path):
+    one, other = world.run(_ranks, 2, str(tmp_path), timeout=60.0)
+    assert one[0] == other[0] == (2, 96)
+    assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+    model = resnet()
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), one[2], strict=True):
+            parameter.copy_(value)
+    assert not close(statistics(model), one[1])
+    batchnorm.recalibrate(model, DATA.split(32))
+    assert close(statistics(model), one[1], 1e-4)
 
 
 def test_callbacks_are_the_trainers_and_can_be_copied():
