@@ -4,8 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 INTEROP := .venv-interop/.ready
+TRAINERS := .venv-trainers/.ready
 
-.PHONY: demo test test-slow test-interop lint bench docs native wheel sanitize no-compiler clean
+.PHONY: demo test test-slow test-interop test-trainers lint bench docs native wheel sanitize no-compiler clean
 
 $(READY): pyproject.toml constraints.txt $(wildcard native/*.cpp native/*.h native/*.inl native/CMakeLists.txt)
 	$(PYTHON) -m venv .venv
@@ -35,7 +36,19 @@ $(INTEROP): $(READY)
 	touch $(INTEROP)
 
 test-interop: $(INTEROP)
-	.venv-interop/bin/python -m pytest tests/interop
+	.venv-interop/bin/python -m pytest tests/interop tests/pains
+
+# Trainers and tools, likewise. torchvision is the one made for this torch: its own pin would bring a CUDA torch.
+$(TRAINERS): $(READY)
+	$(PYTHON) -m venv .venv-trainers
+	echo "import site; site.addsitedir('$$($(CURDIR)/$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > $$(.venv-trainers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	.venv-trainers/bin/python -m pip install --quiet --upgrade pip==25.3
+	.venv-trainers/bin/python -m pip install --quiet --constraint constraints.txt --group trainers
+	.venv-trainers/bin/python -m pip install --quiet --constraint constraints.txt --no-deps --group vision
+	touch $(TRAINERS)
+
+test-trainers: $(TRAINERS)
+	OMP_NUM_THREADS=1 .venv-trainers/bin/python -m pytest tests/trainers
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -75,4 +88,4 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv .venv-interop site build dist src/batchnorm/kernels/*.so
+	rm -rf .venv .venv-interop .venv-trainers site build dist src/batchnorm/kernels/*.so

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from batchnorm import BatchNormError
+from batchnorm import BatchNormError, recalibrate
 from batchnorm.interop import rescale_variance, torch_momentum, translate, variance_from
 from batchnorm.interop.statistics import settled
 
@@ -114,3 +114,14 @@ def test_a_debiased_average_of_haiku_goes_on_as_if_never_moved():
     assert int(state["counter"]) == 3
     np.testing.assert_allclose(state["hidden"], np.array([[2.0, 4.0]]) * (1 - 0.9**3), rtol=1e-6)
     assert int(translate((haiku[0], {**haiku[1]}), "torch").target["bn.num_batches_tracked"]) == 0
+
+
+def test_recalibrated_statistics_hold_nothing_of_the_initial_variance():
+    """Their counter counts the batches of the recalibration, not steps of an average that began at 1."""
+    x = torch.randn(1600, 2) * 0.03
+    torch_net = nn.Sequential(nn.BatchNorm1d(2))
+    recalibrate(torch_net, [x], progress=False)
+    one = {"scale": np.ones(2, np.float32), "bias": np.zeros(2, np.float32)}
+    target = {"params": {"bn": one}, "batch_stats": {"bn": {"mean": np.zeros(2, "f"), "var": np.ones(2, "f")}}}
+    var = translate(torch_net, target, count=16).target["batch_stats"]["bn"]["var"]
+    np.testing.assert_allclose(var, x.var(0).numpy() * 15 / 16, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Optional packages: imported when a format needs them, and asked for by name when they are missing."""
+"""Optional packages: imported when a format or a trainer needs them, and asked for by name when they are missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from batchnorm.errors import BatchNormError
 
 
-def needs(module: str) -> Any:
+def needs(module: str, who: str = "this format") -> Any:
     """The module, imported now.
 
     Raises:
@@ -18,4 +18,4 @@ def needs(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise BatchNormError(f"this format needs {package}; install it with: pip install {package}") from error
+        raise BatchNormError(f"{who} needs {package}; install it with: pip install {package}") from error

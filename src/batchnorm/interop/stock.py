@@ -34,9 +34,9 @@ def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> n
         'BatchNorm2d'
 
     - `SyncBatchNorm`: its rank from the convolution or linear layer before it, or from `dims`.
-    - Frozen batch norm (detectron2, torchvision: four buffers): `BatchNorm2d`, frozen as by
+    - Frozen batch norm (detectron2, torchvision, timm: four buffers): `BatchNorm2d`, frozen as by
       `batchnorm.freeze(affine=True)`.
-    - timm's `BatchNormAct2d`: a `Sequential` of batch norm, drop and activation. timm's and
+    - timm's `BatchNormAct2d` and its frozen form: a `Sequential` of batch norm, drop and activation. timm's and
       detectron2's other subclasses of torch's layers: the class they inherit from.
     - `ABN`, `InPlaceABN` and `InPlaceABNSync`: a `Sequential` of batch norm and activation; the
       in-place ones normalise with `|weight| + eps`, so that becomes the weight.
@@ -139,7 +139,11 @@ def _subclass(name: str, module: _BatchNorm) -> nn.Module | None:
             f"model must hold layers that are known here; {name or '(root)'!r} is a {type(module).__name__} of "
             f"{library}, whose forward is its own"
         )
-    plain = _plain(module, cls)
+    return _followed(_plain(module, cls), module)
+
+
+def _followed(plain: nn.Module, module: nn.Module) -> nn.Module:
+    """The drop and the activation that timm's layers hold, after the plain one."""
     after = [m for m in (getattr(module, "drop", None), getattr(module, "act", None)) if m is not None]
     after = [m for m in after if not isinstance(m, nn.Identity)]
     return nn.Sequential(plain, *after).train(module.training) if after else plain
@@ -151,7 +155,7 @@ def _thawed(module: Any) -> nn.Module:
     with torch.no_grad():
         for role in ("weight", "bias", "running_mean", "running_var"):
             getattr(new, role).copy_(getattr(module, role))
-    return freeze(new.train(module.training), affine=True)
+    return _followed(freeze(new.train(module.training), affine=True), module)
 
 
 def _abn(name: str, module: Any, *, in_place: bool) -> nn.Module:

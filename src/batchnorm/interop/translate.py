@@ -171,6 +171,8 @@ def _values(have: Weights, want: Weights, one: Pair, given: Given, notes: Notes)
         else:
             known = momentum is not None and steps > 0 and have.initial_variance is not None
             rest = (1 - float(momentum or 0.0)) ** steps if known else 0.0
+            if (values["running_var"] < rest * (1 - 1e-3)).any():
+                rest = 0.0  # recalibrated: an average that started at 1 would still hold more than this
             values["running_var"] = rescale_variance(
                 values["running_var"], count, have.variance, want.variance, weight_of_start=rest
             )

@@ -16,6 +16,8 @@ from batchnorm.kernels.registry import select as select
 from batchnorm.kernels.shapes import RawMoments as RawMoments
 from batchnorm.kernels.shapes import compute_dtype as compute_dtype
 from batchnorm.kernels.shapes import wide_dtype as wide_dtype
+from batchnorm.kernels.verify import Parity as Parity
+from batchnorm.kernels.verify import verify as verify
 
 if native.built():
     register(native.PASSES)

@@ -35,7 +35,8 @@ def batch_norm_train(
     the inverse standard deviation loses it where it is smaller than eps.
     """
     wide = wide_dtype(x.device)
-    scratch_mean = torch.zeros(x.shape[1], dtype=stats_dtype, device=x.device)
+    # new_zeros, so that under vmap every batch has its own.
+    scratch_mean = x.new_zeros(x.shape[1], dtype=stats_dtype)
     scratch_var = torch.zeros_like(scratch_mean)
     weight = None if weight is None else weight.to(stats_dtype)
     bias = None if bias is None else bias.to(stats_dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.couplings import BatchCoupling, Coupling
@@ -66,6 +66,17 @@ class Recipe:
         reason = self.coupling.refuses(self) or _sequential_refuses(self)
         if reason is not None:
             raise BatchNormError(f"the choices must go together; they do not: {reason}")
+
+
+def starting_momentum(momentum: Any, recipe: Recipe) -> Any:
+    """A layer's momentum: the one given, checked, or the estimator's own where the word "estimator" stands."""
+    if momentum is None or callable(momentum):
+        return momentum
+    if isinstance(momentum, str) and momentum == "estimator":
+        return recipe.estimator.momentum
+    legal = not isinstance(momentum, str) and 0 <= momentum <= 1
+    check(legal, "momentum", "in [0, 1], the weight of the new batch, None or a function of the step", repr(momentum))
+    return momentum
 
 
 def _sequential_refuses(recipe: Recipe) -> str | None:

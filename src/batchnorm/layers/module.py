@@ -13,7 +13,7 @@ from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import fused, normalise
 from batchnorm.layers.activation import SMALLEST_WEIGHT, InPlace, activate, check_activation
-from batchnorm.layers.choices import Recipe
+from batchnorm.layers.choices import Recipe, starting_momentum
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
 from batchnorm.layers.cross_iteration import look_back
 from batchnorm.layers.estimators import Now, State
@@ -72,7 +72,7 @@ class BatchNorm(Moving):
         check_activation(activation, negative_slope, inplace)
         plain = isinstance(recipe.coupling, BatchCoupling) and recipe.extent.groups(10**6) == 1
         check(not inplace or plain, "inplace", "False with ghost groups or another coupling than the batch's", inplace)
-        start: Any = recipe.estimator.momentum if isinstance(momentum, str) else momentum
+        start: Any = starting_momentum(momentum, recipe)
         # bias= came to torch's layers after the oldest torch this package supports.
         extra = {} if bias else {"bias": bias}
         super().__init__(num_features, eps, start, affine, track_running_stats, device, dtype, **extra)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _LazyNormBase
 
 from batchnorm.layers.activation import check_activation
+from batchnorm.layers.choices import starting_momentum
 from batchnorm.layers.module import BatchNorm
 from batchnorm.layers.table import recipe_for
 
@@ -58,7 +59,7 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
     a forward recomputed by activation checkpointing does not update twice.
 
     Raises:
-        BatchNormError: one value per channel in training, an unknown method.
+        BatchNormError: one value per channel in training, an unknown method, a momentum out of range.
         ValueError: an input of the wrong rank, as in torch.
 
     Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithms 1 and 2.
@@ -102,7 +103,7 @@ class _Lazy(_LazyNormBase):
     ) -> None:
         recipe = recipe_for(method, **choices)
         check_activation(activation, negative_slope, False)
-        start: Any = recipe.estimator.momentum if isinstance(momentum, str) else momentum
+        start: Any = starting_momentum(momentum, recipe)
         super().__init__(eps, start, affine, track_running_stats, device, dtype, bias=bias)
         self.recipe, self.activation, self.negative_slope = recipe, activation, negative_slope
 

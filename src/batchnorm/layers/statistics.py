@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices import Recipe
-from batchnorm.layers.estimators import Now, State, resolve
+from batchnorm.layers.couplings import BatchCoupling
+from batchnorm.layers.estimators import EMA, Now, State, resolve
 
 NARROW = (torch.float16, torch.bfloat16)
 _STOCK = ("running_mean", "running_var", "num_batches_tracked")
@@ -186,6 +187,10 @@ class Statistics(_BatchNorm):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:
+        tracked = prefix + "num_batches_tracked"
+        if tracked not in state_dict and prefix + "running_var" in state_dict and not self._reads_counter():
+            # Saved before torch 0.4.1, or stripped on the way: nothing but a count is lost.
+            state_dict[tracked] = torch.zeros((), dtype=torch.long)
         marker = prefix + "bank_"
         for key in state_dict:
             if key.startswith(marker) and key.endswith("_running_mean"):
@@ -207,6 +212,12 @@ class Statistics(_BatchNorm):
                 state_dict.update({at + name: initial[name] for name in missing})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._widen()
+
+    def _reads_counter(self) -> bool:
+        """Whether a gain, a schedule or a warm-up goes by the number of batches, so that 0 would be a lie."""
+        estimator, coupling = self.recipe.estimator, self.recipe.coupling
+        plain = type(estimator) is EMA and not estimator.debias and not callable(estimator.decay)
+        return not (plain and type(coupling) is BatchCoupling and isinstance(self.momentum, float | int))
 
     def reset_running_stats(self) -> None:
         """Back to mean 0, variance 1, all counters 0 and nothing remembered: of the active bank alone."""

@@ -34,7 +34,9 @@ class Inputs:
 
     def add(self, x: Tensor, mean: Tensor, scale: Tensor) -> None:
         """Take note of one input `(N, C, *)`; mean and scale are the stored ones."""
-        x = x.detach()
+        # Plain: some subclasses (MONAI's) keep books about slices, and refuse those taken below.
+        with torch._C.DisableTorchFunctionSubclass():
+            x = x.detach()
         if x.numel() == 0:
             return
         if x.numel() == x.shape[1]:

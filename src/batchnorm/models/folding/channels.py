@@ -93,7 +93,9 @@ def affine_of(layer: nn.Module) -> Affine | str:
     if isinstance(layer, BatchNorm):
         mean, var = layer.stat("running_mean"), layer.stat("running_var")
         weight, bias = layer.affine_part("weight"), layer.affine_part("bias")
-        tail, axis = None if layer.activation is None else activation_of(layer), layer.channel_axis
+        axis = layer.channel_axis
+        if layer.activation is not None:
+            tail = activation_of(layer) if tail is None else nn.Sequential(activation_of(layer), tail)
     scale = torch.rsqrt(wide(var) + held.eps)
     if weight is not None:
         scale = scale * wide(weight)

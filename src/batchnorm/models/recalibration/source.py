@@ -21,7 +21,9 @@ def offered(loader: Iterable[Any]) -> int | None:
     """How many samples a loader has, where it says so."""
     if isinstance(loader, DataLoader):
         try:
-            return len(loader.sampler) if loader.batch_size is not None else None  # pyright: ignore[reportArgumentType]
+            if loader.batch_size is None:
+                return sum(map(len, loader.batch_sampler)) if isinstance(loader.batch_sampler, list) else None
+            return len(loader.sampler)  # pyright: ignore[reportArgumentType]
         except TypeError:
             return None
     return sum(map(count_samples, loader)) if isinstance(loader, (list, tuple)) else None
@@ -29,8 +31,16 @@ def offered(loader: Iterable[Any]) -> int | None:
 
 def in_stored_order(loader: Iterable[Any]) -> bool:
     """Whether a loader gives its data in the order they are stored in."""
-    sampler = loader.sampler if isinstance(loader, DataLoader) else None
-    return isinstance(sampler, SequentialSampler) or isinstance(loader, (list, tuple))
+    if not isinstance(loader, DataLoader):
+        return isinstance(loader, (list, tuple))
+    batches: Any = loader.batch_sampler
+    if loader.batch_size is None and batches is not None:
+        # Its sampler says nothing then: torch puts a sequential one there.
+        if isinstance(batches, list):
+            numbers = list(itertools.chain.from_iterable(batches))
+            return numbers == sorted(numbers)
+        return isinstance(getattr(batches, "sampler", None), SequentialSampler)
+    return isinstance(loader.sampler, SequentialSampler)
 
 
 def limited(batches: Iterator[Any], max_samples: int | None) -> Iterator[Any]:
