@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -147,12 +149,26 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:120]
 
 
-def did_not_come(circle: Circle, here: str, seconds: float, error: Exception) -> BatchNormError:
+def did_not_come(
+    circle: Circle, here: str, seconds: float, error: Exception, what: str = "its sum", kind: Any = BatchNormError
+) -> Any:
     """The error for a sum that failed, with the ranks that stayed away."""
-    return BatchNormError(
-        f"every rank must reach {here}; rank {circle.rank} waited {seconds:.0f} s for its sum"
+    return kind(
+        f"every rank must reach {here}; rank {circle.rank} waited {seconds:.0f} s for {what}"
         f"{_named(circle.missing())} ({_first_line(error)})"
     )
+
+
+@contextmanager
+def named(group: Any, here: str, kind: Any = BatchNormError) -> Iterator[None]:
+    """Around a collective that is no layer's: where it fails, the error says who stayed away from where."""
+    circle = circle_of(group)
+    circle.messages += 1
+    start = time.monotonic()
+    try:
+        yield
+    except RuntimeError as error:
+        raise did_not_come(circle, here, time.monotonic() - start, error, "the others", kind) from error
 
 
 def refuse_join() -> None:

@@ -42,7 +42,8 @@ def forward_together(layers: Iterable[nn.Module], inputs: Iterable[Tensor]) -> l
     Raises:
         BatchNormError: another number of inputs than of layers, and what the layers raise.
     """
-    called, given = list(layers), list(inputs)
+    called: list[Any] = list(layers)
+    given = list(inputs)
     check(len(called) == len(given), "inputs", f"one for each of {len(called)} layers", len(given))
     if not _may(called):
         return [layer(x) for layer, x in zip(called, given, strict=True)]
