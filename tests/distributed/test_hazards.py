@@ -224,3 +224,46 @@ def started_over(rank, ranks):
 def test_a_new_process_group_is_greeted_anew():
     for before, after in world.run(started_over, 2):
         assert torch.equal(before, after)
+
+
+def asleep_in_ddp(rank, ranks, broadcasts, step):
+    """Between two steps, so that the others wait in what DDP itself says to its counterparts."""
+    net = nn.Sequential(nn.Linear(2, 2), layer(timeout=2)).double()
+    options = {"forward_sync_buffers": broadcasts}
+    wrapped = DistributedDataParallel(net, **options)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    for here in range(5):
+        if rank == 1 and here == step:
+            time.sleep(6)
+        told = refusal(lambda: wrapped(x).sum().backward())
+        if told[0] is not None:
+            return here, *told
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("broadcasts", "step"), [(False, 1), (True, 1), (True, 3), (False, 3)])
+def test_a_rank_that_hangs_where_ddp_talks_is_named(broadcasts, step):
+    (here, told, seconds), _ = world.run(asleep_in_ddp, 2, broadcasts, step)
+    assert here == step
+    assert "rank 0 waited 2 s for its sum; rank 1 did not come" in told
+    place = "the forward of DistributedDataParallel" if broadcasts or step == 1 else "layer 'module.1' (BatchNorm1d)"
+    assert f"every rank must reach {place}" in told
+    assert seconds < 6
+
+
+def counted(rank, ranks):
+    net = nn.Sequential(nn.Linear(2, 2), layer()).double()
+    wrapped = DistributedDataParallel(net, forward_sync_buffers=False)
+    x, counts = torch.randn(4, 2, dtype=torch.float64), []
+    for _ in range(5):
+        wrapped(x).sum().backward()
+        counts.append(net[1].__dict__["_partners"].circle.messages)
+    twin = copy.deepcopy(net[1])
+    assert "_partners" not in twin.__dict__ or twin.__dict__["_partners"] is None
+    return counts
+
+
+def test_the_check_before_ddp_costs_one_message_in_all():
+    # Two a step, a second forward in the first step, and one before DDP compares its buckets.
+    assert world.run(counted, 2) == [[3, 6, 8, 10, 12]] * 2

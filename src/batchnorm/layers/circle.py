@@ -171,10 +171,15 @@ def named(group: Any, here: str, kind: Any = BatchNormError) -> Iterator[None]:
         raise did_not_come(circle, here, time.monotonic() - start, error, "the others", kind) from error
 
 
+def active_ddp() -> Any:
+    """The DistributedDataParallel whose forward runs now, or None."""
+    # Private: kept for compilers.
+    return getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+
+
 def refuse_join() -> None:
     """Refuse DDP's Join: a rank that is out of data answers DDP's collectives alone, and none of a layer's."""
-    # Private: the module whose forward runs now, kept for compilers.
-    ddp = getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    ddp = active_ddp()
     if ddp is not None and ddp._join_config.enable:
         raise BatchNormError(
             "DistributedDataParallel.join must not be used with statistics shared over ranks: a rank that has run "

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
+from batchnorm.layers.check_in import check_in_with
 from batchnorm.layers.circle import circle_of, did_not_come, refuse_join
 from batchnorm.layers.moments import Moments
 
@@ -61,10 +62,12 @@ class Ranks:
         self.circle = circle_of(sync.group)
         self.mode = ""
         self.shift: Tensor | None = None
-        self._calls = {"forward": 0, "backward": 0}
+        self._calls = {"forward": 0, "backward": 0, "entry": 0}
+        self._channels = int(signature["channels"])
         refuse_join()
         self._number = self.circle.greet(signature, sync.group, sync.timeout)
         self.group = self.circle.group_for(sync.group)
+        check_in_with(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None  # a copied or pickled layer greets anew
@@ -109,6 +112,22 @@ class Ranks:
         sums = torch.stack(vectors)
         return tuple(self._sum("backward", sums, sums.new_zeros(2))[1].unbind(0))
 
+    @property
+    def went_back(self) -> bool:
+        """Whether the layer has had a backward."""
+        return self._calls["backward"] > 0
+
+    def enter(self, place: str) -> None:
+        """Wait until every rank has come to a place before a collective that is not the layers' own.
+
+        One message as long as the layer's own, so that ranks out of step are told apart here too.
+        """
+        self._calls["entry"] += 1
+        tag = self.tag(f"entry {place}")
+        flat = sealed(torch.zeros(2 * self._channels, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), tag)
+        self.send(flat, place)
+        self._check(flat[-3:], tag, "entry")
+
     def begin(self, direction: str) -> None:
         """One more call of the layer, on every rank; DDP's Join is refused."""
         if direction == "forward":
@@ -127,7 +146,7 @@ class Ranks:
 
     def tag(self, direction: str, again: bool = False) -> float:
         """A number of this layer, direction, call and mode; of 20 bits, so that its square adds up exactly."""
-        told = f"{self._number} {direction} {self._calls[direction]} {self.mode} {again}"
+        told = f"{self._number} {direction} {self._calls[direction.split()[0]]} {self.mode} {again}"
         return float(zlib.crc32(told.encode()) & 0xFFFFF)
 
     def here(self, direction: str) -> str:
