@@ -180,7 +180,7 @@ def one(kind: str, seed: int) -> dict[str, Any]:
             row["refused_everywhere"] = len(said) == ranks and all(label in text for text in said.values())
             return row | {"ok": not row["finished"] and row["refused_everywhere"]}
         if kind in BREAKS:
-            row["others_name_layer_and_rank"] = sum("layer " in t and f"rank {victim}" in t for t in others)
+            row["others_name_place_and_rank"] = sum("must reach" in t and f"rank {victim}" in t for t in others)
         states = [torch.load(path, weights_only=True) for path in sorted(folder.glob("state *.pt"))]
         left = [path.name for path in folder.iterdir() if path.name.startswith(".checkpoint")]
         torch.load(folder / "checkpoint.pt", weights_only=True)
@@ -215,6 +215,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             line: dict[str, Any] = {"kind": kind, "runs": len(mine), "ok": sum(row["ok"] for row in mine)}
             seconds = [row["seconds"] for row in mine]
             line |= {"median_seconds": statistics.median(seconds), "most_seconds": max(seconds)}
+            if kind == "hang":
+                line["named"] = sum(row["others_name_place_and_rank"] == row["ranks"] - 1 for row in mine)
             for key in ("ranks_apart", "from_one_process", "from_undisturbed"):
                 values = [row[key] for row in mine if key in row]
                 line |= {key: max(values)} if values else {}

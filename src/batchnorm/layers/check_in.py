@@ -1,8 +1,9 @@
 """Before DistributedDataParallel talks on its own: every rank has come, or the one that stays away is named.
 
-DDP compares its buckets before the first forward that follows a backward, and broadcasts buffers before every
-forward where it is told to. A rank that hangs there is reported by torch after the process group's timeout, without
-a name. The layers inside know better: they wait for one another first, within their own timeout.
+DDP compares its buckets before the first forward that follows a backward, broadcasts buffers before every forward
+where it is told to, and waits for the sums of gradients at the end of a backward. A rank that hangs there is
+reported by torch after the process group's timeout, without a name. The layers inside know better: they wait for one
+another first, within their own timeout.
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ class CheckIn:
         ranks = self.ranks
         if torch.compiler.is_compiling() or not ranks.current(ranks.sync) or ddp.device_type != "cpu":
             return
+        self.expect(ddp)
         compares = self.buckets_to_come and ranks.went_back and torch.is_grad_enabled()
         if compares or ddp.will_sync_module_buffers():
             self.buckets_to_come = self.buckets_to_come and not compares
             ranks.enter("the forward of DistributedDataParallel")
+
+    def expect(self, ddp: Any) -> None:
+        """Check in at the end of the backward to come, if DDP will add up gradients in it."""
+        self.ranks.circle.backward_to_come = ddp.require_backward_grad_sync and torch.is_grad_enabled()
 
     def __deepcopy__(self, memo: Any) -> Any:
         return _nothing  # a copied module's layers greet anew
@@ -47,7 +53,7 @@ _known: WeakKeyDictionary[Any, CheckIn] = WeakKeyDictionary()
 def check_in_with(ranks: Ranks) -> None:
     """Let the DDP whose forward runs now check in with this layer's words, unless another layer does already."""
     ddp = active_ddp()
-    if ddp is None or torch.compiler.is_compiling():
+    if ddp is None or torch.compiler.is_compiling() or ddp.device_type != "cpu":
         return
     known = _known.get(ddp)
     if known is None:
@@ -55,6 +61,17 @@ def check_in_with(ranks: Ranks) -> None:
         ddp.register_forward_pre_hook(known)
     elif not known.ranks.current(known.ranks.sync):
         known.ranks, known.buckets_to_come = ranks, True
+    known.expect(ddp)
+
+
+def check_in_after(ranks: Ranks) -> None:
+    """Within the first backward of a layer since the forward of a DDP: before DDP waits for its sums, check in."""
+    if ranks.circle.backward_to_come:
+        ranks.circle.backward_to_come = False
+        # Callbacks run in the order they were queued, and DDP queues its own once the last gradient is there.
+        torch.autograd.Variable._execution_engine.queue_callback(  # pyright: ignore
+            lambda: ranks.enter("the end of the backward")
+        )
 
 
 def _nothing(*arguments: Any) -> None:

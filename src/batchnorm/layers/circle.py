@@ -32,6 +32,8 @@ class Circle:
         self.rank, self.members = dist.get_rank(), dist.get_process_group_ranks(_default(group))
         # Both are the same on every rank that is in step.
         self.layers, self.messages = 0, 0
+        # Whether a DistributedDataParallel will add up gradients at the end of the next backward.
+        self.backward_to_come = False
         self._own: Any = None
 
     def group_for(self, asked: Any) -> Any:
@@ -89,30 +91,36 @@ class Circle:
 
     def missing(self) -> list[int]:
         """After a sum that did not come: each that waits leaves a word and looks for those of the others."""
-        self._say("waiting", "")
-        return self.silent(self._key("waiting"))
+        told = self._say("waiting", "")
+        return [] if told is None else [other for other in self.members if other not in told]
 
     def places(self, here: str) -> str:
         """After a sum that mixed different things: where each rank is."""
-        told = self._say("place", here)
+        told = self._say("place", here) or {self.rank: here}
         return "; ".join(f"rank {rank} is at {place}" for rank, place in sorted(told.items()))
 
     def _key(self, kind: str) -> str:
         return f"batchnorm/{self.name}/{kind}/{self.messages}/"
 
-    def _say(self, kind: str, word: str) -> dict[int, str]:
-        found = {self.rank: word}
-        try:
+    def _say(self, kind: str, word: str) -> dict[int, str] | None:
+        """Leave a word and look for the others' until all have spoken or the grace is over; None where nobody can tell.
+
+        Whoever keeps the store may leave before this rank has waited long enough: then what was seen last holds.
+        """
+        found: dict[int, str] | None = None
+        with suppress(Exception):  # the store lives in rank 0's process and may be gone with it
             store, key = _store(), self._key(kind)
             store.set(f"{key}{self.rank}", word)
-            with suppress(RuntimeError):
-                store.wait([f"{key}{other}" for other in self.members], timedelta(seconds=_GRACE))
-            for other in self.members:
-                if store.check([f"{key}{other}"]):
-                    found[other] = store.get(f"{key}{other}").decode()
-        except Exception:
-            # The store lives in rank 0's process and may be gone with it.
-            pass
+            end = time.monotonic() + _GRACE
+            while True:
+                now = {self.rank: word}
+                for other in self.members:
+                    if other != self.rank and store.check([f"{key}{other}"]):
+                        now[other] = store.get(f"{key}{other}").decode()
+                found = now
+                if len(now) == len(self.members) or time.monotonic() > end:
+                    break
+                time.sleep(0.05)
         return found
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
-from batchnorm.layers.check_in import check_in_with
+from batchnorm.layers.check_in import check_in_after, check_in_with
 from batchnorm.layers.circle import circle_of, did_not_come, refuse_join
 from batchnorm.layers.moments import Moments
 
@@ -132,6 +132,8 @@ class Ranks:
         """One more call of the layer, on every rank; DDP's Join is refused."""
         if direction == "forward":
             refuse_join()
+        elif direction == "backward":
+            check_in_after(self)
         self._calls[direction] += 1
 
     def send(self, message: Tensor, here: str) -> None:
