@@ -1,8 +1,11 @@
 """The native way over processes against the spelled one, and branches that share a message against one each."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import batchnorm
 from batchnorm import kernels
@@ -83,6 +86,64 @@ def test_however_it_is_computed_it_is_one_process_on_the_whole(ranks, backends, 
         # One forward and one backward a step; a second forward in the first and where the mean jumped and came back.
         # One each, the first branch of the last step has no backward.
         assert messages == (2 * STEPS + 3 if together else 2 * (2 * STEPS + 3) - 1)
+
+
+VARIANTS = {
+    "plain": {},
+    "cumulative": {"momentum": None},
+    "debiased": {"estimator": batchnorm.EMA(0.9, debias=True)},
+    "total": {"estimator": batchnorm.EMA(0.9, total=True)},
+    "pooled": {"method": "pooled"},
+    "no affine": {"affine": False},
+    "no bias": {"bias": False},
+    "no statistics": {"track_running_stats": False},
+    "leaky": {"activation": "leaky_relu"},
+    "population": {"policy": batchnorm.Policy(too_few="population")},
+}
+
+
+def both_ways(rank, ranks):
+    """Each variant natively and spelled in torch operations, on images in every layout and dtype."""
+    apart = {}
+    for name, options in VARIANTS.items():
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                found = []
+                for backend in ("native", "reference"):
+                    kernels.use(backend)
+                    found.append(two_steps(name, options, rank, dtype, layout))
+                kernels.use()
+                pairs = zip(*found, strict=True)
+                apart[name, str(dtype), str(layout)] = max(float((a - b).abs().max()) for a, b in pairs)
+    return apart
+
+
+def two_steps(name, options, rank, dtype, layout):
+    extent = batchnorm.Sync(timeout=30)
+    one = batchnorm.BatchNorm2d(4, extent=extent, **options)
+    one = one.double() if dtype == torch.float64 else one
+    found = []
+    for step in range(2):
+        generator = torch.Generator().manual_seed(10 * step + rank)
+        x = (torch.randn(3 - rank, 4, 5, 6, generator=generator) * 2 + 3).to(dtype).to(memory_format=layout)
+        leaf = x.requires_grad_()
+        watching = FlopCounterMode(display=False) if step else contextlib.nullcontext()
+        with batchnorm.accumulate(one) if name == "plain" and step else contextlib.nullcontext():
+            y = one(leaf)
+        with watching:  # sees operations, so the backward must be spelled
+            y.backward(torch.randn(x.shape, generator=generator).to(dtype).transpose(2, 3).contiguous().transpose(2, 3)
+                       if step else torch.ones((), dtype=dtype).expand_as(y))  # fmt: skip
+        found += [y.detach().double(), leaf.grad.double(), *(p.grad.double() for p in one.parameters())]
+        found += [b.double() for b in one.buffers()]
+    return found
+
+
+def test_native_and_spelled_agree_for_every_choice_and_layout():
+    for apart in world.run(both_ways, 2):
+        for (name, dtype, layout), difference in apart.items():
+            # bfloat16 has 8 bits; weights take sums of 45 gradients.
+            limit = {"torch.float64": 1e-11, "torch.float32": 1e-4, "torch.bfloat16": 0.2}[dtype]
+            assert difference < limit, (name, dtype, layout)
 
 
 def hooked(rank, ranks):

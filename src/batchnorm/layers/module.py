@@ -174,7 +174,7 @@ class BatchNorm(Moving):
             )
         if type(coupling) is BatchCoupling and groups == 1 and weight is None and ranks is None:
             return self._plain(x, tracks)
-        part = None if weight is not None else shared.part_of(self, x, ranks, tracks)
+        part = shared.part_of(self, x, ranks, tracks) if ranks is not None and weight is None else None
         if part is not None:
             return shared.forward([part])[0]
         uneven = weight is not None or ranks is not None
