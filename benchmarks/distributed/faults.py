@@ -227,7 +227,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def run(kinds: tuple[str, ...], seeds: int, out: Path | None = None) -> dict[str, Any]:
     """Every kind of fault with every seed; written down after each seed, and gone on with where a file is there."""
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     found: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {}
     rows: list[dict[str, Any]] = found.get("runs", [])
     for seed in range(len(rows) // len(kinds), seeds):

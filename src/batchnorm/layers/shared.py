@@ -120,7 +120,7 @@ def _pool_again(parts: list[Part]) -> None:
         about = torch.stack((m2 + count * away.square(), torch.zeros_like(m2)))
         sent.append(sealed(about, torch.stack((count[0], squares[0])), tag))
     for part, received, tag in zip(parts, _cross(parts, sent, "forward"), tags, strict=True):
-        part.ranks._check(received[-3:], tag, "forward")
+        part.ranks.check(received[-3:], tag, "forward")
         part.saved[3] = received[: part.batch.channels]
 
 
@@ -217,7 +217,7 @@ class _TorchStep(_Step):
         self.message = sealed(torch.stack((self.db, self.dw)), saved.new_zeros(2), self.tag)
 
     def gradients(self, received: Tensor) -> tuple[Tensor | None, ...]:
-        self.ranks._check(received[-3:], self.tag, "backward")
+        self.ranks.check(received[-3:], self.tag, "backward")
         c = self.saved.shape[1]
         invstd, share = self.saved[5], self.saved[7]
         scale = invstd if self.weight is None else invstd * self.weight.to(invstd.dtype)
