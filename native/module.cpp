@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <string>
@@ -14,6 +15,7 @@
 
 #include "call.h"
 #include "lend.h"
+#include "shared.h"
 #include "update.h"
 
 namespace nb = nanobind;
@@ -355,6 +357,81 @@ void backward_apply(const Data& d, Address g, Address x, Address dx, Address wei
     table().backward_apply(q);
 }
 
+// Shared over processes: the message of this rank's batch ---------------------------------------------------------
+
+bool empty(const Data& d) { return d.n * d.s == 0; }
+
+void shared_message(const Data& d, Address x, Address shift, Address message, double tag, Address rows) {
+    if (empty(d)) std::fill_n(at<double>(rows), 4 * d.c, 0.0);
+    else reduce(d, x, 0, 0, rows);
+    const Message to{at<double>(message), d.c};
+    write_sums(to, at<double>(rows), at<double>(shift));
+    to.seal(at<double>(rows)[kCount * d.c], at<double>(rows)[kCountSquared * d.c], tag);
+}
+
+// The pooled rows from the sum of messages; moves the shift.
+int shared_moments(int64_t c, Address message, double tag, double far, double rounding, Address shift, Address rows) {
+    const Message from{at<double>(message), c};
+    return from.in_step(tag) ? read_sums(from, far, rounding, at<double>(shift), at<double>(rows)) : kOutOfStep;
+}
+
+// The forward of plain batch normalisation from the pooled rows in saved: output, and the running statistics.
+int shared_forward(const Spec& spec, const Data& d, Address x, Address y, Address gamma, Address beta, int parameter_dtype,
+                   Address saved, Address mean, Address var, bool wide_statistics, Address tracked, Address skipped,
+                   bool moves) {
+    nb::gil_scoped_release released;
+    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 4 * d.c);
+    double* vectors = memory.get();
+    Call q = call_of(d, vectors + 4 * d.c);
+    q.x = at<void>(x);
+    q.out = at<void>(y);
+    q.saved = at<double>(saved);
+    const double n = q.saved[kCount * d.c], n2 = q.saved[kCountSquared * d.c];
+    if (n > 0 && n * n / n2 <= 1) return kTooFew;
+    plan_batch(q.saved, d.c, spec.eps, widened(gamma, parameter_dtype, d.c, vectors),
+               widened(beta, parameter_dtype, d.c, vectors + d.c));
+    q.row_mean = q.saved + kMean * d.c;
+    q.row_scale = q.saved + kScale * d.c;
+    q.row_shift = q.saved + kShift * d.c;
+    large_pages(y, bytes_of(d));
+    if (!empty(d)) table().apply(q);
+    if (!moves) return kDone;
+    const int64_t step = tracked ? *at<int64_t>(tracked) + 1 : 1;
+    const Stored to{at<void>(mean), at<void>(var), wide_statistics};
+    const int status = move(spec, q.shape, q.saved, to, gain_of(spec, step), vectors + 2 * d.c);
+    if (status == kDone && tracked) ++*at<int64_t>(tracked);
+    if (status == kSkipped && skipped) ++*at<int64_t>(skipped);
+    return status;
+}
+
+// This rank's sums of the backward as a message, and its gradients of weight and bias.
+void shared_sums(const Data& d, Address g, Address x, Address saved, double tag, Address message, Address dgamma,
+                 Address dbeta, bool wide_parameters) {
+    const Message to{at<double>(message), d.c};
+    const Address mean = saved + sizeof(double) * kMean * d.c, invstd = saved + sizeof(double) * kInvstd * d.c;
+    if (empty(d)) std::fill_n(to.at, 2 * d.c, 0.0);
+    else backward_reduce(d, g, x, 0, 0, mean, invstd, message, message + sizeof(double) * d.c);
+    to.seal(0, 0, tag);
+    const int dtype = wide_parameters ? kFloat64 : kFloat32;
+    for (int64_t c = 0; c < d.c; ++c) {
+        if (dgamma) write(at<void>(dgamma), dtype, c, to.second()[c]);
+        if (dbeta) write(at<void>(dbeta), dtype, c, to.first()[c]);
+    }
+}
+
+// The gradient of x from everybody's sums.
+int shared_backward(const Data& d, Address g, Address x, Address dx, Address saved, Address message, double tag,
+                    Address gamma, int parameter_dtype) {
+    const Message from{at<double>(message), d.c};
+    if (!from.in_step(tag)) return kOutOfStep;
+    if (!dx || empty(d)) return kDone;
+    auto rows = room(4 * d.c);
+    pull_batch(from, at<double>(saved), widened(gamma, parameter_dtype, d.c, rows.get() + 3 * d.c), rows.get());
+    const Address first = reinterpret_cast<Address>(rows.get()), size = sizeof(double) * d.c;
+    backward_apply(d, g, x, dx, 0, 0, saved + sizeof(double) * kCentre * d.c, first, first + size, first + 2 * size);
+    return kDone;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -381,6 +458,11 @@ NB_MODULE(_native, m) {
     m.def("apply", &apply);
     m.def("backward_reduce", &backward_reduce);
     m.def("backward_apply", &backward_apply);
+    m.def("shared_message", &shared_message);
+    m.def("shared_moments", &shared_moments);
+    m.def("shared_forward", &shared_forward);
+    m.def("shared_sums", &shared_sums);
+    m.def("shared_backward", &shared_backward);
     m.def("instruction_sets", &instruction_sets);
     m.def("instruction_set", [] { return std::string(table().name); });
     m.def("choose", &choose);

@@ -4,10 +4,14 @@ python benchmarks/distributed/cost.py writes cost.json beside it. Three schemes 
 with the same tensors in the same order as: this package's layers (the layers themselves run), torch's SyncBatchNorm
 (all_gather of mean, invstd and count, all_reduce backward), and detectron2's NaiveSyncBatchNorm with stats_mode "N"
 (an all_reduce of 2 C + 1 forward, and its gradient's backward). The last two are replayed, since SyncBatchNorm
-refuses the CPU. Seconds are taken in turn, medians of rounds. Bytes are those that the kernel counted on the loopback
-device, headers included, and other programs' too unless it runs in a network of its own:
+refuses the CPU. Seconds are taken in turn, medians of rounds. The layers also run with a sum that crosses nothing
+(their work alone), and one message is taken apart: see `anatomy`. Bytes are those that the kernel counted on the
+loopback device, headers included, and other programs' too unless it runs in a network of its own:
 
     unshare -n sh -c 'ip link set lo up; GLOO_SOCKET_IFNAME=lo python benchmarks/distributed/cost.py'
+
+Beside other programs, times are those of the scheduler: a process that computes a little and waits a little is put off
+for milliseconds. `chrt -r 1` before the command (as root) lets its processes go first.
 """
 
 from __future__ import annotations
@@ -22,12 +26,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import batchnorm
+from batchnorm.layers import ranks as crossing
 
 multiprocessing.set_forkserver_preload(["batchnorm", "torch.nn.parallel"])
 Step = Callable[[], object]
@@ -45,6 +51,86 @@ def ours(channels: list[int], rows: int) -> Step:
             y.sum().backward()
 
     return step
+
+
+def together(channels: list[int], rows: int) -> Step:
+    """The layers as parallel branches, forward and backward in one message each."""
+    layers = [batchnorm.BatchNorm1d(c, extent=batchnorm.Sync(timeout=60)) for c in channels]
+    inputs = [torch.randn(rows, c, requires_grad=True) for c in channels]
+
+    def step() -> None:
+        for x in inputs:
+            x.grad = None
+        outputs = batchnorm.forward_together(layers, inputs)
+        torch.autograd.backward([y.sum() for y in outputs])
+
+    return step
+
+
+class _Crossed:
+    def wait(self, timeout: Any = None) -> None:
+        """It is there already."""
+
+
+def work_alone(channels: list[int], rows: int) -> Step:
+    """The layers with a sum over ranks that stays here: what they compute around their messages."""
+    ranks, step = dist.get_world_size(), ours(channels, rows)
+    step()
+
+    def stays(message: torch.Tensor, **options: Any) -> _Crossed:
+        message.mul_(ranks)
+        return _Crossed()
+
+    def alone() -> None:
+        with mock.patch.object(crossing.dist, "all_reduce", stays):
+            step()
+
+    return alone
+
+
+class Watched:
+    """A stand-in for all_reduce that notes when this rank asks for a sum and when it has it."""
+
+    def __init__(self, real: Callable[..., Any]) -> None:
+        self.real, self.times = real, list[tuple[float, float]]()
+
+    def __call__(self, message: torch.Tensor, **options: Any) -> Any:
+        """Send, and watch the wait as well."""
+        asked = time.perf_counter()
+        work = self.real(message, **options | {"async_op": True})
+        outer = self
+
+        class Work:
+            def wait(self, *timeout: Any) -> None:
+                work.wait(*timeout)
+                outer.times.append((asked, time.perf_counter()))
+
+        if options.get("async_op"):
+            return Work()
+        return Work().wait()
+
+
+def anatomy(step: Step, rounds: int, messages: int) -> dict[str, float]:
+    """Medians over messages, in microseconds, of what one costs in its place; the clock is that of the machine.
+
+    work: from one sum to asking for the next. apart: from the first rank that asks to the last. message: from then
+    until the last rank has its sum. cycle: from asking to asking, all of it.
+    """
+    watched = Watched(dist.all_reduce)
+    with mock.patch.object(crossing.dist, "all_reduce", watched):
+        for _ in range(rounds):
+            dist.barrier()
+            step()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, watched.times)
+    asked = torch.tensor([[t[0] for t in times] for times in everyone], dtype=torch.float64)
+    had = torch.tensor([[t[1] for t in times] for times in everyone], dtype=torch.float64)
+    inside = torch.arange(asked.shape[1] - 1) % messages != messages - 1
+    found = {
+        "work": (asked[:, 1:] - had[:, :-1])[:, inside], "apart": asked.amax(0) - asked.amin(0),
+        "message": had.amax(0) - asked.amax(0), "cycle": (asked[:, 1:] - asked[:, :-1])[:, inside],
+    }  # fmt: skip
+    return {name: round(float(values.median()) * 1e6, 1) for name, values in found.items()}
 
 
 def plain(channels: list[int], rows: int) -> Step:
@@ -100,8 +186,8 @@ def naive(channels: list[int], rows: int) -> Step:
     return step
 
 
-def together(channels: list[int], rows: int) -> Step:
-    """What layers that do not depend on each other could save: all their sums in one message."""
+def one_message(channels: list[int], rows: int) -> Step:
+    """The messages of layers that go together."""
     message = torch.zeros(sum(2 * c + 5 for c in channels), dtype=torch.float64)
 
     def step() -> None:
@@ -113,7 +199,8 @@ def together(channels: list[int], rows: int) -> Step:
 
 SCHEMES = {
     "batchnorm": ours, "its messages alone": sums_only, "SyncBatchNorm's messages": gathers,
-    "detectron2's messages": naive, "one message for all layers": together, "nothing shared": plain,
+    "detectron2's messages": naive, "its work alone": work_alone,
+    "together": together, "one message for all layers": one_message, "nothing shared": plain,
 }  # fmt: skip
 
 
@@ -140,6 +227,10 @@ def process(rank: int, ranks: int, folder: str, channels: list[int], rounds: int
             step()
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - start)
+    parts = {
+        name: anatomy(steps[name], rounds, 2 * len(channels)) if ranks > 1 else {}
+        for name in ("batchnorm", "its messages alone")
+    }
     repeats, bytes_sent = 3, {}
     for name, step in steps.items():
         counts = []
@@ -154,7 +245,7 @@ def process(rank: int, ranks: int, folder: str, channels: list[int], rounds: int
         bytes_sent[name] = min(counts)
     if rank == 0:
         Path(folder, "found.json").write_text(json.dumps([
-            {name: statistics.median(values) for name, values in seconds.items()}, bytes_sent,
+            {name: statistics.median(values) for name, values in seconds.items()}, bytes_sent, parts,
         ]))  # fmt: skip
     dist.barrier()
     dist.destroy_process_group()
@@ -166,14 +257,16 @@ def measure(ranks: int, channels: list[int], rounds: int) -> dict[str, Any]:
         mp.start_processes(
             process, (ranks, folder, channels, rounds), nprocs=ranks, start_method="forkserver"
         )  # fmt: skip
-        seconds, sent = json.loads(Path(folder, "found.json").read_text())
+        seconds, sent, parts = json.loads(Path(folder, "found.json").read_text())
     layers = len(channels)
     return {
         "ranks": ranks, "layers": layers, "channels": channels[0],
         "milliseconds_per_layer": {name: round(1e3 * value / layers, 4) for name, value in seconds.items()},
+        "microseconds_per_message": parts,
         "loopback_bytes_per_layer": {name: round(value / layers) for name, value in sent.items()},
         "model_bytes_per_layer": {
-            name: model_bytes(name, ranks, channels[0]) for name in seconds if not name.startswith(("one", "nothing"))
+            name: model_bytes(name, ranks, channels[0])
+            for name in ("batchnorm", "its messages alone", "SyncBatchNorm's messages", "detectron2's messages")
         },
     }  # fmt: skip
 
@@ -193,33 +286,52 @@ def model_bytes(scheme: str, ranks: int, channels: int) -> int:
     return 2 * 2 * (ranks - 1) * small
 
 
-def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Least squares of a message's time: latency times its 2 (p - 1) hops, and seconds a byte of a rank's share."""
-    equations, times = [], []
-    for row in rows:
-        p, c = row["ranks"], row["channels"]
-        if p > 1:
-            share = 2 * (p - 1) / p * 8 * (2 * c + 5)
-            equations.append([2 * (p - 1), share])
-            times.append(row["milliseconds_per_layer"]["its messages alone"] / 2e3)
-    # Relative errors count, not absolute ones.
-    weights = 1 / torch.tensor(times, dtype=torch.float64)
-    a = torch.tensor(equations, dtype=torch.float64) * weights[:, None]
-    found = torch.linalg.lstsq(a, torch.ones(len(times), 1, dtype=torch.float64)).solution
-    errors = (a @ found)[:, 0] - 1
-    # Two messages of 2 p (p - 1) sends each.
+def units(ranks: int, cores: int) -> float:
+    """Hops of a ring's all_reduce, one after the other; where processes share cores each hop waits for its turn."""
+    return 2 * (ranks - 1) * max(1.0, ranks / cores)
+
+
+def fitted(rows: list[dict[str, Any]], cores: int) -> dict[str, Any]:
+    """A message takes so long a hop and so long a byte; a layer's step two messages, and the work around each.
+
+    The two constants are fitted to the messages alone, relative errors counting. What the layers' messages take, and
+    what a whole cycle of work and message takes, is predicted from them: fitted to nothing.
+    """
     shared = [row for row in rows if row["ranks"] > 1]
+    alone = [row["microseconds_per_message"]["its messages alone"]["message"] for row in shared]
+    times = torch.tensor(alone, dtype=torch.float64)
+    hops = torch.tensor([units(row["ranks"], cores) for row in shared], dtype=torch.float64)
+    sent = torch.tensor([8 * (2 * row["channels"] + 5) / row["ranks"] for row in shared], dtype=torch.float64) * hops
+    a = torch.stack((hops, sent), 1) / times[:, None]
+    found = torch.linalg.lstsq(a, torch.ones_like(times)[:, None]).solution[:, 0]
+    if float(found.min()) < 0:
+        # A price of a byte that is not to be seen beside that of a hop.
+        found = torch.tensor([float(a[:, 0].sum() / a[:, 0].square().sum()), 0.0], dtype=torch.float64)
+    message = a @ found * times
+    layers = [row["microseconds_per_message"]["batchnorm"] for row in shared]
+    work = [
+        1e3 / 2 * row["milliseconds_per_layer"]["its work alone"] * max(1.0, row["ranks"] / cores) for row in shared
+    ]
+    predicted = [float(m) + w for m, w in zip(message, work, strict=True)]
+    cycles = [row["cycle"] for row in layers]
+    # Two messages of 2 p (p - 1) sends each.
     sends = [4 * row["ranks"] * (row["ranks"] - 1) for row in shared]
-    measured = [row["loopback_bytes_per_layer"]["batchnorm"] for row in shared]
+    bytes_seen = [row["loopback_bytes_per_layer"]["batchnorm"] for row in shared]
     payload = [row["model_bytes_per_layer"]["batchnorm"] for row in shared]
-    around = statistics.median((m - p) / n for m, p, n in zip(measured, payload, sends, strict=True))
-    off = [(p + around * n) / m - 1 for m, p, n in zip(measured, payload, sends, strict=True)]
+    around = statistics.median((m - p) / n for m, p, n in zip(bytes_seen, payload, sends, strict=True))
+    off = [(p + around * n) / m - 1 for m, p, n in zip(bytes_seen, payload, sends, strict=True)]
     return {
         "bytes_around_a_send": around, "bytes_largest_relative_error": max(map(abs, off)),
-        "microseconds_per_hop": float(found[0]) * 1e6, "nanoseconds_per_byte": float(found[1]) * 1e9,
-        "time_largest_relative_error": float(errors.abs().max()),
-        "time_median_relative_error": float(errors.abs().median()),
+        "microseconds_per_hop": float(found[0]), "nanoseconds_per_byte_and_hop": float(found[1]) * 1e3,
+        "message_error": _errors(message.tolist(), alone),
+        "message_of_layers_error": _errors(message.tolist(), [row["message"] for row in layers]),
+        "cycle_error": _errors(predicted, cycles),
     }  # fmt: skip
+
+
+def _errors(predicted: list[float], measured: list[float]) -> dict[str, float]:
+    off = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)]
+    return {"median": round(statistics.median(off), 3), "largest": round(max(off), 3)}
 
 
 # Networks that are not here: hop latency in seconds and bytes a second, round figures of their kind.
@@ -267,8 +379,9 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     found = {
         "torch": torch.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0], "rounds": options.rounds,
+        "first_in_line": os.sched_getscheduler(0) == os.SCHED_RR,
         "note": "more processes than cores are oversubscribed: their times are an upper bound", "measured": rows,
-        "model": fitted(rows), "beyond": beyond(),
+        "model": fitted(rows, os.cpu_count() or 1), "beyond": beyond(),
     }  # fmt: skip
     options.out.write_text(json.dumps(found, indent=1) + "\n")
 

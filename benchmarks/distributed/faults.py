@@ -180,7 +180,7 @@ def one(kind: str, seed: int) -> dict[str, Any]:
             row["refused_everywhere"] = len(said) == ranks and all(label in text for text in said.values())
             return row | {"ok": not row["finished"] and row["refused_everywhere"]}
         if kind in BREAKS:
-            row["others_name_layer_and_rank"] = sum("layer " in t and f"rank {victim}" in t for t in others)
+            row["others_name_place_and_rank"] = sum("must reach" in t and f"rank {victim}" in t for t in others)
         states = [torch.load(path, weights_only=True) for path in sorted(folder.glob("state *.pt"))]
         left = [path.name for path in folder.iterdir() if path.name.startswith(".checkpoint")]
         torch.load(folder / "checkpoint.pt", weights_only=True)
@@ -215,6 +215,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             line: dict[str, Any] = {"kind": kind, "runs": len(mine), "ok": sum(row["ok"] for row in mine)}
             seconds = [row["seconds"] for row in mine]
             line |= {"median_seconds": statistics.median(seconds), "most_seconds": max(seconds)}
+            if kind == "hang":
+                line["named"] = sum(row["others_name_place_and_rank"] == row["ranks"] - 1 for row in mine)
             for key in ("ranks_apart", "from_one_process", "from_undisturbed"):
                 values = [row[key] for row in mine if key in row]
                 line |= {key: max(values)} if values else {}
@@ -225,7 +227,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def run(kinds: tuple[str, ...], seeds: int, out: Path | None = None) -> dict[str, Any]:
     """Every kind of fault with every seed; written down after each seed, and gone on with where a file is there."""
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     found: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {}
     rows: list[dict[str, Any]] = found.get("runs", [])
     for seed in range(len(rows) // len(kinds), seeds):

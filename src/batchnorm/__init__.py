@@ -31,6 +31,7 @@ from batchnorm.layers import Sync as Sync
 from batchnorm.layers import UnifiedNorm as UnifiedNorm
 from batchnorm.layers import Weighted as Weighted
 from batchnorm.layers import Window as Window
+from batchnorm.layers import forward_together as forward_together
 from batchnorm.layers import methods as methods
 from batchnorm.models import accumulate as accumulate
 from batchnorm.models import adapt as adapt

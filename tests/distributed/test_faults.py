@@ -31,7 +31,16 @@ def test_a_fault_changes_nothing_in_the_end(kinds, seed):
         assert row["from_one_process"] < 1e-9
         assert row.get("from_undisturbed", 0) < 1e-9
         if kind == "hang":
-            assert row["others_name_layer_and_rank"] >= 1, row
+            assert row["others_name_place_and_rank"] == row["ranks"] - 1, row
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_before_ddp_compares_its_buckets_is_named():
+    faults = load(ROOT / "benchmarks" / "distributed" / "faults.py")
+    row = faults.one("hang", 2)
+    assert (row["step"], row["ranks"]) == (1, 3)
+    assert row["others_name_place_and_rank"] == 2, row
+    assert all("the forward of DistributedDataParallel" in row["said"][rank] for rank in ("0", "1"))
 
 
 @pytest.mark.slow

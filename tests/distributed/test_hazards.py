@@ -1,5 +1,6 @@
 """What goes wrong between ranks: it is named on every rank, or works; nothing hangs or is mixed up silently."""
 
+import contextlib
 import copy
 import os
 import signal
@@ -224,3 +225,85 @@ def started_over(rank, ranks):
 def test_a_new_process_group_is_greeted_anew():
     for before, after in world.run(started_over, 2):
         assert torch.equal(before, after)
+
+
+def asleep_in_ddp(rank, ranks, broadcasts, step):
+    """Between two steps, so that the others wait in what DDP itself says to its counterparts."""
+    net = nn.Sequential(nn.Linear(2, 2), layer(timeout=2)).double()
+    options = {"forward_sync_buffers": broadcasts}
+    wrapped = DistributedDataParallel(net, **options)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    for here in range(5):
+        if rank == 1 and here == step:
+            time.sleep(6)
+        told = refusal(lambda: wrapped(x).sum().backward())
+        if told[0] is not None:
+            return here, *told
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("broadcasts", "step"), [(False, 1), (True, 1), (True, 3), (False, 3)])
+def test_a_rank_that_hangs_where_ddp_talks_is_named(broadcasts, step):
+    (here, told, seconds), _ = world.run(asleep_in_ddp, 2, broadcasts, step)
+    assert here == step
+    assert "rank 0 waited 2 s for its sum; rank 1 did not come" in told
+    place = "the forward of DistributedDataParallel" if broadcasts or step == 1 else "layer 'module.1' (BatchNorm1d)"
+    assert f"every rank must reach {place}" in told
+    assert seconds < 6
+
+
+class Slow(torch.autograd.Function):
+    """The identity, whose backward takes its time."""
+
+    @staticmethod
+    def forward(ctx, x, seconds):
+        ctx.seconds = seconds
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        time.sleep(ctx.seconds)
+        return g, None
+
+
+def asleep_in_backward(rank, ranks):
+    """After the backward of the last layer, so that the others wait for DDP's sum of gradients."""
+    first, norm = nn.Linear(2, 2).double(), layer(timeout=2)
+    net = nn.Sequential(first, norm)
+    net.forward = lambda x, seconds: norm(Slow.apply(first(x), seconds))
+    wrapped = DistributedDataParallel(net, forward_sync_buffers=False)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    for step in range(3):
+        seconds = 6 if rank == 1 and step == 2 else 0
+        told = refusal(lambda seconds=seconds: wrapped(x, seconds).sum().backward())
+        if told[0] is not None:
+            return step, *told
+    return None
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_while_ddp_adds_up_gradients_is_named():
+    (step, told, seconds), _ = world.run(asleep_in_backward, 2)
+    assert step == 2
+    assert "every rank must reach the end of the backward; rank 0 waited 2 s for its sum; rank 1 did not come" in told
+    assert seconds < 6
+
+
+def counted(rank, ranks):
+    net = nn.Sequential(nn.Linear(2, 2), layer()).double()
+    wrapped = DistributedDataParallel(net, forward_sync_buffers=False)
+    x, counts = torch.randn(4, 2, dtype=torch.float64), []
+    for step in range(6):
+        with wrapped.no_sync() if step == 4 else contextlib.nullcontext():
+            wrapped(x).sum().backward()
+        counts.append(net[1].__dict__["_partners"].circle.messages)
+    twin = copy.deepcopy(net[1])
+    assert "_partners" not in twin.__dict__ or twin.__dict__["_partners"] is None
+    return counts
+
+
+def test_the_checks_before_ddp_cost_one_message_a_backward():
+    # Two a step and one at the end of a backward that adds up gradients; a second forward in the first step, and one
+    # before DDP compares its buckets.
+    assert world.run(counted, 2) == [[4, 8, 11, 14, 16, 19]] * 2

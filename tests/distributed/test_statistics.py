@@ -1,5 +1,7 @@
 """Running statistics over ranks: what differs, what DDP keeps, and the pooled version."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -84,3 +86,20 @@ def test_one_process_has_nothing_to_pool():
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
     with pytest.raises(batchnorm.BatchNormError, match="must contain a batch norm layer"):
         batchnorm.rank_report(nn.Linear(2, 2))
+
+
+def absent(rank, ranks):
+    layer = nn.BatchNorm1d(3)
+    if rank:
+        time.sleep(7)
+        return None
+    with pytest.raises(batchnorm.BatchNormError) as caught:
+        batchnorm.sync_statistics(layer)
+    return str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_call_is_named():
+    told, _ = world.run(absent, 2, timeout=2)
+    assert "every rank must reach sync_statistics or rank_report; rank 0 waited 2 s for the others" in told
+    assert "rank 1 did not come" in told

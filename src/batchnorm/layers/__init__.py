@@ -35,3 +35,4 @@ from batchnorm.layers.renorm import Renorm as Renorm
 from batchnorm.layers.table import METHODS as METHODS
 from batchnorm.layers.table import methods as methods
 from batchnorm.layers.table import recipe_for as recipe_for
+from batchnorm.layers.together import forward_together as forward_together

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,6 +32,8 @@ class Circle:
         self.rank, self.members = dist.get_rank(), dist.get_process_group_ranks(_default(group))
         # Both are the same on every rank that is in step.
         self.layers, self.messages = 0, 0
+        # Whether a DistributedDataParallel will add up gradients at the end of the next backward.
+        self.backward_to_come = False
         self._own: Any = None
 
     def group_for(self, asked: Any) -> Any:
@@ -87,30 +91,36 @@ class Circle:
 
     def missing(self) -> list[int]:
         """After a sum that did not come: each that waits leaves a word and looks for those of the others."""
-        self._say("waiting", "")
-        return self.silent(self._key("waiting"))
+        told = self._say("waiting", "")
+        return [] if told is None else [other for other in self.members if other not in told]
 
     def places(self, here: str) -> str:
         """After a sum that mixed different things: where each rank is."""
-        told = self._say("place", here)
+        told = self._say("place", here) or {self.rank: here}
         return "; ".join(f"rank {rank} is at {place}" for rank, place in sorted(told.items()))
 
     def _key(self, kind: str) -> str:
         return f"batchnorm/{self.name}/{kind}/{self.messages}/"
 
-    def _say(self, kind: str, word: str) -> dict[int, str]:
-        found = {self.rank: word}
-        try:
+    def _say(self, kind: str, word: str) -> dict[int, str] | None:
+        """Leave a word and look for the others' until all have spoken or the grace is over; None where nobody can tell.
+
+        Whoever keeps the store may leave before this rank has waited long enough: then what was seen last holds.
+        """
+        found: dict[int, str] | None = None
+        with suppress(Exception):  # the store lives in rank 0's process and may be gone with it
             store, key = _store(), self._key(kind)
             store.set(f"{key}{self.rank}", word)
-            with suppress(RuntimeError):
-                store.wait([f"{key}{other}" for other in self.members], timedelta(seconds=_GRACE))
-            for other in self.members:
-                if store.check([f"{key}{other}"]):
-                    found[other] = store.get(f"{key}{other}").decode()
-        except Exception:
-            # The store lives in rank 0's process and may be gone with it.
-            pass
+            end = time.monotonic() + _GRACE
+            while True:
+                now = {self.rank: word}
+                for other in self.members:
+                    if other != self.rank and store.check([f"{key}{other}"]):
+                        now[other] = store.get(f"{key}{other}").decode()
+                found = now
+                if len(now) == len(self.members) or time.monotonic() > end:
+                    break
+                time.sleep(0.05)
         return found
 
 
@@ -147,18 +157,37 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:120]
 
 
-def did_not_come(circle: Circle, here: str, seconds: float, error: Exception) -> BatchNormError:
+def did_not_come(
+    circle: Circle, here: str, seconds: float, error: Exception, what: str = "its sum", kind: Any = BatchNormError
+) -> Any:
     """The error for a sum that failed, with the ranks that stayed away."""
-    return BatchNormError(
-        f"every rank must reach {here}; rank {circle.rank} waited {seconds:.0f} s for its sum"
+    return kind(
+        f"every rank must reach {here}; rank {circle.rank} waited {seconds:.0f} s for {what}"
         f"{_named(circle.missing())} ({_first_line(error)})"
     )
 
 
+@contextmanager
+def named(group: Any, here: str, kind: Any = BatchNormError) -> Iterator[None]:
+    """Around a collective that is no layer's: where it fails, the error says who stayed away from where."""
+    circle = circle_of(group)
+    circle.messages += 1
+    start = time.monotonic()
+    try:
+        yield
+    except RuntimeError as error:
+        raise did_not_come(circle, here, time.monotonic() - start, error, "the others", kind) from error
+
+
+def active_ddp() -> Any:
+    """The DistributedDataParallel whose forward runs now, or None."""
+    # Private: kept for compilers.
+    return getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+
+
 def refuse_join() -> None:
     """Refuse DDP's Join: a rank that is out of data answers DDP's collectives alone, and none of a layer's."""
-    # Private: the module whose forward runs now, kept for compilers.
-    ddp = getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    ddp = active_ddp()
     if ddp is not None and ddp._join_config.enable:
         raise BatchNormError(
             "DistributedDataParallel.join must not be used with statistics shared over ranks: a rank that has run "

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
-from batchnorm.layers import fused, normalise
+from batchnorm.layers import fused, normalise, shared
 from batchnorm.layers.activation import SMALLEST_WEIGHT, InPlace, activate, check_activation
 from batchnorm.layers.choices import Recipe, starting_momentum
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
@@ -174,9 +174,21 @@ class BatchNorm(Moving):
             )
         if type(coupling) is BatchCoupling and groups == 1 and weight is None and ranks is None:
             return self._plain(x, tracks)
+        part = shared.part_of(self, x, ranks, tracks) if ranks is not None and weight is None else None
+        if part is not None:
+            return shared.forward([part])[0]
         uneven = weight is not None or ranks is not None
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
         return coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
+
+    def part(self, input: Tensor) -> shared.Part | None:
+        """This layer's part of a message that several layers share, or None where it must run alone."""
+        x = input if self.channel_axis == 1 else input.movedim(self.channel_axis, 1)
+        self._check_input_dim(x)
+        if self.running_mean is not None and self.running_mean.dtype in NARROW:
+            self._widen()
+        tracks = self.track_running_stats and self.running_mean is not None
+        return shared.part_of(self, x, self._ranks(), tracks)
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         return self.affine_part("weight"), self.affine_part("bias")

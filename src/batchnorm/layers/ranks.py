@@ -17,13 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
+from batchnorm.layers.check_in import check_in_after, check_in_with
 from batchnorm.layers.circle import circle_of, did_not_come, refuse_join
 from batchnorm.layers.moments import Moments
 
 # Where the squared distance of shift and mean exceeds this many variances, float64 sums lose digits
 # that a second reduction about the now known mean keeps; not where the variance is mere rounding.
-_FAR = 1e5
-_ROUNDING = 1e-13
+FAR = 1e5
+ROUNDING = 1e-13
 
 
 class Sum(torch.autograd.Function):
@@ -61,10 +62,12 @@ class Ranks:
         self.circle = circle_of(sync.group)
         self.mode = ""
         self.shift: Tensor | None = None
-        self._calls = {"forward": 0, "backward": 0}
+        self._calls = {"forward": 0, "backward": 0, "entry": 0}
+        self._channels = int(signature["channels"])
         refuse_join()
         self._number = self.circle.greet(signature, sync.group, sync.timeout)
         self.group = self.circle.group_for(sync.group)
+        check_in_with(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None  # a copied or pickled layer greets anew
@@ -84,9 +87,8 @@ class Ranks:
 
     def pool(self, batch: Moments) -> Moments:
         """The moments of all ranks' values, `(C,)` or `(1, C)`; a rank may hold none."""
-        refuse_join()
+        self.begin("forward")
         shift = torch.zeros_like(batch.mean) if self.shift is None else self.shift.to(batch.mean).view_as(batch.mean)
-        self._calls["forward"] += 1
         # Which samples count is the same in every channel: one number each.
         numbers, sums = payload(batch, shift)
         (n, squares), (first, second) = self._sum("forward", sums, numbers)
@@ -106,40 +108,75 @@ class Ranks:
 
     def sums(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Two vectors of one shape, each added up over ranks, in one message: what backward sends."""
-        self._calls["backward"] += 1
+        self.begin("backward")
         sums = torch.stack(vectors)
         return tuple(self._sum("backward", sums, sums.new_zeros(2))[1].unbind(0))
+
+    @property
+    def went_back(self) -> bool:
+        """Whether the layer has had a backward."""
+        return self._calls["backward"] > 0
+
+    def enter(self, place: str) -> None:
+        """Wait until every rank has come to a place before a collective that is not the layers' own.
+
+        One message as long as the layer's own, so that ranks out of step are told apart here too.
+        """
+        self._calls["entry"] += 1
+        tag = self.tag(f"entry {place}")
+        flat = sealed(torch.zeros(2 * self._channels, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), tag)
+        self.send(flat, place)
+        self.check(flat[-3:], tag, "entry")
+
+    def begin(self, direction: str) -> None:
+        """One more call of the layer, on every rank; DDP's Join is refused."""
+        if direction == "forward":
+            refuse_join()
+        elif direction == "backward":
+            check_in_after(self)
+        self._calls[direction] += 1
+
+    def send(self, message: Tensor, here: str) -> None:
+        """Add a message up over ranks, in place; one that does not come back in time says who stayed away."""
+        self.circle.messages += 1
+        start = time.monotonic()
+        try:
+            work: Any = dist.all_reduce(message, group=self.group, async_op=True)
+            work.wait() if message.device.type == "cuda" else work.wait(timedelta(seconds=self.sync.timeout))
+        except RuntimeError as error:
+            raise did_not_come(self.circle, here, time.monotonic() - start, error) from error
+
+    def tag(self, direction: str, again: bool = False) -> float:
+        """A number of this layer, direction, call and mode; of 20 bits, so that its square adds up exactly."""
+        told = f"{self._number} {direction} {self._calls[direction.split()[0]]} {self.mode} {again}"
+        return float(zlib.crc32(told.encode()) & 0xFFFFF)
+
+    def here(self, direction: str) -> str:
+        """This place in words."""
+        mode = f", {self.mode}" if self.mode else ""
+        return f"{self.where} ({direction}, call {self._calls[direction]}{mode})"
+
+    def out_of_step(self, direction: str) -> BatchNormError:
+        """The error for a sum of messages of different places, saying where every rank is."""
+        return BatchNormError(
+            f"ranks must run their layers in one order and mode; {self.circle.places(self.here(direction))}"
+        )
 
     def _far(self, mean: Tensor, distance: Tensor, var: Tensor) -> bool:
         """Whether the shift was too far off; read where reading costs no device a wait."""
         if distance.device.type != "cpu":
             return False
-        limit = _FAR * var + (_ROUNDING * mean).square()
+        limit = FAR * var + (ROUNDING * mean).square()
         return bool(((distance.square() > limit) & torch.isfinite(distance)).any())
 
     def _sum(self, direction: str, sums: Tensor, numbers: Tensor, again: bool = False) -> tuple[Tensor, Tensor]:
-        self.circle.messages += 1
-        tag = self._tag(direction, again)
-        flat = torch.cat((sums.reshape(-1), numbers, numbers.new_tensor([1.0, tag, tag**2])))
-        start = time.monotonic()
-        try:
-            work: Any = dist.all_reduce(flat, group=self.group, async_op=True)
-            work.wait() if flat.device.type == "cuda" else work.wait(timedelta(seconds=self.sync.timeout))
-        except RuntimeError as error:
-            raise did_not_come(self.circle, self._here(direction), time.monotonic() - start, error) from error
-        self._check(flat[-3:], tag, direction)
+        tag = self.tag(direction, again)
+        flat = sealed(sums, numbers, tag)
+        self.send(flat, self.here(direction))
+        self.check(flat[-3:], tag, direction)
         return flat[-5:-3], flat[:-5].reshape(sums.shape)
 
-    def _tag(self, direction: str, again: bool) -> float:
-        """A number of this layer, direction, call and mode; of 20 bits, so that its square adds up exactly."""
-        told = f"{self._number} {direction} {self._calls[direction]} {self.mode} {again}"
-        return float(zlib.crc32(told.encode()) & 0xFFFFF)
-
-    def _here(self, direction: str) -> str:
-        mode = f", {self.mode}" if self.mode else ""
-        return f"{self.where} ({direction}, call {self._calls[direction]}{mode})"
-
-    def _check(self, told: Tensor, tag: float, direction: str) -> None:
+    def check(self, told: Tensor, tag: float, direction: str) -> None:
         """Every rank sent the same tag: the tags' variance is 0 and their mean is ours."""
         if told.device.type != "cpu":
             same = (told[1] == told[0] * tag) & (told[2] == told[0] * tag**2)
@@ -147,9 +184,12 @@ class Ranks:
             return
         ranks, tags, squares = told.tolist()
         if tags != ranks * tag or squares != ranks * tag**2:
-            raise BatchNormError(
-                f"ranks must run their layers in one order and mode; {self.circle.places(self._here(direction))}"
-            )
+            raise self.out_of_step(direction)
+
+
+def sealed(sums: Tensor, numbers: Tensor, tag: float) -> Tensor:
+    """A message: sums, numbers, and 1, tag and its square."""
+    return torch.cat((sums.reshape(-1), numbers, numbers.new_tensor([1.0, tag, tag**2])))
 
 
 class TracedRanks:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import Moments
+from batchnorm.layers.circle import named
 from batchnorm.models.batches import as_text
 from batchnorm.models.find import tracking_layers
 
@@ -169,7 +170,8 @@ def _gather(flat: Tensor, layers: dict[str, _BatchNorm], group: Any) -> Tensor:
     # In their order: the vectors that follow have no names.
     mine = [(name, layer.num_features) for name, layer in layers.items()]
     told: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(told, (mine, version("batchnorm")), group=group)
+    with named(group, "sync_statistics or rank_report"):
+        dist.all_gather_object(told, (mine, version("batchnorm")), group=group)
     for rank, (theirs, number) in enumerate(told):
         if theirs != mine or number != version("batchnorm"):
             differ = sorted(set(theirs) ^ set(mine))[:3] or ["their order" if theirs != mine else f"version {number}"]
@@ -177,5 +179,6 @@ def _gather(flat: Tensor, layers: dict[str, _BatchNorm], group: Any) -> Tensor:
                 f"rank {rank} must hold the same layers as rank {dist.get_rank()}; they differ in {differ}"
             )
     everyone = [torch.empty_like(flat) for _ in told]
-    dist.all_gather(everyone, flat, group=group)
+    with named(group, "sync_statistics or rank_report"):
+        dist.all_gather(everyone, flat, group=group)
     return torch.stack(everyone)

@@ -81,10 +81,10 @@ def recalibrate(
         select: names of layers, or `select(name, layer)`; the others stay as they are.
         bank: write the statistics of this bank, in the layers that have it.
         resume: a file to continue from after a kill, with the same result to the bit; the loader must give the
-            same batches again. Removed when done.
+            same batches again. Removed when done. Of several processes each writes one of its own beside it.
         progress: a progress bar, if stderr is a terminal.
         device: where batches go; by default where the model is.
-        process_group: merge the moments of all processes of this torch.distributed group.
+        process_group: merge the moments of all processes of this torch.distributed group; some may have no data.
         apply_to: write to this copy of the model instead.
         channels_last: give images to the model in this memory format.
         autocast: run under `torch.autocast` with this dtype, such as `torch.bfloat16`.
@@ -103,24 +103,22 @@ def recalibrate(
     check(memory is None or memory > 0, "memory", "a positive number of bytes", memory)
     check(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
     check(isinstance(loader, Iterable), "loader", "an iterable of batches", type(loader).__name__)
-    inner = unwrapped(model)
-    caller = Caller(inner, forward_fn, None if device is None else torch.device(device), channels_last, autocast)
-    if any(map(is_lazy, itertools.chain(inner.parameters(), inner.buffers()))):
-        loader = _materialise(caller, loader)
-    targets = Targets.of(inner, select, bank)
-    written = targets.active if apply_to is None else _same_layers(targets, unwrapped(apply_to), select, bank)
-    settings = Settings(variance, upstream, until, max_samples, memory)
     ranks = Ranks.of(process_group)
+    with ranks.telling():
+        inner = unwrapped(model)
+        caller = Caller(inner, forward_fn, None if device is None else torch.device(device), channels_last, autocast)
+        if any(map(is_lazy, itertools.chain(inner.parameters(), inner.buffers()))):
+            loader = _materialise(caller, loader)
+        targets = Targets.of(inner, select, bank)
+        written = targets.active if apply_to is None else _same_layers(targets, unwrapped(apply_to), select, bank)
+    settings = Settings(variance, upstream, until, max_samples, memory)
     with held(inner, [t.layer for t in targets.active.values()]):
         for target in targets.active.values():
             if bank is not None:
                 target.layer.active_bank = bank  # pyright: ignore
-        run = Run(caller, loader, targets.active, settings, ranks, resume, progress)
-        try:
+        with ranks.telling():
+            run = Run(caller, loader, targets.active, settings, ranks, resume, progress)
             outcome = run.population() if upstream == "population" else run.batch()
-        except BaseException as error:
-            ranks.fail(error)
-            raise
         restore(run.before)
         result = write(outcome, targets, written, variance, upstream, bank)
     run.checkpoint.done()

@@ -23,7 +23,7 @@ from batchnorm.models.recalibration.batch_moments import Part, part_of, sample_s
 from batchnorm.models.recalibration.exchangeable import Alike
 from batchnorm.models.recalibration.forwards import Caller, Enough, Order, Visits
 from batchnorm.models.recalibration.meeting import Meeting, TooManyThreads
-from batchnorm.models.recalibration.ranks import Ranks
+from batchnorm.models.recalibration.ranks import PeerBegins, Ranks, merged
 from batchnorm.models.recalibration.resume import Checkpoint
 from batchnorm.models.recalibration.source import Held
 from batchnorm.models.recalibration.streaming import Layout, Skipped
@@ -73,16 +73,13 @@ class FixedPoint:
 
     def solve(self, held: Held, meet: bool) -> Settled:
         """All layers, with the batches that are not finite left out."""
-        self.names = [*dict.fromkeys(n for names in self.order.seen for n in names)]
+        # One order for all processes, whoever has seen a forward.
+        self.names = self.ranks.union([*dict.fromkeys(n for names in self.order.seen for n in names)])
         self.names += [name for name in self.targets if name not in self.names]
         skipped: list[Skipped] = []
         while True:
             out = {s.number for s in skipped}
-            if len(out) == len(held):
-                raise BatchNormError(
-                    "loader must give finite activations in at least one batch; NaN or infinity reached layer "
-                    f"{skipped[0].layer!r} in all {len(held)}"
-                )
+            self._check_some_left(len(held), skipped)
             try:
                 settled = self._iterate(held, out, meet)
             except TooManyThreads:
@@ -91,13 +88,25 @@ class FixedPoint:
                 meet = False
                 continue
             except _NotFinite as found:
-                # What it added to earlier layers is in their statistics: begin again without it.
+                # What it added to earlier layers is in their statistics: begin again without it, all together.
                 skipped.append(found.skipped)
+                self.ranks.again()
+                continue
+            except PeerBegins:
                 continue
             settled.skipped = sorted(skipped, key=lambda s: s.number)
             settled.samples = sum(size for number, size in enumerate(held.sizes) if number not in out)
             settled.batches = len(held) - len(out)
             return settled
+
+    def _check_some_left(self, batches: int, skipped: list[Skipped]) -> None:
+        told = self.ranks.gathered((batches, len(skipped), skipped[0].layer if skipped else ""))
+        if all(read == left_out for read, left_out, _ in told):
+            layer = next(name for _, left_out, name in told if left_out)
+            raise BatchNormError(
+                "loader must give finite activations in at least one batch; NaN or infinity reached layer "
+                f"{layer!r} in all {sum(read for read, _, _ in told)}"
+            )
 
     def _iterate(self, held: Held, out: set[int], meet: bool) -> Settled:
         given: dict[str, tuple[Tensor, Tensor]] = {}
@@ -120,6 +129,19 @@ class FixedPoint:
     def _meet(self, held: Held, out: set[int], given: set[str]) -> tuple[dict[str, Totals], set[str], list[Alike]]:
         uses: dict[str, list[dict[int, Part]]] = {}
         totals: dict[str, Totals] = {}
+        late = set[str]()
+
+        def settle_next(name: str | None, here: Totals | None) -> bool:
+            """The first layer that any process waits at, from those that wait there; False where nobody waits."""
+            waits = self.ranks.gathered((name, None if here is None else here.state()))
+            chosen = min((n for n, _ in waits if n is not None), key=self.names.index, default=None)
+            if chosen is None:
+                return False
+            totals[chosen] = merged([state for n, state in waits if n == chosen])
+            self.advance(1)
+            if chosen not in given:
+                self.targets[chosen].write(*self._estimate(chosen, totals[chosen]))
+            return True
 
         def resolve(name: str, parts: dict[int, Part]) -> None:
             here = _pool([parts])
@@ -128,21 +150,22 @@ class FixedPoint:
                     _check_finite(number, name, part)
             before = uses.setdefault(name, [])
             before.append(parts)
-            if len(before) > 1:
-                return
-            totals[name] = self.ranks.pooled(here)
-            self.advance(1)
-            if name not in given:
-                self.targets[name].write(*self._estimate(name, totals[name]))
+            if len(before) == 1 and name in totals:
+                late.add(name)  # settled by other processes, whose batches came here sooner
+            while name not in totals:
+                settle_next(name, here)
 
         batches = [(number, batch) for number, batch in held.replay() if number not in out]
         meeting = Meeting(self.caller, self.visits, self.names, resolve, self.order.expected, self.slots)
         attendees = meeting.run(batches)
         for attendee in attendees:
             self.order.note(tuple(attendee.names), True)
-        reused = {name for name, parts in uses.items() if len(parts) > 1}
-        for name in reused:
-            totals[name] = self.ranks.pooled(_pool(uses[name]))
+        while not self.ranks.alone and settle_next(None, None):
+            pass
+        several = [name for name, parts in uses.items() if len(parts) > 1 or name in late]
+        reused = set(self.ranks.union(several))
+        for name in sorted(reused):
+            totals[name] = self.ranks.pooled(_pool(uses[name]) if name in uses else _empty(self.targets[name]))
         alike = [Alike(), Alike()]
         for attendee in attendees:
             for kind, summaries in zip(alike, attendee.summaries.values(), strict=False):
@@ -155,7 +178,18 @@ class FixedPoint:
         self, held: Held, out: set[int], given: set[str]
     ) -> tuple[dict[str, Totals], set[str], list[Alike]]:
         settled = set(given)
-        state = self.checkpoint.part("layers", {"given": sorted(given), "out": sorted(out), "batches": len(held)})
+        now = {
+            "given": sorted(given),
+            "out": self.ranks.gathered(sorted(out)),
+            "batches": self.ranks.gathered(len(held)),
+        }
+        state = self.checkpoint.part("layers", now)
+        # After a kill one process may have come further than another; what is settled is the same on all.
+        furthest = max(
+            self.ranks.gathered((state.get("settled", {}), state.get("counts", {}))), key=lambda s: len(s[0])
+        )
+        if len(furthest[0]) > len(state.get("settled", {})):
+            state = {"settled": furthest[0], "counts": furthest[1]}
         for name, (mean, var) in state.get("settled", {}).items():
             self.targets[name].write(mean, var)
             settled.add(name)

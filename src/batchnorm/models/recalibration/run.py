@@ -73,13 +73,13 @@ class Run:
         self.before = snapshot(t.layer for t in targets.values())
         identity: dict[str, Any] = {}
         if resume is not None:
-            first, loader = peek(loader)
+            first, loader = peek(loader, empty=not ranks.alone)
             whole = [*caller.model.parameters(), *caller.model.buffers()]
             identity["weights"] = fingerprint(whole, 1 << 40)
             identity["settings"] = repr((settings, list(targets)))
             identity["data"] = fingerprint(tensors(first))
         self.loader, self.shown = loader, shown
-        self.checkpoint = Checkpoint(resume, identity)
+        self.checkpoint = Checkpoint(ranks.file(resume), identity)
         self.visits = Visits()
         self.order = Order(steady=not shards(caller.model))
         self.eps = torch.cat(
@@ -93,7 +93,11 @@ class Run:
         stream.load(self.checkpoint.part("stream", {}))
         batches = limited(ahead(self.loader), self.settings.max_samples)
         start, code = stream.read, 0
+        # Whoever comes from a checkpoint has been told at the goals before that it was not enough.
+        passed = max(self.ranks.gathered(stream.read))
         goal = FEWEST_BATCHES
+        while goal < stream.read:
+            goal = _next(goal)
         ended = False
         with self.visits.watching(self.targets), progress_bar(self.loader, self.shown, "recalibrating") as advance:
             while not ended:
@@ -105,16 +109,20 @@ class Run:
                     advance(1)
                     if start:
                         start -= 1
-                        if not start and code != stream.code:
+                        if start:
+                            continue
+                        if code != stream.code:
                             raise BatchNormError("resume must meet the same batches again; the loader gave others")
-                        continue
-                    stream.add(self.caller, self.visits, batch, count_samples(batch))
-                    stream.code = code
-                    self.checkpoint.save(stream=stream.state)
+                    else:
+                        stream.add(self.caller, self.visits, batch, count_samples(batch))
+                        stream.code = code
+                        self.checkpoint.save(stream=stream.state)
                 if self.settings.until is not None and (ended or stream.read >= goal):
                     # Every process comes here after the same number of batches, or when it has no more.
-                    goal = max(goal + 1, goal + goal // 8)
-                    if self._enough(stream, ended):
+                    asked, goal = goal, _next(goal)
+                    if asked < passed:
+                        stream.settle()  # where the run before the kill did
+                    elif self._enough(stream, ended):
                         break
                     ended = ended and self.ranks.alone
         _close(batches)
@@ -124,9 +132,10 @@ class Run:
         if not any(read for _, _, read in counts):
             raise BatchNormError("loader must yield at least one batch; it was empty")
         if not any(good for _, good, _ in counts):
+            first = self.ranks.gathered(stream.skipped[0].layer if stream.skipped else None)
             raise BatchNormError(
                 "loader must give finite activations in at least one batch; NaN or infinity reached layer "
-                f"{stream.skipped[0].layer!r} in all {stream.read}"
+                f"{next(name for name in first if name is not None)!r} in all {sum(read for _, _, read in counts)}"
             )
         flags = self.ranks.gathered((ordered(stream.totals.sketches), stream.alike.grouped()))
         found = {name: pooled.layer(where) for name, where in stream.layout.where.items() if name in reached}
@@ -160,12 +169,13 @@ class Run:
         until = self.settings.until
         try:
             data.read(FEWEST_BATCHES if until is not None else None)
-            if not len(data):
+            if not any(self.ranks.gathered(len(data))):
                 raise BatchNormError("loader must yield at least one batch; it was empty")
             bar = progress_bar(self.targets, self.shown, "settling layers")
             with self.visits.watching(self.targets), bar as advance:
-                first = next(batch for _, batch in data.replay())
-                wide = frontier(self.caller, self.visits, first, self.order)
+                # A process without data takes part in all that is decided, with nothing.
+                first = next((batch for _, batch in data.replay()), _END)
+                wide = 0 if first is _END else frontier(self.caller, self.visits, first, self.order)
                 slots = torch.get_num_threads() if self.caller.where.type == "cpu" and self.ranks.alone else 1
                 solver = FixedPoint(
                     self.caller,
@@ -178,7 +188,7 @@ class Run:
                     advance=advance,
                 )
                 while True:
-                    needed = wide * sum(data.sizes) // max(1, data.sizes[0])
+                    needed = wide * sum(data.sizes) // max(1, *data.sizes[:1], 1)
                     fits = self.order.steady and needed <= budget and len(data) <= _MOST_THREADS
                     solver.slots = max(1, min(slots, len(data)))
                     settled = solver.solve(data, all(self.ranks.gathered(fits)))
@@ -241,10 +251,16 @@ def _close(batches: Iterator[Any]) -> None:
         close()
 
 
-def peek(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and a loader that still gives it."""
+def _next(goal: int) -> int:
+    return max(goal + 1, goal + goal // 8)
+
+
+def peek(loader: Iterable[Any], empty: bool = False) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and a loader that still gives it; nothing where there may be none."""
     iterator = iter(loader)
     first = next(iterator, _END)
     if first is _END:
+        if empty:
+            return (), loader
         raise BatchNormError("loader must yield at least one batch; it was empty")
     return first, itertools.chain([first], iterator) if iterator is loader else loader

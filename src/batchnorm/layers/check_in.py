@@ -1,0 +1,82 @@
+"""Before DistributedDataParallel talks on its own: every rank has come, or the one that stays away is named.
+
+DDP compares its buckets before the first forward that follows a backward, broadcasts buffers before every forward
+where it is told to, and waits for the sums of gradients at the end of a backward. A rank that hangs there is
+reported by torch after the process group's timeout, without a name. The layers inside know better: they wait for one
+another first, within their own timeout.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from batchnorm.layers.circle import active_ddp
+
+if TYPE_CHECKING:
+    from batchnorm.layers.ranks import Ranks
+
+
+class CheckIn:
+    """A forward pre-hook of a DistributedDataParallel, with the words of the first layer in it that greeted."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks, self.buckets_to_come = ranks, True
+
+    def __call__(self, ddp: Any, args: Any) -> None:
+        """Wait for the others where DDP is about to; on CPU tensors, where waiting has the layer's timeout."""
+        ranks = self.ranks
+        if torch.compiler.is_compiling() or not ranks.current(ranks.sync) or ddp.device_type != "cpu":
+            return
+        self.expect(ddp)
+        compares = self.buckets_to_come and ranks.went_back and torch.is_grad_enabled()
+        if compares or ddp.will_sync_module_buffers():
+            self.buckets_to_come = self.buckets_to_come and not compares
+            ranks.enter("the forward of DistributedDataParallel")
+
+    def expect(self, ddp: Any) -> None:
+        """Check in at the end of the backward to come, if DDP will add up gradients in it."""
+        self.ranks.circle.backward_to_come = ddp.require_backward_grad_sync and torch.is_grad_enabled()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _nothing  # a copied module's layers greet anew
+
+    def __reduce__(self) -> Any:
+        return _nobody, ()
+
+
+_known: WeakKeyDictionary[Any, CheckIn] = WeakKeyDictionary()
+
+
+def check_in_with(ranks: Ranks) -> None:
+    """Let the DDP whose forward runs now check in with this layer's words, unless another layer does already."""
+    ddp = active_ddp()
+    if ddp is None or torch.compiler.is_compiling() or ddp.device_type != "cpu":
+        return
+    known = _known.get(ddp)
+    if known is None:
+        known = _known[ddp] = CheckIn(ranks)
+        ddp.register_forward_pre_hook(known)
+    elif not known.ranks.current(known.ranks.sync):
+        known.ranks, known.buckets_to_come = ranks, True
+    known.expect(ddp)
+
+
+def check_in_after(ranks: Ranks) -> None:
+    """Within the first backward of a layer since the forward of a DDP: before DDP waits for its sums, check in."""
+    if ranks.circle.backward_to_come:
+        ranks.circle.backward_to_come = False
+        # Callbacks run in the order they were queued, and DDP queues its own once the last gradient is there.
+        torch.autograd.Variable._execution_engine.queue_callback(  # pyright: ignore
+            lambda: ranks.enter("the end of the backward")
+        )
+
+
+def _nothing(*arguments: Any) -> None:
+    return None
+
+
+def _nobody() -> Any:
+    return _nothing
