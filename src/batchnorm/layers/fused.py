@@ -23,7 +23,7 @@ from batchnorm.layers.inference import Stored
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
-from batchnorm.layers.recompute import ForwardRecord, recomputing
+from batchnorm.layers.recompute import recomputing
 from batchnorm.layers.renorm import Renorm
 from batchnorm.layers.statistics import NARROW
 
@@ -171,7 +171,7 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     x, last = native.arranged(x)
     reads = tracks and way.coupling.reads_population
     if again and reads:
-        statistics = _as_met(layer, x, sample_weight, groups, statistics)
+        statistics = _as_met(layer, statistics)
     call = _Call(way, last, groups, sample_weight, statistics, moves, inplace)
     if not late and residual is not None:
         residual = native.like(residual, x)
@@ -270,13 +270,10 @@ def _pooled(saved: slab.Saved, reliability: bool) -> Moments:
     return Moments(saved.row(0), saved.row(2), saved.row(3), saved.row(1), reliability).pool()
 
 
-def _as_met(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, groups: int, now: Any) -> slab.Statistics:
-    """A recomputed forward meets the statistics of its first, found by the batch's moments."""
-    record = layer.__dict__.get("_record")
-    if record is None:
-        return now
-    raw = native.reduce(x, sample_weight, groups)
-    found = record.recall(Moments(raw.count, raw.mean, raw.m2, raw.count_squared).pool())
+def _as_met(layer: BatchNorm, now: Any) -> slab.Statistics:
+    """A recomputed forward meets the statistics of its first."""
+    first = layer.__dict__.get("_forward")
+    found = None if first is None else first.situation()
     if found is None:
         return now
     state, then = found
@@ -285,13 +282,13 @@ def _as_met(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, groups: i
 
 
 def _remember(layer: BatchNorm, saved: slab.Saved) -> None:
-    record = layer.__dict__.get("_record")
-    if record is None:
-        record = layer.__dict__["_record"] = ForwardRecord()
+    """What this forward met, where it may run again: views of what backward keeps, which nothing writes to."""
+    forward = layer.__dict__.get("_forward")
+    if forward is None:
+        return
     mean, var, step = saved.met
-    pooled = _pooled(saved, False)
     momentum = resolve(layer.momentum, step.to(torch.int64)) if callable(layer.momentum) else layer.momentum
-    record.remember(pooled, State(mean, var), Now(step, momentum, layer.eps))
+    forward.met(State(mean, var), Now(step, momentum, layer.eps))
 
 
 class _Call:

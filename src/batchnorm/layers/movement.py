@@ -17,7 +17,6 @@ from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.ranks import Ranks, TracedRanks
-from batchnorm.layers.recompute import ForwardRecord
 from batchnorm.layers.statistics import Statistics
 
 
@@ -73,15 +72,13 @@ class Moving(Statistics):
     @torch.no_grad()
     def _situation(self, pooled: Moments, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
         """The statistics and the step this forward meets; a recomputed one meets those of its first."""
-        reads = self.recipe.coupling.reads_population
-        record = self.__dict__.setdefault("_record", ForwardRecord()) if reads else None
-        if again and record is not None:
-            found = record.recall(pooled)
-            if found is not None:
-                return found
+        forward = self.__dict__.get("_forward") if self.recipe.coupling.reads_population else None
+        found = forward.situation() if again and forward is not None else None
+        if found is not None:
+            return found
         state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
-        if record is not None and not torch.compiler.is_compiling():
-            record.remember(pooled, state, now)
+        if forward is not None and not again:
+            forward.met(state, now)
         return state, now
 
     @torch.no_grad()
