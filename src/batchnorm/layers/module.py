@@ -292,7 +292,7 @@ class BatchNorm(Moving):
             return self._not_too_few(plan, found, state, tracks) if sharing.uneven else plan
 
         pull = None if coupling.exact else self._puller(coupling, now)
-        y = self._spell_or_pass(x, sharing, plan_of, pull, batch)
+        y = self._spell_or_pass(x, sharing, plan_of, pull, batch, None if before is None else before["live"])
         if moves and final is None:
             self._move(pooled, coupling.step(pooled, state, now), now)
         elif moves and final is not None and ok is not None:
@@ -300,7 +300,13 @@ class BatchNorm(Moving):
         return y
 
     def _spell_or_pass(
-        self, x: Tensor, sharing: Sharing, plan_of: Any, pull: Any, batch: Moments | None = None
+        self,
+        x: Tensor,
+        sharing: Sharing,
+        plan_of: Any,
+        pull: Any,
+        batch: Moments | None = None,
+        source: Tensor | None = None,
     ) -> Tensor:
         weight, bias = self._affine()
 
@@ -315,8 +321,9 @@ class BatchNorm(Moving):
                 "backward is an estimate with a memory, not a derivative; use eval mode, or autograd"
             )
         found = normalise.batch_moments(x, sharing) if batch is None else batch
-        rule = normalise.Backward(spell if pull is None else None, pull)
-        return normalise.four_passes(x, weight, bias, plan_of(found), found, sharing, self.eps, rule)
+        plan = plan_of(found)
+        rule = normalise.Backward(spell if pull is None else None, pull, source if plan.var.requires_grad else None)
+        return normalise.four_passes(x, weight, bias, plan, found, sharing, self.eps, rule)
 
     def _look_back(self, x: Tensor, again: bool) -> dict[str, Tensor]:
         if self.before is None:
