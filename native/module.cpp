@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "call.h"
+#include "recurrence.h"
 #include "update.h"
 
 namespace nb = nanobind;
@@ -375,6 +376,10 @@ NB_MODULE(_native, m) {
     m.def("apply", &apply);
     m.def("backward_reduce", &backward_reduce);
     m.def("backward_apply", &backward_apply);
+    m.def("recurrence", [](int64_t rows, int64_t c, Address x, Address gain, bool wide_gain, Address start, Address out) {
+        nb::gil_scoped_release released;
+        recurrence(rows, c, at<double>(x), at<double>(gain), wide_gain, at<double>(start), at<double>(out));
+    });
     m.def("instruction_sets", &instruction_sets);
     m.def("instruction_set", [] { return std::string(table().name); });
     m.def("choose", &choose);
