@@ -47,7 +47,8 @@ def test_updates_once_and_gradients_are_exact(method, reentrant):
         expected, got = step(plain, seeds, None), step(saved, seeds, reentrant)
         assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(expected, got, strict=True))
     for (name, a), (_, b) in zip(plain.named_buffers(), saved.named_buffers(), strict=True):
-        assert torch.equal(a, b), name
+        # Checkpointed, couplings with a memory take the slower spelling, which rounds differently.
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-14), name
     assert int(saved[1].layer.num_batches_tracked) == 6
 
 
