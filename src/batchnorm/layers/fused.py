@@ -103,20 +103,21 @@ def _make_way(
 def _move(recipe: Recipe, momentum: Any) -> dict[str, Any] | None:
     """The estimator's step in native terms, or None."""
     estimator: Any = recipe.estimator
-    if type(estimator) not in (EMA, Cumulative, Diminishing):
+    kind = type(estimator)
+    if kind not in (EMA, Cumulative, Diminishing):
         return None
-    power, falls = 1.0, False
-    if type(momentum) is Falling and type(estimator) is Diminishing:
-        momentum, power, falls = momentum.scale, momentum.power, True
-    if not (momentum is None or type(momentum) in (float, int)):
+    constant, power, falls = momentum, 1.0, False
+    if isinstance(momentum, Falling) and kind is Diminishing:
+        constant, power, falls = momentum.scale, momentum.power, True
+    if not (constant is None or type(constant) in (float, int)):
         return None
-    debias = type(estimator) is EMA and estimator.debias
+    debias = kind is EMA and estimator.debias
     if debias and callable(estimator.decay):
         return None
     gain = "falling" if falls else "one over step" if momentum is None else "debiased" if debias else "constant"
     return {
         "gain": gain,
-        "momentum": float(momentum or 0.0),
+        "momentum": float(constant or 0.0),
         "power": float(power),
         "sigma": estimator.sigma,
         "total": estimator.total,
