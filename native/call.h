@@ -7,7 +7,13 @@ namespace bn {
 enum DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
 // Which statistics normalise. The arithmetic of each is in plan.h.
-enum Coupling : int { kBatch = 0, kSecondMoment = 1, kRenorm = 2, kPopulation = 3, kPopulationTotal = 4, kStored = 5 };
+enum Coupling : int {
+    kBatch = 0, kSecondMoment = 1, kRenorm = 2, kPopulation = 3, kPopulationTotal = 4, kStored = 5,
+    kAveraged = 6,   // second moments averaged over batches, see averages.h
+};
+
+// What the root of the averaged over the running second moment scales.
+enum Ratio : int { kNoRatio = 0, kOutputRatio = 1, kGradientRatio = 2 };
 
 enum Activation : int { kNone = 0, kRelu = 1, kLeakyRelu = 2 };
 
@@ -46,8 +52,10 @@ struct Plan {
     int coupling;
     double eps, gain, r_max, d_max;
     bool detached;              // a population coupling whose statistics are constants to the gradient
-    const double* population_mean;  // C, or null
+    const double* population_mean;  // C, or null; kAveraged has here what its average holds without the batch
     const double* population_var;
+    bool geometric;
+    int ratio;
 };
 
 struct Call {

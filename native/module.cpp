@@ -13,8 +13,10 @@
 #include <string>
 #include <vector>
 
+#include "averages.h"
 #include "call.h"
 #include "lend.h"
+#include "recurrence.h"
 #include "shared.h"
 #include "update.h"
 
@@ -203,7 +205,7 @@ bool any_too_few(const Weights& w, const Data& d, bool reliability) {
 // forward met them, then the step.
 int forward(const Spec& spec, const Data& d, Address x, Address y, Address residual, Address weights, int weight_kind,
             Address gamma, Address beta, int parameter_dtype, Address saved, Address mean, Address var, bool wide_statistics,
-            Address tracked, Address skipped, bool moves) {
+            Address tracked, Address skipped, bool moves, const Averages& kept, const Memory& memory_of) {
     nb::gil_scoped_release released;
     auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 4 * d.c);
     double* vectors = memory.get();
@@ -229,12 +231,18 @@ int forward(const Spec& spec, const Data& d, Address x, Address y, Address resid
     met[2 * d.c] = static_cast<double>(step);
     double r_max, d_max;
     limits_of(spec, static_cast<double>(step - 1), r_max, d_max);
-    q.plan = {spec.coupling, spec.eps, gain, r_max, d_max, spec.detached, met, met + d.c};
+    q.plan = {spec.coupling, spec.eps, gain, r_max, d_max, spec.detached, met, met + d.c, false, kNoRatio};
+    // The sign of the step tells backward whether the average normalised, or the batch alone.
+    if (kept.normalises() && !plan_average(kept, memory_of, d.c, step, met + d.c, q.plan, met)) met[2 * d.c] *= -1;
     large_pages(y, bytes_of(d));
     table().forward(q);
     if (!moves) return kDone;
     const Stored to{at<void>(mean), at<void>(var), wide_statistics};
-    const int status = move(spec, q.shape, q.saved, to, gain, vectors + 2 * d.c);
+    double* next = vectors + 2 * d.c;
+    const bool remembers = kept.kind == kPooled || kept.kind == kWindow;
+    const int status = remembers ? move_remembering(spec, kept, memory_of, q.shape, q.saved, to, next)
+                                 : move(spec, q.shape, q.saved, to, gain, next);
+    if (status == kDone && kept.normalises()) remember_forward(kept, memory_of, q.shape, q.saved, next);
     if (status == kDone && tracked) ++*at<int64_t>(tracked);
     if (status == kSkipped && skipped) ++*at<int64_t>(skipped);
     return status;
@@ -248,12 +256,13 @@ void write(void* p, int dtype, int64_t i, double v) {
 // Gradients of weight and bias are written as float or double (`wide_parameters`), summed over groups.
 void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, Address dx, Address dresidual,
               Address weights, int weight_kind, Address gamma, Address beta, int parameter_dtype, Address saved,
-              Address dgamma, Address dbeta, bool wide_parameters, int source) {
+              Address dgamma, Address dbeta, bool wide_parameters, int source, const Averages& kept, const Memory& memory_of,
+              bool moves) {
     nb::gil_scoped_release released;
     const int64_t all = d.groups * d.c;
-    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 2 * d.c + 2 * all);
+    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 5 * d.c + 2 * all);
     double* vectors = memory.get();
-    Call q = call_of(d, vectors + 2 * d.c + 2 * all);
+    Call q = call_of(d, vectors + 5 * d.c + 2 * all);
     const Weights w = weights_of(weights, weight_kind, d);
     q.weights = w.data;
     q.g = at<void>(g);
@@ -274,9 +283,19 @@ void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
     q.source = source;
     q.wants_dx = dx != 0;
     q.wants_sums = dgamma || dbeta || (dx && !(spec.coupling == kStored || spec.detached));
+    Pulled how{false, false};
+    double* from = q.sum_gx + all;
+    if (kept.normalises()) {
+        const double step = q.saved[kRows * all + 2 * d.c];
+        how = plan_pull(kept, memory_of, d.c, static_cast<int64_t>(std::abs(step)), step > 0, q.plan, from);
+        q.plan.population_mean = from;
+        q.wants_sums = true;
+    }
     large_pages(dx, bytes_of(d));
     large_pages(dresidual, bytes_of(d));
     table().backward(q);
+    if (kept.normalises() && moves)
+        remember_backward(kept, memory_of, q.shape, q.saved, q.gamma, q.sum_g, q.sum_gx, how, q.plan, from, from + d.c);
     const double *ratio = q.saved + kRatio * all, *offset = q.saved + kOffset * all;
     for (int64_t c = 0; c < d.c; ++c) {
         double dg = 0, db = 0;
@@ -439,14 +458,31 @@ NB_MODULE(_native, m) {
     nb::class_<Spec>(m, "Spec")
         .def("__init__",
              [](Spec* s, int coupling, double eps, double r_max, double d_max, int schedule, bool detached, int activation, double slope,
-                int gain, double momentum, bool sigma, bool total, int correction, bool reliability, int nonfinite) {
+                int gain, double momentum, bool sigma, bool total, int correction, bool reliability, int nonfinite, double power) {
                  new (s) Spec{coupling, eps, r_max, d_max, schedule, detached, activation, slope, gain, momentum, sigma, total,
-                              correction, reliability, nonfinite};
+                              correction, reliability, nonfinite, power};
              },
              nb::kw_only(), nb::arg("coupling"), nb::arg("eps"), nb::arg("r_max") = 1.0, nb::arg("d_max") = 0.0,
              nb::arg("schedule") = 0, nb::arg("detached") = false, nb::arg("activation") = 0, nb::arg("slope") = 0.0, nb::arg("gain") = 0,
              nb::arg("momentum") = 0.0, nb::arg("sigma") = false, nb::arg("total") = false, nb::arg("correction") = 1,
-             nb::arg("reliability") = false, nb::arg("nonfinite") = 0);
+             nb::arg("reliability") = false, nb::arg("nonfinite") = 0, nb::arg("power") = 1.0);
+    nb::class_<Averages>(m, "Averages")
+        .def(nb::init<>())
+        .def_rw("kind", &Averages::kind)
+        .def_rw("size", &Averages::size)
+        .def_rw("warmup", &Averages::warmup)
+        .def_rw("correct_after", &Averages::correct_after)
+        .def_rw("decay", &Averages::decay)
+        .def_rw("r_max", &Averages::r_max)
+        .def_rw("total", &Averages::total)
+        .def_rw("correction", &Averages::correction);
+    nb::class_<Memory>(m, "Memory").def(
+        "__init__",
+        [](Memory* to, Address a, Address b, Address c, Address seen_a, Address seen_b, bool wide) {
+            new (to) Memory{at<void>(a), at<void>(b), at<void>(c), at<int64_t>(seen_a), at<int64_t>(seen_b), wide};
+        },
+        nb::arg("a") = 0, nb::arg("b") = 0, nb::arg("c") = 0, nb::arg("seen_a") = 0, nb::arg("seen_b") = 0,
+        nb::arg("wide") = false);
     nb::class_<Data>(m, "Data").def(
         "__init__", [](Data* d, int dtype, int64_t n, int64_t c, int64_t s, bool last, int64_t groups, int threads) {
             new (d) Data{dtype, n, c, s, last, groups, threads};
@@ -463,6 +499,10 @@ NB_MODULE(_native, m) {
     m.def("shared_forward", &shared_forward);
     m.def("shared_sums", &shared_sums);
     m.def("shared_backward", &shared_backward);
+    m.def("recurrence", [](int64_t rows, int64_t c, Address x, Address gain, bool wide_gain, Address start, Address out) {
+        nb::gil_scoped_release released;
+        recurrence(rows, c, at<double>(x), at<double>(gain), wide_gain, at<double>(start), at<double>(out));
+    });
     m.def("instruction_sets", &instruction_sets);
     m.def("instruction_set", [] { return std::string(table().name); });
     m.def("choose", &choose);

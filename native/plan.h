@@ -16,7 +16,7 @@ static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, d
     double* s = q.saved + at;
     auto row = [&](Row r) -> double& { return s[r * rows]; };
     const double nan = __builtin_nan("");
-    if (p.coupling == kSecondMoment) {
+    if (p.coupling == kSecondMoment || p.coupling == kAveraged) {
         m2 += n * mean * mean;
         mean = 0;
     }
@@ -35,6 +35,13 @@ static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, d
             centre = used;
         }
         share = p.detached ? 0 : a;
+    } else if (p.coupling == kAveraged) {
+        const double from = p.population_mean[channel];
+        var = p.geometric ? std::exp(from + p.gain * std::log(batch_var)) : from + p.gain * batch_var;
+        if (p.ratio != kNoRatio) {
+            const double r = __builtin_sqrt((var + p.eps) / (p.population_var[channel] + p.eps));
+            (p.ratio == kOutputRatio ? ratio : share) = clamp(r, 1 / p.r_max, p.r_max);
+        }
     } else if (p.coupling == kStored) {
         used = centre = p.population_mean[channel];
         var = p.population_var[channel];
@@ -43,7 +50,7 @@ static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, d
     if (n <= 0 && p.coupling != kStored) {
         // A group of padding alone: its NaN must not reach the gradient of weight as 0 * NaN.
         used = centre = offset = 0;
-        var = ratio = 1;
+        var = ratio = share = 1;
     }
     const double invstd = 1 / __builtin_sqrt(var + p.eps);
     const double gamma = q.gamma ? q.gamma[channel] : 1, beta = q.beta ? q.beta[channel] : 0;
@@ -54,7 +61,8 @@ static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, d
     row(kMean) = used;
     row(kInvstd) = invstd;
     row(kCentre) = centre;
-    row(kShare) = share / (n > 0 ? n : 1);
+    // Of averages it is what scales the gradient alone.
+    row(kShare) = p.coupling == kAveraged ? share : share / (n > 0 ? n : 1);
     row(kRatio) = ratio;
     row(kOffset) = offset;
     row(kScale) = invstd * ratio * gamma;
@@ -87,6 +95,13 @@ BN_INLINE void pull_channel(const Call& q, int64_t at, int64_t channel, double s
     const double* s = q.saved + at;
     const double gamma = q.gamma ? q.gamma[channel] : 1;
     scale = s[kInvstd * rows] * gamma * s[kRatio * rows];
+    if (q.plan.coupling == kAveraged) {
+        const double factor = gamma * s[kRatio * rows] * s[kShare * rows], n = s[kCount * rows], invstd = s[kInvstd * rows];
+        scale = invstd * factor;
+        u = 0;
+        v = (q.plan.population_mean[channel] + q.plan.gain * factor * sum_gx / (n > 0 ? n : 1)) * invstd * invstd;
+        return;
+    }
     const double a = s[kShare * rows] * scale;
     u = q.plan.coupling == kSecondMoment ? 0 : a * sum_g;
     v = a * sum_gx * s[kInvstd * rows];

@@ -7,7 +7,7 @@
 
 namespace bn {
 
-enum Gain : int { kConstant = 0, kOneOverStep = 1, kDebiased = 2 };
+enum Gain : int { kConstant = 0, kOneOverStep = 1, kDebiased = 2, kFalling = 3 };
 enum NonFinite : int { kSkip = 0, kPropagate = 1, kRaise = 2 };
 // What a forward reports.
 enum Status : int { kDone = 0, kSkipped = 1, kTooFew = 2, kNotFinite = 4 };
@@ -25,10 +25,15 @@ struct Spec {
     int correction = 1;
     bool reliability = false;
     int nonfinite = kSkip;
+    double power = 1;  // of a falling gain
 };
 
 inline double gain_of(const Spec& s, int64_t step) {
     if (s.gain == kOneOverStep) return 1.0 / static_cast<double>(step);
+    if (s.gain == kFalling) {
+        const double a = s.momentum / std::pow(static_cast<double>(step), s.power);
+        return a < 1 ? a : 1;
+    }
     if (s.gain == kDebiased) {
         const double left = std::pow(1 - s.momentum, static_cast<double>(step));
         return s.momentum > 0 ? s.momentum / (left < 1 ? 1 - left : 1.0) : 0.0;

@@ -146,6 +146,10 @@ def two_samples_a_step(data: Data, size: Size, tick: Callable[[], None]) -> Rows
         "renorm": ("renorm", {"coupling": Renorm()}),
         "mabn": ("mabn", {"coupling": MABN(warmup=steps // 10, correct_after=steps // 4)}),
         "cbn": ("cbn", {"coupling": CrossIteration(burn_in=steps // 10)}),
+        "cbn, past moments constant": (
+            "cbn",
+            {"coupling": CrossIteration(burn_in=steps // 10, through_weights=False)},
+        ),
         "population": ("population", {}),
         "online": ("online", {}),
     }
@@ -203,7 +207,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Data, Size, Callable[[], None]], Rows], i
     "batches_at_test_time": (batches_at_test_time, 5),
     "example_weighing": (example_weighing, 1),
     "small_batch_ranking": (small_batch_ranking, 9),
-    "two_samples_a_step": (two_samples_a_step, 6),
+    "two_samples_a_step": (two_samples_a_step, 7),
 }
 
 

@@ -1,5 +1,7 @@
 """Every method over several steps against plain loops: exact gradients by autograd, the others by the papers' rules."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -238,9 +240,11 @@ def test_seven_steps_are_those_of_a_plain_loop(method):
         assert close(layer.running_mean, torch.zeros_like(loop.mean) if second_moments else loop.mean)
 
 
-def test_cross_iteration_is_the_derivative_of_its_compensated_moments():
-    """Window 3: gradients of input and of the weights looked back at, through the present batch alone."""
-    layer = affine(batchnorm.BatchNorm1d(3, method="cbn", dtype=torch.float64, **SHORT["cbn"]))
+@pytest.mark.parametrize("through", [True, False])
+def test_cross_iteration_is_the_derivative_of_its_compensated_moments(through):
+    """Window 3: the gradient of the weights looked back at, through the carried moments or the present batch alone."""
+    coupling = replace(SHORT["cbn"]["coupling"], through_weights=through)
+    layer = affine(batchnorm.BatchNorm1d(3, method="cbn", dtype=torch.float64, coupling=coupling))
     linear = torch.nn.Linear(2, 3, bias=False, dtype=torch.float64)
     layer.attach(linear)
     past = []
@@ -251,7 +255,7 @@ def test_cross_iteration_is_the_derivative_of_its_compensated_moments():
         mean, square = z.mean(0), z.square().mean(0)
         means, squares = [mean], [torch.maximum(square, mean.square())]
         for old_mean, old_square, slope_mean, slope_square, old in past[-2:] if step > 0 else []:
-            moved = theta.detach() - old
+            moved = (theta if through else theta.detach()) - old
             carried = old_mean + (slope_mean * moved).sum(1)
             means.append(carried)
             squares.append(torch.maximum(old_square + (slope_square * moved).sum(1), carried.square()))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from batchnorm import BatchNorm1d, BatchNorm2d, CrossIteration
-from tests.methods.plain import affine, axes, batch_norm, close, moments, over, randn
+from tests.methods.plain import affine, axes, batch_norm, close, moments, normalise, over, randn
 
 X = randn(8, 2, 6, 6, seed=3) + 0.5
 
@@ -136,3 +136,93 @@ def test_linear_layers_and_copies_look_back_at_their_own_weights():
         assert torch.equal(net(x), twin(x))
         change(net[0], 0.1)
         change(twin[0], 0.1)
+
+
+class Paper:
+    """The paper's moments in plain operations: autograd does the rest."""
+
+    def __init__(self, window, burn_in, through):
+        self.window, self.burn_in, self.through, self.past, self.t = window, burn_in, through, [], 0
+
+    def __call__(self, x, weight):
+        self.t += 1
+        mean, square = x.mean(axes(x)), x.square().mean(axes(x))
+        slopes = [torch.autograd.grad(m.sum(), weight, retain_graph=True)[0] for m in (mean, square)]
+        now = weight if self.through else weight.detach()
+        means, squares = [mean], [square]
+        for past in self.past if self.t > self.burn_in else []:
+            moved = now - past[4]
+            means.append(past[0] + (past[2] * moved).flatten(1).sum(1))
+            squares.append(torch.maximum(past[1] + (past[3] * moved).flatten(1).sum(1), means[-1].square()))
+        self.past.append((mean.detach(), square.detach(), *slopes, weight.detach().clone()))
+        self.past = self.past[1 - self.window :]
+        mean = torch.stack(means).mean(0)
+        return normalise(x, mean, torch.stack(squares).mean(0) - mean.square())
+
+
+@pytest.mark.parametrize("through", [True, False])
+@pytest.mark.parametrize(("window", "burn_in"), [(2, 0), (4, 3)])
+def test_every_gradient_over_a_training_run_is_that_of_the_paper_s_formula(window, burn_in, through):
+    conv, layer = pair()
+    layer = affine(BatchNorm2d(3, coupling=CrossIteration(window, burn_in, through), dtype=torch.float64))
+    layer.attach(conv)
+    twin, paper = copy.deepcopy(conv), Paper(window, burn_in, through)
+    for step in range(8):
+        x = X[:2] * (1 + 0.1 * step) + 0.1 * step
+        g = randn(2, 3, 4, 4, seed=step)
+        y = layer(conv(x))
+        z = twin(x)
+        expected = paper(z, twin.weight) * over(layer.weight.detach(), z) + over(layer.bias.detach(), z)
+        assert close(y, expected, 1e-10)
+        (got,) = torch.autograd.grad(y, conv.weight, g)
+        (wanted,) = torch.autograd.grad(expected, twin.weight, g)
+        assert close(got, wanted, 1e-9)
+        with torch.no_grad():
+            conv.weight -= 0.05 * got
+            twin.weight -= 0.05 * got
+
+
+def gradient_along_the_weights(through):
+    """How much of the gradient points along each filter; of batch norm nothing does (but for eps)."""
+    conv, layer = pair()
+    layer = BatchNorm2d(3, coupling=CrossIteration(4, 0, through), dtype=torch.float64)
+    layer.attach(conv)
+    for step in range(5):
+        y = layer(conv(randn(2, 2, 6, 6, seed=step)))
+    (grad,) = torch.autograd.grad(y, conv.weight, randn(*y.shape, seed=9))
+    along = (grad * conv.weight).flatten(1).sum(1).abs() / (
+        grad.flatten(1).norm(dim=1) * conv.weight.flatten(1).norm(dim=1)
+    )
+    return float(along.detach().max())
+
+
+def test_the_gradient_through_the_weights_leaves_their_length_alone():
+    assert gradient_along_the_weights(True) < 1e-5
+    assert gradient_along_the_weights(False) > 1e-2
+
+
+def test_second_derivatives_reach_the_weights():
+    conv, layer = pair()
+    layer(conv(X))
+    change(conv, 0.1)
+
+    def value(weight):
+        held = conv.weight.detach().clone()
+        with torch.no_grad():
+            conv.weight.copy_(weight)
+        state = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+        y = layer(conv(X))
+        (grad,) = torch.autograd.grad((y * randn(*y.shape, seed=2)).sum(), conv.weight, create_graph=True)
+        second = grad.square().sum()
+        (found,) = torch.autograd.grad(second, conv.weight)
+        with torch.no_grad():
+            conv.weight.copy_(held)
+            for name, buffer in layer.named_buffers():
+                buffer.copy_(state[name])
+        return float(second.detach()), found
+
+    at, direction = conv.weight.detach().clone(), randn(*conv.weight.shape, seed=4)
+    _, found = value(at)
+    h = 1e-5
+    slope = (value(at + h * direction)[0] - value(at - h * direction)[0]) / (2 * h)
+    assert abs(slope - float((found * direction).sum())) < 1e-5 * abs(slope)

@@ -231,3 +231,13 @@ def test_a_dead_channel_has_variance_zero_and_a_finite_output(estimator):
     assert (layer.running_var < 1e-8).all()
     assert torch.equal(layer(torch.zeros(4, 2, dtype=torch.float64)), torch.zeros(4, 2, dtype=torch.float64))
     assert torch.equal(layer.eval()(torch.zeros(4, 2, dtype=torch.float64)), torch.zeros(4, 2, dtype=torch.float64))
+
+
+def test_a_schedule_of_the_step_is_as_exact_as_a_float64_model():
+    """The step comes in float64: 1 / step of an integer tensor would be a float32."""
+    whole = fed(EMA(correction=0), BATCHES, momentum=lambda step: torch.clamp(1 / step, min=0.01))
+    plain = fed(Cumulative(correction=0), BATCHES)
+    assert close(whole.running_mean, plain.running_mean, 1e-14)
+    assert close(whole.running_var, plain.running_var, 1e-14)
+    debiased = fed(EMA(lambda step: 1 - 1 / (step + 2), debias=True), BATCHES)
+    assert debiased.running_mean.dtype is torch.float64

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from batchnorm import BatchNorm1d, BatchNorm2d, OnlineNorm
+from batchnorm import BatchNorm1d, BatchNorm2d, OnlineNorm, kernels
+from batchnorm.kernels.recurrence import recurrence
 from tests.methods.plain import affine, axes, close, data, normalise, over, randn, run
 
 STREAM, G = data(2, 12, 3, 4, 5), randn(12, 3, 4, 5, seed=7)
@@ -83,3 +84,36 @@ def test_cumulative_momentum_averages_over_samples_not_over_the_last_ones():
     torch.optim.swa_utils.update_bn(loader, layer)
     assert close(layer.running_mean, STREAM.mean(axes(STREAM)))
     assert close(layer.running_var, STREAM.var(axes(STREAM), correction=0))
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_the_recurrence_is_a_loop_over_rows(wide):
+    x, gain, start = randn(7, 5, seed=1), randn(7, 5 if wide else 1, seed=2), randn(5, seed=3)
+    got = recurrence(x, gain, start)
+    for t in range(7):
+        start = gain[t] * start + x[t]
+        assert close(got[t], start)
+
+
+def test_the_cut_changes_no_bit_in_torch_operations_either():
+    kernels.use("reference")
+    try:
+        whole, alone = sent([12]), sent([1] * 12)
+    finally:
+        kernels.use()
+    assert torch.equal(whole[1], alone[1])
+    assert torch.equal(whole[2], alone[2])
+
+
+def test_a_sample_that_is_not_finite_changes_neither_statistics_nor_controllers():
+    bad = STREAM.clone()
+    bad[3, 1, 0, 0] = torch.nan
+    layer = layer_of(coupling=OnlineNorm(backward_decay=0.9, clamp=None))
+    run(layer, bad, G)
+    twin = layer_of(coupling=OnlineNorm(backward_decay=0.9, clamp=None))
+    rest = [t for t in range(12) if t != 3]
+    run(twin, STREAM[rest], G[rest])
+    assert torch.equal(layer.running_mean, twin.running_mean)
+    assert torch.equal(layer.running_var, twin.running_var)
+    assert torch.isfinite(layer.backward_u).all()
+    assert torch.isfinite(layer.backward_v).all()

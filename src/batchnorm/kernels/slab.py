@@ -16,8 +16,9 @@ from batchnorm.kernels import memory, native
 COUPLINGS = ("batch", "second moment", "renorm", "population", "population total", "stored")
 ACTIVATIONS = (None, "relu", "leaky_relu")
 SCHEDULES = (None, "paper", "crossq")
-GAINS = ("constant", "one over step", "debiased")
+GAINS = ("constant", "one over step", "debiased", "falling")
 NONFINITE = ("skip", "propagate", "raise")
+KEPT = (None, "pooled", "window", "mabn", "power", "unified")
 # What a forward reports besides 0: the batch was skipped, groups of one value, a value that is not finite.
 SKIPPED, TOO_FEW, NOT_FINITE = 1, 2, 4
 # Where a backward finds the sign the activation saw.
@@ -70,6 +71,26 @@ def spec(**choices: Any) -> Any:
     return native._native.Spec(**choices)
 
 
+class Remembered(NamedTuple):
+    """Averages over past batches: what they are, the buffers of one layer, and their addresses."""
+
+    kept: Any
+    buffers: dict[str, Tensor]
+    addresses: Any
+
+
+def kept(kind: str, **choices: Any) -> Any:
+    """What a layer remembers of past batches, made once."""
+    averages = native._native.Averages()
+    averages.kind = KEPT.index(kind)
+    for name, value in choices.items():
+        setattr(averages, name, value)
+    return averages
+
+
+NOTHING = Remembered(native._native.Averages(), {}, native._native.Memory()) if native.built() else None
+
+
 def forward(
     chosen: Any,
     x: Tensor,
@@ -82,6 +103,7 @@ def forward(
     statistics: Statistics | None,
     moves: bool,
     y: Tensor | None = None,
+    remembered: Any = NOTHING,
 ) -> tuple[Tensor, Saved, int]:
     """Normalise x, which `native.arranged` has arranged; y, the channel vectors, and what happened.
 
@@ -117,6 +139,8 @@ def forward(
         tracked,
         skipped,
         moves,
+        remembered.kept,
+        remembered.addresses,
     )
     del held
     return y, saved, status
@@ -134,6 +158,8 @@ def backward(
     saved: Saved,
     source: int,
     wants: tuple[bool, bool, bool],
+    remembered: Any = NOTHING,
+    moves: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight, bias and the residual; g has the strides of x (of y where x is found again)."""
     pattern: Any = x if x is not None else y
@@ -164,6 +190,9 @@ def backward(
         0 if db is None else db.data_ptr(),
         wide,
         source,
+        remembered.kept,
+        remembered.addresses,
+        moves,
     )
     del held
     if weight is not None and dw is not None and dw.dtype is not weight.dtype:

@@ -35,7 +35,7 @@ def look_back(x: Tensor, weight: Tensor) -> dict[str, Tensor]:
             (found,) = torch.autograd.grad(value, weight, retain_graph=True, allow_unused=True)
             if found is not None:
                 slopes[i] = found
-    return {"mean_slope": slopes[0], "square_slope": slopes[1], "weight": weight.detach().clone()}
+    return {"mean_slope": slopes[0], "square_slope": slopes[1], "weight": weight.detach().clone(), "live": weight}
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class CrossIteration(Coupling):
         >>> _ = batchnorm.convert(net, "cbn")(torch.randn(2, 3, 8, 8))
 
     Needs the convolution or linear layer before it: `batchnorm.convert` finds it, `layer.attach`
-    gives it. The gradient flows through the present batch, whose share is 1 / window. The running
-    statistics are fed by the present batch.
+    gives it. The gradient flows through the present batch, whose share is 1 / window, and through the
+    past moments to the weights they were carried to. The running statistics are fed by the present batch.
 
     Args:
         window: how many batches, the present one included.
         burn_in: steps that are plain batch norm.
+        through_weights: False treats the past moments as constants, as the released code does; the
+            weights then feel 1 / window of what normalisation takes out of their gradient.
 
     Raises:
         BatchNormError: window below 1, burn_in below 0.
@@ -63,6 +65,7 @@ class CrossIteration(Coupling):
 
     window: int = 4
     burn_in: int = 8
+    through_weights: bool = True
 
     counts_batches = True
     looks_back = True
@@ -93,12 +96,13 @@ class CrossIteration(Coupling):
         if self.window == 1 or now.before is None:
             return Plan(mean_b, var_b, 1.0, mean_b)
         memory = state.memory
-        moved = now.before["weight"].to(memory["past_weight"].dtype) - memory["past_weight"]
+        weight = now.before["live" if self.through_weights else "weight"]
+        moved = weight.to(memory["past_weight"].dtype) - memory["past_weight"]
         filled = (torch.arange(self.window - 1, device=mean_b.device) < memory["past_seen"])[:, None]
         filled = filled & (now.step > self.burn_in)
         means = memory["past_mean"] + (memory["past_mean_slope"] * moved).flatten(2).sum(2)
         squares = memory["past_square"] + (memory["past_square_slope"] * moved).flatten(2).sum(2)
-        variances = (squares - means.square()).clamp_min(0)
+        variances = torch.relu(squares - means.square())
         share = 1.0 / (1 + filled.sum(0).to(mean_b.dtype))
         mean = share * (mean_b + torch.where(filled, means, 0.0).sum(0))
         spread = torch.where(filled, variances + (means - mean).square(), 0.0).sum(0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError, check
+from batchnorm.kernels import wide_dtype
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.windows import pushed, rows_with
 
@@ -116,8 +117,8 @@ class EMA(_Average):
     call; None there means the cumulative average, as in torch.
 
     Args:
-        decay: the weight of the old value, a number or a function of the step (a tensor, 1 at the
-            first batch) that returns one. A debiased schedule keeps one buffer, `initial_weight`.
+        decay: the weight of the old value, a number or a function of the step (a float64 tensor, 1 at
+            the first batch) that returns one. A debiased schedule keeps one buffer, `initial_weight`.
         debias: correct for the initial value.
         sigma: average sqrt(var + eps) instead of var; stored as its square minus eps.
         total: let the spread of the batch means into the variance.
@@ -373,10 +374,10 @@ def _paused(now: Now) -> bool:
 
 
 def resolve(momentum: Any, step: Tensor) -> Gain | None:
-    """The momentum of this step: a schedule is called with the step's number."""
+    """The momentum of this step: a schedule is called with the step's number, wide so that its result is."""
     if not callable(momentum):
         return momentum
-    value = momentum(step)
+    value = momentum(step.to(wide_dtype(step.device)))
     if not isinstance(value, float | int | Tensor):
         raise BatchNormError(f"momentum must return a number or a tensor; it returned {value!r}")
     return value

@@ -15,14 +15,15 @@ from batchnorm.errors import BatchNormError
 from batchnorm.kernels import memory, native, reference, slab
 from batchnorm.layers import normalise
 from batchnorm.layers.activation import SMALLEST_WEIGHT, activate
-from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, PopulationCoupling, SecondMoment
-from batchnorm.layers.estimators import EMA, Cumulative, Now, State, resolve
+from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, PopulationCoupling, Returned, SecondMoment
+from batchnorm.layers.estimators import EMA, Cumulative, Diminishing, Falling, Now, State, resolve
 from batchnorm.layers.extents import Batch, Ghost, Masked, Sync, Weighted
 from batchnorm.layers.inference import Stored
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
-from batchnorm.layers.recompute import ForwardRecord, recomputing
+from batchnorm.layers.recompute import recomputing
+from batchnorm.layers.remembered import Kept, find, kept_by
 from batchnorm.layers.renorm import Renorm
 from batchnorm.layers.statistics import NARROW
 
@@ -48,6 +49,7 @@ class _Way(NamedTuple):
     slope: float
     eps: float
     momentum: Any
+    kept: Kept | None = None
 
 
 # Keyed by what decides; the recipe is in the value, so its id stays its own.
@@ -89,23 +91,35 @@ def _make_way(
     if coupled is None:
         return None
     policy = recipe.policy
+    kept = kept_by(recipe, coupling, momentum) if kind == "tracks" else None
+    if not coupling.exact and (move is None or kept is None):
+        return None
+    if kept is not None and move is None:
+        move = {"gain": "constant", "momentum": 0.0, "correction": recipe.estimator.correction}  # pyright: ignore
     move = move or {}
     choices.update(coupled, **move, nonfinite=policy.nonfinite, reliability=policy.weights == "reliability")
-    return _Way(slab.spec(**choices), recipe, coupling, bool(move), False, activation, slope, eps, momentum)
+    return _Way(slab.spec(**choices), recipe, coupling, bool(move), False, activation, slope, eps, momentum, kept)
 
 
 def _move(recipe: Recipe, momentum: Any) -> dict[str, Any] | None:
     """The estimator's step in native terms, or None."""
     estimator: Any = recipe.estimator
-    if type(estimator) not in (EMA, Cumulative) or not (momentum is None or type(momentum) in (float, int)):
+    kind = type(estimator)
+    if kind not in (EMA, Cumulative, Diminishing):
         return None
-    debias = type(estimator) is EMA and estimator.debias
+    constant, power, falls = momentum, 1.0, False
+    if isinstance(momentum, Falling) and kind is Diminishing:
+        constant, power, falls = momentum.scale, momentum.power, True
+    if not (constant is None or type(constant) in (float, int)):
+        return None
+    debias = kind is EMA and estimator.debias
     if debias and callable(estimator.decay):
         return None
-    gain = "one over step" if momentum is None else "debiased" if debias else "constant"
+    gain = "falling" if falls else "one over step" if momentum is None else "debiased" if debias else "constant"
     return {
         "gain": gain,
-        "momentum": float(momentum or 0.0),
+        "momentum": float(constant or 0.0),
+        "power": float(power),
         "sigma": estimator.sigma,
         "total": estimator.total,
         "correction": estimator.correction,
@@ -116,7 +130,7 @@ def _coupling(recipe: Recipe, coupling: Coupling, move: dict[str, Any] | None) -
     kind = type(coupling)
     if kind is BatchCoupling:
         return {"coupling": "batch"}
-    if kind is SecondMoment:
+    if kind is SecondMoment or not coupling.exact:
         return {"coupling": "second moment"}
     if isinstance(coupling, Renorm) and kind is Renorm and not callable(coupling.schedule):
         limits = {"r_max": float(coupling.r_max), "d_max": float(coupling.d_max), "schedule": coupling.schedule}
@@ -172,12 +186,20 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     if inplace and weight is not None:
         _require_invertible(layer, weight)
     again = tracks and recomputing()
+    remembered = slab.NOTHING
+    if way.kept is not None:
+        if way.kept.normalises and "_forward" in layer.__dict__:
+            # Where a forward may run again, a record keeps what it met; the slower spelling has one.
+            return None
+        remembered = find(layer, way.kept, x.shape[1])
+        if remembered is None:
+            return None
     moves = tracks and way.estimator_is_native and not (layer.paused or layer.accumulating or again)
     x, last = native.arranged(x)
     reads = tracks and way.coupling.reads_population
     if again and reads:
-        statistics = _as_met(layer, x, sample_weight, groups, statistics)
-    call = _Call(way, last, groups, sample_weight, statistics, moves, inplace)
+        statistics = _as_met(layer, statistics)
+    call = _Call(way, last, groups, sample_weight, statistics, moves, inplace, remembered)
     if not late and residual is not None:
         residual = native.like(residual, x)
     if torch.is_grad_enabled():
@@ -275,13 +297,10 @@ def _pooled(saved: slab.Saved, reliability: bool) -> Moments:
     return Moments(saved.row(0), saved.row(2), saved.row(3), saved.row(1), reliability).pool()
 
 
-def _as_met(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, groups: int, now: Any) -> slab.Statistics:
-    """A recomputed forward meets the statistics of its first, found by the batch's moments."""
-    record = layer.__dict__.get("_record")
-    if record is None:
-        return now
-    raw = native.reduce(x, sample_weight, groups)
-    found = record.recall(Moments(raw.count, raw.mean, raw.m2, raw.count_squared).pool())
+def _as_met(layer: BatchNorm, now: Any) -> slab.Statistics:
+    """A recomputed forward meets the statistics of its first."""
+    first = layer.__dict__.get("_forward")
+    found = None if first is None else first.situation()
     if found is None:
         return now
     state, then = found
@@ -290,19 +309,21 @@ def _as_met(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, groups: i
 
 
 def _remember(layer: BatchNorm, saved: slab.Saved) -> None:
-    record = layer.__dict__.get("_record")
-    if record is None:
-        record = layer.__dict__["_record"] = ForwardRecord()
+    """What this forward met, where it may run again: views of what backward keeps, which nothing writes to."""
+    forward = layer.__dict__.get("_forward")
+    if forward is None:
+        return
     mean, var, step = saved.met
-    pooled = _pooled(saved, False)
     momentum = resolve(layer.momentum, step.to(torch.int64)) if callable(layer.momentum) else layer.momentum
-    record.remember(pooled, State(mean, var), Now(step, momentum, layer.eps))
+    forward.met(State(mean, var), Now(step, momentum, layer.eps))
 
 
 class _Call:
     """One forward: what to do, and in `saved` and `status` what came of it."""
 
-    __slots__ = ("groups", "inplace", "last", "moves", "sample_weight", "saved", "statistics", "status", "way")
+    __slots__ = (
+        "groups", "inplace", "last", "moves", "remembered", "sample_weight", "saved", "statistics", "status", "way",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -313,7 +334,9 @@ class _Call:
         statistics: slab.Statistics | None,
         moves: bool,
         inplace: bool,
+        remembered: Any,
     ) -> None:
+        self.remembered = remembered
         self.way, self.last, self.groups, self.sample_weight = way, last, groups, sample_weight
         self.statistics, self.moves, self.inplace = statistics, moves, inplace
 
@@ -329,8 +352,9 @@ def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any) -> Tenso
         stored = (held.mean, held.var, False, 0.0, way.eps)
         torch.native_batch_norm(x, weight_wide, bias_wide, *stored, out=(y, *nothing))
     y, saved, status = slab.forward(
-        way.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves, y
-    )
+        way.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves, y,
+        call.remembered,
+    )  # fmt: skip
     call.saved, call.status = saved, status
     return y
 
@@ -361,7 +385,7 @@ class Fused(torch.autograd.Function):
         source = slab.INVERT if call.inplace else slab.OUTPUT if y is not None else slab.RECOMPUTE
         dx, dw, db, dr = slab.backward(
             call.way.spec, native.like(g, pattern), x, y, call.last, weight, bias, sample_weight, call.saved, source,
-            (needs[0], weight is not None and needs[1], bias is not None and needs[2]),
+            (needs[0], weight is not None and needs[1], bias is not None and needs[2]), call.remembered, call.moves,
         )  # fmt: skip
         if ctx.residual and needs[3] and dr is None:
             dr = g
@@ -373,6 +397,10 @@ def _respelled(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any) -> t
     call, needs = ctx.call, ctx.needs_input_grad
     if call.inplace:
         raise BatchNormError("create_graph must be False with inplace=True, which has only its output; it was True")
+    if not call.way.coupling.exact:
+        raise BatchNormError(
+            "create_graph must be False for a coupling whose backward is an estimate with a memory; it was True"
+        )
     found = [t for t, needed in zip((x, weight, bias), needs, strict=False) if needed]
     plain = _spelled(call, call.saved, x, weight, bias)
     g = _gated(call, g, plain.detach() if y is None else y)
@@ -399,7 +427,8 @@ def _spelled(call: _Call, saved: slab.Saved, x: Tensor, weight: Any, bias: Any) 
     sharing = Sharing(call.groups, call.sample_weight, recipe.policy.weights == "reliability", coupling.centres)
 
     def plan_of(found: Moments) -> Plan:
-        return coupling.plan(found, State(mean, var), Now(step, call.way.momentum, call.way.eps), recipe.estimator)
+        now = Now(step, resolve(call.way.momentum, step), call.way.eps)
+        return coupling.plan(found, State(mean, var), now, recipe.estimator)
 
     return normalise.spelled(x, weight, bias, plan_of, sharing, call.way.eps)
 
@@ -411,7 +440,7 @@ def _in_torch(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, w: An
     count_share, ratio, offset = saved.row(7), saved.row(8), saved.row(9)
     mean, invstd, centre = saved.row(4), saved.row(5), saved.row(6)
     gamma = torch.ones_like(invstd) if weight is None else weight.to(invstd.dtype).expand_as(invstd)
-    scale = invstd * ratio * gamma
+    scale = invstd * ratio * gamma if call.way.coupling.exact else invstd * ratio * gamma * count_share
     if call.inplace:
         beta = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype).expand_as(invstd)
         x, mean, centre, invstd = torch.where(y <= 0, y / call.way.slope, y), beta, beta, 1 / gamma
@@ -419,9 +448,33 @@ def _in_torch(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, w: An
         y = reference.apply(x, mean, saved.row(10), saved.row(11), w) if call.way.activation else g
     g = _gated(call, g, y)
     sum_g, sum_gx = reference.backward_reduce(g, x, mean, invstd, w)
-    a = count_share * scale
-    u = torch.zeros_like(sum_g) if isinstance(call.way.coupling, SecondMoment) else a * sum_g
-    dx = reference.backward_apply(g, x, centre, scale, u, a * sum_gx * invstd, w) if needs[0] else None
+    if call.way.coupling.exact:
+        a = count_share * scale
+        u = torch.zeros_like(sum_g) if isinstance(call.way.coupling, SecondMoment) else a * sum_g
+        v = a * sum_gx * invstd
+    else:
+        u, v = _pulled(call, scale, sum_g, sum_gx)
+    dx = reference.backward_apply(g, x, centre, scale, u, v, w) if needs[0] else None
     dw = (sum_gx * ratio + sum_g * offset).sum(0).to(weight.dtype) if weight is not None and needs[1] else None
     db = sum_g.sum(0).to(bias.dtype) if bias is not None and needs[2] else None
     return dx, dw, db, g if ctx.residual and needs[3] else None
+
+
+def _pulled(call: _Call, scale: Tensor, sum_g: Tensor, sum_gx: Tensor) -> tuple[Tensor, Tensor]:
+    """The rule of a coupling whose backward has a memory, in torch."""
+    saved, way, step = call.saved, call.way, call.saved.met[2]
+    batch = Moments(saved.row(0), saved.row(2), saved.row(3), saved.row(1))
+    invstd = saved.row(5)
+    var = torch.where(step > 0, 1 / invstd.square() - way.eps, batch.var(0))
+    plan = Plan(saved.row(4), var, 1.0, saved.row(6), saved.row(8), None, False, saved.row(7))
+    memory = {name: buffer.to(sum_g.dtype) if buffer.is_floating_point() else buffer.clone()
+              for name, buffer in call.remembered.buffers.items()}  # fmt: skip
+    state = State(saved.met[0], saved.met[1], memory)
+    now = Now(step.abs(), None, way.eps)
+    u, v, new = way.coupling.pull(Returned(plan, batch, invstd, scale, sum_g, sum_gx), state, now)
+    if call.moves:
+        ok = torch.isfinite(sum_g).all() & torch.isfinite(sum_gx).all() & (batch.count > 0).any()
+        for name, value in new.items():
+            buffer = call.remembered.buffers[name]
+            buffer.copy_(torch.where(ok, value, buffer))
+    return u, v

@@ -23,7 +23,7 @@ from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving, require
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
-from batchnorm.layers.recompute import recomputing
+from batchnorm.layers.recompute import ForwardRecord, as_first, circumstances_of, may_run_again, recomputing
 from batchnorm.layers.statistics import NARROW
 from batchnorm.layers.table import recipe_for
 
@@ -112,9 +112,35 @@ class BatchNorm(Moving):
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
+        given = None if mask is None and lengths is None and weights is None else Given(mask, lengths, weights)
+        if self.training and not self.frozen and not torch.compiler.is_compiling():
+            y = self._on_record(input, given, residual)
+        else:
+            y = self._output(input, given, residual)
+        return y if self.channel_axis == 1 else y.movedim(1, self.channel_axis)
+
+    def _on_record(self, x: Tensor, given: Given | None, residual: Tensor | None) -> Tensor:
+        """The output; remembered where it may be recomputed, and then as it was the first time."""
+        record = self.__dict__.get("_record")
+        if record is not None and recomputing():
+            first = record.recall(x)
+            if first is not None:
+                with as_first(self, first):
+                    return self._output(x, given, residual)
+        elif may_run_again() and not normalise.transformed():
+            if record is None:
+                record = self.__dict__["_record"] = ForwardRecord()
+            self.__dict__["_forward"] = record.begin(x, circumstances_of(self))
+            try:
+                return self._output(x, given, residual)
+            finally:
+                self.__dict__.pop("_forward", None)
+        return self._output(x, given, residual)
+
+    def _output(self, input: Tensor, given: Given | None, residual: Tensor | None) -> Tensor:
         sample_weight = None
-        if not (mask is None and lengths is None and weights is None and fused.unweighted(self)):
-            sample_weight = self._weight_of(input, Given(mask, lengths, weights))
+        if given is not None or not fused.unweighted(self):
+            sample_weight = self._weight_of(input, given or Given())
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
         y = self._natively(input, sample_weight, residual)
@@ -124,7 +150,7 @@ class BatchNorm(Moving):
             y = activate(self._normalised(input, sample_weight), self.activation, self.negative_slope, residual)
             if residual is not None and sample_weight is not None:
                 y = torch.where(sample_weight != 0, y, 0)
-        return y if self.channel_axis == 1 else y.movedim(1, self.channel_axis)
+        return y
 
     def _natively(self, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
         """The whole call by the native kernels, or None where they do not serve it."""
@@ -278,7 +304,7 @@ class BatchNorm(Moving):
             return self._not_too_few(plan, found, state, tracks) if sharing.uneven else plan
 
         pull = None if coupling.exact else self._puller(coupling, now)
-        y = self._spell_or_pass(x, sharing, plan_of, pull, batch)
+        y = self._spell_or_pass(x, sharing, plan_of, pull, batch, None if before is None else before["live"])
         if moves and final is None:
             self._move(pooled, coupling.step(pooled, state, now), now)
         elif moves and final is not None and ok is not None:
@@ -286,7 +312,13 @@ class BatchNorm(Moving):
         return y
 
     def _spell_or_pass(
-        self, x: Tensor, sharing: Sharing, plan_of: Any, pull: Any, batch: Moments | None = None
+        self,
+        x: Tensor,
+        sharing: Sharing,
+        plan_of: Any,
+        pull: Any,
+        batch: Moments | None = None,
+        source: Tensor | None = None,
     ) -> Tensor:
         weight, bias = self._affine()
 
@@ -301,8 +333,9 @@ class BatchNorm(Moving):
                 "backward is an estimate with a memory, not a derivative; use eval mode, or autograd"
             )
         found = normalise.batch_moments(x, sharing) if batch is None else batch
-        rule = normalise.Backward(spell if pull is None else None, pull)
-        return normalise.four_passes(x, weight, bias, plan_of(found), found, sharing, self.eps, rule)
+        plan = plan_of(found)
+        rule = normalise.Backward(spell if pull is None else None, pull, source if plan.var.requires_grad else None)
+        return normalise.four_passes(x, weight, bias, plan, found, sharing, self.eps, rule)
 
     def _look_back(self, x: Tensor, again: bool) -> dict[str, Tensor]:
         if self.before is None:

@@ -17,8 +17,8 @@ from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.ranks import Ranks, TracedRanks
-from batchnorm.layers.recompute import ForwardRecord
 from batchnorm.layers.statistics import Statistics
+from batchnorm.layers.streams import stream
 
 
 class Moving(Statistics):
@@ -73,45 +73,42 @@ class Moving(Statistics):
     @torch.no_grad()
     def _situation(self, pooled: Moments, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
         """The statistics and the step this forward meets; a recomputed one meets those of its first."""
-        reads = self.recipe.coupling.reads_population
-        record = self.__dict__.setdefault("_record", ForwardRecord()) if reads else None
-        if again and record is not None:
-            found = record.recall(pooled)
-            if found is not None:
-                return found
+        forward = self.__dict__.get("_forward") if self.recipe.coupling.reads_population else None
+        found = forward.situation() if again and forward is not None else None
+        if found is not None:
+            return found
         state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
-        if record is not None and not torch.compiler.is_compiling():
-            record.remember(pooled, state, now)
+        if forward is not None and not again:
+            forward.met(state, now)
         return state, now
 
     @torch.no_grad()
     def _stream(self, batch: Moments, state: State, now: Now) -> tuple[State, State, Tensor]:
         """Group after group: what each meets `(groups, C)`, what is left at the end, which groups counted."""
-        met: list[State] = []
-        counted: list[Tensor] = []
-        for group in range(len(batch.mean)):
-            met.append(state)
-            row = batch.row(group)
-            here = now
-            if now.momentum is None:
-                # A cumulative average, as update_bn asks for: every group is a step of its own.
-                here = now._replace(step=(now.step - 1) * len(batch.mean) + group + 1)
-            new = self.recipe.estimator.step(state, row, here)
-            ok = self._acceptable(row, new)
-            state = State(torch.where(ok, new.mean, state.mean), torch.where(ok, new.var, state.var), state.memory)
-            counted.append(ok)
-        means, variances = torch.stack([s.mean for s in met]), torch.stack([s.var for s in met])
-        return State(means, variances, state.memory), state, torch.stack(counted)
+        gain = now.momentum
+        if gain is None:
+            # A cumulative average, as update_bn asks for: every group is a step of its own.
+            groups = torch.arange(1, len(batch.mean) + 1, device=batch.mean.device)[:, None]
+            gain = 1.0 / ((now.step - 1) * len(batch.mean) + groups).to(batch.mean.dtype)
+        estimator: Any = self.recipe.estimator
+        ok = self._acceptable(batch, State(batch.mean, batch.var(estimator.correction)))
+        met, final = stream(estimator, batch, state, gain, ok, now.eps)
+        return met, final, ok
 
     def _acceptable(self, batch: Moments, new: State) -> Tensor:
-        """Whether a batch may enter the statistics: finite, not empty, and enough of it for a variance."""
-        present = (batch.count > 0).all()
+        """Whether a batch, or each group `(groups, 1)`, may enter: finite, not empty, enough of it for a variance."""
+        rows = batch.mean.dim() == 2
+
+        def everywhere(condition: Tensor) -> Tensor:
+            return condition.all(-1, keepdim=True) if rows else condition.all()
+
+        present = everywhere(batch.count > 0)
         if self.recipe.policy.nonfinite == "propagate":
             return present
-        ok = torch.isfinite(batch.mean).all() & torch.isfinite(batch.m2).all()
+        finite = everywhere(torch.isfinite(batch.mean) & torch.isfinite(batch.m2))
         if self.recipe.policy.nonfinite == "raise":
-            require(ok | ~present, "batch statistics must be finite", self)
-        return ok & present & torch.isfinite(new.var).all()
+            require((finite | ~present).all(), "batch statistics must be finite", self)
+        return finite & present & everywhere(torch.isfinite(new.var))
 
     @torch.no_grad()
     def _move(self, batch: Moments, memory: dict[str, Tensor] | None, now: Now | None = None) -> None:

@@ -272,7 +272,11 @@ class UnifiedNorm(_SecondMoment):
         average = state.memory["backward_average"]
         pooled = _over_groups(psi, back.batch)
         # An outlier's forward used its own moment, so its backward does too, and no window learns of it.
-        outlier = self._active(seen, now) & (back.plan.var == back.batch.var(0)).all() & (self.window > 1)
+        own = (back.plan.var == back.batch.var(0)).all()
+        if back.plan.grad_ratio is not None:
+            # A window of equal batches has the batch's moment too, but then the gradient is scaled.
+            own = own & (back.plan.grad_ratio == 1).all()
+        outlier = self._active(seen, now) & own & (self.window > 1)
         active = self._active(seen, now) & ~outlier
         rest, _ = others(ring, seen)
         windowed = torch.where(active, (rest + psi) / self.window, psi)

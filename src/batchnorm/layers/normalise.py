@@ -95,6 +95,8 @@ class Backward(NamedTuple):
 
     respell: Callable[[Tensor, Tensor | None, Tensor | None], Tensor] | None
     pull: Callable[[Returned], tuple[Tensor, Tensor]] | None
+    # Weights of the layer before, where the plan's statistics follow them.
+    source: Tensor | None = None
 
 
 def four_passes(
@@ -109,7 +111,7 @@ def four_passes(
 ) -> Tensor:
     """Normalise with a plan made outside autograd."""
     plan = _where_present(plan, batch, sharing)
-    return FourPasses.apply(x, weight, bias, plan, batch, sharing, eps, backward)  # pyright: ignore
+    return FourPasses.apply(x, weight, bias, backward.source, plan, batch, sharing, eps, backward)  # pyright: ignore
 
 
 class FourPasses(torch.autograd.Function):
@@ -121,6 +123,7 @@ class FourPasses(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        source: Tensor | None,
         plan: Plan,
         batch: Moments,
         sharing: Sharing,
@@ -145,9 +148,10 @@ class FourPasses(torch.autograd.Function):
                 raise BatchNormError(
                     "create_graph must be False for a coupling whose backward is an estimate with a memory; it was True"
                 )
-            inputs = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
+            all_inputs = (x, weight, bias, ctx.rule.source)
+            inputs = [t for t in all_inputs if t is not None and t.requires_grad]
             found = iter(torch.autograd.grad(ctx.rule.respell(x, weight, bias), inputs, g, create_graph=True))
-            return *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)), *nothing
+            return *(next(found) if t is not None and t.requires_grad else None for t in all_inputs), *nothing
         plan, invstd = ctx.plan, ctx.invstd
         passes = kernels.select(x)
         sum_g, sum_gx = passes.backward_reduce(g, x, plan.mean, invstd, sample_weight)
@@ -170,7 +174,13 @@ class FourPasses(torch.autograd.Function):
             dw = (dw if plan.offset is None else dw + sum_g * plan.offset).sum(0).to(weight.dtype)
         if bias is not None and ctx.needs_input_grad[2]:
             db = sum_g.sum(0).to(bias.dtype)
-        return dx, dw, db, *nothing
+        ds = None
+        if ctx.needs_input_grad[3]:
+            # Through the plan's own graph, from its statistics to the weights they follow.
+            onto = (-scale * all_g, -0.5 * scale * invstd * all_gx)
+            rows = [t.reshape(plan.mean.shape) for t in onto]
+            (ds,) = torch.autograd.grad((plan.mean, plan.var), ctx.rule.source, rows, retain_graph=True)
+        return dx, dw, db, ds, *nothing
 
 
 def needs_spelling(x: Tensor) -> bool:

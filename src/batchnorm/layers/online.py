@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import check
+from batchnorm.kernels.recurrence import before, recurrence
 from batchnorm.layers.couplings import Coupling, Plan, Returned
 from batchnorm.layers.estimators import Estimator, Now, State
 from batchnorm.layers.moments import Moments
@@ -83,19 +84,16 @@ class OnlineNorm(Coupling):
         g_mean, gy_mean = per_output * back.sum_g / count, per_output * back.sum_gx / count
         rest = 1 - self.backward_decay
         u, v = state.memory["backward_u"][0], state.memory["backward_v"][0]
-        us: list[Tensor] = []
-        vs: list[Tensor] = []
-        present = back.batch.count > 0
-        for t in range(len(count)):
-            us.append(rest * u)
-            vs.append(rest * v)
-            left_v = gy_mean[t] - vs[t] * y_square[t]
-            left_u = (g_mean[t] - vs[t] * y_mean[t]) * back.invstd[t] - us[t]
-            usable = present[t] & torch.isfinite(left_u) & torch.isfinite(left_v)
-            u = torch.where(usable, u + left_u, u)
-            v = torch.where(usable, v + left_v, v)
-        held_u, held_v = torch.stack(us), torch.stack(vs)
-        return held_u, held_v * back.invstd.square(), {"backward_u": u[None], "backward_v": v[None]}
+        # A sample with a gradient that is not finite leaves both controllers as they are.
+        usable = (back.batch.count > 0) & torch.isfinite(g_mean) & torch.isfinite(gy_mean)
+        vs = recurrence(torch.where(usable, gy_mean, 0.0), torch.where(usable, 1 - rest * y_square, 1.0), v)
+        held_v = rest * before(vs, v)
+        into = (g_mean - held_v * y_mean) * back.invstd
+        kept = torch.where(usable, u.new_tensor(self.backward_decay), 1.0)
+        us = recurrence(torch.where(usable, into, 0.0), kept, u)
+        held_u = rest * before(us, u)
+        new = {"backward_u": us[-1:], "backward_v": vs[-1:]}
+        return held_u, held_v * back.invstd.square(), new
 
     def finish(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """Hold the output where small errors of the statistics cannot grow from layer to layer."""

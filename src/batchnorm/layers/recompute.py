@@ -1,15 +1,22 @@
-"""Forwards that run again inside a backward (activation checkpointing): no second update, same statistics."""
+"""Forwards that run again inside a backward (activation checkpointing): no second update, same circumstances."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from batchnorm.layers.estimators import Now, State
-from batchnorm.layers.moments import Moments
+
+# What contexts set on a layer: a mask, a bank, `accumulate(renorm=True)`, a pause.
+CIRCUMSTANCES = ("_given", "active_bank", "recipe", "paused")
+_VALUES = 512
+_C: Any = torch._C
+_hooks: Any = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
 def recomputing() -> bool:
@@ -17,43 +24,93 @@ def recomputing() -> bool:
     if torch.compiler.is_compiling():
         return False
     # Private, and wrapped here once: the id of the autograd graph task that runs on this thread.
-    return torch._C._current_graph_task_id() != -1
+    return _C._current_graph_task_id() != -1
+
+
+def may_run_again() -> bool:
+    """Whether this forward may be recomputed later, so that it is worth remembering.
+
+    Reentrant checkpoints (and reversible networks) first run without gradients, the others under hooks that
+    pack what is saved; an ordinary training step does neither.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if not torch.is_grad_enabled():
+        return not torch.is_inference_mode_enabled()
+    # Private, and wrapped here once; where torch has it not, every forward is remembered.
+    return _hooks is None or _hooks(False) is not None
+
+
+class Forward:
+    """One forward: some values of its input, what contexts had set, and the statistics it met."""
+
+    __slots__ = ("circumstances", "eps", "key", "shape", "vectors")
+
+    def __init__(self, x: Tensor, circumstances: tuple[Any, ...]) -> None:
+        self.key, self.shape, self.circumstances = _some_values(x), x.shape, circumstances
+        self.vectors: dict[str, Tensor] = {}
+        self.eps = 0.0
+
+    def met(self, state: State, now: Now) -> None:
+        """Keep the statistics; they are copies of the buffers already, which nothing writes to."""
+        mean = state.mean
+        self.vectors = {"mean": mean, "var": state.var, "step": now.step.clone()}
+        if now.momentum is not None:
+            self.vectors["momentum"] = torch.as_tensor(now.momentum, dtype=mean.dtype, device=mean.device)
+        self.vectors.update({f"memory {name}": value for name, value in state.memory.items()})
+        self.eps = now.eps
+
+    def situation(self) -> tuple[State, Now] | None:
+        """The statistics it met, where it reads any."""
+        if not self.vectors:
+            return None
+        v = self.vectors
+        memory = {name.removeprefix("memory "): value for name, value in v.items() if name.startswith("memory ")}
+        return State(v["mean"], v["var"], memory), Now(v["step"], v.get("momentum"), self.eps)
 
 
 class ForwardRecord:
-    """The statistics that recent forwards met, found again by the batch's moments.
+    """The recent forwards of a layer that may be recomputed, found again by some values of their input.
 
     A layer may run several times between two backwards and backwards may run in any order, so
-    the position says nothing; the recomputed batch has the moments of its first forward. The match is
-    an argmin over tensors: nothing waits for a value. Copies and pickles start empty.
+    the position says nothing; the recomputed forward has the input of its first. Up to 512 values spread
+    over the input are compared. The match is an argmin over tensors, and a value is waited for only
+    where forwards of one shape ran under different contexts. Copies and pickles start empty.
     """
 
     def __init__(self, length: int = 32) -> None:
         self._length = length
-        self._entries: deque[tuple[Tensor, dict[str, Tensor], float]] = deque(maxlen=length)
+        self._entries: deque[Forward] = deque(maxlen=length)
 
-    def remember(self, batch: Moments, state: State, now: Now) -> None:
-        """Keep what this forward met; the state is a copy of the buffers already."""
-        vectors = {"mean": state.mean, "var": state.var, "step": now.step.clone()}
-        if now.momentum is not None:
-            vectors["momentum"] = torch.as_tensor(now.momentum, dtype=batch.mean.dtype, device=batch.mean.device)
-        vectors.update({f"memory {name}": value for name, value in state.memory.items()})
-        self._entries.append((_key(batch), vectors, now.eps))
+    def begin(self, x: Tensor, circumstances: tuple[Any, ...]) -> Forward:
+        """Remember a forward that starts."""
+        entry = Forward(x, circumstances)
+        self._entries.append(entry)
+        return entry
 
-    def recall(self, batch: Moments) -> tuple[State, Now] | None:
-        """What the remembered forward met whose batch moments are nearest."""
-        key = _key(batch)
-        # Newest first: of equal batches argmin takes the first, and a training loop asks for its last forward.
-        entries = [e for e in reversed(self._entries) if e[0].shape == key.shape]
+    def recall(self, x: Tensor) -> Forward | None:
+        """The remembered forward whose input is nearest."""
+        key = _some_values(x)
+        # Newest first: of equal inputs argmin takes the first, and a training loop asks for its last forward.
+        entries = [e for e in reversed(self._entries) if e.shape == x.shape and _comparable(e.key, key)]
         if not entries:
             return None
-        names = entries[0][1].keys()
-        entries = [e for e in entries if e[1].keys() == names]
-        nearest = (torch.stack([e[0] for e in entries]) - key).abs().sum(-1).argmin()[None]
-        found = {name: torch.stack([e[1][name] for e in entries]).index_select(0, nearest)[0] for name in names}
-        memory = {name.removeprefix("memory "): v for name, v in found.items() if name.startswith("memory ")}
-        now = Now(found["step"], found.get("momentum"), entries[0][2])
-        return State(found["mean"], found["var"], memory), now
+        distances = (torch.stack([e.key for e in entries]) - key).abs().sum(-1)
+        first = entries[0]
+        if any(_differ(first, e) for e in entries):
+            # Which context it was decides what Python does, so here a value must be known.
+            nearest = int(distances.argmin())
+            # An older forward than the record is long tells nothing.
+            return entries[nearest] if float(distances[nearest]) <= 1e-2 * float(key.abs().sum()) else None
+        if not first.vectors:
+            return first
+        nearest = distances.argmin()[None]
+        found = Forward(x, first.circumstances)
+        found.eps = first.eps
+        for name in first.vectors:
+            vectors = torch.stack([e.vectors[name] for e in entries])
+            found.vectors[name] = vectors.index_select(0, nearest)[0]
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardRecord:
         return ForwardRecord(self._length)
@@ -62,6 +119,44 @@ class ForwardRecord:
         return ForwardRecord, (self._length,)
 
 
-def _key(batch: Moments) -> Tensor:
-    # Not the mean alone: couplings that take off none have it at 0.
-    return torch.cat((batch.mean, batch.m2))
+def _differ(a: Forward, b: Forward) -> bool:
+    same = all(p is q or p == q for p, q in zip(a.circumstances[1:], b.circumstances[1:], strict=True))
+    # Masks are compared by identity: their values would have to be waited for.
+    return not (same and a.circumstances[0] is b.circumstances[0] and a.vectors.keys() == b.vectors.keys())
+
+
+def _comparable(a: Tensor, b: Tensor) -> bool:
+    return a.dtype is b.dtype and a.device == b.device and type(a) is type(b)
+
+
+@torch.no_grad()
+def _some_values(x: Tensor) -> Tensor:
+    """Values spread evenly over the input, as it lies in memory; NaN of padding as 0."""
+    x = x.detach()
+    flat = (x if x.is_contiguous() else x.movedim(1, -1)).reshape(-1)
+    # An odd stride meets other channels and positions than a power of two would.
+    return flat[:: max(1, len(flat) // _VALUES) | 1].nan_to_num()
+
+
+def circumstances_of(layer: Any) -> tuple[Any, ...]:
+    """What contexts have set on a layer."""
+    return (layer.__dict__.get("_given"), layer.active_bank, layer.recipe, layer.paused)
+
+
+@contextmanager
+def as_first(layer: Any, first: Forward) -> Iterator[None]:
+    """Within the context the layer is as it was in this forward, whatever context is over by now."""
+    own = layer.__dict__
+    before = {name: own[name] for name in CIRCUMSTANCES if name in own}
+    try:
+        for name, value in zip(CIRCUMSTANCES, first.circumstances, strict=True):
+            if value is None and name == "_given":
+                own.pop(name, None)
+            else:
+                own[name] = value
+        own["_forward"] = first
+        yield
+    finally:
+        for name in (*CIRCUMSTANCES, "_forward"):
+            own.pop(name, None)
+        own.update(before)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import check
+from batchnorm.kernels import wide_dtype
 from batchnorm.layers.couplings import Coupling, Plan
 from batchnorm.layers.estimators import Estimator, Now, State
 from batchnorm.layers.moments import Moments
@@ -36,7 +37,7 @@ class Renorm(Coupling):
         schedule: None uses the limits from the first step. "paper" starts with 1 and 0 for 5,000
             steps and reaches r_max at 40,000 and d_max at 25,000 on straight lines. "crossq" starts
             with 1 and 0 and switches at 100,000 steps. Or a function of the number of steps done
-            (a tensor) that returns (r_max, d_max).
+            (a float64 tensor) that returns (r_max, d_max).
 
     Raises:
         BatchNormError: r_max below 1, d_max below 0, another schedule.
@@ -58,9 +59,9 @@ class Renorm(Coupling):
         """r_max and d_max after this many steps."""
         if self.schedule is None:
             return self.r_max, self.d_max
+        done = done.to(wide_dtype(done.device))
         if callable(self.schedule):
             return self.schedule(done)
-        done = done.double()
         if self.schedule == "crossq":
             late = (done >= 100_000).to(done.dtype)
             return 1 + late * (self.r_max - 1), late * self.d_max
