@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import native
+from batchnorm.kernels import memory, native
 from batchnorm.kernels.slab import SKIPPED as SKIPPED
 from batchnorm.kernels.slab import Statistics
 
@@ -68,7 +68,7 @@ def forward(
     moves: bool,
 ) -> tuple[Tensor, int]:
     """The output, and what became of the running statistics; fills in the rest of saved."""
-    y = torch.empty_like(batch.x)
+    y = memory.like(batch.x)
     parameter = weight if weight is not None else bias
     mean = var = tracked = skipped = 0
     wide = False
@@ -122,7 +122,7 @@ def backward(
     batch: Arranged, g: Tensor, saved: Tensor, received: Tensor, tag: float, weight: Tensor | None, wanted: bool
 ) -> tuple[Tensor | None, int]:
     """The gradient of x from the sum of messages."""
-    dx = torch.empty_like(batch.x) if wanted else None
+    dx = memory.like(batch.x) if wanted else None
     status = native._native.shared_backward(
         batch.data,
         g.data_ptr(),
