@@ -28,6 +28,7 @@ DOMAINS = {"scans": lambda x: x, "negatives": negative}
 def fit(model: nn.Module, steps: int, banks: bool) -> nn.Module:
     """Alternate between the domains."""
     optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     drawn = batches(2 * steps)
     for _ in bar(range(steps), "with banks" if banks else "shared statistics"):
         for name, change in DOMAINS.items():
@@ -40,6 +41,7 @@ def fit(model: nn.Module, steps: int, banks: bool) -> nn.Module:
                 loss = functional.cross_entropy(model(change(x)), y)
             loss.backward()
             optimizer.step()
+        schedule.step()
     return model
 
 

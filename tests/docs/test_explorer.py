@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import CHROMIUM, Browser
 
 import batchnorm
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = DOCS / "javascripts"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def _node():
@@ -165,65 +165,73 @@ def test_the_page_loads_nothing_and_is_small():
     assert sum(file.stat().st_size for file in files) < 40_000
 
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>waiting</title><meta name="viewport" content="width=device-width">
-<script>window.onerror = (m) => (document.title = "error: " + m);
-// Chromium draws no frames while it only dumps the page.
-window.requestAnimationFrame = (f) => setTimeout(f);</script>
-<style>body { margin: 12px; width: WIDTHpx } STYLE</style><body data-md-color-scheme="default"><div id="explorer"></div>
-<script>ESTIMATORS</script><script>EXPLORER</script><script>PROBE</script>"""
+PAGE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<script>var errors = []; window.onerror = (m) => errors.push(m);</script>
+<style>body { margin: 12px } STYLE</style><body data-md-color-scheme="SCHEME"><div id="explorer"></div>
+<script>ESTIMATORS</script><script>EXPLORER</script>"""
 
-# What a reader does with keys, and what the page then says, into the title.
-PROBE = """
-const said = [], root = document.querySelector("#explorer"), form = root.querySelector("form");
-const cells = () => [...root.querySelectorAll("td")].map((cell) => cell.textContent).join(" ");
-const visible = () => [...form.querySelectorAll(".slider:not([hidden])")].map((row) => row.dataset.name).join(" ");
-const change = (input, value) => {
-  if (value !== undefined) input.value = value; else input.checked = true;
-  input.dispatchEvent(new Event("input", { bubbles: true }));
-};
-const next = () => new Promise((done) => setTimeout(done, 20));
-(async () => {
-  said.push(visible());
-  const controls = [...root.querySelectorAll("input, button")];
-  const reached = controls.filter((e) => e.tabIndex >= 0 && e.getClientRects().length);
-  said.push(reached.length, reached.every((e) => e.labels?.length || e.textContent.trim()));
-  const first = cells();
-  change(form.querySelector("[value=window]")); await next();
-  said.push(visible(), cells() !== first);
-  change(form.querySelector("#explorer-size"), 5); await next();
-  said.push(root.querySelector("[aria-live]").textContent.includes("1 / k = 0.2 "));
-  const before = root.querySelector("[data-chart=mean] .run").getAttribute("d");
-  form.querySelector("button").click(); await next();
-  said.push(root.querySelector("[data-chart=mean] .run").getAttribute("d") !== before);
-  said.push(root.querySelectorAll(".ring").length, root.scrollWidth <= root.clientWidth);
-  const small = [...root.querySelectorAll("fieldset label, button, .slider:not([hidden]) input")]
-    .filter((e) => e.getBoundingClientRect().height < 24).length;
-  said.push(small, [...root.querySelectorAll("svg[role=img]")].every((e) => e.getAttribute("aria-label")));
-  document.title = said.join("|");
-})().catch((e) => (document.title = "error: " + e));
-"""
+# What the page then shows, as text.
+SLIDERS = """[...document.querySelectorAll(".slider:not([hidden])")].map((row) => row.dataset.name).join(" ")"""
+CELLS = """[...document.querySelectorAll("td")].map((cell) => cell.textContent).join(" ")"""
+WORDS = """document.querySelector("[aria-live]").textContent"""
+FOCUS = """document.activeElement.value || document.activeElement.textContent.trim()"""
+PATH = """document.querySelector("[data-chart=mean] .run").getAttribute("d")"""
+UNNAMED = """[...document.querySelectorAll("input, button")]
+  .filter((e) => !e.labels?.length && !e.textContent.trim()).length
+  + [...document.querySelectorAll("svg[role=img]")].filter((e) => !e.getAttribute("aria-label")).length"""
+SMALL = """[...document.querySelectorAll("fieldset label, button, .slider:not([hidden]) input")]
+  .filter((e) => e.getBoundingClientRect().height < 24).length"""
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-@pytest.mark.parametrize("width", [336, 1100])
-def test_a_browser_draws_it_and_keys_move_it(width):
+def _page(folder, scheme):
     parts = {
+        "SCHEME": scheme,
         "STYLE": (DOCS / "stylesheets" / "explorer.css").read_text(),
         "ESTIMATORS": (SCRIPTS / "estimators.js").read_text(),
         "EXPLORER": (SCRIPTS / "explorer.js").read_text(),
-        "PROBE": PROBE,
-        "WIDTH": str(width),
     }
     text = PAGE
     for name, value in parts.items():
         text = text.replace(name, value)
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder, "a.html")
-        page.write_text(text)
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
-                   f"--user-data-dir={folder}/profile", "--dump-dom", f"file://{page}"]  # fmt: skip
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    title = re.search(r"<title>(.*?)</title>", shown)[1]
-    sliders = "momentum batch drift at", "size batch drift at"
-    assert title.split("|") == [sliders[0], "10", "true", sliders[1], *["true"] * 3, "30", "true", "0", "true"]
+    page = Path(folder, "a.html")
+    page.write_text(text)
+    return page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize(("width", "scheme"), [(360, "slate"), (1100, "default")])
+def test_a_browser_draws_it_and_keys_move_it(width, scheme):
+    with tempfile.TemporaryDirectory() as folder, Browser(f"{folder}/profile") as browser:
+        browser.show(_page(folder, scheme), width, dark=scheme == "slate")
+        ask, press = browser.ask, browser.press
+        assert ask("document.documentElement.scrollWidth <= innerWidth")
+        assert ask("innerWidth") == width
+        assert ask(SLIDERS) == "momentum batch drift at"
+        assert (ask(UNNAMED), ask(SMALL)) == (0, 0)
+        assert ask("""document.querySelectorAll(".ring").length""") == 30
+
+        press("Tab")  # the estimators: one stop, arrows choose
+        assert ask(FOCUS) == "ema"
+        outline = """getComputedStyle(document.querySelector("label:has(:focus-visible)")).outlineWidth"""
+        assert ask(outline) == "3px"
+        press("ArrowRight", 3)
+        assert ask(FOCUS) == "window"
+        assert ask(SLIDERS) == "size batch drift at"
+        press("Tab")
+        press("ArrowLeft", 14)
+        assert "1 / k = 0.2 " in ask(WORDS)
+        before = ask(CELLS)
+        press("Tab", 2)
+        press("End")
+        assert ask("""document.querySelector("[data-name=drift] output").textContent""") == "5 %"
+        assert ask(CELLS) != before
+        press("Tab")
+        press("Home")
+        assert "At step 1" in ask("""document.querySelector(".readout").textContent""")
+        path = ask(PATH)
+        press("Tab")
+        assert ask(FOCUS) == "Draw other batches"
+        press(" ")
+        assert ask(PATH) != path
+        assert ask("errors") == []
