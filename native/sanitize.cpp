@@ -53,8 +53,8 @@ void one(const Table& table) {
     q.saved = saved.data();
     q.gamma = channel.data();
     q.beta = channel.data() + q.shape.c;
-    q.plan = {static_cast<int>(below(6)), 1e-5, 0.1, 3, 5, below(2) == 1, channel.data() + 2 * q.shape.c,
-              channel.data() + 3 * q.shape.c};
+    q.plan = {static_cast<int>(below(7)), 1e-5, 0.1, 3, 5, below(2) == 1, channel.data() + 2 * q.shape.c,
+              channel.data() + 3 * q.shape.c, below(2) == 1, static_cast<int>(below(3))};
     q.sum_g = vectors.data();
     q.sum_gx = q.sum_g + rows;
     q.row_mean = q.row_centre = q.sum_gx + rows;

@@ -296,7 +296,12 @@ def counted(rank, ranks):
     x, counts = torch.randn(4, 2, dtype=torch.float64), []
     for step in range(6):
         with wrapped.no_sync() if step == 4 else contextlib.nullcontext():
-            wrapped(x).sum().backward()
+            loss = wrapped(x).sum()
+            if step == 2 and rank == 0:  # an evaluation by one rank alone
+                with torch.no_grad():
+                    wrapped.eval()(x)
+                wrapped.train()
+            loss.backward()
         counts.append(net[1].__dict__["_partners"].circle.messages)
     twin = copy.deepcopy(net[1])
     assert "_partners" not in twin.__dict__ or twin.__dict__["_partners"] is None

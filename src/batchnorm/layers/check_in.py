@@ -38,7 +38,9 @@ class CheckIn:
 
     def expect(self, ddp: Any) -> None:
         """Check in at the end of the backward to come, if DDP will add up gradients in it."""
-        self.ranks.circle.backward_to_come = ddp.require_backward_grad_sync and torch.is_grad_enabled()
+        # A forward without gradients, which one rank may run alone, says nothing of the backward.
+        if torch.is_grad_enabled():
+            self.ranks.circle.backward_to_come = ddp.require_backward_grad_sync
 
     def __deepcopy__(self, memo: Any) -> Any:
         return _nothing  # a copied module's layers greet anew

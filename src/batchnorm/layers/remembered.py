@@ -18,13 +18,28 @@ if TYPE_CHECKING:
     from batchnorm.layers.module import BatchNorm
 
 
+# The kernel's arguments, in their order: rings or vectors, then counters.
+_PLACES = ("a", "b", "c", "seen_a", "seen_b")
+_FLOATS = (None, torch.float32, torch.float64)
+
+
 class Kept(NamedTuple):
-    """The choices as the kernels take them; the buffers by place, with how many rows of channels each has."""
+    """The choices as the kernels take them, and where they find the buffers."""
 
     averages: Any
-    # By the places of the kernel's arguments: name and rows; 0 rows are one value in all, a negative number one a row.
-    places: dict[str, tuple[str, int]]
+    # Place, name, rows of channels (1 - n for n values in all), and the dtype where it is not that of the statistics.
+    places: tuple[tuple[int, str, int, torch.dtype | None], ...]
     normalises: bool
+
+
+def _kept(averages: Any, normalises: bool, **buffers: tuple[str, int]) -> Kept:
+    def dtype(place: str, name: str) -> torch.dtype | None:
+        if place.startswith("seen"):
+            return torch.int64
+        return torch.float64 if name == "pooled_count" else None
+
+    places = ((_PLACES.index(p), name, rows, dtype(p, name)) for p, (name, rows) in buffers.items())
+    return Kept(averages, tuple(places), normalises)
 
 
 def kept_by(recipe: Recipe, coupling: Coupling, momentum: Any) -> Kept | None:
@@ -37,58 +52,53 @@ def kept_by(recipe: Recipe, coupling: Coupling, momentum: Any) -> Kept | None:
         return None
     if type(estimator) is Pooled:
         averages = slab.kept("pooled", correction=estimator.correction, total=True)
-        return Kept(averages, {"a": ("pooled_count", 0)}, False)
+        return _kept(averages, False, a=("pooled_count", 0))
     if type(estimator) is Window:
         k = estimator.size
         averages = slab.kept("window", size=k, correction=estimator.correction, total=estimator.total)
-        rings = {
-            "a": ("window_mean", k),
-            "b": ("window_var", k),
-            "c": ("window_count", -k),
-            "seen_a": ("window_seen", 0),
-        }
-        return Kept(averages, rings, False)
+        rings = {"a": ("window_mean", k), "b": ("window_var", k), "c": ("window_count", 1 - k)}
+        return _kept(averages, False, **rings, seen_a=("window_seen", 0))
     return None
 
 
 def _of_coupling(coupling: Coupling) -> Kept | None:
     if type(coupling) is PowerNorm:
         averages = slab.kept("power", warmup=coupling.warmup, decay=coupling.backward_decay)
-        return Kept(averages, {"a": ("backward_v", 1)}, True)
+        return _kept(averages, True, a=("backward_v", 1))
     seen = {"seen_a": ("forward_window_seen", 0), "seen_b": ("backward_window_seen", 0)}
     if type(coupling) is MABN:
         k = coupling.window
         averages = slab.kept(
             "mabn", size=k, warmup=coupling.warmup, correct_after=coupling.correct_after, r_max=float(coupling.r_max)
         )
-        return Kept(averages, {"a": ("forward_window", k - 1), "b": ("backward_window", k - 1), **seen}, True)
+        return _kept(averages, True, a=("forward_window", k - 1), b=("backward_window", k - 1), **seen)
     if type(coupling) is UnifiedNorm and not coupling.filter_outliers:
         k = coupling.window
         averages = slab.kept(
             "unified", size=k, warmup=coupling.warmup, decay=coupling.backward_decay, r_max=float(coupling.r_max)
         )
         rings = {"a": ("forward_window", k), "b": ("backward_window", k), "c": ("backward_average", 1)}
-        return Kept(averages, {**rings, **seen}, True)
+        return _kept(averages, True, **rings, **seen)
     return None
 
 
 def find(layer: BatchNorm, kept: Kept, channels: int) -> slab.Remembered | None:
     """The layer's buffers, of the bank in use, where the kernels can read and write them."""
     buffers: dict[str, Tensor] = {}
-    addresses: dict[str, int] = {}
+    addresses = [0, 0, 0, 0, 0]
     dtype: Any = None
-    for place, (name, rows) in kept.places.items():
-        buffer = layer._buffers[name] if layer.active_bank is None else layer.stat(name)
-        size = rows * channels if rows > 0 else max(1, -rows)
+    own = layer._buffers if layer.active_bank is None else None
+    for index, name, rows, counts in kept.places:
+        buffer: Any = own[name] if own is not None else layer.stat(name)
+        size = rows * channels if rows > 0 else 1 - rows
         if type(buffer) is not Tensor or buffer.numel() != size or not (buffer.is_cpu and buffer.is_contiguous()):
             return None
-        wanted = torch.int64 if place.startswith("seen") else torch.float64 if name == "pooled_count" else dtype
-        if wanted is None:
-            wanted = dtype = buffer.dtype
-        if buffer.dtype is not wanted or buffer.is_neg():
+        if counts is None:
+            dtype = dtype or buffer.dtype
+        if buffer.dtype is not (counts or dtype):
             return None
-        buffers[name], addresses[place] = buffer, buffer.data_ptr()
-    if dtype not in (None, torch.float32, torch.float64):
+        buffers[name], addresses[index] = buffer, buffer.data_ptr()
+    if dtype not in _FLOATS:
         return None
-    memory = slab.native._native.Memory(**addresses, wide=dtype is torch.float64)
+    memory = slab.native._native.Memory(*addresses, dtype is torch.float64)
     return slab.Remembered(kept.averages, buffers, memory)

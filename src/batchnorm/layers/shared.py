@@ -87,27 +87,28 @@ def forward(parts: list[Part]) -> list[Tensor]:
 def _pool(parts: list[Part]) -> None:
     sent: list[Tensor] = []
     tags: list[float] = []
-    first: list[bool] = []
+    shifts: list[Tensor] = []
     for part in parts:
         ranks, channels = part.ranks, part.batch.channels
         ranks.begin("forward")
-        first.append(ranks.shift is None)
-        if ranks.shift is None:
-            ranks.shift = torch.zeros(channels, dtype=torch.float64)
-        ranks.shift = ranks.shift.to(torch.float64).reshape(channels)
+        known = torch.zeros(channels, dtype=torch.float64) if ranks.shift is None else ranks.shift
+        # Copies, which move with the sums: after a sum that failed the shift is what it was.
+        shifts.append(known.to(torch.float64, copy=True).reshape(channels))
         tags.append(ranks.tag("forward"))
-        message, part.rows = shared.message(part.batch, ranks.shift, tags[-1])
+        message, part.rows = shared.message(part.batch, shifts[-1], tags[-1])
         sent.append(message)
     again: list[Part] = []
-    for part, received, tag, new in zip(parts, _cross(parts, sent, "forward"), tags, first, strict=True):
-        part.saved, status = shared.moments(received, tag, FAR, ROUNDING, part.ranks.shift)  # pyright: ignore
+    received = _cross(parts, sent, "forward")
+    for part, sums, tag, shift in zip(parts, received, tags, shifts, strict=True):
+        part.saved, status = shared.moments(sums, tag, FAR, ROUNDING, shift)
         if status & shared.OUT_OF_STEP:
-            part.ranks.shift = None if new else part.ranks.shift
             raise part.ranks.out_of_step("forward")
-        if new or status & shared.FAR:
+        if part.ranks.shift is None or status & shared.FAR:
             again.append(part)
     if again:
         _pool_again(again)
+    for part, shift in zip(parts, shifts, strict=True):
+        part.ranks.shift = shift
 
 
 def _pool_again(parts: list[Part]) -> None:

@@ -12,6 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from batchnorm import layers as ours
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
+from batchnorm.layers.estimators import resolve
 from batchnorm.models.activations import activation_of, set_module
 from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.graph import linear_maps_before
@@ -182,7 +183,7 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
             # torch's layers take a number, in eval mode too.
             tracked = module.num_batches_tracked
             step = torch.ones((), dtype=torch.long) if tracked is None else tracked + 1
-            module.momentum = torch.as_tensor(schedule(step)).item()
+            module.momentum = torch.as_tensor(resolve(schedule, step)).item()
         module.__class__ = _TO_STOCK[type(module)]
         for parameter in (module.weight, module.bias):
             if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
