@@ -26,14 +26,19 @@ RECOMPUTE, OUTPUT, INVERT = 0, 1, 2
 _ROWS = 12
 
 
+def size(groups: int, channels: int) -> int:
+    """How many numbers a forward leaves."""
+    return (_ROWS * groups + 2) * channels + 1
+
+
 class Saved:
     """The rows of channel vectors one forward leaves, `(groups, C)` each, and what it met."""
 
     __slots__ = ("channels", "groups", "values")
 
-    def __init__(self, groups: int, channels: int) -> None:
+    def __init__(self, groups: int, channels: int, values: Tensor | None = None) -> None:
         self.groups, self.channels = groups, channels
-        self.values = torch.empty((_ROWS * groups + 2) * channels + 1, dtype=torch.float64)
+        self.values = torch.empty(size(groups, channels), dtype=torch.float64) if values is None else values
 
     def row(self, index: int) -> Tensor:
         """One row: count, its squares, mean, m2; mean, invstd, centre, share / count, ratio, offset; scale, shift."""

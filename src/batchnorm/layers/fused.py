@@ -79,15 +79,15 @@ def _make_way(
 ) -> _Way | None:
     """Kind is "stored", or "tracks", or "alone" for a layer without statistics to read."""
     slope = slope if activation == "leaky_relu" else 0.0
-    choices: dict[str, Any] = {"eps": eps, "activation": activation, "slope": slope}
     if kind == "stored":
-        spec = slab.spec(coupling="stored", **choices)
+        spec = slab.spec(coupling="stored", eps=eps, activation=activation, slope=slope)
         return _Way(spec, recipe, recipe.coupling, True, True, activation, slope, eps, momentum)
+    choices: dict[str, Any] = {"eps": eps, "activation": activation, "slope": slope}
     coupling = recipe.coupling
     if coupling.reads_population and kind == "alone":
         coupling = BatchCoupling() if coupling.centres else SecondMoment()
-    move = _move(recipe, momentum)
-    coupled = _coupling(recipe, coupling, move)
+    move = native_move(recipe, momentum)
+    coupled = native_coupling(recipe, coupling, move)
     if coupled is None:
         return None
     policy = recipe.policy
@@ -101,7 +101,7 @@ def _make_way(
     return _Way(slab.spec(**choices), recipe, coupling, bool(move), False, activation, slope, eps, momentum, kept)
 
 
-def _move(recipe: Recipe, momentum: Any) -> dict[str, Any] | None:
+def native_move(recipe: Recipe, momentum: Any) -> dict[str, Any] | None:
     """The estimator's step in native terms, or None."""
     estimator: Any = recipe.estimator
     kind = type(estimator)
@@ -126,7 +126,8 @@ def _move(recipe: Recipe, momentum: Any) -> dict[str, Any] | None:
     }
 
 
-def _coupling(recipe: Recipe, coupling: Coupling, move: dict[str, Any] | None) -> dict[str, Any] | None:
+def native_coupling(recipe: Recipe, coupling: Coupling, move: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The coupling in native terms, or None."""
     kind = type(coupling)
     if kind is BatchCoupling:
         return {"coupling": "batch"}

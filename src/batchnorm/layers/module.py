@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
-from batchnorm.layers import fused, normalise, shared
+from batchnorm.layers import fused, normalise, shared, traced
 from batchnorm.layers.activation import SMALLEST_WEIGHT, InPlace, activate, check_activation
 from batchnorm.layers.choices import Recipe, starting_momentum
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
@@ -154,7 +154,7 @@ class BatchNorm(Moving):
 
     def _natively(self, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
         """The whole call by the native kernels, or None where they do not serve it."""
-        return fused.forward(self, x, weight, residual)
+        return (traced if torch.compiler.is_compiling() else fused).forward(self, x, weight, residual)
 
     def _weight_of(self, x: Tensor, given: Given) -> Tensor | None:
         """The mask or weights of this call, or those of the context around it, as `(N, 1, *)`."""

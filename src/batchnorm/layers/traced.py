@@ -1,0 +1,76 @@
+"""The native kernels inside a compiled graph, as one operator forward and one backward.
+
+A compiler fuses what it sees, and of batch norm it makes a slower loop than the kernels are. It sees
+them as operators; what the running statistics become is copied into the buffers behind them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from batchnorm.kernels import native, traced
+from batchnorm.layers.extents import Batch, Ghost
+from batchnorm.layers.fused import native_coupling, native_move
+
+if TYPE_CHECKING:
+    from batchnorm.layers.module import BatchNorm
+
+# Values from which the operators outweigh the cost of calling them.
+_WORTHWHILE = 1 << 19
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "num_batches_skipped")
+
+
+def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
+    """The layer's output in training, or None where a compiler must see the operations."""
+    if not _served(layer, x, sample_weight, residual):
+        return None
+    recipe, n = layer.recipe, x.shape[0]
+    groups = recipe.extent.groups(n)
+    choices = _choices(layer)
+    if choices is None or n // groups * (x.numel() // (n * x.shape[1])) == 1:
+        return None
+    buffers: list[Any] = [layer._buffers[name] for name in _BUFFERS]
+    moves = not layer.paused
+    ints, floats = traced.listed(choices)
+    found = traced.train(x, layer.weight, layer.bias, residual, *buffers, ints, floats, groups, moves)
+    if moves:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, found[2:], strict=True):
+                buffer.copy_(value)
+    return found[0]
+
+
+def _served(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> bool:
+    """An exported graph holds standard operations alone; the rest is what the operators were not made for."""
+    if torch.compiler.is_exporting() or not native.enabled() or x.device.type != "cpu" or x.dtype not in native.DTYPES:
+        return False
+    if not layer.training or layer.frozen or not layer.track_running_stats or sample_weight is not None:
+        return False
+    if layer.accumulating or layer.active_bank is not None or layer.inplace or x.dim() < 2:
+        return False
+    if type(layer.recipe.extent) not in (Batch, Ghost) or layer.recipe.extent.sequential:
+        return False
+    if residual is not None and (residual.dtype is not x.dtype or residual.shape != x.shape):
+        return False
+    buffers = [layer._buffers.get(name) for name in _BUFFERS]
+    if any(buffer is None for buffer in buffers) or buffers[0].dtype not in (torch.float32, torch.float64):  # pyright: ignore
+        return False
+    affine = [v for v in (layer.weight, layer.bias) if v is not None]
+    return len({v.dtype for v in affine}) < 2 and x.numel() >= _WORTHWHILE
+
+
+def _choices(layer: BatchNorm) -> dict[str, Any] | None:
+    recipe = layer.recipe
+    if not recipe.coupling.exact or recipe.policy.nonfinite == "raise":
+        return None
+    move = native_move(recipe, layer.momentum)
+    coupled = native_coupling(recipe, recipe.coupling, move)
+    if move is None or coupled is None:
+        return None
+    activation = layer.activation
+    slope = layer.negative_slope if activation == "leaky_relu" else 0.0
+    policy = {"nonfinite": recipe.policy.nonfinite, "reliability": recipe.policy.weights == "reliability"}
+    return {"eps": layer.eps, "activation": activation, "slope": slope, **coupled, **move, **policy}

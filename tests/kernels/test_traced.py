@@ -1,0 +1,114 @@
+"""The native kernels inside a compiled graph: the same outputs, gradients and statistics as without a compiler."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import batchnorm
+from batchnorm.kernels import native
+from batchnorm.layers import traced
+
+pytestmark = pytest.mark.skipif(not native.built(), reason="the native kernels were not built")
+CHOICES = {
+    "plain": {},
+    "debiased": {"method": "debiased"},
+    "cumulative": {"method": "cumulative"},
+    "renorm": {"method": "renorm"},
+    "population": {"method": "population"},
+    "ghost": {"extent": batchnorm.Ghost(4)},
+    "activated": {"activation": "leaky_relu"},
+    "no bias": {"bias": False},
+    "no affine": {"affine": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def _always(monkeypatch):
+    monkeypatch.setattr(traced, "_WORTHWHILE", 0)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def operators(compiled_call):
+    """The names of the operators that a call ran."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result = compiled_call()
+    return result, {event.key for event in profile.key_averages()}
+
+
+def compare(layer, shape, last, residual, steps=3):
+    eager, twin = layer, copy.deepcopy(layer)
+    compiled = torch.compile(twin, fullgraph=True)
+    for _ in range(steps):
+        x, r, g = torch.randn(3, *shape) + 1
+        if last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        found = []
+        for module, call in ((eager, eager), (twin, compiled)):
+            leaves = [x.clone().requires_grad_(), r.clone().requires_grad_()]
+            module.zero_grad()
+            y, names = operators(
+                lambda leaves=leaves, call=call: call(leaves[0], residual=leaves[1] if residual else None)
+            )
+            assert ("batchnorm::train" in names) == (call is compiled)
+            y.backward(g)
+            grads = [p.grad for p in module.parameters()]
+            found.append([y.detach(), *(t.grad for t in leaves), *grads, *(b.clone() for b in module.buffers())])
+            assert y.stride() == x.stride()
+        for a, b in zip(*found, strict=True):
+            assert a is b is None or torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-5)
+    assert int(twin.num_batches_tracked) == steps
+
+
+def test_a_compiled_step_is_the_eager_one():
+    compare(batchnorm.BatchNorm2d(6), (8, 6, 5, 7), False, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_compiles_to_the_operators(choice, residual, last):
+    compare(batchnorm.BatchNorm2d(6, **CHOICES[choice]), (8, 6, 5, 7), last, residual)
+
+
+@pytest.mark.slow
+def test_a_network_with_a_moving_batch_size_trains_alike():
+    torch.manual_seed(0)
+    eager = nn.Sequential(
+        nn.Conv2d(3, 8, 3), batchnorm.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), batchnorm.BatchNorm2d(4)
+    )
+    twin = copy.deepcopy(eager)
+    compiled = torch.compile(twin, fullgraph=True, dynamic=True)
+    data = [torch.randn(n, 3, 9, 9) for n in (6, 9, 6, 12)]
+    for module, call in ((eager, eager), (twin, compiled)):
+        optimizer = torch.optim.SGD(module.parameters(), 0.1)
+        for x in data:
+            optimizer.zero_grad()
+            call(x).square().mean().backward()
+            optimizer.step()
+    for a, b in zip(eager.state_dict().values(), twin.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_paused_layer_moves_nothing_and_a_nan_batch_is_skipped():
+    layer = batchnorm.BatchNorm1d(5)
+    compiled = torch.compile(layer, fullgraph=True)
+    with batchnorm.pause(layer):
+        compiled(torch.randn(8, 5))
+    assert torch.equal(layer.running_mean, torch.zeros(5))
+    assert int(layer.num_batches_tracked) == 0
+    bad = torch.randn(8, 5)
+    bad[0, 2] = float("nan")
+    compiled(bad)
+    assert torch.equal(layer.running_mean, torch.zeros(5))
+    assert int(layer.num_batches_skipped) == 1
+
+
+def test_an_exported_graph_holds_standard_operations_alone():
+    exported = torch.export.export(batchnorm.BatchNorm2d(4).train(), (torch.randn(4, 4, 8, 8),))
+    assert not any("batchnorm" in str(node.target) for node in exported.graph.nodes)
