@@ -20,7 +20,7 @@ from torch.nn import functional
 
 import batchnorm
 from batchnorm import kernels
-from batchnorm.kernels import native
+from batchnorm.kernels import native, slab
 
 SHAPES = [
     ("ResNet-50", (32, 64, 112, 112)),
@@ -153,7 +153,7 @@ def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, Call]:
     data, last = native.arranged(x)
     told = native.data(data, last, 1)
     extension = native._native
-    spec = extension.Spec(coupling=0, eps=1e-5)
+    spec, nothing = extension.Spec(coupling=0, eps=1e-5), (slab.NOTHING.kept, slab.NOTHING.addresses)
     y, dx = torch.empty_like(data), torch.empty_like(data)
     weight, bias = torch.ones(c), torch.zeros(c)
     grads = torch.empty(2, c)
@@ -164,10 +164,10 @@ def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, Call]:
     buffers = (data, y, g, dx, weight, bias, saved, grads)
 
     def forward(held: object = buffers) -> None:
-        extension.forward(spec, told, p[0], p[1], 0, 0, 0, p[4], p[5], 0, p[6], 0, 0, False, 0, 0, False)
+        extension.forward(spec, told, p[0], p[1], 0, 0, 0, p[4], p[5], 0, p[6], 0, 0, False, 0, 0, False, *nothing)
 
     def backward(held: object = buffers) -> None:
-        extension.backward(spec, told, p[2], p[0], 0, p[3], 0, 0, 0, p[4], p[5], 0, p[6], p[7], p[8], False, 0)
+        extension.backward(spec, told, p[2], p[0], 0, p[3], 0, 0, 0, p[4], p[5], 0, p[6], p[7], p[8], False, 0, *nothing, False)
 
     forward()
     stock = torch.native_batch_norm(data, weight, bias, None, None, True, 0.0, 1e-5)

@@ -4,20 +4,34 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace bn {
+
+// What this thread has streamed past the cache is seen by every other from here on.
+static inline void streamed() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
 
 template <class Body>
 static inline void parallel(int threads, int64_t units, Body&& body) {
     if (threads > units) threads = static_cast<int>(units);
-    if (threads <= 1) {
-        for (int64_t i = 0; i < units; ++i) body(i);
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+        for (int64_t i = 0; i < units; ++i) {
+            body(i);
+            streamed();
+        }
         return;
     }
-#ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
 #endif
     for (int64_t i = 0; i < units; ++i) body(i);
+    streamed();
 }
 
 }  // namespace bn

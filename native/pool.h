@@ -37,7 +37,8 @@ public:
         {
             std::lock_guard<std::mutex> lock(mutex_);
             if (idle_bytes_ + size <= limit_) {
-                idle_.emplace(size, block);
+                // Before its equals: what was used last is the warmest, and the next to be lent.
+                idle_.emplace_hint(idle_.lower_bound(size), size, block);
                 idle_bytes_ += size;
                 return;
             }
