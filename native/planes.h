@@ -90,14 +90,14 @@ static Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int64
 }
 
 template <int ACT, class V, class A> BN_INLINE V activated(V y, A slope) {
-    if (ACT == kRelu) return y <= 0 ? V{} : y;
+    if (ACT == kRelu) return where_positive(y, y);
     if (ACT == kLeakyRelu) return y <= 0 ? y * slope : y;
     return y;
 }
 
 // The gradient behind the activation, by the sign of what the activation returned.
 template <int ACT, class V, class A> BN_INLINE V gated(V g, V y, A slope) {
-    if (ACT == kRelu) return y <= 0 ? V{} : g;
+    if (ACT == kRelu) return where_positive(y, g);
     if (ACT == kLeakyRelu) return y <= 0 ? g * slope : g;
     return g;
 }
@@ -248,10 +248,14 @@ static void pull_run(const Call& q, const Seen<A>& k, const Pull<A>& f, int64_t 
     T* dx = static_cast<T*>(q.out) + at;
     T* dr = RES ? static_cast<T*>(q.out_residual) + at : nullptr;
     const V centre = splat(f.centre), scale = splat(f.scale), u = splat(f.u), v = splat(f.v);
-    auto one = [&](int64_t i, int count) -> V {
+    auto one = [&](int64_t i, int count, bool past) __attribute__((always_inline)) -> V {
         V g, x, w;
         G::read(d, k, i, count, g, x, w);
-        if (RES) { if (count == L) store(dr + i, g); else store(dr + i, g, count); }
+        if (RES) {
+            if (past) stream(dr + i, g);
+            else if (count == L) store(dr + i, g);
+            else store(dr + i, g, count);
+        }
         V through = (x - centre) * v + u;
         if (W) {
             through = w * through;
@@ -261,16 +265,15 @@ static void pull_run(const Call& q, const Seen<A>& k, const Pull<A>& f, int64_t 
         return scale * g - through;
     };
     int64_t i = 0;
-    if (q.streams) {
+    if (q.streams && (!RES || until_aligned<T, L>(dr) == until_aligned<T, L>(dx))) {
         i = least(until_aligned<T, L>(dx), n);
-        if (i) store(dx, one(0, static_cast<int>(i)), static_cast<int>(i));
-        for (; i + L <= n; i += L) stream(dx + i, one(i, L));
-    } else {
-        for (; i + L <= n; i += L) store(dx + i, one(i, L));
+        if (i) store(dx, one(0, static_cast<int>(i), false), static_cast<int>(i));
+        for (; i + L <= n; i += L) stream(dx + i, one(i, L, true));
     }
+    for (; i + L <= n; i += L) store(dx + i, one(i, L, false));
     if (i < n) {
         const int rest = static_cast<int>(n - i);
-        store(dx + i, one(i, rest), rest);
+        store(dx + i, one(i, rest, false), rest);
     }
 }
 

@@ -329,7 +329,7 @@ static void pull_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range r
     T* dx = static_cast<T*>(q.out);
     T* dr = static_cast<T*>(q.out_residual);
     const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
-    const bool streams = streamable<T, L>(q, dx, k);
+    const bool streams = streamable<T, L>(q, dx, k) && (!RES || streamable<T, L>(q, dr, k));
     auto part = [&](int64_t r, int count, A weight, int64_t i, int n, bool past) __attribute__((always_inline)) {
         const bool whole = n == L;
         auto vec = [&](const A* p) __attribute__((always_inline)) -> V { return whole ? load(p + i) : load(p + i, n, V{}); };
@@ -339,7 +339,11 @@ static void pull_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range r
             const int64_t at = (r + j) * k.stride + k.first + i;
             V g, x;
             G::read(q, at, n, mean, scale, shift, slope, inverse, g, x);
-            if (RES) { if (whole) store(dr + at, g); else store(dr + at, g, n); }
+            if (RES) {
+                if (whole && past) stream(dr + at, g);
+                else if (whole) store(dr + at, g);
+                else store(dr + at, g, n);
+            }
             V through = (x - centre) * v + u;
             if (W) through = through * weight;
             const V d = out * g - through;

@@ -92,6 +92,19 @@ BN_INLINE VF load(const F16* p) { return from_f16(load_bits(&p->bits)); }
 BN_INLINE void store(BF16* p, VF v) { VH h = to_bf16(v); std::memcpy(p, &h, sizeof h); }
 BN_INLINE void store(F16* p, VF v) { VH h = to_f16(v); std::memcpy(p, &h, sizeof h); }
 
+// v where y is not at most zero (NaN is not), else zero. The plain conditional becomes a mask that is made a vector first.
+#if defined(__AVX512F__)
+BN_INLINE VF where_positive(VF y, VF v) {
+    return (VF)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)y, _mm512_setzero_ps(), _CMP_NLE_UQ), (__m512)v);
+}
+BN_INLINE VD where_positive(VD y, VD v) {
+    return (VD)_mm512_maskz_mov_pd(_mm512_cmp_pd_mask((__m512d)y, _mm512_setzero_pd(), _CMP_NLE_UQ), (__m512d)v);
+}
+#else
+BN_INLINE VF where_positive(VF y, VF v) { return y <= 0 ? VF{} : v; }
+BN_INLINE VD where_positive(VD y, VD v) { return y <= 0 ? VD{} : v; }
+#endif
+
 // Stores that go past the cache, for outputs it would not hold; the address is a multiple of the vector's size.
 #if defined(__AVX512F__)
 BN_INLINE void stream(float* p, VF v) { _mm512_stream_ps(p, (__m512)v); }
