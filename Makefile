@@ -60,6 +60,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/layer.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/methods/cost.py
+	$(BIN)/python benchmarks/network.py
 
 # A wheel with its tags, installed and used in a clean environment. libgomp stays out: torch brings its own.
 wheel: $(READY)

@@ -167,7 +167,9 @@ def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, Call]:
         extension.forward(spec, told, p[0], p[1], 0, 0, 0, p[4], p[5], 0, p[6], 0, 0, False, 0, 0, False, *nothing)
 
     def backward(held: object = buffers) -> None:
-        extension.backward(spec, told, p[2], p[0], 0, p[3], 0, 0, 0, p[4], p[5], 0, p[6], p[7], p[8], False, 0, *nothing, False)
+        extension.backward(
+            spec, told, p[2], p[0], 0, p[3], 0, 0, 0, p[4], p[5], 0, p[6], p[7], p[8], False, 0, *nothing, False
+        )
 
     forward()
     stock = torch.native_batch_norm(data, weight, bias, None, None, True, 0.0, 1e-5)
