@@ -331,6 +331,8 @@ def test_ctrl_c_while_threads_compute(options):
 
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), Slow(), nn.BatchNorm1d(4)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    # A run in the background of a shell ignores the signal.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     # Libraries used by other tests may keep threads of their own.
     count = threading.active_count()
     timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -338,6 +340,7 @@ def test_ctrl_c_while_threads_compute(options):
     with pytest.raises(KeyboardInterrupt):
         batchnorm.recalibrate(model, torch.randn(400, 3).split(4), **options)
     timer.join()
+    signal.signal(signal.SIGINT, handler)
     assert threading.active_count() == count
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model[3].training
