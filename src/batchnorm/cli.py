@@ -1,4 +1,4 @@
-"""The command line: `batchnorm demo`, `diagnose`, `inspect`, `lint`, `recalibrate` and `translate`."""
+"""The command line: `batchnorm demo`, `diagnose`, `env`, `inspect`, `lint`, `recalibrate` and `translate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from batchnorm.models.recalibration.result import summary
 
 FINE, FINDINGS, BAD_INPUT = 0, 1, 2
 app = typer.Typer(
-    add_completion=False,
+    add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Batch normalization whose running statistics can be trusted.\n\n"
@@ -52,6 +52,19 @@ def demo(
     from batchnorm.demo.run import run
 
     raise typer.Exit(run(report, Console()))
+
+
+@app.command("env")
+def environment_report(as_json: JsonOption = False) -> None:
+    """Print versions, processor, kernels and settings, for a report of a bug."""
+    from batchnorm.environment import environment
+
+    told = environment()
+    if as_json:
+        print(json.dumps(told))
+        return
+    for name, value in told.items():
+        print(f"{name}: {value}")
 
 
 HtmlOption = Annotated[Path | None, typer.Option("--html", help="Also write an HTML report here.")]

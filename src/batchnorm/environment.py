@@ -1,0 +1,43 @@
+"""What a report of a bug should say about the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+from batchnorm import kernels
+
+_BESIDE = ("torch", "numpy", "safetensors", "onnx", "keras", "flax", "equinox", "lightning", "transformers", "timm")
+_VARIABLES = ("BATCHNORM_BACKEND", "BATCHNORM_IDLE_BYTES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+
+
+def environment() -> dict[str, str]:
+    """Versions, processor, kernels and settings, for a report of a bug.
+
+    Example:
+        >>> from batchnorm.environment import environment
+        >>> sorted(environment())[:3]
+        ['batchnorm', 'cuda', 'native kernels']
+
+    Libraries that are not installed and variables that are not set are left out.
+    """
+    told = {
+        "batchnorm": _version("batchnorm") or "not installed, run from source",
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "native kernels": kernels.backends()["native"],
+        "threads": str(torch.get_num_threads()),
+        "cuda": torch.version.cuda or "none in this torch",
+    }
+    told |= {name: version for name in _BESIDE if (version := _version(name))}
+    return told | {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
