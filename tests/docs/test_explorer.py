@@ -202,7 +202,7 @@ def _page(folder, scheme):
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 @pytest.mark.parametrize(("width", "scheme"), [(360, "slate"), (1100, "default")])
 def test_a_browser_draws_it_and_keys_move_it(width, scheme):
-    with tempfile.TemporaryDirectory() as folder, Browser(f"{folder}/profile") as browser:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Browser(f"{folder}/profile") as browser:
         browser.show(_page(folder, scheme), width, dark=scheme == "slate")
         ask, press = browser.ask, browser.press
         assert ask("document.documentElement.scrollWidth <= innerWidth")

@@ -120,6 +120,7 @@ def test_pain_48_buffers_move_in_place():
     for layer in (
         nn.BatchNorm1d(3),
         *(batchnorm.BatchNorm1d(3, method=m) for m in ("batchnorm", "debiased", "window")),
+        batchnorm.BatchNorm1d(3, momentum=lambda step: 0.5),
     ):
         before = {name: (buffer, buffer.data_ptr()) for name, buffer in layer.named_buffers()}
         for step in range(1, 4):
