@@ -19,8 +19,8 @@ def environment() -> dict[str, str]:
 
     Example:
         >>> from batchnorm.environment import environment
-        >>> sorted(environment())[:3]
-        ['batchnorm', 'cuda', 'native kernels']
+        >>> {"batchnorm", "torch", "native kernels"} <= set(environment())
+        True
 
     Libraries that are not installed and variables that are not set are left out.
     """
