@@ -47,8 +47,9 @@ inline void give_back(DLManagedTensor* managed) {
     delete loan;
 }
 
-// A capsule for a dense tensor with these strides, or None where the system gives no memory.
+// A capsule for a dense tensor with these strides, or None where nothing may lie idle or the system gives no memory.
 inline nanobind::object lend(int dtype, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
+    if (!pool()->limit()) return nanobind::none();
     static const DLDataType types[] = {{2, 32, 1}, {2, 64, 1}, {4, 16, 1}, {2, 16, 1}};
     const DLDataType type = types[dtype];
     size_t bytes = type.bits / 8;

@@ -3,10 +3,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -76,19 +72,6 @@ struct Data {
     int64_t groups;
     int threads;
 };
-
-// Fresh output costs more in page faults than in arithmetic; huge pages cost one fault for 512.
-void large_pages(Address p, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr uintptr_t huge = uintptr_t{1} << 21;
-    if (!p || bytes < (int64_t{1} << 22)) return;
-    const uintptr_t first = (p + huge - 1) & ~(huge - 1), last = (p + static_cast<uintptr_t>(bytes)) & ~(huge - 1);
-    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-    (void)p;
-    (void)bytes;
-#endif
-}
 
 int64_t bytes_of(const Data& d) {
     return d.n * d.c * d.s * (d.dtype == kFloat64 ? 8 : d.dtype == kFloat32 ? 4 : 2);
@@ -200,6 +183,13 @@ bool any_too_few(const Weights& w, const Data& d, bool reliability) {
     return all > 0 && !reliability && all <= 1 + 1e-4;
 }
 
+// The status of a step of the statistics, once it is counted.
+int counted(int status, Address tracked, Address skipped) {
+    if (status == kDone && tracked) ++*at<int64_t>(tracked);
+    if (status == kSkipped && skipped) ++*at<int64_t>(skipped);
+    return status;
+}
+
 // The training forward, or with kStored inference: statistics, arithmetic of the coupling, output, and the running
 // statistics where `moves`. saved has kRows rows of groups x C, then the population's mean and variance as this
 // forward met them, then the step.
@@ -234,7 +224,6 @@ int forward(const Spec& spec, const Data& d, Address x, Address y, Address resid
     q.plan = {spec.coupling, spec.eps, gain, r_max, d_max, spec.detached, met, met + d.c, false, kNoRatio};
     // The sign of the step tells backward whether the average normalised, or the batch alone.
     if (kept.normalises() && !plan_average(kept, memory_of, d.c, step, met + d.c, q.plan, met)) met[2 * d.c] *= -1;
-    large_pages(y, bytes_of(d));
     table().forward(q);
     if (!moves) return kDone;
     const Stored to{at<void>(mean), at<void>(var), wide_statistics};
@@ -243,9 +232,7 @@ int forward(const Spec& spec, const Data& d, Address x, Address y, Address resid
     const int status = remembers ? move_remembering(spec, kept, memory_of, q.shape, q.saved, to, next)
                                  : move(spec, q.shape, q.saved, to, gain, next);
     if (status == kDone && kept.normalises()) remember_forward(kept, memory_of, q.shape, q.saved, next);
-    if (status == kDone && tracked) ++*at<int64_t>(tracked);
-    if (status == kSkipped && skipped) ++*at<int64_t>(skipped);
-    return status;
+    return counted(status, tracked, skipped);
 }
 
 void write(void* p, int dtype, int64_t i, double v) {
@@ -291,8 +278,6 @@ void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
         q.plan.population_mean = from;
         q.wants_sums = true;
     }
-    large_pages(dx, bytes_of(d));
-    large_pages(dresidual, bytes_of(d));
     table().backward(q);
     if (kept.normalises() && moves)
         remember_backward(kept, memory_of, q.shape, q.saved, q.gamma, q.sum_g, q.sum_gx, how, q.plan, from, from + d.c);
@@ -332,7 +317,6 @@ void apply(const Data& d, Address x, Address y, Address weights, int weight_kind
     q.row_mean = at<double>(mean);
     q.row_scale = at<double>(scale);
     q.row_shift = at<double>(shift);
-    large_pages(y, bytes_of(d));
     table().apply(q);
 }
 
@@ -372,7 +356,6 @@ void backward_apply(const Data& d, Address g, Address x, Address dx, Address wei
     q.row_scale = at<double>(scale);
     q.row_u = at<double>(u);
     q.row_v = at<double>(v);
-    large_pages(dx, bytes_of(d));
     table().backward_apply(q);
 }
 
@@ -412,15 +395,12 @@ int shared_forward(const Spec& spec, const Data& d, Address x, Address y, Addres
     q.row_mean = q.saved + kMean * d.c;
     q.row_scale = q.saved + kScale * d.c;
     q.row_shift = q.saved + kShift * d.c;
-    large_pages(y, bytes_of(d));
     if (!empty(d)) table().apply(q);
     if (!moves) return kDone;
     const int64_t step = tracked ? *at<int64_t>(tracked) + 1 : 1;
     const Stored to{at<void>(mean), at<void>(var), wide_statistics};
     const int status = move(spec, q.shape, q.saved, to, gain_of(spec, step), vectors + 2 * d.c);
-    if (status == kDone && tracked) ++*at<int64_t>(tracked);
-    if (status == kSkipped && skipped) ++*at<int64_t>(skipped);
-    return status;
+    return counted(status, tracked, skipped);
 }
 
 // This rank's sums of the backward as a message, and its gradients of weight and bias.
@@ -508,7 +488,7 @@ NB_MODULE(_native, m) {
     m.def("choose", &choose);
     m.def("serial", [] {
         forked.store(true);
-        pool() = new Pool;
+        pool() = new Pool(pool()->limit());
     });
     m.def("lend", &lend);
     m.def("keep_idle", [](int64_t bytes) { pool()->limit(static_cast<size_t>(bytes)); });

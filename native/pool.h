@@ -1,5 +1,6 @@
 // Memory for outputs that has been used before: a page's first touch costs more than the arithmetic on it.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -15,6 +16,8 @@ namespace bn {
 // Blocks come from the system and go back to it when more than `limit` bytes lie idle.
 class Pool {
 public:
+    explicit Pool(size_t limit = size_t{1} << 30) : limit_(limit) {}
+
     // A block of at least so many bytes, aligned to a page; null where the system gives none.
     void* take(size_t bytes, size_t& size) {
         size = rounded(bytes);
@@ -103,7 +106,8 @@ private:
     std::mutex mutex_;
     std::multimap<size_t, void*> idle_;
     size_t idle_bytes_ = 0;
-    size_t limit_ = size_t{1} << 30;
+    // Read without the lock: by a forked child of a pool that another thread of its parent held.
+    std::atomic<size_t> limit_;
 };
 
 }  // namespace bn

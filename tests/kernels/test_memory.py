@@ -112,3 +112,16 @@ def test_what_is_lent_outlives_the_layer_and_a_smaller_tensor_is_torchs():
     batchnorm.BatchNorm2d(32)(torch.randn(LARGE))
     assert torch.equal(y, before)
     assert memory.like(torch.empty(8)).shape == (8,)
+
+
+def test_a_forked_child_keeps_the_limit():
+    import os
+
+    memory.keep_idle(0)
+    x = torch.empty(1 << 20)
+    child = os.fork()
+    if child == 0:
+        y = memory.like(x)
+        del y
+        os._exit(0 if memory.idle() == 0 else 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

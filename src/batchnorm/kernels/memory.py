@@ -18,14 +18,12 @@ from batchnorm.kernels.extension import DTYPES, extension
 
 # Smaller tensors are served from memory that the system's allocator keeps.
 _LEAST = 1 << 19
-_DEFAULT = 1 << 30
 _from_dlpack: Any = torch._C._from_dlpack  # pyright: ignore[reportAttributeAccessIssue]
-_state = {"limit": _DEFAULT}
 
 
 def like(x: Tensor) -> Tensor:
     """An uninitialised tensor with the shape, dtype and strides of a dense one on the CPU."""
-    if extension is None or x.numel() * x.element_size() < _LEAST or not _state["limit"]:
+    if extension is None or x.numel() * x.element_size() < _LEAST:
         return torch.empty_like(x)
     capsule = extension.lend(DTYPES[x.dtype], x.shape, x.stride())
     return torch.empty_like(x) if capsule is None else _from_dlpack(capsule)
@@ -45,7 +43,6 @@ def keep_idle(limit: int) -> None:
         BatchNormError: a negative limit.
     """
     check(limit >= 0, "limit", "at least 0 bytes", limit)
-    _state["limit"] = limit
     if extension is not None:
         extension.keep_idle(limit)
 

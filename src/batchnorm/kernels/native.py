@@ -7,6 +7,7 @@ is what `serves` decides.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -136,9 +137,9 @@ def like(x: Tensor, pattern: Tensor) -> Tensor:
 
 
 def data(x: Tensor, last: bool, groups: int) -> Any:
-    """What the extension is told about a tensor."""
-    n, c = x.shape[0], x.shape[1]
-    return _native.Data(DTYPES[x.dtype], n, c, x.numel() // (n * c), last, groups, torch.get_num_threads())
+    """What the extension is told about a tensor, which may be without samples."""
+    n, c, *rest = x.shape
+    return _native.Data(DTYPES[x.dtype], n, c, math.prod(rest), last, groups, torch.get_num_threads())
 
 
 def spread(weight: Tensor | None, x: Tensor) -> tuple[Tensor | None, int, int]:

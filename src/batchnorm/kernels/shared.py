@@ -6,19 +6,19 @@ The arithmetic is that of `layers/ranks.py` to the bit, since a rank without sam
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from batchnorm.kernels import memory, native
+from batchnorm.kernels.slab import NOT_FINITE as NOT_FINITE
+from batchnorm.kernels.slab import ROWS, Statistics, addresses, parameters
 from batchnorm.kernels.slab import SKIPPED as SKIPPED
-from batchnorm.kernels.slab import Statistics
+from batchnorm.kernels.slab import TOO_FEW as TOO_FEW
 
-# What the sum of messages, or a forward, tells besides 0 and `SKIPPED`.
-TOO_FEW, NOT_FINITE, OUT_OF_STEP, FAR = 2, 4, 8, 16
-_ROWS = 12
+# What the sum of messages tells besides.
+OUT_OF_STEP, FAR = 8, 16
 
 
 class Arranged:
@@ -28,9 +28,7 @@ class Arranged:
 
     def __init__(self, x: Tensor) -> None:
         self.x, last = native.arranged(x)
-        n, c, *rest = x.shape
-        # As native.data, for batches without samples as well.
-        self.data = native._native.Data(native.DTYPES[x.dtype], n, c, math.prod(rest), last, 1, torch.get_num_threads())
+        self.data = native.data(x, last, 1)
 
     @property
     def channels(self) -> int:
@@ -51,7 +49,7 @@ def message(batch: Arranged, shift: Tensor, tag: float) -> tuple[Tensor, Tensor]
 def moments(received: Tensor, tag: float, far: float, rounding: float, shift: Tensor) -> tuple[Tensor, int]:
     """The rows that a forward saves, moments filled in, from the sum of messages; moves the shift."""
     channels = shift.numel()
-    saved = torch.empty(_ROWS, channels, dtype=torch.float64)
+    saved = torch.empty(ROWS, channels, dtype=torch.float64)
     status = native._native.shared_moments(
         channels, received.data_ptr(), tag, far, rounding, shift.data_ptr(), saved.data_ptr()
     )
@@ -69,28 +67,14 @@ def forward(
 ) -> tuple[Tensor, int]:
     """The output, and what became of the running statistics; fills in the rest of saved."""
     y = memory.like(batch.x)
-    parameter = weight if weight is not None else bias
-    mean = var = tracked = skipped = 0
-    wide = False
-    if statistics is not None:
-        mean, var = statistics.mean.data_ptr(), statistics.var.data_ptr()
-        wide = statistics.mean.dtype is torch.float64
-        tracked = 0 if statistics.tracked is None else statistics.tracked.data_ptr()
-        skipped = 0 if statistics.skipped is None else statistics.skipped.data_ptr()
     status = native._native.shared_forward(
         spec,
         batch.data,
         batch.x.data_ptr(),
         y.data_ptr(),
-        0 if weight is None else weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        0 if parameter is None else native.DTYPES[parameter.dtype],
+        *parameters(weight, bias),
         saved.data_ptr(),
-        mean,
-        var,
-        wide,
-        tracked,
-        skipped,
+        *addresses(statistics),
         moves,
     )
     return y, status

@@ -23,12 +23,12 @@ KEPT = (None, "pooled", "window", "mabn", "power", "unified")
 SKIPPED, TOO_FEW, NOT_FINITE = 1, 2, 4
 # Where a backward finds the sign the activation saw.
 RECOMPUTE, OUTPUT, INVERT = 0, 1, 2
-_ROWS = 12
+ROWS = 12
 
 
 def size(groups: int, channels: int) -> int:
     """How many numbers a forward leaves."""
-    return (_ROWS * groups + 2) * channels + 1
+    return (ROWS * groups + 2) * channels + 1
 
 
 class Saved:
@@ -48,7 +48,7 @@ class Saved:
     @property
     def met(self) -> tuple[Tensor, Tensor, Tensor]:
         """The population's mean and variance before this batch, and the number of this step."""
-        start = _ROWS * self.groups * self.channels
+        start = ROWS * self.groups * self.channels
         mean, var = self.values[start:-1].view(2, self.channels).unbind(0)
         return mean, var, self.values[-1]
 
@@ -60,6 +60,25 @@ class Statistics(NamedTuple):
     var: Tensor
     tracked: Tensor | None
     skipped: Tensor | None
+
+
+def addresses(statistics: Statistics | None) -> tuple[int, int, bool, int, int]:
+    """Where the extension finds mean, var (and whether they are float64) and the counters; 0 for what is not there."""
+    if statistics is None:
+        return 0, 0, False, 0, 0
+    mean, var, tracked, skipped = statistics
+    counters = [0 if counter is None else counter.data_ptr() for counter in (tracked, skipped)]
+    return mean.data_ptr(), var.data_ptr(), mean.dtype is torch.float64, counters[0], counters[1]
+
+
+def parameters(weight: Tensor | None, bias: Tensor | None) -> tuple[int, int, int]:
+    """Where it finds weight and bias, and their dtype."""
+    one = weight if weight is not None else bias
+    return (
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        0 if one is None else native.DTYPES[one.dtype],
+    )
 
 
 def spec(**choices: Any) -> Any:
@@ -118,14 +137,6 @@ def forward(
     y = memory.like(x) if y is None else y
     saved = Saved(groups, x.shape[1])
     held, address, kind = native.spread(sample_weight, x)
-    parameter = weight if weight is not None else bias
-    mean = var = tracked = skipped = 0
-    wide = False
-    if statistics is not None:
-        mean, var = statistics.mean.data_ptr(), statistics.var.data_ptr()
-        wide = statistics.mean.dtype is torch.float64
-        tracked = 0 if statistics.tracked is None else statistics.tracked.data_ptr()
-        skipped = 0 if statistics.skipped is None else statistics.skipped.data_ptr()
     status = native._native.forward(
         chosen,
         native.data(x, last, groups),
@@ -134,15 +145,9 @@ def forward(
         0 if residual is None else residual.data_ptr(),
         address,
         kind,
-        0 if weight is None else weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        0 if parameter is None else native.DTYPES[parameter.dtype],
+        *parameters(weight, bias),
         saved.values.data_ptr(),
-        mean,
-        var,
-        wide,
-        tracked,
-        skipped,
+        *addresses(statistics),
         moves,
         remembered.kept,
         remembered.addresses,
@@ -176,7 +181,6 @@ def backward(
     dw = torch.empty(saved.channels, dtype=dtype) if wants[1] else None
     db = torch.empty(saved.channels, dtype=dtype) if wants[2] else None
     held, address, kind = native.spread(sample_weight, pattern)
-    parameter = weight if weight is not None else bias
     native._native.backward(
         chosen,
         native.data(pattern, last, saved.groups),
@@ -187,9 +191,7 @@ def backward(
         0 if dr is None else dr.data_ptr(),
         address,
         kind,
-        0 if weight is None else weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        0 if parameter is None else native.DTYPES[parameter.dtype],
+        *parameters(weight, bias),
         saved.values.data_ptr(),
         0 if dw is None else dw.data_ptr(),
         0 if db is None else db.data_ptr(),
