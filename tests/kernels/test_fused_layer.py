@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 import batchnorm
 from batchnorm import BatchNormError, kernels
 from batchnorm.kernels import native
-from batchnorm.layers import Policy, PopulationCoupling, SecondMoment, fused
+from batchnorm.layers import Policy, PopulationCoupling, SecondMoment, fused, ways
 
 pytestmark = pytest.mark.skipif(not native.built(), reason="the native kernels were not built")
 
@@ -262,4 +262,4 @@ def test_a_changed_parameter_shows_at_once():
     held = layer.running_mean.clone()
     layer(x)
     assert torch.equal(layer.running_mean, held)
-    assert fused._ways
+    assert ways._ways

@@ -6,7 +6,7 @@ declines by returning None, and which the tests compare it with.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,132 +14,24 @@ from torch import Tensor
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import memory, native, reference, slab
 from batchnorm.layers import normalise
-from batchnorm.layers.activation import SMALLEST_WEIGHT, activate
-from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, PopulationCoupling, Returned, SecondMoment
-from batchnorm.layers.estimators import EMA, Cumulative, Diminishing, Falling, Now, State, resolve
-from batchnorm.layers.extents import Batch, Ghost, Masked, Sync, Weighted
+from batchnorm.layers.activation import activate
+from batchnorm.layers.couplings import Plan, Returned, SecondMoment
+from batchnorm.layers.estimators import Now, State, resolve
 from batchnorm.layers.inference import Stored
 from batchnorm.layers.moments import Moments
+from batchnorm.layers.movement import require_invertible
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.recompute import recomputing
-from batchnorm.layers.remembered import Kept, find, kept_by
-from batchnorm.layers.renorm import Renorm
+from batchnorm.layers.remembered import find
 from batchnorm.layers.statistics import NARROW
+from batchnorm.layers.ways import Way, affine_of, fits, groups_of, statistics_of, usable, way_of
 
 if TYPE_CHECKING:
-    from batchnorm.layers.choices import Recipe
     from batchnorm.layers.module import BatchNorm
 
-_EXTENTS = (Batch, Ghost, Masked, Weighted, Sync)
-_STATISTICS = (torch.float32, torch.float64)
 # Values from which a frozen layer's native backward outweighs the cost of calling it.
 _WORTHWHILE = 1 << 19
-
-
-class _Way(NamedTuple):
-    """What a recipe comes to natively, and what the layer still has to do itself."""
-
-    spec: Any
-    recipe: Recipe
-    coupling: Coupling
-    estimator_is_native: bool
-    stored: bool
-    activation: str | None
-    slope: float
-    eps: float
-    momentum: Any
-    kept: Kept | None = None
-
-
-# Keyed by what decides; the recipe is in the value, so its id stays its own.
-_ways: dict[tuple[Any, ...], _Way | None] = {}
-
-
-def _way(layer: BatchNorm, kind: str, activation: str | None) -> _Way | None:
-    recipe, momentum = layer.recipe, layer.momentum
-    key = (id(recipe), kind, momentum, layer.eps, activation, layer.negative_slope)
-    try:
-        return _ways[key]
-    except KeyError:
-        pass
-    except TypeError:  # a momentum that cannot be hashed
-        return None
-    if len(_ways) > 4096:
-        _ways.clear()
-    # An id is only as good as the life of its object, so nothing is kept for a recipe without a way.
-    way = _make_way(recipe, kind, momentum, layer.eps, activation, layer.negative_slope)
-    if way is not None:
-        _ways[key] = way
-    return way
-
-
-def _make_way(
-    recipe: Recipe, kind: str, momentum: Any, eps: float, activation: str | None, slope: float
-) -> _Way | None:
-    """Kind is "stored", or "tracks", or "alone" for a layer without statistics to read."""
-    slope = slope if activation == "leaky_relu" else 0.0
-    if kind == "stored":
-        spec = slab.spec(coupling="stored", eps=eps, activation=activation, slope=slope)
-        return _Way(spec, recipe, recipe.coupling, True, True, activation, slope, eps, momentum)
-    choices: dict[str, Any] = {"eps": eps, "activation": activation, "slope": slope}
-    coupling = recipe.coupling
-    if coupling.reads_population and kind == "alone":
-        coupling = BatchCoupling() if coupling.centres else SecondMoment()
-    move = native_move(recipe, momentum)
-    coupled = native_coupling(recipe, coupling, move)
-    if coupled is None:
-        return None
-    policy = recipe.policy
-    kept = kept_by(recipe, coupling, momentum) if kind == "tracks" else None
-    if not coupling.exact and (move is None or kept is None):
-        return None
-    if kept is not None and move is None:
-        move = {"gain": "constant", "momentum": 0.0, "correction": recipe.estimator.correction}  # pyright: ignore
-    move = move or {}
-    choices.update(coupled, **move, nonfinite=policy.nonfinite, reliability=policy.weights == "reliability")
-    return _Way(slab.spec(**choices), recipe, coupling, bool(move), False, activation, slope, eps, momentum, kept)
-
-
-def native_move(recipe: Recipe, momentum: Any) -> dict[str, Any] | None:
-    """The estimator's step in native terms, or None."""
-    estimator: Any = recipe.estimator
-    kind = type(estimator)
-    if kind not in (EMA, Cumulative, Diminishing):
-        return None
-    constant, power, falls = momentum, 1.0, False
-    if isinstance(momentum, Falling) and kind is Diminishing:
-        constant, power, falls = momentum.scale, momentum.power, True
-    if not (constant is None or type(constant) in (float, int)):
-        return None
-    debias = kind is EMA and estimator.debias
-    if debias and callable(estimator.decay):
-        return None
-    gain = "falling" if falls else "one over step" if momentum is None else "debiased" if debias else "constant"
-    return {
-        "gain": gain,
-        "momentum": float(constant or 0.0),
-        "power": float(power),
-        "sigma": estimator.sigma,
-        "total": estimator.total,
-        "correction": estimator.correction,
-    }
-
-
-def native_coupling(recipe: Recipe, coupling: Coupling, move: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The coupling in native terms, or None."""
-    kind = type(coupling)
-    if kind is BatchCoupling:
-        return {"coupling": "batch"}
-    if kind is SecondMoment or not coupling.exact:
-        return {"coupling": "second moment"}
-    if isinstance(coupling, Renorm) and kind is Renorm and not callable(coupling.schedule):
-        limits = {"r_max": float(coupling.r_max), "d_max": float(coupling.d_max), "schedule": coupling.schedule}
-        return {"coupling": "renorm", **limits}
-    if isinstance(coupling, PopulationCoupling) and kind is PopulationCoupling and move is not None:
-        name = "population total" if recipe.estimator.total else "population"
-        return {"coupling": name, "detached": not coupling.gradient}
-    return None
 
 
 def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
@@ -163,7 +55,7 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
             return None
         groups = 1
     else:
-        groups = _groups(layer, x, tracks)
+        groups = groups_of(layer, x, tracks)
         if groups == 0:
             return None
     activation = layer.activation
@@ -171,21 +63,21 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     if inplace and (residual is not None or sample_weight is not None):
         return None
     late = sample_weight is not None and (activation is not None or residual is not None)
-    way = _way(layer, "stored" if stored else "tracks" if tracks else "alone", None if late else activation)
+    way = way_of(layer, "stored" if stored else "tracks" if tracks else "alone", None if late else activation)
     if way is None:
         return None
-    weight, bias = _affine(layer)
-    if not _usable(weight, bias, x.shape[1]):
+    weight, bias = affine_of(layer)
+    if not usable(weight, bias, x.shape[1]):
         return None
     statistics = None
     if stored or tracks:
-        statistics = _statistics(layer, x.shape[1])
+        statistics = statistics_of(layer, x.shape[1])
         if statistics is None:
             return None
-    if residual is not None and not late and not _fits(residual, x):
+    if residual is not None and not late and not fits(residual, x):
         return None
     if inplace and weight is not None:
-        _require_invertible(layer, weight)
+        require_invertible(weight, layer)
     again = tracks and recomputing()
     remembered = slab.NOTHING
     if way.kept is not None:
@@ -229,71 +121,6 @@ def unweighted(layer: BatchNorm) -> bool:
     return "_given" not in layer.__dict__ and layer.recipe.extent.requires is None
 
 
-def _groups(layer: BatchNorm, x: Tensor, tracks: bool) -> int:
-    """Into how many groups the batch is split; 0 where the slower spelling must serve."""
-    extent = layer.recipe.extent
-    if type(extent) not in _EXTENTS or (extent.sync is not None and extent.sync.size() > 1):
-        return 0
-    if tracks and extent.sequential:
-        return 0
-    n = x.shape[0]
-    groups = extent.groups(n)
-    fewest = n // groups * (x.numel() // (n * x.shape[1]))
-    return 0 if fewest == 1 else groups
-
-
-def _affine(layer: BatchNorm) -> tuple[Tensor | None, Tensor | None]:
-    if layer.active_bank is not None:
-        return layer.affine_part("weight"), layer.affine_part("bias")
-    parameters = layer._parameters
-    if "weight" in parameters and "bias" in parameters:
-        return parameters["weight"], parameters["bias"]
-    # A parametrized weight is no parameter of the layer's own.
-    return layer.weight, layer.bias
-
-
-def _usable(weight: Tensor | None, bias: Tensor | None, channels: int) -> bool:
-    if weight is None:
-        return bias is None or native.vector(bias, channels)
-    if not native.vector(weight, channels):
-        return False
-    return bias is None or (bias.dtype is weight.dtype and native.vector(bias, channels))
-
-
-def _statistics(layer: BatchNorm, channels: int) -> slab.Statistics | None:
-    buffers: Any = layer._buffers
-    if layer.active_bank is None:
-        mean, var, tracked = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
-    else:
-        mean, var, tracked = (layer.stat(n) for n in ("running_mean", "running_var", "num_batches_tracked"))
-    skipped = buffers.get("num_batches_skipped")
-    if mean.dtype not in _STATISTICS or var.dtype is not mean.dtype:
-        return None
-    if not (native.vector(mean, channels) and native.vector(var, channels)):
-        return None
-    if tracked is not None and not _counts(tracked):
-        return None
-    if skipped is not None and not _counts(skipped):
-        return None
-    return slab.Statistics(mean, var, tracked, skipped)
-
-
-def _counts(counter: Tensor) -> bool:
-    return type(counter) is Tensor and counter.dtype is torch.int64 and counter.is_cpu
-
-
-def _fits(residual: Tensor, x: Tensor) -> bool:
-    return native.plain(residual) and residual.shape == x.shape and residual.dtype is x.dtype
-
-
-def _require_invertible(layer: BatchNorm, weight: Tensor) -> None:
-    if not bool((weight.detach().abs() >= SMALLEST_WEIGHT).all()):
-        raise BatchNormError(
-            f"weight must be at least {SMALLEST_WEIGHT} in every channel with inplace=True, which divides by it: "
-            f"{describe(layer)}"
-        )
-
-
 def _pooled(saved: slab.Saved, reliability: bool) -> Moments:
     return Moments(saved.row(0), saved.row(2), saved.row(3), saved.row(1), reliability).pool()
 
@@ -328,7 +155,7 @@ class _Call:
 
     def __init__(
         self,
-        way: _Way,
+        way: Way,
         last: bool,
         groups: int,
         sample_weight: Tensor | None,

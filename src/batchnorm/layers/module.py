@@ -12,7 +12,7 @@ from torch.nn import functional
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import fused, normalise, shared, traced
-from batchnorm.layers.activation import SMALLEST_WEIGHT, InPlace, activate, check_activation
+from batchnorm.layers.activation import InPlace, activate, check_activation
 from batchnorm.layers.choices import Recipe, starting_momentum
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
 from batchnorm.layers.cross_iteration import look_back
@@ -20,7 +20,7 @@ from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.inference import Mixture
 from batchnorm.layers.masks import Given
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.movement import Moving, require
+from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.recompute import ForwardRecord, as_first, circumstances_of, may_run_again, recomputing
@@ -268,10 +268,7 @@ class BatchNorm(Moving):
             self._widen()
         weight, bias = self._affine()
         if weight is not None:
-            message = (
-                f"weight must be at least {SMALLEST_WEIGHT} in every channel with inplace=True, which divides by it"
-            )
-            require((weight.detach().abs() >= SMALLEST_WEIGHT).all(), message, self)
+            require_invertible(weight, self)
         batch = normalise.batch_moments(x, Sharing())
         invstd = torch.rsqrt(batch.var(0) + self.eps)
         y: Any = InPlace.apply(x, weight, bias, batch.mean, invstd, self.negative_slope)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError
+from batchnorm.layers.activation import SMALLEST_WEIGHT
 from batchnorm.layers.couplings import Coupling, Returned
 from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.moments import Moments
@@ -180,6 +181,12 @@ def require(condition: Tensor, message: str, layer: nn.Module) -> None:
         torch._assert_async(condition, message)
     except RuntimeError as error:
         raise BatchNormError(f"{message}: {describe(layer)}") from error
+
+
+def require_invertible(weight: Tensor, layer: nn.Module) -> None:
+    """The form that keeps its output divides by weight on its way back."""
+    message = f"weight must be at least {SMALLEST_WEIGHT} in every channel with inplace=True, which divides by it"
+    require((weight.detach().abs() >= SMALLEST_WEIGHT).all(), message, layer)
 
 
 def _meet_while_compiling(layer: Moving) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import native, reference, shared
-from batchnorm.layers import fused, normalise
+from batchnorm.layers import normalise
 from batchnorm.layers.couplings import BatchCoupling, Plan
 from batchnorm.layers.estimators import EMA, Cumulative
 from batchnorm.layers.moments import Moments
@@ -22,6 +22,7 @@ from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.ranks import FAR, ROUNDING, Ranks, sealed
 from batchnorm.layers.recompute import recomputing
+from batchnorm.layers.ways import affine_of, statistics_of, usable, way_of
 
 if TYPE_CHECKING:
     from batchnorm.layers.module import BatchNorm
@@ -52,11 +53,11 @@ def part_of(layer: BatchNorm, x: Tensor, ranks: Any, tracks: bool) -> Part | Non
         return None
     if not (native.enabled() and native.unwatched() and native.plain(x) and x.dim() >= 2 and x.shape[1]):
         return None
-    way = fused._way(layer, "tracks" if tracks else "alone", None)
-    weight, bias = fused._affine(layer)
-    if way is None or not fused._usable(weight, bias, x.shape[1]):
+    way = way_of(layer, "tracks" if tracks else "alone", None)
+    weight, bias = affine_of(layer)
+    if way is None or not usable(weight, bias, x.shape[1]):
         return None
-    statistics = fused._statistics(layer, x.shape[1]) if tracks else None
+    statistics = statistics_of(layer, x.shape[1]) if tracks else None
     if tracks and statistics is None:
         return None
     return Part(layer, ranks, shared.Arranged(x), way, statistics)
@@ -77,7 +78,7 @@ def forward(parts: list[Part]) -> list[Tensor]:
     _pool(parts)
     flat: list[Any] = []
     for part in parts:
-        flat += [part.batch.x, *fused._affine(part.layer)]
+        flat += [part.batch.x, *affine_of(part.layer)]
     outputs = Shared.apply(parts, *flat) if torch.is_grad_enabled() else _outputs(parts, flat)
     for part in parts:
         _after(part)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from batchnorm.kernels import native, traced
 from batchnorm.layers.extents import Batch, Ghost
-from batchnorm.layers.fused import native_coupling, native_move
+from batchnorm.layers.ways import native_choices, native_coupling, native_move
 
 if TYPE_CHECKING:
     from batchnorm.layers.module import BatchNorm
@@ -70,7 +70,4 @@ def _choices(layer: BatchNorm) -> dict[str, Any] | None:
     coupled = native_coupling(recipe, recipe.coupling, move)
     if move is None or coupled is None:
         return None
-    activation = layer.activation
-    slope = layer.negative_slope if activation == "leaky_relu" else 0.0
-    policy = {"nonfinite": recipe.policy.nonfinite, "reliability": recipe.policy.weights == "reliability"}
-    return {"eps": layer.eps, "activation": activation, "slope": slope, **coupled, **move, **policy}
+    return native_choices(recipe, coupled, move, layer.eps, layer.activation, layer.negative_slope)
