@@ -1,6 +1,5 @@
 """The README and the documentation: code blocks run, links resolve, cards and tables say what the package says."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 
 import batchnorm
 from batchnorm.diagnose import RULES
+from tests.loading import load
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -22,12 +22,7 @@ NOT_ROWS = ("memorized", "kalman")
 
 
 def _tables():
-    spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(DOCS / "tables.py")
 
 
 def _anchors(page: Path) -> set[str]:

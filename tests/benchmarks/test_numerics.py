@@ -1,6 +1,5 @@
 """The accuracy tables: the page shows what was kept, and measuring again finds it."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,20 +7,12 @@ import pytest
 import torch
 
 from batchnorm import kernels
+from tests.loading import load
 
 ROOT = Path(__file__).parents[2]
 
 
-def _module():
-    spec = importlib.util.spec_from_file_location("numerics", ROOT / "benchmarks" / "numerics.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-numerics = _module()
+numerics = load(ROOT / "benchmarks" / "numerics.py")
 KEPT = json.loads((ROOT / "benchmarks" / "numerics.json").read_text())["rows"]
 
 

@@ -1,10 +1,11 @@
 """The decision page and the Chinese pages: the pictures are the script's, and both languages say the same."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+
+from tests.loading import load
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -12,12 +13,7 @@ PAIRS = [(DOCS / "eval-is-bad.md", DOCS / "eval-is-bad.zh-CN.md"), (ROOT / "READ
 
 
 def _picture(suffix):
-    spec = importlib.util.spec_from_file_location("decision_picture", DOCS / "decision_picture.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.picture(suffix)
+    return load(DOCS / "decision_picture.py").picture(suffix)
 
 
 @pytest.mark.parametrize("suffix", ["", ".zh-CN"])

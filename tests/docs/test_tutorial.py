@@ -1,27 +1,18 @@
 """The tutorial's pictures: computed from a real run, and the page says what the run says."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
 from batchnorm.demo.data import load_digits
+from tests.loading import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 DIGITS = load_digits()
 
 
-def _pictures():
-    spec = importlib.util.spec_from_file_location("tutorial_pictures", DOCS / "tutorial_pictures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pictures = _pictures()
+pictures = load(DOCS / "tutorial_pictures.py")
 
 
 def test_the_watched_channel_moves_as_the_rule_says():

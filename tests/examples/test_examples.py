@@ -1,6 +1,5 @@
 """The examples: what each returns shows what it claims; the notebooks are the scripts, and run."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.loading import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = EXAMPLES / "notebooks"
@@ -23,14 +24,9 @@ def _threads():
     torch.set_num_threads(before)
 
 
-def load(path, monkeypatch):
+def example(path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(path)
 
 
 def four_steps(found):
@@ -114,13 +110,13 @@ def test_every_script_has_its_claim_and_its_notebook():
 @pytest.mark.filterwarnings("ignore:BN308")
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
 def test_a_script_shows_what_it_claims(claim, monkeypatch):
-    found = load(EXAMPLES / f"{claim.__name__}.py", monkeypatch).run()
+    found = example(EXAMPLES / f"{claim.__name__}.py", monkeypatch).run()
     claim(found)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_notebook_is_its_script(name, monkeypatch):
-    made = load(NOTEBOOKS / "make.py", monkeypatch).notebook(EXAMPLES / f"{name}.py")
+    made = example(NOTEBOOKS / "make.py", monkeypatch).notebook(EXAMPLES / f"{name}.py")
     path = NOTEBOOKS / f"{name}.ipynb"
     kept = json.loads(path.read_text())
     sources = [[(cell["cell_type"], "".join(cell["source"])) for cell in one["cells"]] for one in (made, kept)]

@@ -2,13 +2,13 @@
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.loading import load
 from tests.pains.table import ROWS, STATES, collected, outcome, switch_off
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -48,12 +48,7 @@ def test_its_line_of_code_uses_what_there_is(pain):
 
 
 def test_the_page_is_what_the_rows_say():
-    spec = importlib.util.spec_from_file_location("docs_pains", DOCS / "pains.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.page(PAINS) == (DOCS / "pains.md").read_text(), "run: python docs/pains.py"
+    assert load(DOCS / "pains.py").page(PAINS) == (DOCS / "pains.md").read_text(), "run: python docs/pains.py"
 
 
 @pytest.mark.slow
