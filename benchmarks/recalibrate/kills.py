@@ -59,14 +59,16 @@ def main() -> None:
                 path = Path(folder) / "run.ckpt"
                 # Several kills before each run that is allowed to end.
                 for _ in range(min(5, kills // 2 - done)):
-                    process = FORK.Process(target=run, args=(upstream, str(path), 0.005))
+                    process = FORK.Process(target=run, args=(upstream, str(path), 0.02))
                     before = path.stat().st_mtime_ns if path.exists() else 0
                     process.start()
                     while process.is_alive() and not (path.exists() and path.stat().st_mtime_ns != before):
                         time.sleep(0.001)
-                    time.sleep(rng.random() * 0.15)
+                    time.sleep(rng.random() * 0.6)
                     process.kill()
                     process.join()
+                    if process.exitcode == 0:
+                        break  # it came to its end sooner, and its file has served
                     done += 1
                     killed_while_writing += any(p != path for p in Path(folder).iterdir())
                     try:

@@ -32,7 +32,7 @@ from torch import nn
 
 import batchnorm
 
-REPEATS = 2
+REPEATS = 7
 
 
 @torch.no_grad()
