@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import batchnorm
-from batchnorm.diagnose import RULES
+from batchnorm.diagnosis import RULES
 from tests.loading import load
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +116,6 @@ def test_every_rule_has_its_section():
 
 def test_every_public_name_is_in_the_api_page():
     text = (DOCS / "api.md").read_text()
-    names = [n for n in vars(batchnorm) if not n.startswith("_") and callable(getattr(batchnorm, n))]
+    names = batchnorm.__all__
     assert {"BatchNorm2d", "convert", "Renorm"} <= set(names)
     assert [n for n in names if not re.search(rf"^::: .*\.{n}$", text, re.M)] == []

@@ -26,7 +26,7 @@ CHILD = """
 import json, resource, sys, time
 import torch
 torch_alone = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-from batchnorm.diagnose import inspect_checkpoint
+from batchnorm.diagnosis import inspect_checkpoint
 imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 report = inspect_checkpoint(sys.argv[1])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from batchnorm.diagnose import watch
+from batchnorm.diagnosis import watch
 
 HERE = Path(__file__).parent
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from batchnorm.demo.data import load_digits
-from batchnorm.diagnose import Report
+from batchnorm.diagnosis import Report
 
 DIGITS = load_digits()
 X, Y = DIGITS.train_x.flatten(1), DIGITS.train_y

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm.diagnose import inspect_checkpoint, lint
+from batchnorm.diagnosis import inspect_checkpoint, lint
 from gallery.common import TEST_X, TEST_Y, Outcome, X, Y, accuracy, batches, broken, network, norms, train
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import batchnorm
-from batchnorm.diagnose import Report
+from batchnorm.diagnosis import Report
 from gallery.common import X, Y, batches, metric, network, train
 
 HEALTHY: dict[str, Callable[[], Report]] = {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import batchnorm
-from batchnorm.diagnose import watch
+from batchnorm.diagnosis import watch
 from gallery.common import Outcome, X, Y, accuracy, batches, broken, metric, network, norms, train
 
 

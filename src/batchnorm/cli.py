@@ -16,9 +16,9 @@ from torch import nn
 
 from batchnorm import diagnose as diagnose_model
 from batchnorm import recalibrate as recalibrate_model
-from batchnorm.diagnose import Report, inspect_checkpoint
-from batchnorm.diagnose import lint as lint_source
-from batchnorm.diagnose.report import finite
+from batchnorm.diagnosis import Report, inspect_checkpoint
+from batchnorm.diagnosis import lint as lint_source
+from batchnorm.diagnosis.report import finite
 from batchnorm.errors import BatchNormError
 from batchnorm.files import changed, load_archive, load_state, save_archive, save_state
 from batchnorm.models.recalibration.result import summary

@@ -1,11 +1,16 @@
 """The package as a whole: its module form, its environment report, what an import does not load."""
 
+import ast
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 
+import batchnorm
 from batchnorm.environment import environment
 
 
@@ -25,8 +30,10 @@ def test_the_environment_names_what_a_report_needs():
 
 
 def test_an_import_loads_no_optional_library_and_no_command_line():
-    loaded = run("-c", "import batchnorm, sys; print(*sys.modules)").split()
+    everything = "import batchnorm, sys; [getattr(batchnorm, name) for name in batchnorm.__all__]; print(*sys.modules)"
+    loaded = run("-c", everything).split()
     optional = {
+        "rich",
         "typer",
         "click",
         "safetensors",
@@ -41,6 +48,37 @@ def test_an_import_loads_no_optional_library_and_no_command_line():
     }
     assert not optional & set(loaded)
     assert not {name for name in loaded if name.startswith(("batchnorm.interop", "batchnorm.cli", "batchnorm.demo"))}
+
+
+def test_an_import_loads_nothing_but_itself_and_a_name_what_it_needs():
+    loaded = run("-c", "import batchnorm, sys; print(*sys.modules)").split()
+    assert [name for name in loaded if name.split(".")[0] in ("batchnorm", "torch")] == ["batchnorm"]
+    loaded = run("-c", "import batchnorm, sys; batchnorm.BatchNorm2d; print(*sys.modules)").split()
+    assert "batchnorm.layers" in loaded
+    assert not {"batchnorm.models", "batchnorm.diagnosis"} & set(loaded)
+
+
+def test_what_type_checkers_read_is_what_the_interpreter_finds():
+    tree = ast.parse(Path(batchnorm.__file__).read_text(encoding="utf-8"))
+    read = {
+        (alias.name, node.module)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("batchnorm.")
+        for alias in node.names
+    }
+    assert {name for name, _ in read} == set(batchnorm.__all__) <= set(dir(batchnorm))
+    for name, home in read:
+        assert getattr(batchnorm, name) is getattr(importlib.import_module(str(home)), name)
+    with pytest.raises(AttributeError, match="module 'batchnorm' has no attribute 'BatchNorm4d'"):
+        _ = batchnorm.BatchNorm4d
+    star: dict[str, object] = {}
+    exec("from batchnorm import *", star)
+    assert set(batchnorm.__all__) <= set(star)
+
+
+def test_a_module_of_the_same_folder_never_hides_a_function():
+    told = run("-c", "import batchnorm.diagnosis.model.diagnose, batchnorm; print(callable(batchnorm.diagnose))")
+    assert told.strip() == "True"
 
 
 def test_shells_complete_the_commands():

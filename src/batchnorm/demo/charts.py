@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchnorm.demo.broken_network import History
-from batchnorm.diagnose.report import Timeline
+from batchnorm.diagnosis.report import Timeline
 
 
 def history_timelines(history: History) -> list[Timeline]:

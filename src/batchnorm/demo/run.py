@@ -13,7 +13,7 @@ from batchnorm.demo.broken_network import STEPS, score, train
 from batchnorm.demo.charts import history_timelines
 from batchnorm.demo.data import load_digits
 from batchnorm.demo.four_steps import four_steps
-from batchnorm.diagnose.report import Table as ReportTable
+from batchnorm.diagnosis.report import Table as ReportTable
 
 HEADER = ["held-out digits", "accuracy", "loss"]
 

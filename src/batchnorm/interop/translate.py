@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from rich.table import Table
 
 from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.flattening import Flatten, check_names, reorder, suspects
@@ -16,6 +15,9 @@ from batchnorm.interop.notes import Notes
 from batchnorm.interop.pairing import Pair, pair
 from batchnorm.interop.statistics import encode, rescale_variance
 from batchnorm.interop.weights import Weights
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Carried(NamedTuple):
@@ -42,6 +44,8 @@ class Translation:
     notes: tuple[str, ...]
 
     def __rich__(self) -> Table:
+        from rich.table import Table
+
         caption = "\n".join(self.notes)
         table = Table("source", "target", "kind", "paired by", caption=caption, caption_justify="left")
         for row in self.layers:

@@ -10,8 +10,6 @@ from io import StringIO
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
@@ -89,6 +87,9 @@ def progress_bar(loader: Iterable[Any], shown: bool, label: str) -> Iterator[Cal
     if not shown or not sys.stderr.isatty():
         yield lambda steps: None
         return
+    from rich.console import Console
+    from rich.progress import Progress
+
     try:
         total = len(loader)  # pyright: ignore[reportArgumentType]
     except TypeError:
@@ -100,6 +101,8 @@ def progress_bar(loader: Iterable[Any], shown: bool, label: str) -> Iterator[Cal
 
 def as_text(renderable: Any, width: int = 100) -> str:
     """What rich would print, as plain text."""
+    from rich.console import Console
+
     out = StringIO()
     Console(file=out, width=width, color_system=None).print(renderable)
     return out.getvalue().rstrip()

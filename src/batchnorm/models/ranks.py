@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,6 +17,9 @@ from batchnorm.layers import Moments
 from batchnorm.layers.circle import named
 from batchnorm.models.batches import as_text
 from batchnorm.models.find import tracking_layers
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # Mean, variance and weight per channel, and the batches of each rank.
 Pooled = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -57,6 +59,8 @@ class RankReport:
         return tuple(sorted(rows, key=lambda name: -max(rows[name].mean_spread, rows[name].var_ratio - 1)))
 
     def __rich__(self) -> Table:
+        from rich.table import Table
+
         told = "all the same" if self.ok else f"{len(self.differing)} of {len(self.layers)} layers differ"
         table = Table("layer", title=f"Statistics of {self.ranks} ranks: {told}", title_justify="left")
         for heading in ("mean apart (std)", "variance x", "rank 0's mean off (std)", "rank 0's variance x"):

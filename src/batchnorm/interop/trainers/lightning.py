@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from batchnorm.diagnose import watch
+from batchnorm.diagnosis import watch
 from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.trainers.frozen import Frozen
 from batchnorm.interop.trainers.lazy import Adapter

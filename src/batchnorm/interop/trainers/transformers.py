@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from batchnorm.diagnose import watch
+from batchnorm.diagnosis import watch
 from batchnorm.interop.trainers.frozen import Frozen
 from batchnorm.interop.trainers.lazy import Adapter
 from batchnorm.interop.trainers.loaders import again

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Group
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -22,6 +20,9 @@ from batchnorm.models.adapting.layers import ADAPTED, Adapted, begin, end, write
 from batchnorm.models.batches import as_text, count_samples
 from batchnorm.models.find import batch_norm_layers, tracking_layers
 from batchnorm.models.modes import is_frozen
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 MODES = ("auto", "stored", "batch", "prior", "alpha", "example", "running", "domain")
 
@@ -48,6 +49,9 @@ class Adaptation:
         unadapt(self.model)
 
     def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+
         table = Table("layer", title=f"{self.choice}", title_justify="left")
         for heading in ("shift (std)", "stored statistics are worth (samples)", "weight of the data"):
             table.add_column(heading, justify="right")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from rich.console import Group
-from rich.table import Table
 from torch import Tensor, nn
 
 from batchnorm.models.batches import as_text
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Folding:
         return None if self.seconds is None else self.seconds[0] / self.seconds[1]
 
     def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+
         absorbed = len(self.layers) - len(self.left)
         table = Table(
             "layer",

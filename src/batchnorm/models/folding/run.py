@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -152,7 +151,7 @@ def seconds(models: list[nn.Module], example: Example, rounds: int) -> list[floa
             _wait(example)
             if turn:
                 spent.append(time.perf_counter() - start)
-    return [statistics.median(spent) for spent in times]
+    return [sorted(spent)[len(spent) // 2] for spent in times]
 
 
 def _wait(example: Example) -> None:

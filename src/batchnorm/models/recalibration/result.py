@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
-from rich.table import Table
 from torch import Tensor
 
 from batchnorm.models.batches import as_text
 from batchnorm.models.recalibration.quiet import Buffers, restore
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 # A smaller move than this many standard deviations, or than the error bars allow, changes nothing.
 NEGLIGIBLE = 0.05
@@ -123,6 +124,9 @@ class Recalibration:
         return found
 
     def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+
         title = f"Recalibrated {len(self.layers)} layers on {self.samples} samples"
         table = Table("layer", title=title, title_justify="left")
         headings = ("values a channel", "mean moved by (std)", "variance x", "+- (std)", "residual (std)")

@@ -1,5 +1,0 @@
-"""A checkpoint file alone: what its batch norm layers hold, read as data, without the model's code."""
-
-from batchnorm.diagnose.checkpoint.evidence import CheckpointEvidence as CheckpointEvidence
-from batchnorm.diagnose.checkpoint.evidence import StoredLayer as StoredLayer
-from batchnorm.diagnose.checkpoint.inspect import inspect_checkpoint as inspect_checkpoint

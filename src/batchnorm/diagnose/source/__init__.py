@@ -1,3 +1,0 @@
-"""Source code: what it does to running statistics, read and never run."""
-
-from batchnorm.diagnose.source.lint import lint as lint

@@ -1,0 +1,55 @@
+"""The verb: read one file or two, apply the rules, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from batchnorm.diagnosis.checkpoint.compare import COMPARISON_RULES, compare
+from batchnorm.diagnosis.checkpoint.evidence import gather
+from batchnorm.diagnosis.checkpoint.rules import CHECKPOINT_RULES
+from batchnorm.diagnosis.checkpoint.subject import CheckpointSubject
+from batchnorm.diagnosis.findings import apply_rules
+from batchnorm.diagnosis.report import Report
+from batchnorm.errors import BatchNormError
+
+
+def inspect_checkpoint(path: str | Path, other: str | Path | None = None) -> Report:
+    """Say what is wrong with the batch norm layers in a checkpoint, from the file alone.
+
+    Example:
+        >>> import tempfile, torch, batchnorm
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(torch.nn.BatchNorm1d(3).state_dict(), f"{folder}/new.pt")
+        ...     report = batchnorm.inspect_checkpoint(f"{folder}/new.pt")
+        >>> report.ok, report.findings[0].code
+        (False, 'BN201')
+
+    Needs no model code and executes nothing in the file: of a pickle, only dicts, lists and the
+    places of tensors are read, whatever else it names. The file is memory-mapped and of its tensors
+    only those of batch norm are read, however large it is. Layers are recognised by their
+    `running_mean`, `running_var` and `num_batches_tracked`, whatever they are called.
+
+    Args:
+        path: a `torch.save` archive (a state dict, a training checkpoint, a whole model) or `.safetensors`.
+        other: a second one: what moved from path to other, what did not, and what other lacks. The
+            rules for a single file are then applied to other.
+
+    Returns:
+        A report as from `diagnose`; `.layers[name].mean`, `.var`, `.weight`, `.bias`, `.counter`.
+
+    Raises:
+        BatchNormError: no such file, not a checkpoint, truncated or inconsistent; or no batch norm in it.
+    """
+    first = gather(path, sample_others=other is not None)
+    if not first.layers:
+        raise BatchNormError(
+            f"path must hold a batch norm layer with running statistics; {first.path.name} has {first.tensors} "
+            "tensors and none"
+        )
+    if other is None:
+        return Report(CheckpointSubject(first), apply_rules(CHECKPOINT_RULES, first))
+    comparison = compare(first, gather(other, sample_others=True))
+    rules = apply_rules(COMPARISON_RULES, comparison) + apply_rules(CHECKPOINT_RULES, comparison.second)
+    order = ("error", "warning", "note")
+    findings = sorted(rules, key=lambda finding: order.index(finding.severity))
+    return Report(CheckpointSubject(first, comparison), findings)

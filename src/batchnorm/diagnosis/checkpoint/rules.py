@@ -1,0 +1,216 @@
+"""The rules of a checkpoint: what its batch norm tensors alone can tell."""
+
+from __future__ import annotations
+
+import torch
+
+from batchnorm.diagnosis.checkpoint.evidence import STATISTICS, CheckpointEvidence, StoredLayer
+from batchnorm.diagnosis.findings import Rule, Said
+
+RECALIBRATE = "batchnorm recalibrate --model M:F --data M:F --weights {file} --out fixed.pt"
+NEAR_OVERFLOW = 0.5  # of float16's largest number, 65504
+FAR = 1000.0  # standard deviations, and
+UNLIKE = 100.0  # times the median of the layer
+OFF = 1e-3  # of the median |weight|
+FEWER = 0.5  # of the updates of most layers
+
+
+def _fix(e: CheckpointEvidence) -> str:
+    return RECALIBRATE.format(file=e.path.name)
+
+
+def nonfinite(e: CheckpointEvidence) -> Said:
+    """NaN or infinity in any of the vectors."""
+    for layer in e.layers.values():
+        vectors = {"mean": layer.mean, "var": layer.var, "weight": layer.weight, "bias": layer.bias}
+        bad = {k: int((~torch.isfinite(v)).sum()) for k, v in vectors.items() if v is not None}
+        if any(bad.values()):
+            where = ", ".join(f"{'running_' if k in ('mean', 'var') else ''}{k} in {n}" for k, n in bad.items() if n)
+            affected = bad.get("weight") or bad.get("bias")
+            yield (
+                layer.name,
+                f"NaN or infinity: {where} of {layer.channels} channels; eval mode gives NaN there",
+                "take an earlier checkpoint: the weights are lost" if affected else _fix(e),
+            )
+
+
+def negative(e: CheckpointEvidence) -> Said:
+    """A variance below zero."""
+    for layer in e.layers.values():
+        count = 0 if layer.var is None else int((layer.var < 0).sum())
+        if count:
+            yield layer.name, f"running_var is negative in {count} of {layer.channels} channels", _fix(e)
+
+
+def incomplete(e: CheckpointEvidence) -> Said:
+    """One of the two statistics is missing."""
+    for layer in e.layers.values():
+        missing = [key for key in STATISTICS if key not in layer.shapes]
+        if missing:
+            yield (
+                layer.name,
+                f"{' and '.join(missing)} missing: a load without strict=True keeps the initial value",
+                "save model.state_dict(), which has the buffers, not parameters() alone",
+            )
+
+
+def misshaped(e: CheckpointEvidence) -> Said:
+    """Vectors of different length, or not vectors."""
+    for layer in e.layers.values():
+        shapes = {key: shape for key, shape in layer.shapes.items() if key != "num_batches_tracked"}
+        counter = layer.shapes.get("num_batches_tracked", ())
+        if len(set(shapes.values())) > 1 or any(len(s) != 1 for s in shapes.values()) or counter not in ((), (1,)):
+            listed = ", ".join(f"{key} {list(shape)[:4]}" for key, shape in layer.shapes.items())
+            yield layer.name, f"shapes do not fit each other: {listed}", "save the layer's state_dict again"
+
+
+def initial(e: CheckpointEvidence) -> Said:
+    """Statistics that are those of a new layer."""
+    for layer in e.layers.values():
+        if layer.initial:
+            trained = _trained(layer)
+            extra = ", though weight and bias are trained" if trained else ""
+            yield (
+                layer.name,
+                f"running_mean is 0 and running_var is 1 in every channel{extra}: the statistics were never updated, "
+                "or left out when the file was made",
+                _fix(e),
+            )
+
+
+def _trained(layer: StoredLayer) -> bool:
+    return (layer.weight is not None and bool((layer.weight != layer.weight[:1]).any())) or (
+        layer.bias is not None and bool((layer.bias != 0).any())
+    )
+
+
+def half(e: CheckpointEvidence) -> Said:
+    """Statistics narrower than float32, or about to be too large for float16."""
+    for layer in e.layers.values():
+        narrow = {k for k in STATISTICS if layer.dtypes.get(k) in (torch.float16, torch.bfloat16)}
+        largest = max((float(v.abs().max()) for v in (layer.mean, layer.var) if v is not None and v.numel()), default=0)
+        if narrow and largest > NEAR_OVERFLOW * 65504 and torch.float16 in layer.dtypes.values():
+            yield layer.name, f"statistics are float16 and reach {largest:.3g}; 65504 is the end", _fix(e)
+        elif narrow:
+            kind = str(layer.dtypes[sorted(narrow)[0]])[6:]
+            yield (
+                layer.name,
+                f"statistics are {kind}: small updates round away, values are off by up to "
+                f"{0.0005 if kind == 'float16' else 0.004:.2%}",
+                "keep statistics float32: batchnorm.convert(model) before .half(), then save again",
+            )
+
+
+def counters_differ(e: CheckpointEvidence) -> Said:
+    """Layers with far fewer or far more updates than most."""
+    counters = {n: v.counter for n, v in e.layers.items() if v.counter is not None}
+    if counters and max(counters.values()) > 0:
+        usual = sorted(counters.values())[len(counters) // 2]
+        for name, count in counters.items():
+            if count < FEWER * usual or count > 1.9 * max(usual, 1):
+                yield (
+                    name,
+                    f"num_batches_tracked is {count:g}, in most layers {usual:g}: used several times in a forward, "
+                    "frozen for a while, skipped, or loaded from elsewhere",
+                    _fix(e),
+                )
+
+
+def averaged_counter(e: CheckpointEvidence) -> Said:
+    """A counter that is not an integer."""
+    for layer in e.layers.values():
+        kind = layer.dtypes.get("num_batches_tracked")
+        fraction = layer.counter is not None and layer.counter != int(layer.counter)
+        if kind is not None and (kind.is_floating_point or fraction):
+            yield (
+                layer.name,
+                f"num_batches_tracked is {layer.counter:g} of type {str(kind)[6:]}: it was averaged with the weights, "
+                "or converted with .half()",
+                "copy the counter, and average the rest: batchnorm's `num_batches_tracked` is an int64",
+            )
+
+
+def outlying_mean(e: CheckpointEvidence) -> Said:
+    """A mean far outside its neighbours."""
+    for layer in e.layers.values():
+        if layer.mean is None or layer.var is None or layer.mean.shape != layer.var.shape:
+            continue
+        live = torch.isfinite(layer.mean) & (layer.var > 1e-6 * layer.var.median().clamp_min(1e-12))
+        distance = layer.mean[live].abs() / layer.var[live].sqrt()
+        if distance.numel() > 2 and float(distance.max()) > max(FAR, UNLIKE * float(distance.median())):
+            channel = int(torch.nonzero(live).flatten()[distance.argmax()])
+            yield (
+                layer.name,
+                f"the mean of channel {channel} lies {float(distance.max()):.0f} standard deviations from 0, the "
+                f"median channel's {float(distance.median()):.1f}: an outlying batch, or a broken channel",
+                _fix(e),
+            )
+
+
+def counter_zero(e: CheckpointEvidence) -> Said:
+    """Counter 0 beside trained statistics."""
+    zero = [n for n, v in e.layers.items() if v.counter == 0 and not v.initial and v.mean is not None]
+    for name in zero:
+        yield (
+            name,
+            "num_batches_tracked is 0 beside trained statistics (converted from another framework): with momentum "
+            "None, or debiased, the first batch would replace them",
+            "nothing to repair for inference; before training on, set the counter to a large number",
+        )
+
+
+def counter_missing(e: CheckpointEvidence) -> Said:
+    """No counter."""
+    for layer in e.layers.values():
+        if "num_batches_tracked" not in layer.shapes:
+            yield (
+                layer.name,
+                "num_batches_tracked is missing: the file is older than torch 0.4.1, or it was stripped; a strict "
+                "load may refuse it",
+                "state[name] = torch.tensor(0) before a strict load",
+            )
+
+
+def constant(e: CheckpointEvidence) -> Said:
+    """A variance of exactly zero."""
+    for layer in e.layers.values():
+        zero = 0 if layer.var is None else int((layer.var == 0).sum())
+        if zero:
+            yield (
+                layer.name,
+                f"running_var is exactly 0 in {zero} of {layer.channels} channels: their input was constant",
+                "nothing to repair; such channels can be pruned",
+            )
+
+
+def switched_off(e: CheckpointEvidence) -> Said:
+    """Channels whose weight is almost zero."""
+    for layer in e.layers.values():
+        if layer.weight is None or layer.weight.numel() < 2:
+            continue
+        size = layer.weight.abs()
+        median = float(size.median())
+        off = int((size < OFF * median).sum()) if median > 0 else int((size == 0).sum())
+        if off:
+            yield (
+                layer.name,
+                f"weight is almost 0 in {off} of {size.numel()} channels: their output does not depend on the input",
+                "nothing to repair; such channels can be pruned",
+            )
+
+
+CHECKPOINT_RULES: tuple[Rule, ...] = (
+    Rule("BN202", "not finite in the file", "error", nonfinite),
+    Rule("BN203", "negative variance in the file", "error", negative),
+    Rule("BN207", "statistics missing from the file", "error", incomplete),
+    Rule("BN208", "shapes that do not fit", "error", misshaped),
+    Rule("BN201", "initial statistics in the file", "error", initial),
+    Rule("BN212", "averaged counter", "warning", averaged_counter),
+    Rule("BN205", "half-precision statistics in the file", "warning", half),
+    Rule("BN209", "counters differ between layers", "warning", counters_differ),
+    Rule("BN211", "mean far outside its neighbours", "warning", outlying_mean),
+    Rule("BN206", "counter 0 beside trained statistics", "note", counter_zero),
+    Rule("BN213", "counter missing from the file", "note", counter_missing),
+    Rule("BN204", "constant channels in the file", "note", constant),
+    Rule("BN210", "channels switched off in the file", "note", switched_off),
+)

@@ -1,0 +1,137 @@
+"""What is known of one layer: what it stores, what it received, and how far the two are apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchnorm.diagnosis.model.inputs import Inputs
+from batchnorm.models.modes import is_frozen
+from batchnorm.models.recalibrate import Collected, rms
+
+
+@dataclass
+class LayerEvidence:
+    """One layer: what is stored, what it received, and how it is set up.
+
+    drift is the distance between stored and actual mean, root mean square over channels, in units
+    of sqrt(running_var + eps); standard_error its sampling error in the same units; var_log_ratio
+    the root mean square of log(actual / stored variance); divergence the mean over channels of the
+    Kullback-Leibler divergence of the stored Gaussian from the actual one, in nats. share is the part
+    of the change of the output, from right statistics to stored ones, that this layer alone causes.
+    """
+
+    name: str
+    eps: float
+    momentum: float | None
+    training: bool
+    tracks: bool
+    frozen: bool
+    trains_affine: bool | None
+    mean: Tensor
+    var: Tensor
+    dtype: torch.dtype
+    counter: int | None
+    kind: str = "BatchNorm"
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    collected: Collected = field(default_factory=Collected)
+    with_rest_in_train: Collected = field(default_factory=Collected)
+    inputs: Inputs = field(default_factory=Inputs)
+    drift: float = 0.0
+    standard_error: float = 0.0
+    var_log_ratio: float = 0.0
+    divergence: float = 0.0
+    in_eval: Collected = field(default_factory=Collected)
+    eval_drift: float | None = None
+    eval_var_log_ratio: float | None = None
+    rest_drift: float | None = None
+    rest_var_log_ratio: float | None = None
+    damage: float | None = None
+    share: float | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether a forward passed through the layer."""
+        return self.collected.values is not None
+
+    @property
+    def sound(self) -> bool:
+        """Whether all stored statistics are finite."""
+        return bool(torch.isfinite(self.mean).all() and torch.isfinite(self.var).all())
+
+    @property
+    def initial(self) -> bool:
+        """Whether the statistics are those of a new layer."""
+        return bool((self.mean == 0).all() and (self.var == 1).all())
+
+    @property
+    def scale(self) -> Tensor:
+        """sqrt(running_var + eps) per channel, negative variances counted as 0."""
+        return (self.var.clamp_min(0) + self.eps).sqrt()
+
+    @property
+    def spread(self) -> float:
+        """How much the batches' means vary, over what shuffled ones would give; 1 where it may be chance."""
+        means = self.collected.sample_means
+        if means is None or self.frozen:
+            return 1.0
+        spread, batches = self.inputs.spread(means.var(1).cpu())
+        # The mean of many channels' ratios; each has a relative error of sqrt(2 / batches), and they are correlated.
+        return spread if spread > 1 + 4.0 * (2 / max(batches - 1, 1)) ** 0.5 else 1.0
+
+    @property
+    def remaining(self) -> float | None:
+        """How much of the initial 0 or 1 is still in the running statistics, (1 - momentum)^t."""
+        if self.momentum is None or not self.counter or not 0 < self.momentum <= 1:
+            return None
+        return (1 - self.momentum) ** self.counter
+
+
+def stored(name: str, module: _BatchNorm) -> LayerEvidence:
+    """What a layer holds, copied to float64 on the CPU."""
+    affine = [p.requires_grad for p in (module.weight, module.bias) if p is not None]
+    counter = module.num_batches_tracked
+    mean, var = module.running_mean, module.running_var
+    empty = torch.zeros(0, dtype=torch.float64)
+    return LayerEvidence(
+        name=name,
+        kind=type(module).__name__,
+        eps=module.eps,
+        momentum=module.momentum,
+        training=module.training,
+        tracks=module.track_running_stats,
+        frozen=is_frozen(module),
+        trains_affine=any(affine) if affine else None,
+        mean=empty if mean is None else mean.detach().double().cpu(),
+        var=empty if var is None else var.detach().double().cpu(),
+        dtype=torch.float32 if var is None else var.dtype,
+        counter=None if counter is None else int(counter),
+        weight=None if module.weight is None else module.weight.detach().double().cpu(),
+        bias=None if module.bias is None else module.bias.detach().double().cpu(),
+    )
+
+
+def compare(layer: LayerEvidence) -> None:
+    """Fill in the distances between what is stored and what was received."""
+    values = layer.collected.values
+    if values is None:
+        return
+    shift = (values.mean.cpu() - layer.mean) / layer.scale
+    ratio = (values.var(1).cpu() + layer.eps) / layer.scale.square()
+    layer.drift = rms(shift)
+    layer.standard_error = rms(layer.collected.standard_error.cpu() / layer.scale)
+    layer.var_log_ratio = rms(ratio.log())
+    layer.divergence = float((0.5 * (ratio + shift.square() - 1 - ratio.log())).mean())
+    if layer.with_rest_in_train.values is not None:
+        layer.rest_drift, layer.rest_var_log_ratio = _apart(layer, layer.with_rest_in_train)
+    if layer.in_eval.values is not None:
+        layer.eval_drift, layer.eval_var_log_ratio = _apart(layer, layer.in_eval)
+
+
+def _apart(layer: LayerEvidence, received: Collected) -> tuple[float, float]:
+    mean, var = received.values.mean.cpu(), received.values.var(1).cpu()  # pyright: ignore[reportOptionalMemberAccess]
+    return rms((mean - layer.mean) / layer.scale), rms(((var + layer.eps) / layer.scale.square()).log())

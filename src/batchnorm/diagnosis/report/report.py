@@ -1,0 +1,141 @@
+"""The report: a verdict, tables and findings, as text, JSON and HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchnorm.diagnosis.findings import Finding
+from batchnorm.diagnosis.report.subject import Subject, Table, Timeline
+from batchnorm.files import write_atomically
+from batchnorm.models.batches import as_text
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+
+class Report:
+    """What `diagnose`, `inspect_checkpoint`, `watch` and `lint` found.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> model = torch.nn.Sequential(batchnorm.BatchNorm1d(3, method="pooled"))
+        >>> data = torch.randn(512, 3).split(64)
+        >>> _ = [model(batch) for batch in data]
+        >>> report = batchnorm.diagnose(model, data)
+        >>> report.ok, report.verdict
+        (True, 'your statistics are fine')
+    """
+
+    def __init__(self, subject: Subject, findings: list[Finding]) -> None:
+        self.subject = subject
+        self._findings = findings
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, the most severe first, causes before symptoms."""
+        return self._findings
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing above a note was found."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+    @property
+    def layers(self) -> Mapping[str, Any]:
+        """What is known of each layer by its path; of a model, `.drift` is in stored standard deviations."""
+        return self.subject.layers
+
+    @property
+    def evidence(self) -> Any:
+        """Everything the rules rest on."""
+        return getattr(self.subject, "evidence", self.subject)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.ok:
+            elsewhere = any(finding.code == "BN118" for finding in self.findings)
+            return self.subject.fine + (": the gap has another cause" if elsewhere else "")
+        worst = [f for f in self.findings if f.severity != "note"]
+        names = {f.layer for f in worst}
+        count = f"{len(worst)} finding{'s' * (len(worst) > 1)}"
+        if self.subject.kind == "source":
+            return f"{count} in {len({name.rsplit(':', 1)[0] for name in names})} of {len(self.layers)} files"
+        return f"{count} in {len(names)} of {len(self.layers)} layers"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The verdict, the tables and the findings."""
+        from batchnorm.diagnosis.report.terminal import parts
+
+        yield from parts(self)
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def headline(self) -> str:
+        """The verdict and what it rests on."""
+        return f"Diagnosis: {self.verdict} ({self.subject.measured})"
+
+    def grouped(self) -> list[tuple[str, str, str, str, str]]:
+        """Findings with one code in many layers, gathered: the first one's message and how many more."""
+        if self.subject.kind == "source":
+            return [(f.code, f.severity, f.layer, f.message, f.fix) for f in self.findings]
+        by_code: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            by_code.setdefault(finding.code, []).append(finding)
+        rows = []
+        for code, group in by_code.items():
+            more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+            name = group[0].layer or ("(root)" if "" in self.layers else "(model)")
+            rows.append((code, group[0].severity, name + more, group[0].message, group[0].fix))
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and strings; docs/report.md has the schema."""
+        return {
+            "kind": self.subject.kind,
+            "ok": self.ok,
+            "verdict": self.verdict,
+            **self.subject.as_dict(),
+            "findings": [{**asdict(finding), "page": finding.page} for finding in self.findings],
+        }
+
+    def to_json(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON, NaN and infinity as null."""
+        text = json.dumps(finite(self.to_dict()), indent=2)
+        write_atomically(path, lambda temporary: _write_text(temporary, text + "\n"))
+
+    def to_html(self, path: str | Path, timelines: Sequence[Timeline] = (), tables: Sequence[Table] = ()) -> None:
+        """Write one page that opens without a network.
+
+        Args:
+            path: the file; replaced atomically.
+            timelines: lines over steps, beside those the report has itself.
+            tables: shown above the findings.
+
+        Raises:
+            BatchNormError: the folder does not exist.
+        """
+        from batchnorm.diagnosis.report.page import render
+
+        page = render(self, timelines, tables)
+        write_atomically(path, lambda temporary: _write_text(temporary, page))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not (-float("inf") < value < float("inf")):
+        return None
+    return value

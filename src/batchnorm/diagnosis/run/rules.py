@@ -1,0 +1,178 @@
+"""The rules of a run. Each fires at the step it happens, once a layer."""
+
+from __future__ import annotations
+
+from batchnorm.diagnosis.findings import Rule, Said
+from batchnorm.diagnosis.run.evidence import RunEvidence
+
+RANKS = 0.1  # running standard deviations
+DRIFT = 0.3  # running standard deviations, smoothed over the looks
+SURE = 4.0
+REMAINS = 0.01
+LOOKS = 10  # before drift is judged
+
+
+def recounted(e: RunEvidence) -> Said:
+    """More updates than forwards: the recomputed forward of checkpointing counts again."""
+    for layer in e.layers.values():
+        compiled = layer.calls == 0 and e.forwards > 0 and layer.updates >= 2 * e.forwards
+        if (layer.recomputed and layer.updates >= layer.calls + layer.recomputed) or compiled:
+            yield (
+                layer.name,
+                f"{layer.updates} updates in {layer.calls or e.forwards} forwards: activation checkpointing runs the "
+                "forward again in the backward pass, and it counts twice",
+                "batchnorm.convert(model)",
+            )
+
+
+def frozen_moves(e: RunEvidence) -> Said:
+    """A layer whose parameters are frozen, and whose statistics move."""
+    for layer in e.layers.values():
+        if layer.updates and (layer.frozen or layer.trains_affine is False):
+            yield (
+                layer.name,
+                "weight and bias do not require gradients, but the running statistics move in train mode",
+                "batchnorm.freeze(model), which survives train(), and the statistics from before",
+            )
+
+
+def without_gradients(e: RunEvidence) -> Said:
+    """A forward in train mode under no_grad."""
+    for layer in e.layers.values():
+        if layer.silent_calls:
+            yield (
+                layer.name,
+                "a forward in train mode under no_grad moved the running statistics: an evaluation, a summary or a "
+                "teacher without eval()",
+                "model.eval() before it, or with batchnorm.pause(model): ...",
+            )
+
+
+def several_a_step(e: RunEvidence) -> Said:
+    """Several forwards in train mode in one optimizer step."""
+    if e.forwards_a_step is not None and e.forwards_a_step >= 1.9:
+        yield (
+            "",
+            f"{e.forwards_a_step:.1f} forwards in train mode an optimizer step, and each moves the running "
+            "statistics: SAM, adversarial and consistency passes see other activations; in gradient accumulation "
+            "micro-batches count as batches",
+            "with batchnorm.pause(model): ... around every forward but the first",
+        )
+
+
+def ranks_differ(e: RunEvidence) -> Said:
+    """Processes whose statistics are apart."""
+    for layer in e.layers.values():
+        if layer.rank_drift > RANKS:
+            yield (
+                layer.name,
+                f"the processes' running means are up to {layer.rank_drift:.2f} standard deviations apart: what is "
+                "saved and evaluated depends on the rank",
+                "average the statistics over the ranks before evaluating and saving, or recalibrate",
+            )
+
+
+def poisoned(e: RunEvidence) -> Said:
+    """NaN or infinity has entered; the first layer in the order of the model."""
+    for layer in e.layers.values():
+        if not layer.finite:
+            yield (
+                layer.name,
+                "the running statistics became NaN or infinite: an average never forgets it, and train mode does not "
+                "show it",
+                "batchnorm.recalibrate(model, loader); batchnorm.convert(model) skips such batches from now on",
+            )
+            return
+
+
+def momentum_zero(e: RunEvidence) -> Said:
+    """Momentum 0 in train mode."""
+    for layer in e.layers.values():
+        if layer.momentum == 0 and not layer.frozen and layer.calls:
+            yield (
+                layer.name,
+                "momentum is 0 in train mode: the layer normalises with the batch and moves nothing, so the network "
+                "is not trained with the statistics that inference uses",
+                "batchnorm.freeze(model)",
+            )
+
+
+def other_convention(e: RunEvidence) -> Said:
+    """A momentum that looks like the weight of the old value."""
+    for layer in e.layers.values():
+        if layer.momentum is not None and 0.5 <= layer.momentum < 1 and not layer.frozen:
+            yield (
+                layer.name,
+                f"momentum is {layer.momentum:g}, the weight of the NEW batch in torch; it looks like a Keras or Flax "
+                "value, the weight of the old one",
+                f"layer.momentum = {1 - layer.momentum:g}",
+            )
+
+
+def untracked(e: RunEvidence) -> Said:
+    """Tracking switched off on a layer with buffers."""
+    for layer in e.layers.values():
+        if layer.untracked:
+            yield (
+                layer.name,
+                "track_running_stats is False on a layer that has buffers: training does not move them, eval mode "
+                "uses the old ones",
+                "layer.track_running_stats = True; batchnorm.freeze(model) to freeze",
+            )
+
+
+def too_few_steps(e: RunEvidence) -> Said:
+    """Initial value left at the end: as soon as the length is known, else when the run is over."""
+    steps = e.planned if e.planned is not None else e.steps if e.closed else None
+    for layer in e.layers.values():
+        m = layer.momentum
+        fair = layer.started_initial and m is not None and 0 < m < 1 and not layer.frozen and layer.calls > 0
+        if steps and fair and m is not None:
+            a_step = layer.calls / max(e.steps, 1) if e.steps else 1.0
+            left = (1 - m) ** (steps * max(a_step, 1.0))
+            if left > REMAINS:
+                yield (
+                    layer.name,
+                    f"{steps} steps at momentum {m:g} leave {left:.0%} of the initial value in the running statistics",
+                    'batchnorm.recalibrate(model, loader) at the end, or batchnorm.convert(model, "debiased") at the '
+                    "start",
+                )
+
+
+def drifting(e: RunEvidence) -> Said:
+    """The batches are, on average over many looks, not where the running mean is."""
+    for layer in e.layers.values():
+        if e.closed and layer.looks >= LOOKS and layer.finite and layer.drift > max(DRIFT, SURE * layer.standard_error):
+            yield (
+                layer.name,
+                f"at the end the batches' means lie {layer.drift:.2f} standard deviations (+- "
+                f"{layer.standard_error:.2f}) from the running mean: the weights move faster than the average",
+                "batchnorm.recalibrate(model, loader) before evaluating, or a larger momentum",
+            )
+
+
+def skipped(e: RunEvidence) -> Said:
+    """Batches that were left out."""
+    for layer in e.layers.values():
+        if layer.skipped:
+            yield (
+                layer.name,
+                f"{layer.skipped} batches with NaN or infinity were left out of the running statistics",
+                "look for what makes them: a loss scale, a learning rate, a broken sample",
+            )
+
+
+RUN_RULES: tuple[Rule, ...] = (
+    Rule("BN305", "statistics poisoned in the run", "error", poisoned),
+    Rule("BN306", "momentum 0 in the run", "warning", momentum_zero),
+    Rule("BN307", "momentum of another framework in the run", "warning", other_convention),
+    Rule("BN312", "tracking switched off in the run", "warning", untracked),
+    Rule("BN301", "counting twice a step", "warning", recounted),
+    Rule("BN302", "frozen and moving", "warning", frozen_moves),
+    Rule("BN303", "moving under no_grad", "warning", without_gradients),
+    Rule("BN311", "several updates a step", "warning", several_a_step),
+    Rule("BN304", "ranks differ", "warning", ranks_differ),
+    Rule("BN308", "too few steps for the momentum in the run", "warning", too_few_steps),
+    Rule("BN310", "statistics lag at the end of the run", "warning", drifting),
+    Rule("BN309", "skipped batches", "note", skipped),
+)

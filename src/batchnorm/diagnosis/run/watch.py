@@ -1,0 +1,282 @@
+"""The verb: hooks that look at every k-th step, warn once, and report."""
+
+from __future__ import annotations
+
+import warnings
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchnorm.diagnosis.findings import Finding, apply_rules
+from batchnorm.diagnosis.report import Report
+from batchnorm.diagnosis.run.distances import hold, moved, sampled
+from batchnorm.diagnosis.run.evidence import LayerRun, Point, RunEvidence, gain, window
+from batchnorm.diagnosis.run.ranks import compare_ranks, world
+from batchnorm.diagnosis.run.rules import RUN_RULES
+from batchnorm.diagnosis.run.sinks import open_sink
+from batchnorm.diagnosis.run.subject import RunSubject
+from batchnorm.errors import check
+from batchnorm.layers import BatchNorm
+from batchnorm.models.find import tracking_layers
+from batchnorm.models.modes import is_frozen
+
+FIRST = 5  # steps that are all looked at
+RANKS_EVERY = 10  # looks
+
+
+class BatchNormWarning(UserWarning):
+    """Something that a run does to its running statistics, at the step it happened."""
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    every: int = 10,
+    to: Any = None,
+    steps: int | None = None,
+    compare_processes: bool = True,
+) -> Watch:
+    """Watch a training run's running statistics; warns once, at the step something goes wrong.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with batchnorm.watch(model, optimizer) as report:
+        ...     for _ in range(60):
+        ...         model(torch.randn(64, 4)).square().mean().backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        >>> report.ok, report.evidence.steps
+        (True, 60)
+
+    Every forward is counted; the layers' inputs are looked at in the first five steps and then in
+    every `every`-th. Nothing in the model changes but hooks, which `close()` (or leaving the `with`)
+    takes off.
+
+    Args:
+        model: as it is trained.
+        optimizer: tells where a step ends; without one every forward in train mode is a step.
+        every: look at one step in this many.
+        to: a path for JSON lines, or a TensorBoard `SummaryWriter`.
+        steps: how many are planned: too few for the momentum is then said at once.
+        compare_processes: in a distributed run, gather the means of all ranks at every tenth look
+            (every rank must watch).
+
+    Returns:
+        A report that grows: `.ok`, `.findings`, `.layers[name].timeline`, `.to_html(path)`.
+    """
+    return Watch(model, optimizer, every, to, steps, compare_processes)
+
+
+class Watch(Report):
+    """The report of a run that may still go on; see `watch`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        every: int,
+        to: Any,
+        steps: int | None,
+        compare_processes: bool,
+    ) -> None:
+        check(every >= 1, "every", "1 or more", every)
+        check(steps is None or steps >= 1, "steps", "None, or 1 or more", steps)
+        self._modules = tracking_layers(model)
+        layers = {name: _start(name, m) for name, m in self._modules.items()}
+        evidence = RunEvidence(layers, planned=steps, ranks=world() if compare_processes else 1)
+        super().__init__(RunSubject(evidence), [])
+        self._every, self._by_optimizer = every, optimizer is not None
+        self._write, self._end_sink = open_sink(to)
+        self._looks = self._inside = 0
+        self._counters = self._read_counters()
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._held: dict[str, tuple[Tensor, Tensor]] = {}
+        self._open_forward = False
+        self._forwards_in_step = 0
+        self._silent = self._training = False
+        self._said: set[str] = set()
+        self._handles: list[Any] = [
+            model.register_forward_pre_hook(self._before),
+            model.register_forward_hook(self._after, always_call=True),
+        ]
+        for name, module in self._modules.items():
+            self._handles.append(module.register_forward_pre_hook(self._watcher(name)))
+            self._handles.append(module.register_forward_hook(self._finisher(name)))
+        if optimizer is not None:
+            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._end_of_step()))
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def run(self) -> RunEvidence:
+        """The evidence."""
+        return self.evidence
+
+    def close(self) -> None:
+        """Take a last look, and the hooks off; may be called again."""
+        if self.run.closed:
+            return
+        if self._open_forward:
+            self._end_of_step()
+        for handle in self._handles:
+            handle.remove()
+        self.run.closed = True
+        try:
+            self._look(final=True)
+        finally:
+            self._end_sink()
+
+    def _sampling(self) -> bool:
+        step = self.run.steps + 1
+        return step <= FIRST or step % self._every == 0
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        self._inside += 1
+        if self._inside == 1:
+            self._training = module.training
+        if self._inside > 1 or not module.training or torch.compiler.is_compiling():
+            return
+        self._silent = not torch.is_grad_enabled()
+        if self._silent:
+            return
+        if self._open_forward and not self._by_optimizer:
+            self._end_of_step()
+        self._open_forward = True
+        self._forwards_in_step += 1
+        self.run.forwards += 1
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._inside = max(self._inside - 1, 0)
+        if self._inside == 0 and self._silent:
+            self._silent = False
+            self._judge()
+
+    def _watcher(self, name: str) -> Any:
+        layer = self.run.layers[name]
+
+        def look(module: _BatchNorm, args: tuple[Any, ...]) -> None:
+            if not module.training or torch.compiler.is_compiling() or getattr(module, "paused", False):
+                return
+            if not module.track_running_stats:
+                # batchnorm.pause switches it off for a while; only what stays off is said.
+                layer.untracked = layer.untracked or (self._inside > 0 and self._training and not _paused(module))
+                return
+            if is_frozen(module):
+                return
+            if torch._C._current_graph_task_id() != -1:
+                layer.recomputed += 1
+                return
+            layer.calls += 1
+            if self._silent:
+                # update_bn and the like average on purpose, with momentum None.
+                layer.silent_calls += module.momentum is not None and module.momentum > 0
+            elif self._sampling() and name not in self._seen:
+                if isinstance(module, BatchNorm) or module.momentum == 0:
+                    self._seen[name] = sampled(module, args[0].detach())
+                else:
+                    self._held[name] = hold(module)
+
+        return look
+
+    def _finisher(self, name: str) -> Any:
+        def finish(module: _BatchNorm, args: tuple[Any, ...], output: Any) -> None:
+            held = self._held.pop(name, None)
+            if held is not None and not torch.compiler.is_compiling():
+                self._seen[name] = moved(module, *held)
+
+        return finish
+
+    def _end_of_step(self) -> None:
+        sampling = self._sampling()
+        self.run.steps += 1
+        count = self._forwards_in_step
+        self._forwards_in_step, self._open_forward = 0, False
+        if self._by_optimizer:
+            before = self.run.forwards_a_step
+            self.run.forwards_a_step = float(count) if before is None else before + (count - before) / self.run.steps
+        if sampling:
+            self._look()
+
+    @torch.no_grad()
+    def _look(self, final: bool = False) -> None:
+        """Read counters and finiteness of all layers at once, add points, judge."""
+        self._looks += 1
+        counters, old = self._read_counters(), self._counters
+        self._counters = counters
+        finite = torch.stack([_finite(m) for m in self._modules.values()]).tolist()
+        points = {}
+        for index, (name, module) in enumerate(self._modules.items()):
+            layer = self.run.layers[name]
+            layer.momentum, layer.finite = module.momentum, layer.finite and bool(finite[index])
+            layer.frozen, layer.trains_affine = is_frozen(module), _trains(module)
+            layer.updates += max(counters[name] - old[name], 0)
+            skipped = getattr(module, "num_batches_skipped", None)
+            layer.skipped = 0 if skipped is None else int(skipped)
+            if name in self._seen:
+                layer.look(*(value.double().cpu() for value in self._seen[name]))
+                weight = gain(module)
+                size = window(weight, counters[name])
+                numbers = (layer.drift, layer.variance_log_ratio, weight, size, counters[name], layer.skipped)
+                points[name] = Point(self.run.steps, *numbers)
+                layer.note(points[name])
+        self._seen, self._held = {}, {}
+        if self.run.ranks > 1 and self._looks % RANKS_EVERY == 1 and not final:
+            compare_ranks(self._modules, self.run)
+        if points:
+            self._write(self.run.steps, points)
+        self._judge()
+
+    def _judge(self) -> None:
+        self._findings = apply_rules(RUN_RULES, self.run)
+        for finding in self._findings:
+            self._say(finding)
+
+    def _say(self, finding: Finding) -> None:
+        # Once a code: the report lists all layers.
+        if finding.code in self._said or finding.severity == "note":
+            return
+        self._said.add(finding.code)
+        where = f" in layer {finding.layer!r}" if finding.layer else ""
+        text = f"{finding.code}{where}, step {self.run.steps}: {finding.message}. Fix: {finding.fix}"
+        warnings.warn(text, BatchNormWarning, stacklevel=2)
+
+    def _read_counters(self) -> dict[str, int]:
+        tensors = [m.num_batches_tracked for m in self._modules.values()]
+        if any(t is None for t in tensors):
+            return {n: 0 if t is None else int(t) for n, t in zip(self._modules, tensors, strict=True)}
+        return dict(zip(self._modules, torch.stack(tensors).tolist(), strict=True))  # pyright: ignore
+
+
+def _start(name: str, module: _BatchNorm) -> LayerRun:
+    mean, var = module.running_mean, module.running_var
+    counter = None if module.num_batches_tracked is None else int(module.num_batches_tracked)
+    layer = LayerRun(name, module.momentum, is_frozen(module), _trains(module), counter)
+    layer.started_initial = bool((mean == 0).all() and (var == 1).all())  # pyright: ignore
+    return layer
+
+
+def _trains(module: _BatchNorm) -> bool | None:
+    affine = [p.requires_grad for p in (module.weight, module.bias) if p is not None]
+    return any(affine) if affine else None
+
+
+def _paused(module: _BatchNorm) -> bool:
+    from batchnorm.models.modes import _paused as paused
+
+    return module in paused
+
+
+def _finite(module: _BatchNorm) -> Tensor:
+    return torch.isfinite(module.running_mean).all() & torch.isfinite(module.running_var).all()  # pyright: ignore
