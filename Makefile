@@ -62,14 +62,15 @@ bench: $(READY)
 	$(BIN)/python benchmarks/methods/cost.py
 	$(BIN)/python benchmarks/network.py
 
-# A wheel with its tags, installed and used in a clean environment. libgomp stays out: torch brings its own.
+# An sdist, a wheel made of that, and the wheel with its tags installed and used in a clean environment, away from the
+# sources. libgomp stays out: torch brings its own.
 wheel: $(READY)
 	rm -rf dist build/wheel
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
-	$(BIN)/python tests/kernels/check_wheel.py dist/*.whl
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python tests/kernels/check_wheel.py dist/*.whl dist/*.tar.gz
 	$(PYTHON) -m venv build/wheel
 	build/wheel/bin/python -m pip install --quiet --constraint constraints.txt torch numpy dist/*.whl
-	cd build/wheel && bin/python ../../tests/kernels/use_wheel.py native
+	cd build/wheel && bin/python ../../tests/kernels/use_wheel.py native && bin/batchnorm env && bin/batchnorm demo
 
 # What an install does where no compiler works: pure Python, one line said, the same numbers.
 no-compiler:

@@ -4,7 +4,7 @@ digits: a residual network with 49 batch norm layers, trained on the embedded di
 moving average; nothing else is touched. efficientnet: EfficientNet-Lite0, recalibrated on crops of
 two photographs and diagnosed on 32 other crops, so that every layer is a little off already.
 One layer's statistics (or three layers') are corrupted, and `diagnose` runs. Ranked by each layer's
-share of the change of the output, by drift alone, and by divergence.
+share of the change of the output, by drift alone, and by divergence, which orders the findings.
 
     python attribution.py digits|efficientnet [trials]
 """

@@ -79,8 +79,13 @@ def constant(e: Evidence) -> Said:
 
 
 def lag(e: Evidence) -> Said:
-    """Drift beyond its sampling error; the worst layer first."""
-    for layer in sorted(e.layers.values(), key=lambda x: -(x.share or 0.0)):
+    """Drift beyond its sampling error; the layer furthest off first.
+
+    By divergence, since a corrupted layer came first so in every trial of benchmarks/attribution. By its share in
+    the output's change it did not where another, a little off, matters more; by drift alone not where only
+    variances are off.
+    """
+    for layer in sorted(e.layers.values(), key=lambda x: -x.divergence):
         if drifts(layer) and not layer.initial and layer.sound:
             ratio = torch.tensor(layer.var_log_ratio).exp().item()
             share = "" if layer.share is None else f"; alone it causes {layer.share:.0%} of the change in the output"

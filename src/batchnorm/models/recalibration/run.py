@@ -202,8 +202,11 @@ class Run:
                     )
                     if worst <= until and not in_order:
                         break
-                    grow = 1.1 * (worst / until) ** 2 if math.isfinite(worst) else 2.0
                     before = len(data)
+                    # The square of an error from few batches is uncertain by sqrt(2 / batches), and a round that falls
+                    # short is a forward of everything for nothing.
+                    grow = (worst / until) ** 2 * (1 + math.sqrt(2 / max(1, before)))
+                    grow = grow if math.isfinite(grow) else 2.0
                     data.read(None if in_order else math.ceil(before * min(max(grow, 1.25), 64.0)))
                     if not any(self.ranks.gathered(len(data) > before)):
                         break
