@@ -56,9 +56,10 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Bound to their cores: else the system may put a thread where another one spins, and every contender waits for it.
+bench: export OMP_PROC_BIND = true
 bench: $(READY)
-	$(BIN)/python benchmarks/layer.py
-	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/kernels.py --compile --picture docs/images/kernels.png
 	$(BIN)/python benchmarks/methods/cost.py
 	$(BIN)/python benchmarks/network.py
 

@@ -1,6 +1,7 @@
 """The native kernels against torch's: interleaved in one process, medians, a copy of the tensor as the roofline.
 
 `--clock cpu` counts processor time, for machines that others use at the same time; `--compile` adds torch.compile.
+`OMP_PROC_BIND=true` in the environment keeps two threads off one core, where each would wait for the other to spin.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -352,6 +354,7 @@ def main() -> None:
         "threads": arguments.threads,
         "clock": arguments.clock,
         "instruction set": native.instruction_set(),
+        "OMP_PROC_BIND": os.environ.get("OMP_PROC_BIND"),
         "summary": summary(rows),
         "rows": rows,
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -89,6 +90,7 @@ def main() -> None:
     result = {
         "torch": torch.__version__,
         "threads": arguments.threads,
+        "OMP_PROC_BIND": os.environ.get("OMP_PROC_BIND"),
         "EfficientNet-Lite0 step": rows,
         "BN + leaky_relu": told,
     }

@@ -77,6 +77,9 @@ int64_t bytes_of(const Data& d) {
     return d.n * d.c * d.s * (d.dtype == kFloat64 ? 8 : d.dtype == kFloat32 ? 4 : 2);
 }
 
+// Values that make a thread worth its waking.
+constexpr int64_t kGrain = int64_t{1} << 16;
+
 // Outputs of this many bytes leave the cache before anybody reads them.
 constexpr int64_t kStreams = int64_t{1} << 23;
 
@@ -86,8 +89,9 @@ Call call_of(const Data& d, double* scratch) {
     Call q{};
     q.dtype = d.dtype;
     q.shape = {d.n, d.c, d.s, d.groups, d.last};
-    // A forked child would hang in the pool its parent used; little work is done before a second thread has woken.
-    q.threads = forked.load(std::memory_order_relaxed) || d.n * d.c * d.s < 16384 ? 1 : d.threads;
+    // A forked child would hang in the pool its parent used; little work is done before another thread has woken.
+    const int worth = static_cast<int>(std::min<int64_t>(d.threads, d.n * d.c * d.s / kGrain));
+    q.threads = forked.load(std::memory_order_relaxed) ? 1 : std::max(1, worth);
     q.scratch = scratch;
     q.wants_dx = q.wants_sums = true;
     q.streams = bytes_of(d) >= kStreams;
