@@ -256,9 +256,9 @@ def geometric(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Speed over stock: geometric means over the float32 shapes."""
-    rows = [row for row in rows if row["dtype"] == "float32"]
+def summary(rows: list[dict[str, Any]], dtype: str = "float32") -> dict[str, float]:
+    """Speed over stock: geometric means over the shapes in one dtype."""
+    rows = [row for row in rows if row["dtype"] == dtype]
 
     def ratios(theirs: str, ours: str, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[float]:
         times = [row["milliseconds"] for row in rows if keep(row)]
@@ -270,7 +270,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     found = {
         "step, contiguous": geometric(ratios("stock", "ours", planes)),
         "step, channels last and (N, C)": geometric(ratios("stock", "ours", lambda row: not planes(row))),
-        "step, worst shape": min(ratios("stock", "ours")),
+        "step, worst shape": min(ratios("stock", "ours"), default=math.nan),
         "BN + ReLU": geometric(ratios("stock relu", "ours relu")),
         "BN + add + ReLU": geometric(ratios("stock add relu", "ours add relu")),
         "kernels alone, forward": geometric(ratios("stock forward alone", "forward alone", planes)),
@@ -283,7 +283,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     compiled = ratios("compiled stock", "compiled ours")
     if compiled:
         found["compiled step"] = geometric(compiled)
-    return {name: round(value, 3) for name, value in found.items()}
+    return {name: round(value, 3) for name, value in found.items() if not math.isnan(value)}
 
 
 def roofline(shape: tuple[int, ...], times: dict[str, float]) -> float:
@@ -311,6 +311,21 @@ def draw(result: dict[str, Any], to: Path) -> None:
     (bars + ticks).properties(width=420, title=f"{result['threads']} threads, {result['clock']} time").save(to, ppi=120)
 
 
+def keep(rows: list[dict[str, Any]], about: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Write what is done so far."""
+    result = {
+        "torch": torch.__version__,
+        **about,
+        "instruction set": native.instruction_set(),
+        "OMP_PROC_BIND": os.environ.get("OMP_PROC_BIND"),
+        "summary": summary(rows),
+        "summary in bfloat16": summary(rows, "bfloat16"),
+        "rows": rows,
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
 def main() -> None:
     """Measure, print, keep the JSON and the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -327,7 +342,8 @@ def main() -> None:
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     told = kernels.backends()["native"]
     print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.clock} time, {told}")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {"summary": {}}
     for dtype in arguments.dtypes:
         for family, shape in SHAPES:
             if math.prod(shape) > arguments.largest:
@@ -349,19 +365,12 @@ def main() -> None:
                     for name in ("", "relu", "add relu", "frozen", "renorm", "ghost")
                 )
                 print(f"{dtype} {shape} {'channels last' if last else 'contiguous'}: step {line}", flush=True)
-    result = {
-        "torch": torch.__version__,
-        "threads": arguments.threads,
-        "clock": arguments.clock,
-        "instruction set": native.instruction_set(),
-        "OMP_PROC_BIND": os.environ.get("OMP_PROC_BIND"),
-        "summary": summary(rows),
-        "rows": rows,
-    }
+                about = {"threads": arguments.threads, "clock": arguments.clock}
+                result = keep(rows, about, arguments.out)
     for name, value in result["summary"].items():
         least, aim = GOALS.get(name, (None, None))
-        print(f"{name:32} {value:6.2f}   at least {least}, aim {aim}")
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        half = result["summary in bfloat16"].get(name, math.nan)
+        print(f"{name:32} {value:6.2f}   at least {least}, aim {aim}; in bfloat16 {half:.2f}")
     if arguments.picture:
         draw(result, arguments.picture)
 

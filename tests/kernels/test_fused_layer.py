@@ -123,6 +123,35 @@ def test_frozen_and_eval(shape, last, training, activation, spelled, monkeypatch
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(got, run(), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_large_frozen_layer_trains_what_is_around_it_in_every_dtype(dtype, last):
+    """float32 statistics beside half-precision inputs; the output is torch's own, the gradient to rounding."""
+    x = torch.randn(8, 64, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    g = torch.randn_like(x)
+    assert x.numel() >= fused._WORTHWHILE
+    found = []
+    for layer in (nn.BatchNorm2d(64).eval(), batchnorm.BatchNorm2d(64)):
+        layer.running_mean.copy_(torch.linspace(-1, 1, 64))
+        layer.running_var.copy_(torch.linspace(0.5, 2, 64))
+        if dtype is torch.float64:
+            layer.double()
+        if isinstance(layer, batchnorm.BatchNorm2d):
+            layer.frozen = True
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = layer(given)
+        y.backward(g)
+        found.append((y.detach(), given.grad, layer.weight.grad, layer.bias.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    close = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    for stock, ours in zip(found[0][1:], found[1][1:], strict=True):
+        assert ours.dtype is stock.dtype
+        scale = float(stock.abs().max())
+        assert float((ours.double() - stock.double()).abs().max()) <= close * scale
+
+
 def test_a_small_frozen_layer_is_torchs_own():
     layer = layer_of((8, 5)).eval()
     assert type(layer(torch.randn(8, 5, dtype=torch.float64)).grad_fn).__name__ != "FusedBackward"

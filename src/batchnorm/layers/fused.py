@@ -176,7 +176,8 @@ def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any) -> Tenso
         # torch's own output, to the last bit: `to_stock` promises it, and only its backward is slow.
         dtype = held.mean.dtype
         weight_wide, bias_wide = (v if v is None or v.dtype not in NARROW else v.to(dtype) for v in (weight, bias))
-        y, nothing = memory.like(x), (x.new_empty(0), x.new_empty(0))
+        nothing = torch.empty(2, 0, dtype=dtype if x.dtype in NARROW else x.dtype).unbind(0)
+        y = memory.like(x)
         stored = (held.mean, held.var, False, 0.0, way.eps)
         torch.native_batch_norm(x, weight_wide, bias_wide, *stored, out=(y, *nothing))
     y, saved, status = slab.forward(
