@@ -98,10 +98,10 @@ class PeerRenorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            mean, var = torch.batch_norm_update_stats(x, None, None, 0.1)
+            mean, var = (v.float() for v in torch.batch_norm_update_stats(x, None, None, 0.1))
             std = (var + 1e-5).sqrt()
             r, d = (std / self.std).clamp(1 / 3, 3), ((mean - self.mean) / self.std).clamp(-5, 5)
-            self.mean.lerp_(mean.to(self.mean.dtype), 0.01)
+            self.mean.lerp_(mean, 0.01)
             self.std.lerp_(std, 0.01)
         return functional.batch_norm(x, None, None, self.weight * r, self.bias + self.weight * d, True, 0.0, 1e-5)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__: str
+
 if TYPE_CHECKING:
     from batchnorm.diagnosis import diagnose as diagnose
     from batchnorm.diagnosis import inspect_checkpoint as inspect_checkpoint
@@ -86,6 +88,10 @@ def __getattr__(name: str) -> Any:
         return value
     if name in _FOLDERS:
         return import_module(f"batchnorm.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("batchnorm")
     raise AttributeError(f"module 'batchnorm' has no attribute {name!r}")
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import sys
-from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from torch import nn
 
 from batchnorm import diagnose as diagnose_model
 from batchnorm import recalibrate as recalibrate_model
@@ -20,10 +17,12 @@ from batchnorm.diagnosis import Report, inspect_checkpoint
 from batchnorm.diagnosis import lint as lint_source
 from batchnorm.diagnosis.report import finite
 from batchnorm.errors import BatchNormError
-from batchnorm.files import changed, load_archive, load_state, save_archive, save_state
+from batchnorm.factories import batches, metric_of, model_of, running
+from batchnorm.files import changed, check_writable, load_archive, save_archive, save_state
 from batchnorm.models.recalibration.result import summary
 
 FINE, FINDINGS, BAD_INPUT = 0, 1, 2
+DOES_NOT_RUN = "--data must give batches that --model runs on, as a tensor, or first in a tuple; it failed"
 app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
@@ -44,6 +43,19 @@ WeightsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"batchnorm {version('batchnorm')}")
+        raise typer.Exit(FINE)
+
+
+@app.callback()
+def options(
+    asked: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """What stands before a command."""
+
+
 @app.command()
 def demo(
     report: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("batchnorm-demo.html"),
@@ -51,6 +63,7 @@ def demo(
     """Show the four steps of batch norm, then diagnose and repair a network that fails in eval mode."""
     from batchnorm.demo.run import run
 
+    check_writable(report, "--report")
     raise typer.Exit(run(report, Console()))
 
 
@@ -85,9 +98,17 @@ def diagnose(
     html: HtmlOption = None,
 ) -> None:
     """Say what is wrong with a model's batch norm, in which layer, and what fixes it."""
-    function = None if metric is None else _find(metric, "--metric")
-    others = None if eval_data is None else _batches(eval_data)
-    _show(diagnose_model(_model(model, weights), _batches(data), function, eval_loader=others), as_json, html)
+    _check_html(html)
+    net, loader = model_of(model, weights), batches(data)
+    function = None if metric is None else metric_of(metric)
+    others = None if eval_data is None else batches(eval_data, "--eval-data")
+    with running(DOES_NOT_RUN):
+        report = diagnose_model(net, loader, function, eval_loader=others)
+    command = ["batchnorm recalibrate", f"--model {model}", f"--data {data}"]
+    command += [] if weights is None else [f"--weights {weights}"]
+    if not as_json and any("recalibrate" in finding.fix for finding in report.findings):
+        _show(report, as_json, html, f"Recalibrated in a shell: {' '.join(command)} --out fixed.pt")
+    _show(report, as_json, html)
 
 
 @app.command()
@@ -98,6 +119,7 @@ def inspect(
     html: HtmlOption = None,
 ) -> None:
     """Say what is wrong with the batch norm in a checkpoint, from the file alone; no model code is needed."""
+    _check_html(html)
     _show(inspect_checkpoint(checkpoint, other), as_json, html)
 
 
@@ -108,16 +130,24 @@ def lint(
     html: HtmlOption = None,
 ) -> None:
     """Say what Python source does wrong with running statistics; nothing is imported or run."""
+    _check_html(html)
     _show(lint_source(path), as_json, html)
 
 
-def _show(report: Report, as_json: bool, html: Path | None) -> None:
+def _check_html(html: Path | None) -> None:
+    if html is not None:
+        check_writable(html, "--html")
+
+
+def _show(report: Report, as_json: bool, html: Path | None, last: str = "") -> None:
     if html is not None:
         report.to_html(html)
     if as_json:
         print(json.dumps(finite(report.to_dict()), indent=2))
     else:
         Console().print(report)
+        if last:
+            Console().print(last, soft_wrap=True, highlight=False, markup=False)
     raise typer.Exit(FINE if report.ok else FINDINGS)
 
 
@@ -136,17 +166,19 @@ def recalibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Re-estimate the running statistics from data and write the repaired checkpoint, all else in it as it was."""
-    net = _model(model, weights)
-    result = recalibrate_model(
-        net,
-        _batches(data),
-        variance=variance,
-        upstream=upstream,
-        until=until,
-        max_samples=max_samples,
-        bank=bank,
-        resume=resume,
-    )
+    check_writable(out, "--out")
+    net, loader = model_of(model, weights), batches(data)
+    with running(DOES_NOT_RUN):
+        result = recalibrate_model(
+            net,
+            loader,
+            variance=variance,
+            upstream=upstream,
+            until=until,
+            max_samples=max_samples,
+            bank=bank,
+            resume=resume,
+        )
     state = net.state_dict()
     if weights is None:
         save_state(state, out)
@@ -157,7 +189,10 @@ def recalibrate(
         print(json.dumps(finite({**summary(result), "out": str(out)}), indent=2))
     else:
         Console().print(result)
-        Console().print(f"wrote {out}", soft_wrap=True)
+        if until is not None and not result.standard_error <= until:
+            Console().print(f"The data ended before --until {until}: the worst error is {result.standard_error:.3g}.")
+        made = "" if weights is not None else " (without --weights, so with the weights that the factory gave it)"
+        Console().print(f"wrote {out}{made}", soft_wrap=True)
 
 
 @app.command()
@@ -180,52 +215,10 @@ def translate(
     """Carry weights and running statistics from one framework's file to another's, in its conventions."""
     from batchnorm.interop.command import run
 
-    template = like if model is None else _model(model, None)
+    check_writable(target, "the target")
+    template = like if model is None else model_of(model, None)
     said = {"eps": eps, "momentum": momentum, "count": count, "steps": steps, "repair": repair, "flatten": flatten}
     run(source, target, map_file, as_json, like=template, partial=partial, trust_numbers=trust_numbers, **said)
-
-
-def _model(reference: str, weights: Path | None) -> nn.Module:
-    model = _make(reference, "--model")
-    if not isinstance(model, nn.Module):
-        raise BatchNormError(
-            f"--model must name a factory of a torch.nn.Module; {reference} gave a {type(model).__name__}"
-        )
-    if weights is not None:
-        try:
-            model.load_state_dict(load_state(weights))
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise BatchNormError(f"--weights must fit the model; {weights.name} does not: {first}") from error
-    return model
-
-
-def _batches(reference: str) -> Iterable[Any]:
-    data = _make(reference, "--data")
-    if not isinstance(data, Iterable):
-        raise BatchNormError(f"--data must name a factory of batches; {reference} gave a {type(data).__name__}")
-    return data
-
-
-def _find(reference: str, option: str) -> Any:
-    module_name, _, attribute = reference.partition(":")
-    if not module_name or not attribute:
-        raise BatchNormError(f"{option} must be MODULE:FACTORY, such as my_project.models:build; it was {reference!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise BatchNormError(f"{option} must name an importable module; {error}") from error
-    except AttributeError as error:
-        raise BatchNormError(f"{option} must name something in its module; {error}") from error
-    if not callable(factory):
-        raise BatchNormError(f"{option} must name a function; {reference} is a {type(factory).__name__}")
-    return factory
-
-
-def _make(reference: str, option: str) -> Any:
-    return _find(reference, option)()
 
 
 def main() -> None:

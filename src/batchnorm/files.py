@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -70,9 +72,7 @@ def load_archive(path: str | Path) -> Archive:
     except ImportError as error:
         raise BatchNormError(f"reading {path.name} needs: pip install 'batchnorm[safetensors]'") from error
     except Exception as error:
-        raise BatchNormError(
-            f"weights must be a checkpoint of tensors; {path.name} could not be read as one ({type(error).__name__})"
-        ) from error
+        raise BatchNormError(f"weights must be a checkpoint of tensors; {path.name} {_unread(path, error)}") from error
     keys: tuple[str, ...] = ()
     found = loaded
     for key in _NESTED:
@@ -81,6 +81,19 @@ def load_archive(path: str | Path) -> Archive:
     if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):
         raise BatchNormError(f"weights must hold tensors by name; {path.name} holds a {type(found).__name__}")
     return Archive(loaded, keys)
+
+
+def _unread(path: Path, error: Exception) -> str:
+    """Why torch or safetensors could not read a file, in words."""
+    if not path.stat().st_size:
+        return "is empty"
+    if isinstance(error, UnpicklingError) and "weights_only" in str(error).lower():
+        return "holds objects, which are not loaded: save model.state_dict() in place of the model"
+    with path.open("rb") as file:
+        start = file.read(4)
+    if path.suffix != ".safetensors" and start[:2] not in (b"PK", b"\x80\x02"):
+        return "is no torch.save file"
+    return f"is cut off or damaged ({type(error).__name__})"
 
 
 def changed(new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,6 +129,7 @@ def save_state(state: dict[str, Tensor], path: str | Path, metadata: dict[str, s
     """Write a state dict beside its place and rename it there, so a reader sees the old file or the new one."""
     path = Path(path)
     if path.suffix == ".safetensors":
+        check_writable(path)
         from safetensors.torch import save_file
 
         # Copies, since tied weights share memory and the format does not.
@@ -125,11 +139,25 @@ def save_state(state: dict[str, Tensor], path: str | Path, metadata: dict[str, s
         write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
+def check_writable(path: str | Path, name: str = "path") -> None:
+    """Whether a file can be written here, before the work that it is to hold is done.
+
+    Raises:
+        BatchNormError: the folder does not exist, or the format needs a package that is not installed.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise BatchNormError(f"{name} must lie in an existing folder; there is none at {path.parent}")
+    if path.is_dir():
+        raise BatchNormError(f"{name} must be a file; {path} is a folder")
+    if path.suffix == ".safetensors" and find_spec("safetensors") is None:
+        raise BatchNormError(f"writing {path.name} needs: pip install 'batchnorm[safetensors]'")
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Call write on a temporary file in path's folder, then rename it; on an error nothing is left behind."""
     path = Path(path)
-    if not path.parent.is_dir():
-        raise BatchNormError(f"path must lie in an existing folder; there is none at {path.parent}")
+    check_writable(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:
