@@ -107,7 +107,7 @@ def diagnose(
     command = ["batchnorm recalibrate", f"--model {model}", f"--data {data}"]
     command += [] if weights is None else [f"--weights {weights}"]
     if not as_json and any("recalibrate" in finding.fix for finding in report.findings):
-        _show(report, as_json, html, f"Recalibrated in a shell: {' '.join(command)} --out fixed.pt")
+        _show(report, as_json, html, f"\nThe same in a shell: {' '.join(command)} --out fixed.pt")
     _show(report, as_json, html)
 
 
@@ -145,7 +145,7 @@ def _show(report: Report, as_json: bool, html: Path | None, last: str = "") -> N
     if as_json:
         print(json.dumps(finite(report.to_dict()), indent=2))
     else:
-        Console().print(report)
+        Console().print(report, crop=False)
         if last:
             Console().print(last, soft_wrap=True, highlight=False, markup=False)
     raise typer.Exit(FINE if report.ok else FINDINGS)

@@ -87,12 +87,13 @@ def _unread(path: Path, error: Exception) -> str:
     """Why torch or safetensors could not read a file, in words."""
     if not path.stat().st_size:
         return "is empty"
+    with path.open("rb") as file:
+        start = file.read(2)
+    # A zip archive, or a pickle as torch wrote it before.
+    if path.suffix != ".safetensors" and start != b"PK" and start[:1] != b"\x80":
+        return "is no torch.save file"
     if isinstance(error, UnpicklingError) and "weights_only" in str(error).lower():
         return "holds objects, which are not loaded: save model.state_dict() in place of the model"
-    with path.open("rb") as file:
-        start = file.read(4)
-    if path.suffix != ".safetensors" and start[:2] not in (b"PK", b"\x80\x02"):
-        return "is no torch.save file"
     return f"is cut off or damaged ({type(error).__name__})"
 
 

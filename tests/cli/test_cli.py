@@ -22,6 +22,16 @@ def empty():
 def broken():
     return [torch.full((8, 3, 6, 6), float("nan"))]
 NUMBER = 3
+def gray():
+    return torch.randn(8, 1, 6, 6).split(4)
+def one():
+    return torch.randn(8, 3, 6, 6)
+def asks(something):
+    return []
+def fails():
+    raise OSError("the disk is away")
+def word(output, batch):
+    return "good"
 """
 
 
@@ -67,11 +77,25 @@ def test_safetensors(folder):
         ),
         (
             ["--model", "mine:model", "--data", "mine:data", "--weights", "mine.py"],
-            "could not be read as one",
+            "mine.py is no torch.save file",
         ),
         (["--model", "mine:model", "--data", "mine:data", "--weights", "other.pt"], "must fit the model"),
         (["--model", "mine", "--data", "mine:data"], "must be MODULE:FACTORY"),
-        (["--model", "yours:model", "--data", "mine:data"], "No module named 'yours'"),
+        (["--model", "yours:model", "--data", "mine:data"], "there is no yours"),
+        (["--model", "mine.py:model", "--data", "mine:data"], "must name a module, not a file: mine:model"),
+        (
+            ["--model", "needs:model", "--data", "mine:data"],
+            "ModuleNotFoundError in needs.py:2: No module named 'nope'",
+        ),
+        (["--model", "slip:model", "--data", "mine:data"], "SyntaxError in slip.py:1"),
+        (["--model", "mine:modle", "--data", "mine:data"], "did you mean mine:model?"),
+        (["--model", "mine:model", "--data", "mine:gray"], "expected input[4, 1, 6, 6] to have 3 channels"),
+        (["--model", "mine:model", "--data", "mine:one"], "one tensor of shape (8, 3, 6, 6)"),
+        (["--model", "mine:model", "--data", "mine:asks"], "must name a function that runs without arguments"),
+        (["--model", "mine:model", "--data", "mine:fails"], "OSError in mine.py:23: the disk is away"),
+        (["--model", "mine:model", "--data", "mine:data", "--weights", "empty.pt"], "empty.pt is empty"),
+        (["--model", "mine:model", "--data", "mine:data", "--weights", "cut.pt"], "cut.pt is cut off or damaged"),
+        (["--model", "mine:model", "--data", "mine:data", "--weights", "whole.pt"], "save model.state_dict() in place"),
         (["--model", "mine:absent", "--data", "mine:data"], "absent"),
         (["--model", "mine:NUMBER", "--data", "mine:data"], "must name a function"),
         (["--model", "mine:data", "--data", "mine:data"], "must name a factory of a torch.nn.Module"),
@@ -83,12 +107,61 @@ def test_safetensors(folder):
 @pytest.mark.parametrize("verb", ["diagnose", "recalibrate"])
 def test_bad_input_is_one_sentence_exit_code_two_and_no_file(folder, verb, arguments, sentence):
     torch.save({"weight": torch.zeros(1)}, folder / "other.pt")
+    torch.save(torch.nn.Linear(1, 1), folder / "whole.pt")
+    (folder / "cut.pt").write_bytes((folder / "other.pt").read_bytes()[:400])
+    (folder / "empty.pt").touch()
+    (folder / "needs.py").write_text("import torch\nimport nope\n")
+    (folder / "slip.py").write_text("def model(:\n")
     out = ["--out", "out.pt"] if verb == "recalibrate" else []
     result = run(folder, verb, *arguments, *out)
     assert result.returncode == 2
     assert sentence in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (folder / "out.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["diagnose", "--model", "mine:model", "--data", "mine:data", "--metric", "mine:word"], "return a number"),
+        (["diagnose", "--model", "mine:model", "--data", "mine:data", "--metric", "mine:plain"], "TypeError"),
+        (["diagnose", "--model", "mine:model", "--data", "mine:data", "--html", "no/r.html"], "--html must lie in"),
+        (["recalibrate", "--model", "mine:model", "--data", "mine:data", "--out", "no/x.pt"], "--out must lie in"),
+        (["demo", "--report", "no/r.html"], "--report must lie in"),
+        (["translate", "a.pt", "no/b.pt"], "the target must lie in"),
+    ],
+)
+def test_other_bad_input_is_one_sentence_before_any_work(folder, arguments, sentence):
+    result = run(folder, *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_all_of_an_error_is_shown_where_asked(folder, monkeypatch):
+    monkeypatch.setenv("BATCHNORM_TRACEBACK", "1")
+    result = run(folder, "diagnose", "--model", "mine:model", "--data", "mine:fails")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.strip().endswith("OSError: the disk is away")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_fix_is_never_broken_and_can_be_pasted(folder, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = run(folder, "diagnose", "--model", "mine:model", "--data", "mine:data").stdout
+    assert "  fix: batchnorm.recalibrate(model, loader)" in shown
+    command = next(line for line in shown.splitlines() if line.startswith("The same in a shell: ")).split(": ", 1)[1]
+    assert run(folder, *command.split()[1:]).returncode == 0
+    assert (folder / "fixed.pt").exists()
+
+
+def test_what_was_not_asked_or_not_reached_is_said(folder):
+    arguments = ("recalibrate", "--model", "mine:model", "--data", "mine:data", "--out", "out.pt", "--until", "1e-9")
+    shown = " ".join(run(folder, *arguments).stdout.split())
+    assert "without --weights, so with the weights that the factory gave it" in shown
+    assert "2 batches: no error bar" in shown
+    assert "The data ended before --until 1e-09" in shown
 
 
 def test_help_names_the_options(folder):

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -27,6 +28,11 @@ def test_the_environment_names_what_a_report_needs():
     assert told["torch"] == torch.__version__.split("+")[0] or told["torch"] == torch.__version__
     assert told["native kernels"] == environment()["native kernels"]
     assert told["threads"].isdecimal()
+
+
+def test_the_version_is_the_distribution_s():
+    assert run("-m", "batchnorm", "--version").split() == ["batchnorm", batchnorm.__version__]
+    assert batchnorm.__version__ == importlib.metadata.version("batchnorm")
 
 
 def test_an_import_loads_no_optional_library_and_no_command_line():

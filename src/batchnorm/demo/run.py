@@ -32,9 +32,11 @@ def run(report_path: Path, console: Console) -> int:
         f"Trained for {STEPS} steps at momentum 0.01 on {len(digits.train_x)} digits; {len(test[0])} are held out.\n"
     )
     report = batchnorm.diagnose(model, list(zip(loader, digits.train_y.split(64), strict=True)), metric=_accuracy)
-    console.print(report)
+    console.print(report, crop=False)
     result = batchnorm.recalibrate(model, loader)
+    console.print()
     console.print(result)
+    console.print()
     rows.append(_row("eval mode, recalibrated", *score(model, *test, "eval")))
     after = batchnorm.diagnose(model, loader)
     console.print(_table(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -99,10 +100,16 @@ def progress_bar(loader: Iterable[Any], shown: bool, label: str) -> Iterator[Cal
         yield lambda steps: bar.advance(task, steps)
 
 
-def as_text(renderable: Any, width: int = 100) -> str:
-    """What rich would print, as plain text."""
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """The number with its noun."""
+    return f"{number} {one if number == 1 else more or one + 's'}"
+
+
+def as_text(renderable: Any) -> str:
+    """What rich would print, as plain text, as wide as the terminal or 100 columns where there is none."""
     from rich.console import Console
 
     out = StringIO()
-    Console(file=out, width=width, color_system=None).print(renderable)
+    width = max(40, shutil.get_terminal_size((100, 24)).columns)
+    Console(file=out, width=width, color_system=None).print(renderable, crop=False)
     return out.getvalue().rstrip()

@@ -12,6 +12,11 @@ from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.report.channels import pack
 from batchnorm.diagnosis.report.subject import Table
 
+COLUMNS = (
+    "drift: from the stored mean to the actual, in stored standard deviations, +- its sampling error; variance off x: "
+    "the factor between stored and actual; share: of the change in the output; values: the fewest a channel had in a "
+    "batch; updates: num_batches_tracked"
+)
 CHOICE = {
     "stored": "stored statistics (eval mode)",
     "batch": "the batch's own (train mode)",
@@ -36,15 +41,17 @@ class ModelSubject:
     @property
     def measured(self) -> str:
         """Samples, batches, and how far the modes are apart."""
-        gap = self.evidence.output_gap
+        gap, exact = self.evidence.output_gap, self.evidence.choices.recalibrated_gap
         outputs = "" if gap is None else f"; train and eval outputs differ by {gap:.1%} of their size"
+        outputs += "" if gap is None or exact is None else f", by {exact:.1%} with exact statistics"
         return f"{self.evidence.samples} samples in {self.evidence.batches} batches{outputs}"
 
     def tables(self) -> list[Table]:
         """The metric under each choice, and the layers."""
         found = [self._choices()] if self.evidence.choices.metric else []
-        header = ["layer", "drift (std)", "+-", "variance x", "share", "values", "updates"]
-        return [*found, Table("stored against actual statistics", header, [_row(v) for v in self.layers.values()])]
+        header = ["layer", "drift (std)", "+-", "variance off x", "share", "values", "updates"]
+        rows = [_row(v) for v in self.layers.values()]
+        return [*found, Table("stored against actual statistics", header, rows, COLUMNS)]
 
     def _choices(self) -> Table:
         choices = self.evidence.choices

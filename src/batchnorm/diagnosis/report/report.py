@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 
+# Of the layers that a finding is about.
+MOST_NAMES = 4
+
+
 class Report:
     """What `diagnose`, `inspect_checkpoint`, `watch` and `lint` found.
 
@@ -81,7 +85,7 @@ class Report:
         return f"Diagnosis: {self.verdict} ({self.subject.measured})"
 
     def grouped(self) -> list[tuple[str, str, str, str, str]]:
-        """Findings with one code in many layers, gathered: the first one's message and how many more."""
+        """Findings with one code in many layers, gathered: the first layers' names and the first one's message."""
         if self.subject.kind == "source":
             return [(f.code, f.severity, f.layer, f.message, f.fix) for f in self.findings]
         by_code: dict[str, list[Finding]] = {}
@@ -89,9 +93,10 @@ class Report:
             by_code.setdefault(finding.code, []).append(finding)
         rows = []
         for code, group in by_code.items():
-            more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-            name = group[0].layer or ("(root)" if "" in self.layers else "(model)")
-            rows.append((code, group[0].severity, name + more, group[0].message, group[0].fix))
+            names = [finding.layer or ("(root)" if "" in self.layers else "(model)") for finding in group]
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            message = f"{names[0]}: {group[0].message}" if len(names) > 1 else group[0].message
+            rows.append((code, group[0].severity, ", ".join(names[:MOST_NAMES]) + more, message, group[0].fix))
         return rows
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Table(NamedTuple):
-    """A table in a report: its title, a header and rows of text."""
+    """A table in a report: its title, a header and rows of text, and what its columns mean."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
+    caption: str = ""
 
 
 class Timeline(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -22,22 +23,26 @@ def parts(report: Report) -> Iterator[RenderableType]:
     yield Text(report.headline(), style="bold")
     for table in report.subject.tables():
         yield _numbers(table)
-    if report.findings:
-        yield _findings(report)
+        if table.caption:
+            yield Text(table.caption, style="dim")
+    yield from _findings(report)
 
 
 def _numbers(table: Table) -> RichTable:
-    made = RichTable(table.header[0], title=table.title, title_justify="left")
-    for heading in table.header[1:]:
-        made.add_column(heading, justify="right")
+    made = RichTable(title=table.title, title_justify="left")
+    for index, heading in enumerate(table.header):
+        # Broken, not cut: what a narrow terminal has no room for goes on the next line.
+        made.add_column(heading, justify="right" if index else "left", overflow="fold")
     for row in table.rows:
         made.add_row(*map(Text, row))
     return made
 
 
-def _findings(report: Report) -> RichTable:
-    where = "where" if report.subject.kind == "source" else "layer"
-    table = RichTable("code", where, "what and why", "fix", title="findings", title_justify="left")
+def _findings(report: Report) -> Iterator[RenderableType]:
+    """Paragraphs, for a fix is to be copied whole and a column would break it."""
+    named = report.subject.kind != "source"
     for code, severity, layers, message, fix in report.grouped():
-        table.add_row(Text(code, style=STYLE[severity]), Text(layers), Text(message), Text(fix))
-    return table
+        what = f"layer{'s' * (', ' in layers)} " if named and not layers.startswith("(") else ""
+        yield Text.assemble("\n", (f"{code} {severity}", STYLE[severity]), f"  {what}{layers}")
+        yield Padding(Text(message), (0, 0, 0, 2))
+        yield Text(f"  fix: {fix}", style="bold", no_wrap=True, overflow="ignore")

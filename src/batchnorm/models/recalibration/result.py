@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from batchnorm.models.batches import as_text
+from batchnorm.models.batches import as_text, counted
 from batchnorm.models.recalibration.quiet import Buffers, restore
+from batchnorm.models.recalibration.totals import FEWEST_BATCHES
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 # A smaller move than this many standard deviations, or than the error bars allow, changes nothing.
 NEGLIGIBLE = 0.05
 _SURE = 3.0
+_COLUMNS = (
+    "mean moved by: in old standard deviations; +-: the sampling error of what is stored now; residual: from what the "
+    "layer receives at inference on these data"
+)
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,13 @@ class Recalibration:
     def notes(self) -> list[str]:
         """What the table does not say, a sentence each."""
         found = []
+        for names, why in ((self.unreached, "never reached"), (self.frozen, "frozen")):
+            if names:
+                found.append(f"Unchanged, {why}: {', '.join(name or '(root)' for name in names)}.")
         if self.layers and not self.needed:
             found.append("The statistics were fine: nothing needed doing.")
+        if self.batches < FEWEST_BATCHES:
+            found.append(f"{counted(self.batches, 'batch', 'batches')}: no error bar, which takes {FEWEST_BATCHES}.")
         if self.offered is not None and self.samples < self.offered:
             found.append(f"{self.samples} of the {self.offered} samples offered were enough, or were asked for.")
             if self.in_stored_order:
@@ -115,7 +125,8 @@ class Recalibration:
             )
         if self.skipped:
             where = ", ".join(f"{number} (layer {layer or '(root)'})" for number, layer in self.skipped[:10])
-            found.append(f"{len(self.skipped)} batches were not finite and were left out: {where}.")
+            skipped = counted(len(self.skipped), "batch", "batches")
+            found.append(f"Left out, not finite: {skipped}, {where}.")
         if not self.converged:
             worst = max(self.residual.values())
             found.append(
@@ -127,20 +138,16 @@ class Recalibration:
         from rich.console import Group
         from rich.table import Table
 
-        title = f"Recalibrated {len(self.layers)} layers on {self.samples} samples"
-        table = Table("layer", title=title, title_justify="left")
-        headings = ("values a channel", "mean moved by (std)", "variance x", "+- (std)", "residual (std)")
+        title = f"Recalibrated {counted(len(self.layers), 'layer')} on {counted(self.samples, 'sample')}"
+        table = Table("layer", title=title, title_justify="left", caption=_COLUMNS, caption_justify="left")
+        headings = ("values a channel", "mean moved by (std)", "variance new/old", "+- (std)", "residual (std)")
         for heading in headings:
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", overflow="fold")
         for name, row in self.layers.items():
             bar = "?" if math.isnan(row.standard_error) else f"{row.standard_error:.3f}"
             rest = "" if math.isnan(row.residual) else f"{row.residual:.1e}"
             cells = (f"{row.count}", f"{row.mean_shift:.3f}", f"{row.var_ratio:.3f}", bar, rest)
             table.add_row(name or "(root)", *cells)
-        for name in self.unreached:
-            table.add_row(name, "never reached: unchanged", "", "", "", "")
-        for name in self.frozen:
-            table.add_row(name, "frozen: unchanged", "", "", "", "")
         return Group(table, *self.notes)
 
     def __str__(self) -> str:
