@@ -91,7 +91,7 @@ def lag(e: Evidence) -> Said:
             share = "" if layer.share is None else f"; alone it causes {layer.share:.0%} of the change in the output"
             yield (
                 layer.name,
-                f"the stored mean is {layer.drift:.2f} standard deviations (+- {layer.standard_error:.2f}) from what "
+                f"the stored mean is {layer.drift:.2f} standard deviations (+- {layer.standard_error:.2g}) from what "
                 f"the layer receives, the variance off by a factor of {ratio:.2f}{share}",
                 RECALIBRATE,
             )

@@ -125,8 +125,8 @@ class Recalibration:
             )
         if self.skipped:
             where = ", ".join(f"{number} (layer {layer or '(root)'})" for number, layer in self.skipped[:10])
-            skipped = counted(len(self.skipped), "batch", "batches")
-            found.append(f"Left out, not finite: {skipped}, {where}.")
+            were = "1 batch was" if len(self.skipped) == 1 else f"{len(self.skipped)} batches were"
+            found.append(f"{were} not finite and left out: {where}.")
         if not self.converged:
             worst = max(self.residual.values())
             found.append(
