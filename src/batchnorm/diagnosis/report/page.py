@@ -102,7 +102,7 @@ def _actions(report: Report) -> str:
     for code, severity, where, message, fix in report.grouped():
         if severity != "note" and fix not in seen and len(seen) < 6:
             seen[fix] = (
-                f'<li><p><span class="badge {severity}">{code}</span> <span class="where">{escape(where)}</span> '
+                f'<li><p><span class="badge {severity}">{code}</span> <span class="where">{escape(where)}</span><br>'
                 f"{escape(message)}.</p>{_fix(fix)}</li>"
             )
     return f'<section><h2>What to do</h2><ol class="actions">{"".join(seen.values())}</ol></section>' if seen else ""
@@ -120,6 +120,7 @@ def _grid(table: Table) -> str:
 
     rows = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows[:MOST_ROWS])
     more = f"<p class=caption>and {len(table.rows) - MOST_ROWS} more</p>" if len(table.rows) > MOST_ROWS else ""
+    more += f"<p class=caption>{escape(table.caption)}</p>" if table.caption else ""
     return f'<div class="scroll"><table><tr>{cells("th", table.header)}</tr>{rows}</table></div>{more}'
 
 

@@ -96,7 +96,9 @@ class Report:
             names = [finding.layer or ("(root)" if "" in self.layers else "(model)") for finding in group]
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
             message = f"{names[0]}: {group[0].message}" if len(names) > 1 else group[0].message
-            rows.append((code, group[0].severity, ", ".join(names[:MOST_NAMES]) + more, message, group[0].fix))
+            word = "layers " if len(names) > 1 else "" if names[0].startswith("(") else "layer "
+            where = word + ", ".join(names[:MOST_NAMES]) + more
+            rows.append((code, group[0].severity, where, message, group[0].fix))
         return rows
 
     def to_dict(self) -> dict[str, Any]:

@@ -40,9 +40,7 @@ def _numbers(table: Table) -> RichTable:
 
 def _findings(report: Report) -> Iterator[RenderableType]:
     """Paragraphs, for a fix is to be copied whole and a column would break it."""
-    named = report.subject.kind != "source"
-    for code, severity, layers, message, fix in report.grouped():
-        what = f"layer{'s' * (', ' in layers)} " if named and not layers.startswith("(") else ""
-        yield Text.assemble("\n", (f"{code} {severity}", STYLE[severity]), f"  {what}{layers}")
+    for code, severity, where, message, fix in report.grouped():
+        yield Text.assemble("\n", (f"{code} {severity}", STYLE[severity]), f"  {where}")
         yield Padding(Text(message), (0, 0, 0, 2))
         yield Text(f"  fix: {fix}", style="bold", no_wrap=True, overflow="ignore")
