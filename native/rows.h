@@ -226,30 +226,31 @@ static void apply_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range 
     for (; r < rows.last; ++r) some(r, 1, false);
 }
 
-// One vector of channels in one row: g behind the activation, and the data.
+// One vector of channels in one row: g behind the activation, and the data. The addresses are held here, since the stores
+// between two reads might, for all the compiler knows, change the call's.
 template <class T, class A, int ACT, int SRC> struct RowGradient {
     typedef typename VecOf<A>::type V;
-    BN_INLINE void read(const Call& q, int64_t at, int n, V mean, V scale, V shift, A slope, A inverse, V& g, V& x) {
-        const T* gp = static_cast<const T*>(q.g) + at;
+    const T *g_at, *x_at, *y_at;
+    A slope, inverse;
+
+    explicit RowGradient(const Call& q)
+        : g_at(static_cast<const T*>(q.g)), x_at(static_cast<const T*>(q.x)), y_at(static_cast<const T*>(q.y_in)),
+          slope(static_cast<A>(q.slope)), inverse(slope != 0 ? 1 / slope : 0) {}
+
+    __attribute__((always_inline)) void read(int64_t at, int n, V mean, V scale, V shift, V& g, V& x) const {
         const bool whole = n == width<A>();
-        g = whole ? load(gp) : load(gp, n, V{});
+        g = whole ? load(g_at + at) : load(g_at + at, n, V{});
         if (SRC == kInvert) {
-            const T* yp = static_cast<const T*>(q.y_in) + at;
-            const V y = whole ? load(yp) : load(yp, n, V{});
+            const V y = whole ? load(y_at + at) : load(y_at + at, n, V{});
             g = gated<ACT>(g, y, slope);
             x = y <= 0 ? y * inverse : y;
             return;
         }
-        const T* xp = static_cast<const T*>(q.x) + at;
-        x = whole ? load(xp) : load(xp, n, V{});
+        x = whole ? load(x_at + at) : load(x_at + at, n, V{});
         if (ACT != kNone) {
             V y;
-            if (SRC == kOutput) {
-                const T* yp = static_cast<const T*>(q.y_in) + at;
-                y = whole ? load(yp) : load(yp, n, V{});
-            } else {
-                y = (x - mean) * scale + shift;
-            }
+            if (SRC == kOutput) y = whole ? load(y_at + at) : load(y_at + at, n, V{});
+            else y = (x - mean) * scale + shift;
             g = gated<ACT>(g, y, slope);
         }
     }
@@ -257,11 +258,12 @@ template <class T, class A, int ACT, int SRC> struct RowGradient {
 
 // What a row's gradient is stored as, where the sums alone decide nothing of it (OUT): dx is g times a scale.
 template <class T, class A, int ACT, int SRC, bool OUT, bool RES>
-BN_INLINE void sums_of_rows(const Call& q, const Vectors<A>& f, const Cols& k, int64_t r, int64_t end, A* s1, A* s2) {
+BN_INLINE void sums_of_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, int64_t r, int64_t end, A* s1, A* s2) {
     typedef typename VecOf<A>::type V;
-    typedef RowGradient<T, A, ACT, SRC> G;
     constexpr int L = width<A>();
-    const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
+    const RowGradient<T, A, ACT, SRC> read_at(q);
+    const Vectors<A> f = vectors;
+    const int64_t columns = k.count, stride = k.stride, begin = k.first;
     T* dx = static_cast<T*>(q.out);
     T* dr = static_cast<T*>(q.out_residual);
     auto part = [&](int64_t r, int count, int64_t i, int n) __attribute__((always_inline)) {
@@ -271,9 +273,9 @@ BN_INLINE void sums_of_rows(const Call& q, const Vectors<A>& f, const Cols& k, i
         const V out = OUT ? vec(f.pull_scale) : V{};
         V a = vec(s1), ax = vec(s2);
         for (int j = 0; j < count; ++j) {
-            const int64_t at = (r + j) * k.stride + k.first + i;
+            const int64_t at = (r + j) * stride + begin + i;
             V g, x;
-            G::read(q, at, n, mean, scale, shift, slope, inverse, g, x);
+            read_at.read(at, n, mean, scale, shift, g, x);
             a += g;
             ax += g * (x - mean);
             if (OUT) {
@@ -287,8 +289,8 @@ BN_INLINE void sums_of_rows(const Call& q, const Vectors<A>& f, const Cols& k, i
     };
     auto some = [&](int64_t r, int count) __attribute__((always_inline)) {
         int64_t i = 0;
-        for (; i + L <= k.count; i += L) part(r, count, i, L);
-        if (i < k.count) part(r, count, i, static_cast<int>(k.count - i));
+        for (; i + L <= columns; i += L) part(r, count, i, L);
+        if (i < columns) part(r, count, i, static_cast<int>(columns - i));
     };
     for (; r + 8 <= end; r += 8) some(r, 8);
     for (; r < end; ++r) some(r, 1);
@@ -320,15 +322,15 @@ static void sums_rows(const Call& q, const Vectors<A>& f, const Blocks& b, int64
 }
 
 template <class T, class A, bool W, int ACT, int SRC, bool RES>
-static void pull_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range rows) {
+static void pull_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, Range rows) {
     typedef typename VecOf<A>::type V;
-    typedef RowGradient<T, A, ACT, SRC> G;
     constexpr int L = width<A>();
-    const int64_t c = k.count;
+    const RowGradient<T, A, ACT, SRC> read_at(q);
+    const Vectors<A> f = vectors;
+    const int64_t c = k.count, stride = k.stride, begin = k.first;
     const A* w = static_cast<const A*>(q.weights);
     T* dx = static_cast<T*>(q.out);
     T* dr = static_cast<T*>(q.out_residual);
-    const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
     const bool streams = streamable<T, L>(q, dx, k) && (!RES || streamable<T, L>(q, dr, k));
     auto part = [&](int64_t r, int count, A weight, int64_t i, int n, bool past) __attribute__((always_inline)) {
         const bool whole = n == L;
@@ -336,9 +338,9 @@ static void pull_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range r
         const V mean = vec(f.mean), scale = vec(f.scale), shift = vec(f.shift);
         const V centre = vec(f.centre), out = vec(f.pull_scale), u = vec(f.u), v = vec(f.v);
         for (int j = 0; j < count; ++j) {
-            const int64_t at = (r + j) * k.stride + k.first + i;
+            const int64_t at = (r + j) * stride + begin + i;
             V g, x;
-            G::read(q, at, n, mean, scale, shift, slope, inverse, g, x);
+            read_at.read(at, n, mean, scale, shift, g, x);
             if (RES) {
                 if (whole && past) stream(dr + at, g);
                 else if (whole) store(dr + at, g);
@@ -358,7 +360,7 @@ static void pull_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range r
         if (i < c) part(r, count, weight, i, static_cast<int>(c - i), false);
     };
     auto zero_row = [&](int64_t r) {
-        T* row = dx + r * k.stride + k.first;
+        T* row = dx + r * stride + begin;
         for (int64_t i = 0; i < c; i += L) {
             const int n = static_cast<int>(least(L, c - i));
             if (n == L) store(row + i, V{});

@@ -94,10 +94,13 @@ BN_INLINE void store(F16* p, VF v) { VH h = to_f16(v); std::memcpy(p, &h, sizeof
 
 // v where y is not at most zero (NaN is not), else zero. The plain conditional becomes a mask that is made a vector first.
 #if defined(__AVX512F__)
+// v is held in a register first: made a masked load, as the compiler likes it, it would wait for y to be known.
 BN_INLINE VF where_positive(VF y, VF v) {
+    asm("" : "+v"(v));
     return (VF)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)y, _mm512_setzero_ps(), _CMP_NLE_UQ), (__m512)v);
 }
 BN_INLINE VD where_positive(VD y, VD v) {
+    asm("" : "+v"(v));
     return (VD)_mm512_maskz_mov_pd(_mm512_cmp_pd_mask((__m512d)y, _mm512_setzero_pd(), _CMP_NLE_UQ), (__m512d)v);
 }
 #else
