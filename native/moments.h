@@ -46,12 +46,12 @@ template <class A, bool W> struct Tile {
 
     BN_INLINE void flush(Tile& t) {
         if (!t.filled) return;
-        const double s1 = sum(t.s1[0] + t.s1[1]) + sum(t.s1[2] + t.s1[3]);
-        const double s2 = sum(t.s2[0] + t.s2[1]) + sum(t.s2[2] + t.s2[3]);
+        const double s1 = sum((t.s1[0] + t.s1[1]) + (t.s1[2] + t.s1[3]));
+        const double s2 = sum((t.s2[0] + t.s2[1]) + (t.s2[2] + t.s2[3]));
         double n = static_cast<double>(t.filled), n2 = n;
         if (W) {
-            n = sum(t.sw[0] + t.sw[1]) + sum(t.sw[2] + t.sw[3]);
-            n2 = sum(t.sq[0] + t.sq[1]) + sum(t.sq[2] + t.sq[3]);
+            n = sum((t.sw[0] + t.sw[1]) + (t.sw[2] + t.sw[3]));
+            n2 = sum((t.sq[0] + t.sq[1]) + (t.sq[2] + t.sq[3]));
         }
         if (n > 0) {
             const double d = s1 / n;

@@ -189,15 +189,21 @@ BN_INLINE VF load(const F16* p, int n, VF fill) { return keep(from_f16(load_bits
 BN_INLINE void store(BF16* p, VF v, int n) { store_bits(&p->bits, to_bf16(v), n); }
 BN_INLINE void store(F16* p, VF v, int n) { store_bits(&p->bits, to_f16(v), n); }
 
+// Halves upon halves, in double: a chain of additions would take as long as a tile's arithmetic.
+template <int L> BN_INLINE double halved(double* t) {
+    for (int half = L / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) t[i] += t[i + half];
+    return t[0];
+}
 BN_INLINE double sum(VF v) {
-    double total = 0;
-    for (int i = 0; i < kWF; ++i) total += static_cast<double>(v[i]);
-    return total;
+    double t[kWF];
+    for (int i = 0; i < kWF; ++i) t[i] = static_cast<double>(v[i]);
+    return halved<kWF>(t);
 }
 BN_INLINE double sum(VD v) {
-    double total = 0;
-    for (int i = 0; i < width<double>(); ++i) total += v[i];
-    return total;
+    double t[width<double>()];
+    for (int i = 0; i < width<double>(); ++i) t[i] = v[i];
+    return halved<width<double>()>(t);
 }
 
 BN_INLINE float scalar(const float* p) { return *p; }
