@@ -82,14 +82,16 @@ BN_INLINE void add(Tile<A, W>& t, int j, V x, V w) {
     }
 }
 
-// One run of values that lie side by side.
+// One run of values that lie side by side; what lies so many values ahead is asked for on the way.
 template <class T, class A, bool W>
-BN_INLINE void add_span(Tile<A, W>& t, const T* p, const A* w, int64_t n) {
+BN_INLINE void add_span(Tile<A, W>& t, const T* p, const A* w, int64_t n, int64_t ahead) {
     typedef typename VecOf<A>::type V;
     constexpr int L = width<A>();
     int64_t i = 0;
     auto weight = [&](int64_t at) -> V { return W ? load(w + at) : V{}; };
     for (; i + 4 * L <= n; i += 4 * L) {
+        for (int64_t at = 0; at < static_cast<int64_t>(4 * L * sizeof(T)); at += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(p + i + ahead) + at);
         add<A, W, V>(t, 0, load(p + i), weight(i));
         add<A, W, V>(t, 1, load(p + i + L), weight(i + L));
         add<A, W, V>(t, 2, load(p + i + 2 * L), weight(i + 2 * L));
@@ -106,10 +108,10 @@ BN_INLINE void add_span(Tile<A, W>& t, const T* p, const A* w, int64_t n) {
 }
 
 template <class T, class A, bool W>
-BN_INLINE void add_run(Tile<A, W>& t, const T* p, const A* w, int64_t n) {
+BN_INLINE void add_run(Tile<A, W>& t, const T* p, const A* w, int64_t n, int64_t ahead) {
     while (n > 0) {
         const int64_t now = least(n, t.target - t.filled);
-        add_span<T, A, W>(t, p, w, now);
+        add_span<T, A, W>(t, p, w, now, ahead);
         if (t.filled >= t.target) Tile<A, W>::flush(t);
         p += now;
         if (W) w += now;

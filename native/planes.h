@@ -80,8 +80,7 @@ static Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int64
             }
             begun = true;
         }
-        prefetch_next(x + at, q.shape.s);
-        add_run<T, A, W>(t, x + at, W ? w + wat : nullptr, run);
+        add_run<T, A, W>(t, x + at, W ? w + wat : nullptr, run, q.shape.c * q.shape.s);
     });
     if (!begun) return {0, 0, 0, 0};
     Tile<A, W>::flush(t);
