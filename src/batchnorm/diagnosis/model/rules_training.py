@@ -11,6 +11,8 @@ from batchnorm.diagnosis.model.rules_statistics import RECALIBRATE, drifts
 from batchnorm.models.recalibrate import rms
 
 REMAINS = 0.01  # of the initial value 0 or 1
+# Without count=0 the average counts what is stored as data, the initial value in it too.
+DEBIASED = '; before training on, batchnorm.convert(model, "debiased", count=0)'
 
 
 def too_few_steps(e: Evidence) -> Said:
@@ -24,7 +26,7 @@ def too_few_steps(e: Evidence) -> Said:
                 layer.name,
                 f"{layer.counter} updates at momentum {layer.momentum:g} leave {left:.0%} of the initial value in "
                 "the running statistics",
-                f'{RECALIBRATE}, or train with batchnorm.convert(model, "debiased")',
+                RECALIBRATE + (DEBIASED if layer.plain else ""),
             )
 
 
