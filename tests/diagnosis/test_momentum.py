@@ -95,3 +95,20 @@ def test_a_run_too_short_for_its_momentum_is_judged_where_the_start_fades(method
     model.train()(LOADER[0]).sum().backward()
     report.close()
     assert ("BN308" in [finding.code for finding in report.findings]) is said
+
+
+@pytest.mark.parametrize("momentum", [2.0, -0.5, 3.0])
+def test_a_momentum_outside_its_range_comes_before_its_symptoms_and_its_fix_works(momentum):
+    model = network()
+    model[4].momentum = momentum
+    model = train(model, 7, 1)
+    recalibrated = copy.deepcopy(model).eval()
+    batchnorm.recalibrate(recalibrated, LOADER)
+    assert "BN129" not in [finding.code for finding in diagnosed(recalibrated).findings]
+    first = diagnosed(model).findings[0]
+    assert (first.code, first.layer, first.severity) == ("BN129", "4", "error")
+    assert f"momentum is {momentum:g}" in first.message
+    assert first.fix == "layer.momentum = 0.1, then batchnorm.recalibrate(model, loader)"
+    model[4].momentum = 0.1
+    batchnorm.recalibrate(model, LOADER)
+    assert diagnosed(model).ok

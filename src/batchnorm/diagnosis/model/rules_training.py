@@ -44,6 +44,20 @@ def _nearer_with(layer: LayerEvidence, left: float) -> bool:
     return distance((1 - left) * mean, left + (1 - left) * var) < distance(mean, var)
 
 
+def momentum_outside(e: Evidence) -> Said:
+    """A momentum that is no weight of the new batch, where it moves or has moved the statistics away."""
+    for layer in e.layers.values():
+        m = layer.momentum
+        bad = m is not None and not 0 <= m <= 1
+        if bad and not layer.frozen and (layer.training or drifts(layer) or not layer.sound):
+            yield (
+                layer.name,
+                f"momentum is {m:g}, and the weight of the new batch in the average must be in [0, 1]: the old value "
+                f"weighs {1 - m:g}, so the statistics swing past the data or away from it, variances below 0",
+                f"layer.momentum = 0.1, then {RECALIBRATE}",
+            )
+
+
 def momentum_zero(e: Evidence) -> Said:
     """Momentum 0 where the layer normalises with the batch."""
     for layer in e.layers.values():
