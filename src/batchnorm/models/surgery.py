@@ -26,6 +26,9 @@ _TO_OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LazyBatchNorm2d: ours.LazyBatchNorm2d,
     nn.LazyBatchNorm3d: ours.LazyBatchNorm3d,
 }
+_GIVE_UP = (
+    "batchnorm.convert(model) first gives that up, and the eval output is then that of the stored statistics alone"
+)
 _TO_STOCK = {mine: theirs for theirs, mine in _TO_OURS.items()}
 
 
@@ -214,9 +217,10 @@ def _no_stock(layer: Any, bank: str | None) -> str | None:
         return "it is inside accumulate(), whose update has not landed"
     inference = layer.recipe.inference
     if isinstance(inference, Mixture) and inference.weight != 0:
-        return f"its inference {inference!r} depends on the {inference.per} at hand; set Stored() first"
+        return f"its inference {inference!r} depends on the {inference.per} at hand; {_GIVE_UP}"
     if layer.recipe.coupling.finishes is not None:
-        return f"{layer.recipe.coupling.finishes} follows the normalization, which is no affine map per channel"
+        finishes = layer.recipe.coupling.finishes
+        return f"{finishes} follows the normalization, which is no affine map per channel; {_GIVE_UP}"
     if bank is not None and bank not in layer.bank_names:
         return f"it has no bank {bank!r}; its banks are {', '.join(layer.bank_names) or 'none'}"
     return None
