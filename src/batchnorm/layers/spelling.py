@@ -84,4 +84,6 @@ def _written(choice: Any, field: str, value: Any) -> str:
 
 
 def _default(field: Any) -> Any:
-    return field.default if field.default is not MISSING else None
+    if field.default is not MISSING:
+        return field.default
+    return None if field.default_factory is MISSING else field.default_factory()

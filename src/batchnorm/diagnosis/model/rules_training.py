@@ -48,8 +48,9 @@ def momentum_outside(e: Evidence) -> Said:
     """A momentum that is no weight of the new batch, where it moves or has moved the statistics away."""
     for layer in e.layers.values():
         m = layer.momentum
-        bad = m is not None and not 0 <= m <= 1
-        if bad and not layer.frozen and (layer.training or drifts(layer) or not layer.sound):
+        if m is None or 0 <= m <= 1:
+            continue
+        if not layer.frozen and (layer.training or drifts(layer) or not layer.sound):
             yield (
                 layer.name,
                 f"momentum is {m:g}, and the weight of the new batch in the average must be in [0, 1]: the old value "
