@@ -86,6 +86,11 @@ def off(s):
     s["1.weight"][3] = 1e-9
 
 
+def barely(s):
+    s["1.running_mean"].mul_(0.01)
+    s["1.running_var"].mul_(0.06).add_(0.94)
+
+
 BREAK = {
     "BN202": nonfinite,
     "BN203": negative,
@@ -98,6 +103,7 @@ BREAK = {
     "BN211": outlying,
     "BN206": zero,
     "BN213": uncounted,
+    "BN214": barely,
     "BN204": constant,
     "BN210": off,
 }
@@ -135,6 +141,23 @@ def test_fires_on_its_failure_and_names_the_layer(tmp_path, code, suffix):
     assert found[0].fix
     others = {f.code for f in report.findings} - {code}
     assert others <= ({"BN209"} if code == "BN206" else set())
+
+
+def test_an_average_that_hardly_moved_is_a_note_and_one_that_did_is_not(tmp_path):
+    def saved(momentum):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32, momentum=momentum))
+        for _ in range(60):
+            model(torch.randn(16, 3, 8, 8))
+        return inspect_checkpoint(save(model.state_dict(), tmp_path / f"{momentum}.pt"))
+
+    report = saved(0.001)
+    assert [(f.code, f.layer, f.severity) for f in report.findings] == [("BN214", "1", "note")]
+    assert "updated 60 times" in report.findings[0].message
+    assert report.ok
+    assert report.verdict == "nothing wrong can be seen in the file alone, 1 note"
+    assert "kB, 1 batch norm layer, 32 channels)" in report.headline()
+    assert saved(0.1).findings == []
 
 
 def test_every_rule_has_a_case():

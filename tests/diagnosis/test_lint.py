@@ -76,6 +76,8 @@ CASES = [
      "for name, m in net.named_modules():\n    if isinstance(m, nn.BatchNorm2d):\n        m.weight.requires_grad_(True)"),
     ("BN415", "note", "decay = [p for n, p in net.named_parameters() if 'bn' not in n]",
      "decay = [p for n, p in net.named_parameters() if 'bias' not in n]"),
+    ("BN416", "warning", "nn.BatchNorm2d(4, momentum=2)", "nn.BatchNorm2d(4, momentum=1.0)"),
+    ("BN416", "warning", "nn.BatchNorm1d(4, 1e-5, -0.1)", "nn.BatchNorm1d(4, -0.1, 0.1)"),
 ]  # fmt: skip
 
 
@@ -131,11 +133,46 @@ def test_a_folder_with_what_is_no_python(tmp_path):
     (tmp_path / "d.py").write_text("batch_norm = " + "(" * 3000 + ")" * 3000)
     report = lint(tmp_path)
     assert [(f.code, f.layer) for f in report.findings] == [("BN401", f"{tmp_path / 'a.py'}:2")]
-    assert len(report.evidence.unreadable) == 3
+    why = {name.rsplit("/", 1)[1]: reason for name, reason in report.evidence.unreadable.items()}
+    assert why.keys() == {"b.py", "c.py", "d.py"}
+    assert why["b.py"] == "line 1: invalid syntax"
+    assert why["c.py"].startswith("no text in the encoding it declares, or in UTF-8")
     assert not report.ok
-    assert report.verdict == "1 finding in 1 of 3 files"
+    assert report.verdict == "1 finding in 1 of 1 file"
+    assert report.headline().endswith("(1 file, 3 lines, 3 could not be parsed)")
     with pytest.raises(BatchNormError, match="none at"):
         lint(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"import torch\ndef f(:\n", r"path must be Python source; .*code.py is not: line 2: invalid syntax"),
+        (b"x = 1\n  y = 2\n", r"code.py is not: line 2: unexpected indent"),
+        (b"\x89PNG\xff\xfe\x00", r"code.py is not: no text in the encoding it declares, or in UTF-8"),
+        (b"x = 1\n\x00\n", r"code.py is not: .*null bytes"),
+        (b"x = " + b"(" * 3000 + b")" * 3000, r"code.py is not: .*(nested|too many)"),
+    ],
+)
+def test_a_single_file_that_is_no_python_is_an_error(tmp_path, content, sentence):
+    (tmp_path / "code.py").write_bytes(content)
+    with pytest.raises(BatchNormError, match=sentence):
+        lint(tmp_path / "code.py")
+
+
+def test_a_folder_without_python_is_an_error(tmp_path):
+    (tmp_path / "readme.txt").write_text("import torch\n")
+    with pytest.raises(BatchNormError, match=r"path must hold Python source; there is no \.py file under"):
+        lint(tmp_path)
+
+
+def test_notes_are_in_the_verdict(tmp_path):
+    (tmp_path / "a.py").write_text(HEAD + "nn.BatchNorm2d(3, momentum=0.9)\n")
+    (tmp_path / "b.py").write_text("x = 1")
+    report = lint(tmp_path)
+    assert report.ok
+    assert report.verdict == "1 note in 1 of 2 files"
+    assert lint(tmp_path / "b.py").headline() == "Diagnosis: nothing to say about batch norm (1 file, 1 line)"
 
 
 def test_nothing_is_imported_or_run(tmp_path):

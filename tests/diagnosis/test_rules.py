@@ -96,6 +96,10 @@ def keras(model):
     model.bn2.momentum = 0.9
 
 
+def outside(model):
+    model.bn.momentum = 2.0
+
+
 def untracked(model):
     model.bn.track_running_stats = False
 
@@ -113,6 +117,7 @@ BREAK = {
     "BN110": uneven,
     "BN112": keras,
     "BN113": untracked,
+    "BN129": outside,
 }
 
 

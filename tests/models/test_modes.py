@@ -137,3 +137,11 @@ def test_an_error_inside_a_frozen_forward_keeps_the_training_flag(layer):
         model[1](torch.randn(3, 4))
     assert model[1].training
     assert is_frozen(model[1])
+
+
+@pytest.mark.parametrize(
+    "verb", [batchnorm.freeze, batchnorm.unfreeze, lambda model: batchnorm.pause(model).__enter__(), batchnorm.convert]
+)
+def test_a_model_without_batch_norm_is_refused_in_the_same_words(verb):
+    with pytest.raises(batchnorm.BatchNormError, match="model must contain a batch norm layer; Linear has none"):
+        verb(nn.Linear(2, 2))

@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -150,3 +151,33 @@ def test_a_stock_state_loads_strictly_into_a_layer_with_banks():
         layer(torch.randn(8, 2))
     layer.load_state_dict(stock.state_dict(), strict=True)
     assert torch.equal(layer.bank_target_running_mean, stock.running_mean)
+
+
+@pytest.mark.parametrize("method", ["renorm", "mabn", "diminishing", "cumulative", "pooled", "window", "debiased"])
+def test_the_momentum_of_the_stock_layer_comes_back(method):
+    model = batchnorm.convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.001)), method)
+    model(DATA)
+    for candidate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        candidate.load_state_dict(model.state_dict())
+        assert batchnorm.to_stock(candidate)[1].momentum == 0.001
+        assert "stock_momentum" not in candidate[1].__dict__
+    batchnorm.convert(batchnorm.convert(model, "mabn", count=1), "renorm")
+    assert batchnorm.to_stock(model)[1].momentum == 0.001
+
+
+def test_a_momentum_set_after_conversion_stays():
+    layer = batchnorm.convert(nn.BatchNorm1d(2, momentum=0.001), "renorm")
+    layer.momentum = 0.05
+    assert batchnorm.to_stock(layer).momentum == 0.05
+    batchnorm.convert(batchnorm.convert(layer), "mabn").momentum = 0.04
+    assert batchnorm.to_stock(batchnorm.convert(layer, "debiased")).momentum == 0.04
+    assert batchnorm.to_stock(batchnorm.BatchNorm1d(2, method="renorm")).momentum == 0.01
+
+
+@pytest.mark.parametrize("momentum", [2.0, -0.1, float("nan")])
+def test_a_momentum_outside_its_range_is_refused_with_the_layers_path(momentum):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(3, momentum=momentum)))
+    sentence = rf"momentum of layer '1.0' must be in \[0, 1\], the weight of the new batch; it was {momentum!r}"
+    with pytest.raises(batchnorm.BatchNormError, match=sentence):
+        batchnorm.convert(model, "debiased")
+    assert type(model[0]) is nn.BatchNorm2d

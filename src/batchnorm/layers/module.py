@@ -13,7 +13,7 @@ from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import fused, normalise, shared, traced
 from batchnorm.layers.activation import InPlace, activate, check_activation
-from batchnorm.layers.choices import Recipe, starting_momentum
+from batchnorm.layers.choices import starting_momentum
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
 from batchnorm.layers.cross_iteration import look_back
 from batchnorm.layers.estimators import Now, State
@@ -24,6 +24,7 @@ from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.recompute import ForwardRecord, as_first, circumstances_of, may_run_again, recomputing
+from batchnorm.layers.spelling import differences
 from batchnorm.layers.statistics import NARROW
 from batchnorm.layers.table import recipe_for
 
@@ -162,7 +163,11 @@ class BatchNorm(Moving):
             given = self.__dict__.get("_given") or given
         kind = self.recipe.extent.requires
         if kind is not None and not given.meets(kind):
-            raise BatchNormError(f"{kind} must be given to {describe(self)}; it was {given.kind or 'None'}")
+            said = kind if kind == "mask" else f"{kind}={kind}"
+            raise BatchNormError(
+                f"{kind} must be given to {describe(self)}; it was {given.kind or 'None'}: call layer(x, {said}), or "
+                f"the model within batchnorm.masked(model, {said})"
+            )
         if given.kind is None:
             return None
         if self.recipe.coupling.looks_back:
@@ -382,12 +387,7 @@ class BatchNorm(Moving):
 
     def extra_repr(self) -> str:
         """Torch's line, and what differs from it."""
-        default = Recipe()
-        parts = [
-            f"{name}={getattr(self.recipe, name)!r}"
-            for name in ("extent", "estimator", "coupling", "inference", "policy")
-            if getattr(self.recipe, name) != getattr(default, name)
-        ]
+        parts = differences(self.recipe, self.momentum)
         for name in ("channel_axis", "activation", "inplace", "frozen"):
             if getattr(self, name) != getattr(BatchNorm, name):
                 parts.append(f"{name}={getattr(self, name)!r}")

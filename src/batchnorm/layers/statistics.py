@@ -26,6 +26,8 @@ class Statistics(_BatchNorm):
     memory_names: tuple[str, ...] = ()
     bank_names: tuple[str, ...] = ()
     active_bank: str | None = None
+    # What the momentum was when the layer was a stock one, and what `convert` made of it.
+    stock_momentum: tuple[Any, Any] | None = None
     num_batches_skipped: Tensor | None
 
     def adopt(self, recipe: Recipe) -> None:
@@ -241,6 +243,7 @@ class Statistics(_BatchNorm):
 _OWN = (
     "recipe", "memory_names", "bank_names", "active_bank", "frozen", "paused", "accumulating", "channel_axis",
     "activation", "negative_slope", "inplace", "fused_from", "_record", "_given", "_before", "_partners",
+    "stock_momentum",
 )  # fmt: skip
 
 

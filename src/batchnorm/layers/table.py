@@ -15,6 +15,7 @@ from batchnorm.layers.inference import Mixture
 from batchnorm.layers.moving import MABN, PowerNorm, UnifiedNorm
 from batchnorm.layers.online import OnlineNorm
 from batchnorm.layers.renorm import Renorm
+from batchnorm.layers.spelling import CHOICES, how_to_set, nearest
 
 _MOMENT = EMA(correction=0)
 _TABLE: dict[str, tuple[Recipe, str]] = {
@@ -90,9 +91,11 @@ def recipe_for(method: str = "batchnorm", **choices: Any) -> Recipe:
         BatchNormError: an unknown method or choice, or choices that do not go together.
     """
     if method not in METHODS:
-        raise BatchNormError(f"method must be one of {', '.join(METHODS)}; it was {method!r}")
-    known = ("extent", "estimator", "coupling", "inference", "policy")
-    for name in choices:
-        if name not in known:
-            raise BatchNormError(f"a choice must be one of {', '.join(known)}; it was {name!r}")
+        meant = nearest(method, METHODS)
+        legal = "a name of batchnorm.methods()" if meant else f"one of {', '.join(METHODS)}"
+        raise BatchNormError(f"method must be {legal}; it was {method!r}{meant}")
+    for name, choice in choices.items():
+        if name not in CHOICES:
+            meant = how_to_set(name, choice, method, METHODS[method])
+            raise BatchNormError(f"a choice must be one of {', '.join(CHOICES)}; it was {name!r}{meant}")
     return replace(METHODS[method], **{name: choice for name, choice in choices.items() if choice is not None})

@@ -27,6 +27,14 @@ def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
 
 
+def present_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Those of a model that must have some; an error if there is none."""
+    layers = batch_norm_layers(model)
+    if not layers:
+        raise BatchNormError(f"model must contain a batch norm layer; {type(model).__name__} has none")
+    return layers
+
+
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Those that hold running statistics; an error if there is none."""
     layers = {name: m for name, m in batch_norm_layers(model).items() if m.running_mean is not None}

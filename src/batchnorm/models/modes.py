@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.layers import BatchNorm
-from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.find import present_layers
 
 
 def freeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
@@ -33,8 +33,11 @@ def freeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
     Args:
         model: the model or a part of it; returned as it is.
         affine: also stop training weight and bias (`requires_grad_(False)`).
+
+    Raises:
+        BatchNormError: no batch norm layer.
     """
-    for layer in batch_norm_layers(model).values():
+    for layer in present_layers(model).values():
         if isinstance(layer, BatchNorm):
             layer.frozen = True
         elif not is_frozen(layer):
@@ -48,7 +51,7 @@ def freeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
 
 def unfreeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
     """Undo `freeze`: layers follow `.train()` and `.eval()` again; with affine, weight and bias train again."""
-    for layer in batch_norm_layers(model).values():
+    for layer in present_layers(model).values():
         if isinstance(layer, BatchNorm):
             layer.frozen = False
         for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
@@ -108,8 +111,11 @@ def pause(model: nn.Module) -> Iterator[nn.Module]:
 
     For the second forward of SAM, adversarial and consistency passes, a learning-rate finder or
     a summary. Contexts may nest and overlap, and an exception restores everything.
+
+    Raises:
+        BatchNormError: no batch norm layer.
     """
-    layers = list(batch_norm_layers(model).values())
+    layers = list(present_layers(model).values())
     with _lock:
         for layer in layers:
             depth, before = _paused.get(layer, (0, getattr(layer, _switch(layer))))

@@ -12,11 +12,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from batchnorm import layers as ours
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
-from batchnorm.layers.estimators import resolve
 from batchnorm.models.activations import activation_of, set_module
-from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.find import batch_norm_layers, present_layers
 from batchnorm.models.graph import linear_maps_before
 from batchnorm.models.modes import freeze
+from batchnorm.models.momentum import check_momentum, next_momentum
 
 _TO_OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
@@ -26,6 +26,9 @@ _TO_OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LazyBatchNorm2d: ours.LazyBatchNorm2d,
     nn.LazyBatchNorm3d: ours.LazyBatchNorm3d,
 }
+_GIVE_UP = (
+    "batchnorm.convert(model) first gives that up, and the eval output is then that of the stored statistics alone"
+)
 _TO_STOCK = {mine: theirs for theirs, mine in _TO_OURS.items()}
 
 
@@ -47,8 +50,8 @@ def convert(
 
     The layers stay the same objects: parameters, hooks, optimizers, sharing, devices, dtypes, the
     training flag and each layer's own momentum are kept. The momentum is replaced where an
-    `estimator` is given, or the method has one of its own (all but 0.1, torch's default). Each call
-    sets all five choices anew.
+    `estimator` is given, or the method has one of its own (all but 0.1, torch's default); the stock
+    layer's is remembered for `to_stock`. Each call sets all five choices anew.
 
     Args:
         model: changed in place and returned.
@@ -61,12 +64,11 @@ def convert(
         **choices: extent, estimator, coupling, inference, policy.
 
     Raises:
-        BatchNormError: no batch norm layer, an unknown method, a custom subclass; nothing is changed.
+        BatchNormError: no batch norm layer, an unknown method, a custom subclass, a momentum outside
+            [0, 1]; nothing is changed.
     """
     recipe = recipe_for(method, **choices)
-    found = batch_norm_layers(model)
-    if not found:
-        raise BatchNormError(f"model must contain a batch norm layer; {type(model).__name__} has none")
+    found = present_layers(model)
     if custom not in ("refuse", "keep"):
         raise BatchNormError(f"custom must be 'refuse' or 'keep'; it was {custom!r}")
     targets: dict[str, Any] = {name: m for name, m in found.items() if type(m) in _TO_OURS or type(m) in _TO_STOCK}
@@ -76,12 +78,19 @@ def convert(
             f"model must hold plain torch batch norm layers; cannot convert {', '.join(others)} without "
             "losing their own forward: convert them to torch's classes first, or pass custom='keep'"
         )
+    for name, module in targets.items():
+        check_momentum(name, module)
     starts = {name: _start_count(name, m, recipe, count, choices) for name, m in targets.items()}
     before = _maps_before(model, targets) if recipe.coupling.looks_back else {}
     for name, module in targets.items():
-        module.__class__ = _TO_OURS.get(type(module), type(module))
+        if type(module) in _TO_OURS:
+            module.__class__ = _TO_OURS[type(module)]
+            module.stock_momentum = (module.momentum, module.momentum)
         if _replaces_momentum(recipe, choices):
-            module.momentum = recipe.estimator.momentum
+            given = recipe.estimator.momentum
+            if _untouched(module):
+                module.stock_momentum = (module.stock_momentum[0], given)
+            module.momentum = given
         if not _is_lazy(module):
             module.adopt(recipe)
         else:
@@ -109,6 +118,11 @@ def _maps_before(model: nn.Module, targets: dict[str, Any]) -> dict[str, nn.Modu
 
 def _replaces_momentum(recipe: Recipe, choices: Any) -> bool:
     return "estimator" in choices or recipe.estimator.momentum != EMA().momentum
+
+
+def _untouched(layer: Any) -> bool:
+    """Whether the momentum is the stock layer's, or the one that `convert` put in its place."""
+    return layer.stock_momentum is not None and layer.momentum == layer.stock_momentum[1]
 
 
 def _is_lazy(layer: nn.Module) -> bool:
@@ -158,8 +172,9 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     `freeze` stays frozen (by hooks, as `freeze` does to stock layers). In a half-precision model
     weight and bias are widened to the statistics' float32, since torch's CPU kernels refuse the
     mixture and rounding the statistics would change the output; calling `.half()` afterwards does
-    what it does to any stock model. A momentum that is a function of the step becomes its
-    next value. Masks are no part of a stock layer: padding is normalised like data there.
+    what it does to any stock model. A momentum that `convert` replaced becomes the stock
+    layer's again, unless it was set since; one that is a function of the step becomes its next
+    value. Masks are no part of a stock layer: padding is normalised like data there.
 
     Args:
         model: changed in place and returned (a root layer with an activation comes back in a `Sequential`).
@@ -176,14 +191,11 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
             raise BatchNormError(f"layer {name or '(root)'!r} must become a plain torch layer; it cannot: {reason}")
     for name, module in targets.items():
         frozen, fused_from = module.frozen, module.fused_from
+        # torch's layers take a number, in eval mode too.
+        momentum = module.stock_momentum[0] if _untouched(module) else next_momentum(module)
         activation = None if module.activation is None else activation_of(module)
         module.abandon(bank)
-        schedule: Any = module.momentum
-        if callable(schedule):
-            # torch's layers take a number, in eval mode too.
-            tracked = module.num_batches_tracked
-            step = torch.ones((), dtype=torch.long) if tracked is None else tracked + 1
-            module.momentum = torch.as_tensor(resolve(schedule, step)).item()
+        module.momentum = momentum
         module.__class__ = _TO_STOCK[type(module)]
         for parameter in (module.weight, module.bias):
             if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
@@ -205,9 +217,10 @@ def _no_stock(layer: Any, bank: str | None) -> str | None:
         return "it is inside accumulate(), whose update has not landed"
     inference = layer.recipe.inference
     if isinstance(inference, Mixture) and inference.weight != 0:
-        return f"its inference {inference!r} depends on the {inference.per} at hand; set Stored() first"
+        return f"its inference {inference!r} depends on the {inference.per} at hand; {_GIVE_UP}"
     if layer.recipe.coupling.finishes is not None:
-        return f"{layer.recipe.coupling.finishes} follows the normalization, which is no affine map per channel"
+        finishes = layer.recipe.coupling.finishes
+        return f"{finishes} follows the normalization, which is no affine map per channel; {_GIVE_UP}"
     if bank is not None and bank not in layer.bank_names:
         return f"it has no bank {bank!r}; its banks are {', '.join(layer.bank_names) or 'none'}"
     return None

@@ -13,6 +13,8 @@ FAR = 1000.0  # standard deviations, and
 UNLIKE = 100.0  # times the median of the layer
 OFF = 1e-3  # of the median |weight|
 FEWER = 0.5  # of the updates of most layers
+START = 0.1  # from the initial 0 or 1; an input whose statistics are others has less than about this weight
+SOON = 1000  # updates; after more, an average that still holds its start has a momentum nobody uses
 
 
 def _fix(e: CheckpointEvidence) -> str:
@@ -171,6 +173,23 @@ def counter_missing(e: CheckpointEvidence) -> Said:
             )
 
 
+def barely_moved(e: CheckpointEvidence) -> Said:
+    """A few updates, after which every channel is still where it began; a standardised input looks the same."""
+    for layer in e.layers.values():
+        few = layer.counter is not None and 0 < layer.counter <= SOON
+        if not few or layer.initial or layer.mean is None or layer.var is None or not layer.mean.numel():
+            continue
+        mean, var = float(layer.mean.abs().max()), layer.var
+        if mean <= START and bool(((var - 1).abs() <= START).all()):
+            yield (
+                layer.name,
+                f"updated {layer.counter:g} times, but every channel is still close to the initial 0 and 1 (means up "
+                f"to {mean:.2g}, variances {float(var.min()):.3f} to {float(var.max()):.3f}): the layer's input is "
+                "standardised, or the average has hardly moved",
+                "batchnorm.diagnose(model, loader), which compares it with data",
+            )
+
+
 def constant(e: CheckpointEvidence) -> Said:
     """A variance of exactly zero."""
     for layer in e.layers.values():
@@ -211,6 +230,7 @@ CHECKPOINT_RULES: tuple[Rule, ...] = (
     Rule("BN211", "mean far outside its neighbours", "warning", outlying_mean),
     Rule("BN206", "counter 0 beside trained statistics", "note", counter_zero),
     Rule("BN213", "counter missing from the file", "note", counter_missing),
+    Rule("BN214", "statistics close to their start", "note", barely_moved),
     Rule("BN204", "constant channels in the file", "note", constant),
     Rule("BN210", "channels switched off in the file", "note", switched_off),
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from batchnorm.diagnosis.checkpoint.compare import Comparison
 from batchnorm.diagnosis.checkpoint.evidence import CheckpointEvidence, StoredLayer
+from batchnorm.diagnosis.findings import counted
 from batchnorm.diagnosis.report.channels import pack
 from batchnorm.diagnosis.report.subject import Table
 
@@ -18,7 +19,7 @@ class CheckpointSubject:
     """One file, or two compared."""
 
     kind = "checkpoint"
-    fine = "the statistics in the file are sound"
+    fine = "nothing wrong can be seen in the file alone"
 
     def __init__(self, evidence: CheckpointEvidence, comparison: Comparison | None = None) -> None:
         self.evidence = evidence
@@ -35,7 +36,7 @@ class CheckpointSubject:
         e = self.evidence
         channels = sum(layer.channels for layer in e.layers.values())
         size = f"{e.size / 1e6:.1f} MB" if e.size >= 1e5 else f"{e.size / 1e3:.1f} kB"
-        said = f"{e.path.name}: {size}, {len(e.layers)} batch norm layers, {channels} channels"
+        said = f"{e.path.name}: {size}, {counted(len(e.layers), 'batch norm layer')}, {counted(channels, 'channel')}"
         if self.comparison is None:
             return said
         return f"{said}; against {self.comparison.second.path.name}: {_moved(self.comparison)}"
@@ -86,8 +87,9 @@ class CheckpointSubject:
 
 def _moved(comparison: Comparison) -> str:
     still = sum(move.still for move in comparison.moves.values())
-    parts = [f"{len(comparison.moves) - still} layers moved, {still} did not"]
-    return ", ".join([*parts, f"{len(comparison.missing)} are missing"] if comparison.missing else parts)
+    parts = [f"{counted(len(comparison.moves) - still, 'layer')} moved, {still} did not"]
+    missing = len(comparison.missing)
+    return ", ".join([*parts, f"{missing} {'is' if missing == 1 else 'are'} missing"] if missing else parts)
 
 
 def _vectors(layer: StoredLayer) -> list[Tensor]:

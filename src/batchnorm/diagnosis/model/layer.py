@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.diagnosis.model.inputs import Inputs
 from batchnorm.models.modes import is_frozen
+from batchnorm.models.momentum import fades_from_start, is_plain, next_momentum
 from batchnorm.models.recalibrate import Collected, rms
 
 
@@ -22,6 +23,8 @@ class LayerEvidence:
     the root mean square of log(actual / stored variance); divergence the mean over channels of the
     Kullback-Leibler divergence of the stored Gaussian from the actual one, in nats. share is the part
     of the change of the output, from right statistics to stored ones, that this layer alone causes.
+    fades says whether the initial 0 and 1 keep the weight (1 - momentum)^t, plain whether the layer is
+    torch's or does what torch's does.
     """
 
     name: str
@@ -36,6 +39,8 @@ class LayerEvidence:
     dtype: torch.dtype
     counter: int | None
     kind: str = "BatchNorm"
+    fades: bool = True
+    plain: bool = True
     weight: Tensor | None = None
     bias: Tensor | None = None
     collected: Collected = field(default_factory=Collected)
@@ -86,7 +91,7 @@ class LayerEvidence:
     @property
     def remaining(self) -> float | None:
         """How much of the initial 0 or 1 is still in the running statistics, (1 - momentum)^t."""
-        if self.momentum is None or not self.counter or not 0 < self.momentum <= 1:
+        if not self.fades or self.momentum is None or not self.counter or not 0 < self.momentum <= 1:
             return None
         return (1 - self.momentum) ** self.counter
 
@@ -100,8 +105,10 @@ def stored(name: str, module: _BatchNorm) -> LayerEvidence:
     return LayerEvidence(
         name=name,
         kind=type(module).__name__,
+        fades=fades_from_start(module),
+        plain=is_plain(module),
         eps=module.eps,
-        momentum=module.momentum,
+        momentum=next_momentum(module),
         training=module.training,
         tracks=module.track_running_stats,
         frozen=is_frozen(module),

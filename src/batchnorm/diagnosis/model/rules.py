@@ -8,6 +8,7 @@ from batchnorm.diagnosis.model import rules_statistics as statistics
 from batchnorm.diagnosis.model import rules_training as training
 
 MODEL_RULES: tuple[Rule, ...] = (
+    Rule("BN129", "momentum outside [0, 1]", "error", training.momentum_outside),
     Rule("BN102", "statistics not finite", "error", statistics.nonfinite),
     Rule("BN103", "variance negative", "error", statistics.negative),
     Rule("BN101", "statistics at their initial value", "error", statistics.initial),

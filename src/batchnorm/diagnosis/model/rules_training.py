@@ -11,6 +11,8 @@ from batchnorm.diagnosis.model.rules_statistics import RECALIBRATE, drifts
 from batchnorm.models.recalibrate import rms
 
 REMAINS = 0.01  # of the initial value 0 or 1
+# Without count=0 the average counts what is stored as data, the initial value in it too.
+DEBIASED = '; before training on, batchnorm.convert(model, "debiased", count=0)'
 
 
 def too_few_steps(e: Evidence) -> Said:
@@ -24,7 +26,7 @@ def too_few_steps(e: Evidence) -> Said:
                 layer.name,
                 f"{layer.counter} updates at momentum {layer.momentum:g} leave {left:.0%} of the initial value in "
                 "the running statistics",
-                f'{RECALIBRATE}, or train with batchnorm.convert(model, "debiased")',
+                RECALIBRATE + (DEBIASED if layer.plain else ""),
             )
 
 
@@ -40,6 +42,21 @@ def _nearer_with(layer: LayerEvidence, left: float) -> bool:
         return rms((mean - layer.mean) / layer.scale) + rms(ratio)
 
     return distance((1 - left) * mean, left + (1 - left) * var) < distance(mean, var)
+
+
+def momentum_outside(e: Evidence) -> Said:
+    """A momentum that is no weight of the new batch, where it moves or has moved the statistics away."""
+    for layer in e.layers.values():
+        m = layer.momentum
+        if m is None or 0 <= m <= 1:
+            continue
+        if not layer.frozen and (layer.training or drifts(layer) or not layer.sound):
+            yield (
+                layer.name,
+                f"momentum is {m:g}, and the weight of the new batch in the average must be in [0, 1]: the old value "
+                f"weighs {1 - m:g}, so the statistics swing past the data or away from it, variances below 0",
+                f"layer.momentum = 0.1, then {RECALIBRATE}",
+            )
 
 
 def momentum_zero(e: Evidence) -> Said:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchnorm.diagnosis.findings import Finding
+from batchnorm.diagnosis.findings import Finding, counted
 from batchnorm.diagnosis.report.subject import Subject, Table, Timeline
 from batchnorm.files import write_atomically
 from batchnorm.models.batches import as_text
@@ -63,13 +63,19 @@ class Report:
         """One sentence."""
         if self.ok:
             elsewhere = any(finding.code == "BN118" for finding in self.findings)
-            return self.subject.fine + (": the gap has another cause" if elsewhere else "")
+            notes = counted(len(self.findings), "note")
+            if self.findings and self.subject.kind == "source":
+                return f"{notes} in {self._spread(self.findings)}"
+            said = self.subject.fine + (": the gap has another cause" if elsewhere else "")
+            return f"{said}, {notes}" if len(self.findings) > elsewhere else said
         worst = [f for f in self.findings if f.severity != "note"]
-        names = {f.layer for f in worst}
-        count = f"{len(worst)} finding{'s' * (len(worst) > 1)}"
-        if self.subject.kind == "source":
-            return f"{count} in {len({name.rsplit(':', 1)[0] for name in names})} of {len(self.layers)} files"
-        return f"{count} in {len(names)} of {len(self.layers)} layers"
+        return f"{counted(len(worst), 'finding')} in {self._spread(worst)}"
+
+    def _spread(self, findings: list[Finding]) -> str:
+        """In how many of the layers, or of the files, these are."""
+        source = self.subject.kind == "source"
+        places = {f.layer.rsplit(":", 1)[0] if source else f.layer for f in findings}
+        return f"{len(places)} of {counted(len(self.layers), 'file' if source else 'layer')}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The verdict, the tables and the findings."""

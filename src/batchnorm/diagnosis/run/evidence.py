@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.models.momentum import next_momentum
+
 LONGEST = 512  # points of a layer's timeline; then every second one is dropped
 MEMORY = 0.2  # weight of the newest look in the smoothed shift
 
@@ -44,6 +46,8 @@ class LayerRun:
     silent_calls: int = 0
     untracked: bool = False
     started_initial: bool = False
+    fades: bool = True
+    plain: bool = True
     shift: Tensor | None = None
     square: Tensor | None = None
     log_ratio: Tensor | None = None
@@ -101,9 +105,8 @@ class RunEvidence:
 def gain(layer: _BatchNorm) -> float | None:
     """The weight of the newest batch in the running statistics; None for an estimator that has no such number."""
     count = 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
-    if layer.momentum is None:
-        return 1 / max(count, 1)
-    return float(layer.momentum)
+    momentum = next_momentum(layer)
+    return 1 / max(count, 1) if momentum is None else float(momentum)
 
 
 def window(weight: float | None, updates: int) -> float | None:

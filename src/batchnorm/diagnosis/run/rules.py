@@ -10,6 +10,7 @@ DRIFT = 0.3  # running standard deviations, smoothed over the looks
 SURE = 4.0
 REMAINS = 0.01
 LOOKS = 10  # before drift is judged
+DEBIASED = ', or batchnorm.convert(model, "debiased") at the start'
 
 
 def recounted(e: RunEvidence) -> Said:
@@ -126,7 +127,14 @@ def too_few_steps(e: RunEvidence) -> Said:
     steps = e.planned if e.planned is not None else e.steps if e.closed else None
     for layer in e.layers.values():
         m = layer.momentum
-        fair = layer.started_initial and m is not None and 0 < m < 1 and not layer.frozen and layer.calls > 0
+        fair = (
+            layer.fades
+            and layer.started_initial
+            and m is not None
+            and 0 < m < 1
+            and not layer.frozen
+            and layer.calls > 0
+        )
         if steps and fair and m is not None:
             a_step = layer.calls / max(e.steps, 1) if e.steps else 1.0
             left = (1 - m) ** (steps * max(a_step, 1.0))
@@ -134,8 +142,7 @@ def too_few_steps(e: RunEvidence) -> Said:
                 yield (
                     layer.name,
                     f"{steps} steps at momentum {m:g} leave {left:.0%} of the initial value in the running statistics",
-                    'batchnorm.recalibrate(model, loader) at the end, or batchnorm.convert(model, "debiased") at the '
-                    "start",
+                    "batchnorm.recalibrate(model, loader) at the end" + (DEBIASED if layer.plain else ""),
                 )
 
 

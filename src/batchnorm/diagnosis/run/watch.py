@@ -22,6 +22,7 @@ from batchnorm.errors import check
 from batchnorm.layers import BatchNorm
 from batchnorm.models.find import tracking_layers
 from batchnorm.models.modes import is_frozen
+from batchnorm.models.momentum import fades_from_start, is_plain, next_momentum
 
 FIRST = 5  # steps that are all looked at
 RANKS_EVERY = 10  # looks
@@ -181,7 +182,8 @@ class Watch(Report):
             layer.calls += 1
             if self._silent:
                 # update_bn and the like average on purpose, with momentum None.
-                layer.silent_calls += module.momentum is not None and module.momentum > 0
+                momentum: Any = module.momentum
+                layer.silent_calls += momentum is not None and (callable(momentum) or momentum > 0)
             elif self._sampling() and name not in self._seen:
                 if isinstance(module, BatchNorm) or module.momentum == 0:
                     self._seen[name] = sampled(module, args[0].detach())
@@ -219,7 +221,7 @@ class Watch(Report):
         points = {}
         for index, (name, module) in enumerate(self._modules.items()):
             layer = self.run.layers[name]
-            layer.momentum, layer.finite = module.momentum, layer.finite and bool(finite[index])
+            layer.momentum, layer.finite = next_momentum(module), layer.finite and bool(finite[index])
             layer.frozen, layer.trains_affine = is_frozen(module), _trains(module)
             layer.updates += max(counters[name] - old[name], 0)
             skipped = getattr(module, "num_batches_skipped", None)
@@ -262,7 +264,8 @@ class Watch(Report):
 def _start(name: str, module: _BatchNorm) -> LayerRun:
     mean, var = module.running_mean, module.running_var
     counter = None if module.num_batches_tracked is None else int(module.num_batches_tracked)
-    layer = LayerRun(name, module.momentum, is_frozen(module), _trains(module), counter)
+    layer = LayerRun(name, next_momentum(module), is_frozen(module), _trains(module), counter)
+    layer.fades, layer.plain = fades_from_start(module), is_plain(module)
     layer.started_initial = bool((mean == 0).all() and (var == 1).all())  # pyright: ignore
     return layer
 

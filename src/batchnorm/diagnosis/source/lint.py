@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchnorm.diagnosis.findings import Finding
+from batchnorm.diagnosis.findings import Finding, counted
 from batchnorm.diagnosis.report import Report
 from batchnorm.diagnosis.report.subject import Table
 from batchnorm.diagnosis.source.rules import check
@@ -57,7 +57,7 @@ class SourceSubject:
         """Files and lines."""
         e = self.evidence
         skipped = f", {len(e.unreadable)} could not be parsed" if e.unreadable else ""
-        return f"{len(e.files)} files, {sum(e.files.values())} lines{skipped}"
+        return f"{counted(len(e.files), 'file')}, {counted(sum(e.files.values()), 'line')}{skipped}"
 
     def tables(self) -> list[Table]:
         """Files that could not be parsed."""
@@ -96,29 +96,48 @@ def lint(path: str | Path) -> Report:
         A report as from `diagnose`; a finding's `.layer` is `file:line`, `.layers` the files.
 
     Raises:
-        BatchNormError: nothing there.
+        BatchNormError: nothing there, a folder without Python files, a single file that is no Python.
     """
     path = Path(path)
     if not path.exists():
         raise BatchNormError(f"path must be a Python file or a folder; there is none at {path}")
-    evidence, findings = SourceEvidence(path), []
-    for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-        findings += _read(file, evidence)
+    evidence = SourceEvidence(path)
+    if path.is_file():
+        findings = _read(path, evidence, alone=True)
+        if evidence.unreadable:
+            raise BatchNormError(f"path must be Python source; {path} is not: {evidence.unreadable[str(path)]}")
+    else:
+        files = sorted(path.rglob("*.py"))
+        if not files:
+            raise BatchNormError(f"path must hold Python source; there is no .py file under {path}")
+        findings = [finding for file in files for finding in _read(file, evidence)]
     order = ("error", "warning", "note")
     return Report(SourceSubject(evidence), sorted(findings, key=lambda finding: order.index(finding.severity)))
 
 
-def _read(file: Path, evidence: SourceEvidence) -> list[Finding]:
+def _read(file: Path, evidence: SourceEvidence, alone: bool = False) -> list[Finding]:
+    """The findings of a file; of many, those without a word of batch norm are not parsed, which takes the time."""
     try:
         if file.stat().st_size > LARGEST:
             evidence.unreadable[str(file)] = "larger than 2 MB"
             return []
         with tokenize.open(file) as stream:
             text = stream.read()
+        concerned = any(word in text for word in WORDS)
+        source = Source.parse(text, str(file)) if concerned or alone else None
         evidence.files[str(file)] = text.count("\n") + 1
-        if not any(word in text for word in WORDS):
-            return []
-        return check(Source.parse(text, str(file)))
+        return [] if source is None or not concerned else check(source)
     except (SyntaxError, ValueError, RecursionError, OSError, MemoryError) as error:
-        evidence.unreadable[str(file)] = type(error).__name__
+        evidence.unreadable[str(file)] = _why(error)
         return []
+
+
+def _why(error: Exception) -> str:
+    """Python's own message with its line, where there is one."""
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        return f"line {error.lineno}: {error.msg}"
+    if isinstance(error, UnicodeDecodeError) or (isinstance(error, SyntaxError) and "encoding" in str(error)):
+        return f"no text in the encoding it declares, or in UTF-8 ({error})"
+    if isinstance(error, OSError):
+        return str(error.strerror or error)
+    return str(error) if isinstance(error, SyntaxError | ValueError) else "nested too deeply to be parsed"

@@ -28,6 +28,7 @@ LOOKS: dict[str, tuple[str, Look]] = {
     "BN413": ("an average of parameters() only", statistics.averages_parameters_only),
     "BN414": ("an average of the counter", statistics.averages_counter),
     "BN415": ("batch norm told by its name", modes.matches_names),
+    "BN416": ("momentum outside [0, 1], in the source", statistics.momentum_outside),
 }
 
 

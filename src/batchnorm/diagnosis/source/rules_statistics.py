@@ -124,6 +124,20 @@ def torch_momentum(source: Source) -> Iterator[Said]:
                 )
 
 
+def momentum_outside(source: Source) -> Iterator[Said]:
+    """Momentum below 0 or above 1 in a torch layer."""
+    for call in source.calls:
+        if source.is_torch_layer(call.func):
+            value = number(keyword(call, "momentum", 2))
+            if value is not None and not 0 <= value <= 1:
+                yield Said(
+                    call,
+                    f"momentum={value:g} is taken without a word, but the weight of the new batch must be in [0, 1]: "
+                    f"the old value weighs {1 - value:g}, and the statistics swing past the data or away from it",
+                    f"momentum=0.1, and {RECALIBRATE} for what is trained already",
+                )
+
+
 def keras_momentum(source: Source) -> Iterator[Said]:
     """Momentum of 0.5 or less in a Keras layer."""
     for call in source.calls:

@@ -50,7 +50,8 @@ class Frozen:
     def release(self) -> None:
         """Let the layers follow the mode again."""
         for part in self.parts:
-            unfreeze(part, affine=self.affine)
+            if batch_norm_layers(part):
+                unfreeze(part, affine=self.affine)
 
 
 def _part(model: nn.Module, name: str) -> nn.Module:
