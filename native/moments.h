@@ -90,8 +90,7 @@ BN_INLINE void add_span(Tile<A, W>& t, const T* p, const A* w, int64_t n, int64_
     int64_t i = 0;
     auto weight = [&](int64_t at) -> V { return W ? load(w + at) : V{}; };
     for (; i + 4 * L <= n; i += 4 * L) {
-        for (int64_t at = 0; at < static_cast<int64_t>(4 * L * sizeof(T)); at += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(p + i + ahead) + at);
+        ask<4 * L>(p + i + ahead);
         add<A, W, V>(t, 0, load(p + i), weight(i));
         add<A, W, V>(t, 1, load(p + i + L), weight(i + L));
         add<A, W, V>(t, 2, load(p + i + 2 * L), weight(i + 2 * L));

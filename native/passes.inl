@@ -105,8 +105,6 @@ template <class T, class A, bool W, int ACT, int SRC, bool RES, bool OUT> static
         t.sum_g = t.sum_gx = 0;
         Sums<A>::clear(t);
         runs_of(q.shape, b, g, ch, k, [&](int64_t at, int64_t n, int64_t wat) {
-            if (SRC != kInvert) prefetch_next(static_cast<const T*>(q.x) + at, q.shape.s);
-            prefetch_next(static_cast<const T*>(q.g) + at, q.shape.s);
             sums_run<T, A, W, ACT, SRC, OUT, RES>(q, s, scale, at, n, wat, t);
         });
         Sums<A>::flush(t);

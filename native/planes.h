@@ -30,14 +30,6 @@ BN_INLINE void runs_of(const Shape& q, const Blocks& b, int64_t group, int64_t c
     for (int64_t n = first; n < last; ++n) body((n * q.c + channel) * q.s, q.s, n * q.s);
 }
 
-// The next channel's run lies right behind this one's; runs far apart are beyond the hardware's prefetcher.
-template <class T> BN_INLINE void prefetch_next(const T* p, int64_t s) {
-    const int64_t bytes = s * static_cast<int64_t>(sizeof(T));
-    if (bytes > 2048) return;
-    const char* next = reinterpret_cast<const char*>(p) + bytes;
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at);
-}
-
 template <class T, class A, bool W>
 static Moments reduce_wide(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block) {
     // Squares overflowed float: once more in double. NaN and infinity come here too and stay what they are.
@@ -206,6 +198,7 @@ BN_INLINE void sums_run(const Call& q, const Seen<A>& k, A scale, int64_t at, in
     constexpr int L = width<A>();
     const G d = G::at(q, at, wat);
     const V mean = splat(k.forward.mean), out = splat(scale);
+    const int64_t ahead = q.shape.c * q.shape.s;
     T* dx = OUT ? static_cast<T*>(q.out) + at : nullptr;
     T* dr = OUT && RES ? static_cast<T*>(q.out_residual) + at : nullptr;
     auto one = [&](int64_t i, int count, int j) __attribute__((always_inline)) {
@@ -224,6 +217,10 @@ BN_INLINE void sums_run(const Call& q, const Seen<A>& k, A scale, int64_t at, in
         t.filled += end - begin;
         int64_t i = begin;
         for (; i + 4 * L <= end; i += 4 * L) {
+            // A channel's next run is far away, beyond the hardware's prefetcher.
+            ask<4 * L>(d.g + i + ahead);
+            if (SRC != kInvert) ask<4 * L>(d.x + i + ahead);
+            if (SRC != kRecompute) ask<4 * L>(d.y + i + ahead);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) one(i + j * L, L, j);
         }

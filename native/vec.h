@@ -210,6 +210,12 @@ BN_INLINE float scalar(const float* p) { return *p; }
 BN_INLINE double scalar(const double* p) { return *p; }
 template <class T> BN_INLINE float scalar(const T* p) { return load(p, 1, VF{})[0]; }
 
+// Has N values brought into the cache; the address may lie anywhere.
+template <int64_t N, class T> BN_INLINE void ask(const T* p) {
+    const char* bytes = reinterpret_cast<const char*>(p);
+    for (int64_t at = 0; at < N * static_cast<int64_t>(sizeof(T)); at += 64) __builtin_prefetch(bytes + at);
+}
+
 BN_INLINE bool finite(double v) { return v - v == 0; }
 BN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
