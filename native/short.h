@@ -33,13 +33,6 @@ template <class A> BN_INLINE void clear_sums(Strip<A>& p) {
     for (int64_t i = 0; i < p.cols.count; ++i) p.s1[i] = p.s2[i] = 0;
 }
 
-// The columns of one channel, in double.
-template <class A> BN_INLINE double over_columns(const A* sums, int64_t channel, int64_t s) {
-    double total = 0;
-    for (int64_t j = 0; j < s; ++j) total += static_cast<double>(sums[channel * s + j]);
-    return total;
-}
-
 // body(strip) for all; several to a thread only where there are enough.
 template <class A, class Body> BN_INLINE void each_strip(const Call& q, Body&& body) {
     const Shape& s = q.shape;
@@ -63,10 +56,9 @@ template <class T, class A> static void reduce_strip(const Call& q, Strip<A>& p,
     A* shift = p.mean;
     const int64_t few = least(4, p.rows.last - p.rows.first);
     for (int64_t i = 0; i < p.channels; ++i) {
-        double sum = 0;
-        for (int64_t r = p.rows.first; r < p.rows.first + few; ++r)
-            for (int64_t j = 0; j < s; ++j) sum += static_cast<double>(scalar(x + r * stride + i * s + j));
-        spread(shift, i, s, static_cast<A>(sum / static_cast<double>(few * s)));
+        double first = 0;
+        for (int64_t r = p.rows.first; r < p.rows.first + few; ++r) first += sum(x + r * stride + i * s, s);
+        spread(shift, i, s, static_cast<A>(first / static_cast<double>(few * s)));
         m[i] = Moments{0, 0, 0, 0};
     }
     clear_sums(p);
@@ -77,7 +69,7 @@ template <class T, class A> static void reduce_strip(const Call& q, Strip<A>& p,
         for (; r + 8 <= end; r += 8) add_rows<T, A, 8>(x + r * stride, p.cols.count, stride, shift, p.s1, p.s2);
         for (; r < end; ++r) add_rows<T, A, 1>(x + r * stride, p.cols.count, stride, shift, p.s1, p.s2);
         for (int64_t i = 0; i < p.channels; ++i) {
-            const double s1 = over_columns(p.s1, i, s), d = s1 / n, m2 = over_columns(p.s2, i, s) - s1 * d;
+            const double s1 = sum(p.s1 + i * s, s), d = s1 / n, m2 = sum(p.s2 + i * s, s) - s1 * d;
             merge(m[i], Moments{n, n, static_cast<double>(shift[i * s]) + d, m2 < 0 ? 0 : m2});
             spread(shift, i, s, static_cast<A>(m[i].mean));
         }
@@ -147,8 +139,8 @@ template <class T, class A, int ACT, int SRC, bool RES, bool OUT> static void ba
             const int64_t end = least(r + kLastRows, p.rows.last);
             sums_of_rows<T, A, ACT, SRC, OUT, RES>(q, f, p.cols, r, end, p.s1, p.s2);
             for (int64_t i = 0; i < p.channels; ++i) {
-                sg[i] += over_columns(p.s1, i, s);
-                sx[i] += over_columns(p.s2, i, s);
+                sg[i] += sum(p.s1 + i * s, s);
+                sx[i] += sum(p.s2 + i * s, s);
             }
             clear_sums(p);
         }

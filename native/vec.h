@@ -210,6 +210,16 @@ BN_INLINE float scalar(const float* p) { return *p; }
 BN_INLINE double scalar(const double* p) { return *p; }
 template <class T> BN_INLINE float scalar(const T* p) { return load(p, 1, VF{})[0]; }
 
+// Of values that lie side by side, in double; eight sums, since one would wait for itself at every value.
+template <class T> BN_INLINE double sum(const T* p, int64_t n) {
+    double t[8] = {};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; ++j) t[j] += static_cast<double>(scalar(p + i + j));
+    for (int j = 0; i < n; ++i, ++j) t[j] += static_cast<double>(scalar(p + i));
+    return halved<8>(t);
+}
+
 // Has N values brought into the cache; the address may lie anywhere.
 template <int64_t N, class T> BN_INLINE void ask(const T* p) {
     const char* bytes = reinterpret_cast<const char*>(p);
