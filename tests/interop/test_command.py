@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -89,6 +89,7 @@ NEEDS = {".keras": "h5py", ".h5": "h5py", ".weights.h5": "h5py", ".msgpack": "ms
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @settings(max_examples=20, deadline=None)
+@example(data=b"\x80")  # an empty map of msgpack: read, and nothing in it
 @given(data=st.binary(max_size=300))
 def test_noise_is_refused_in_a_sentence(tmp_path_factory, ending, data):
     if ending in NEEDS:

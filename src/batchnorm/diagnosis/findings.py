@@ -44,11 +44,6 @@ class Rule(NamedTuple):
             yield Finding(self.code, self.severity, layer, message, fix)
 
 
-def counted(number: int, what: str) -> str:
-    """A number of things, in the singular where it is one: `1 file`, `2 files`."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def apply_rules(rules: Iterable[Rule], evidence: Any) -> list[Finding]:
     """All findings, the most severe first, causes before symptoms: in the order of the rules."""
     found = [finding for rule in rules for finding in rule.apply(evidence)]

@@ -55,6 +55,13 @@ def read(source: Any, argument: str = "source") -> Weights:
 def _read_file(path: Path, argument: str) -> Weights:
     if not path.is_file():
         raise BatchNormError(f"{argument} must be an existing file; there is none at {path}")
+    found = _by_suffix(path, argument)
+    if not found.layers:
+        raise BatchNormError(f"{argument} must hold the weights of layers; {path.name} holds none")
+    return found
+
+
+def _by_suffix(path: Path, argument: str) -> Weights:
     if path.suffix in _KERAS:
         return keras_files.read_keras_file(path)
     if path.suffix in _TREES:

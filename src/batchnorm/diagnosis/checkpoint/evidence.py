@@ -62,7 +62,8 @@ def gather(path: str | Path, sample_others: bool = False) -> CheckpointEvidence:
     """
     path = Path(path)
     if not path.is_file():
-        raise BatchNormError(f"path must be an existing checkpoint file; there is none at {path}")
+        what = "a folder" if path.is_dir() else "nothing"
+        raise BatchNormError(f"path must be an existing checkpoint file; there is {what} at {path}")
     with mapped(path) as data:
         try:
             torch_zip = data[:4] == b"PK\x03\x04" or path.suffix not in (".safetensors", "")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from batchnorm.diagnosis.checkpoint.compare import Comparison
 from batchnorm.diagnosis.checkpoint.evidence import CheckpointEvidence, StoredLayer
-from batchnorm.diagnosis.findings import counted
 from batchnorm.diagnosis.report.channels import pack
 from batchnorm.diagnosis.report.subject import Table
+from batchnorm.models.batches import counted
 
 
 class CheckpointSubject:

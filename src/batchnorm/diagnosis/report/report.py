@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchnorm.diagnosis.findings import Finding, counted
+from batchnorm.diagnosis.findings import Finding
 from batchnorm.diagnosis.report.subject import Subject, Table, Timeline
 from batchnorm.files import write_atomically
-from batchnorm.models.batches import as_text
+from batchnorm.models.batches import as_text, counted
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

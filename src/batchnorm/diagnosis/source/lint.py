@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchnorm.diagnosis.findings import Finding, counted
+from batchnorm.diagnosis.findings import Finding
 from batchnorm.diagnosis.report import Report
 from batchnorm.diagnosis.report.subject import Table
 from batchnorm.diagnosis.source.rules import check
 from batchnorm.diagnosis.source.syntax import Source
 from batchnorm.errors import BatchNormError
+from batchnorm.models.batches import counted
 
 LARGEST = 2_000_000  # bytes of a file
 WORDS = (
