@@ -176,13 +176,13 @@ def _signs(channels: int) -> Tensor:
     return torch.randint(0, 2, (channels, _SIGNS), generator=generator).double() * 2 - 1
 
 
-def errors_in_std(totals: Totals, eps: Tensor, kind: str) -> Tensor:
+def errors_in_std(totals: Totals, eps: Tensor, kind: str, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Per layer the root mean square over channels of both standard errors, in standard deviations of the layer.
 
     That of the variance is taken as that of the standard deviation, half of it relative. eps is
-    per channel. Zero for layers that nothing reached.
+    per channel. Zero for layers that nothing reached. known are the standard errors, where the caller has them.
     """
-    of_mean, of_var = totals.standard_errors(kind)
+    of_mean, of_var = totals.standard_errors(kind) if known is None else known
     var = torch.nan_to_num(totals.variance(kind, 0)) + eps
     squared = of_mean.square() / var + (of_var / (2 * var)).square()
     squared = torch.where(totals.count > 0, squared, 0.0)

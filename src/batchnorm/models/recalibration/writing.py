@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from batchnorm.models.recalibration.collect import rms
 from batchnorm.models.recalibration.fixed_point import distance, estimate
@@ -29,7 +30,7 @@ def write(
         for name, totals in outcome.totals.items():
             target = written[name]
             mean, var = estimate(target, totals, variance)
-            rows[name] = _row(target, totals, variance, outcome.residual[name])
+            rows[name] = _row(target, totals, variance, mean, var, outcome.residual[name])
             target.finish(mean, var, outcome.batches, float(totals.count[0]))
     except BaseException:
         restore(before)
@@ -56,8 +57,9 @@ def write(
     )
 
 
-def _row(target: Target, totals: Totals, variance: str, residual: float) -> RecalibratedLayer:
-    mean, var = estimate(target, totals, variance)
+def _row(
+    target: Target, totals: Totals, variance: str, mean: Tensor, var: Tensor, residual: float
+) -> RecalibratedLayer:
     moved = distance(target, mean, var)
     if not target.centres:
         mean, var = torch.zeros_like(mean), var + mean.square()
@@ -65,8 +67,8 @@ def _row(target: Target, totals: Totals, variance: str, residual: float) -> Reca
     eps = target.layer.eps
     shift = (mean - old_mean) / (old_var.clamp_min(0) + eps).sqrt()
     ratio = ((var + eps) / (old_var.clamp_min(0) + eps)).log().mean().exp()
-    of_mean, of_var = totals.standard_errors(variance)
-    error = float(errors_in_std(totals, torch.full_like(mean, eps), variance))
+    of_mean, of_var = found = totals.standard_errors(variance)
+    error = float(errors_in_std(totals, torch.full_like(mean, eps), variance, found))
     known = math.isfinite(error)
     return RecalibratedLayer(
         int(totals.count[0]),
