@@ -390,8 +390,10 @@ def test_hostile_headers(tmp_path, name):
 
 
 def test_missing_files_and_files_without_batch_norm(tmp_path):
-    with pytest.raises(BatchNormError, match="none at"):
+    with pytest.raises(BatchNormError, match="there is nothing at"):
         inspect_checkpoint(tmp_path / "absent.pt")
+    with pytest.raises(BatchNormError, match="there is a folder at"):
+        inspect_checkpoint(tmp_path)
     torch.save({"weight": torch.zeros(3)}, tmp_path / "a.pt")
     with pytest.raises(BatchNormError, match="1 tensors and none"):
         inspect_checkpoint(tmp_path / "a.pt")
