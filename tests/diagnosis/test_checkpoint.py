@@ -444,3 +444,17 @@ def _text_or_error(path):
         return str(inspect_checkpoint(path))
     except BatchNormError as error:
         return str(error)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [(60, 61, "moved in 1 update ("), (60, 64, "moved in 4 updates ("), (60, 20, "their counter went back by 40 (")],
+)
+def test_statistics_that_moved_alone_say_in_how_many_updates(tmp_path, before, after, said):
+    layer = torch.nn.BatchNorm1d(3)
+    for name, count in (("a.pt", before), ("b.pt", after)):
+        layer.running_mean.fill_(count / 60)
+        layer.num_batches_tracked.fill_(count)
+        torch.save(layer.state_dict(), tmp_path / name)
+    (finding,) = [f for f in inspect_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt").findings if f.code == "BN223"]
+    assert said in finding.message

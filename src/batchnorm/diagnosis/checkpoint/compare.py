@@ -9,6 +9,7 @@ from torch import Tensor
 
 from batchnorm.diagnosis.checkpoint.evidence import CheckpointEvidence, StoredLayer
 from batchnorm.diagnosis.findings import Rule, Said
+from batchnorm.models.batches import counted
 
 PREFIXES = ("module.", "model.", "base_model.model.", "ema_model.", "_orig_mod.", "student.", "teacher.", "ema.")
 
@@ -134,7 +135,9 @@ def alone(c: Comparison) -> Said:
         return
     for name, move in c.moves.items():
         if not move.still:
-            after = "" if not move.updates else f" in {move.updates:g} updates"
+            after = "" if not move.updates else f" in {counted(int(move.updates), 'update')}"
+            if move.updates is not None and move.updates < 0:
+                after = f" and their counter went back by {-move.updates:g}"
             yield (
                 name,
                 f"the statistics moved{after} ({move.mean:.2f} standard deviations) and no weight did: recalibration, "
