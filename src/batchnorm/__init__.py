@@ -89,9 +89,12 @@ def __getattr__(name: str) -> Any:
     if name in _FOLDERS:
         return import_module(f"batchnorm.{name}")
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("batchnorm")
+        try:
+            return version("batchnorm")
+        except PackageNotFoundError:  # run from source
+            return "unknown"
     raise AttributeError(f"module 'batchnorm' has no attribute {name!r}")
 
 

@@ -11,7 +11,7 @@ import torch
 from batchnorm import kernels
 
 _BESIDE = ("torch", "numpy", "safetensors", "onnx", "keras", "flax", "equinox", "lightning", "transformers", "timm")
-_VARIABLES = ("BATCHNORM_BACKEND", "BATCHNORM_IDLE_BYTES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+_VARIABLES = ("BATCHNORM_BACKEND", "BATCHNORM_IDLE_BYTES", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY")
 
 
 def environment() -> dict[str, str]:
