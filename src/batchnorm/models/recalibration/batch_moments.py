@@ -16,6 +16,8 @@ from batchnorm.layers.masks import Given
 
 # Above this ratio of mean^2 to variance the sum of squares loses more digits than float32 rounding.
 _LARGEST_OFFSET = 4.0
+# And above this one the native sums along rows do.
+_FAR = 1e6
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,17 @@ def part_of(x: Tensor, weight: Tensor | None) -> Part:
     """The moments of `(N, C, *)`, in float64 where the device has it."""
     passes = kernels.select(x)
     plain = weight is None and x.layout == torch.strided and x.numel() > 0
+    on_cpu = plain and x.device.type == "cpu"
     # An (N, C) is small enough to be summed in float64 here; the native row tiles are of float32 rows.
-    if plain and x.device.type == "cpu" and (x.dim() == 2 or passes.name == "reference"):
+    if on_cpu and (x.dim() == 2 or passes.name == "reference"):
         return _plain(x)
     raw = passes.reduce(x, weight, 1)
-    return Part(float(raw.count[0, 0]), raw.mean[0], raw.m2[0])
+    count, mean, m2 = float(raw.count[0, 0]), raw.mean[0], raw.m2[0]
+    rows = on_cpu and x.dtype != torch.float64 and not x.is_contiguous()
+    if rows and bool((mean.square() * count > _FAR * m2).any()):
+        # The deviations lie on so coarse a grid that float32 sums of their squares round downwards.
+        return _plain(x)
+    return Part(count, mean, m2)
 
 
 def _plain(x: Tensor) -> Part:
