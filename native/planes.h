@@ -59,16 +59,14 @@ static Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int64
     bool begun = false;
     runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t run, int64_t wat) {
         if (!begun) {
-            int64_t i = 0;
             if (W) {
+                int64_t i = 0;
                 while (i < run && w[wat + i] == 0) ++i;
                 if (i == run) return;
                 Tile<A, W>::start(t, scalar(x + at + i));
             } else {
-                double few = 0;
-                const int64_t some = least(run, 16);
-                for (; i < some; ++i) few += static_cast<double>(scalar(x + at + i));
-                Tile<A, W>::start(t, static_cast<A>(few / static_cast<double>(some)));
+                const int64_t few = least(run, 16);
+                Tile<A, W>::start(t, static_cast<A>(sum(x + at, few) / static_cast<double>(few)));
             }
             begun = true;
         }

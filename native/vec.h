@@ -195,16 +195,13 @@ template <int L> BN_INLINE double halved(double* t) {
         for (int i = 0; i < half; ++i) t[i] += t[i + half];
     return t[0];
 }
-BN_INLINE double sum(VF v) {
-    double t[kWF];
-    for (int i = 0; i < kWF; ++i) t[i] = static_cast<double>(v[i]);
-    return halved<kWF>(t);
+template <int L, class V> BN_INLINE double sum_of(V v) {
+    double t[L];
+    for (int i = 0; i < L; ++i) t[i] = static_cast<double>(v[i]);
+    return halved<L>(t);
 }
-BN_INLINE double sum(VD v) {
-    double t[width<double>()];
-    for (int i = 0; i < width<double>(); ++i) t[i] = v[i];
-    return halved<width<double>()>(t);
-}
+BN_INLINE double sum(VF v) { return sum_of<kWF>(v); }
+BN_INLINE double sum(VD v) { return sum_of<width<double>()>(v); }
 
 BN_INLINE float scalar(const float* p) { return *p; }
 BN_INLINE double scalar(const double* p) { return *p; }
