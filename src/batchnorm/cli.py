@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+import batchnorm
 from batchnorm import diagnose as diagnose_model
 from batchnorm import recalibrate as recalibrate_model
 from batchnorm.diagnosis import Report, inspect_checkpoint
@@ -45,7 +45,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"batchnorm {version('batchnorm')}")
+        print(f"batchnorm {batchnorm.__version__}")
         raise typer.Exit(FINE)
 
 
@@ -104,11 +104,10 @@ def diagnose(
     others = None if eval_data is None else batches(eval_data, "--eval-data")
     with running(DOES_NOT_RUN):
         report = diagnose_model(net, loader, function, eval_loader=others)
-    command = ["batchnorm recalibrate", f"--model {model}", f"--data {data}"]
-    command += [] if weights is None else [f"--weights {weights}"]
-    if not as_json and any("recalibrate" in finding.fix for finding in report.findings):
-        _show(report, as_json, html, f"\nThe same in a shell: {' '.join(command)} --out fixed.pt")
-    _show(report, as_json, html)
+    given = f"--model {model} --data {data}" + ("" if weights is None else f" --weights {weights}")
+    repairs = any("recalibrate" in finding.fix for finding in report.findings)
+    last = f"\nThe same in a shell: batchnorm recalibrate {given} --out fixed.pt" if repairs else ""
+    _show(report, as_json, html, last)
 
 
 @app.command()

@@ -130,14 +130,17 @@ def save_state(state: dict[str, Tensor], path: str | Path, metadata: dict[str, s
     """Write a state dict beside its place and rename it there, so a reader sees the old file or the new one."""
     path = Path(path)
     if path.suffix == ".safetensors":
-        check_writable(path)
-        from safetensors.torch import save_file
-
-        # Copies, since tied weights share memory and the format does not.
-        apart = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-        write_atomically(path, lambda temporary: save_file(apart, temporary, metadata))
+        write_atomically(path, lambda temporary: _save_safetensors(state, temporary, metadata))
     else:
         write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def _save_safetensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+    from safetensors.torch import save_file
+
+    # Copies, since tied weights share memory and the format does not.
+    apart = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    save_file(apart, path, metadata)
 
 
 def check_writable(path: str | Path, name: str = "path") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
-from batchnorm.files import load_state, save_state
+from batchnorm.files import check_writable, load_state, save_state
 from batchnorm.interop import equinox_format, flax_format, haiku_format, keras_files, keras_models, onnx_format
 from batchnorm.interop import torch_format as torch_
 from batchnorm.interop.trees import flatten, load_tree, save_tree
@@ -93,8 +93,7 @@ def target_for(target: Any, like: Any, source: Weights) -> tuple[Weights, Path |
             f"target must be 'torch', 'flax', a model, or a file that ends in one of {', '.join(SUFFIXES)}; "
             f"it was {str(target)!r}"
         )
-    if not path.parent.is_dir():
-        raise BatchNormError(f"target must lie in an existing folder; there is none at {path.parent}")
+    check_writable(path, "target")
     if like is not None:
         template = _names_of(like)
         if _family(template) != _family_of(path):

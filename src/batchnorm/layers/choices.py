@@ -68,14 +68,21 @@ class Recipe:
             raise BatchNormError(f"the choices must go together; they do not: {reason}")
 
 
+def is_momentum(momentum: Any) -> bool:
+    """Whether it is None, a function of the step, or a weight of the new batch in [0, 1]."""
+    return momentum is None or callable(momentum) or (not isinstance(momentum, str) and 0 <= momentum <= 1)
+
+
 def starting_momentum(momentum: Any, recipe: Recipe) -> Any:
     """A layer's momentum: the one given, checked, or the estimator's own where the word "estimator" stands."""
-    if momentum is None or callable(momentum):
-        return momentum
     if isinstance(momentum, str) and momentum == "estimator":
         return recipe.estimator.momentum
-    legal = not isinstance(momentum, str) and 0 <= momentum <= 1
-    check(legal, "momentum", "in [0, 1], the weight of the new batch, None or a function of the step", repr(momentum))
+    check(
+        is_momentum(momentum),
+        "momentum",
+        "in [0, 1], the weight of the new batch, None or a function of the step",
+        repr(momentum),
+    )
     return momentum
 
 

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.errors import check
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Recipe
+from batchnorm.layers.choices import is_momentum
 from batchnorm.layers.estimators import resolve
 
 
@@ -25,9 +26,8 @@ def next_momentum(layer: _BatchNorm) -> float | None:
 
 def check_momentum(name: str, layer: _BatchNorm) -> None:
     """Refuse a number outside [0, 1], which torch takes without a word."""
-    momentum: Any = layer.momentum
-    legal = momentum is None or callable(momentum) or 0 <= momentum <= 1
-    check(legal, f"momentum of layer {name or '(root)'!r}", "in [0, 1], the weight of the new batch", repr(momentum))
+    where = f"momentum of layer {name or '(root)'!r}"
+    check(is_momentum(layer.momentum), where, "in [0, 1], the weight of the new batch", repr(layer.momentum))
 
 
 def fades_from_start(layer: _BatchNorm) -> bool:

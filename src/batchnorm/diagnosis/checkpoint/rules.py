@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from batchnorm.diagnosis import alike
 from batchnorm.diagnosis.checkpoint.evidence import STATISTICS, CheckpointEvidence, StoredLayer
 from batchnorm.diagnosis.findings import Rule, Said
 
@@ -11,7 +12,6 @@ RECALIBRATE = "batchnorm recalibrate --model M:F --data M:F --weights {file} --o
 NEAR_OVERFLOW = 0.5  # of float16's largest number, 65504
 FAR = 1000.0  # standard deviations, and
 UNLIKE = 100.0  # times the median of the layer
-OFF = 1e-3  # of the median |weight|
 FEWER = 0.5  # of the updates of most layers
 START = 0.1  # from the initial 0 or 1; an input whose statistics are others has less than about this weight
 SOON = 1000  # updates; after more, an average that still holds its start has a momentum nobody uses
@@ -207,13 +207,11 @@ def switched_off(e: CheckpointEvidence) -> Said:
     for layer in e.layers.values():
         if layer.weight is None or layer.weight.numel() < 2:
             continue
-        size = layer.weight.abs()
-        median = float(size.median())
-        off = int((size < OFF * median).sum()) if median > 0 else int((size == 0).sum())
+        off = alike.switched_off(layer.weight)
         if off:
             yield (
                 layer.name,
-                f"weight is almost 0 in {off} of {size.numel()} channels: their output does not depend on the input",
+                f"weight is almost 0 in {off} of {layer.channels} channels: their output does not depend on the input",
                 "nothing to repair; such channels can be pruned",
             )
 

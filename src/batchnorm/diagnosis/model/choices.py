@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.models.batches import call, count_samples
-from batchnorm.models.modes import is_frozen
+from batchnorm.models.modes import evaluating, is_frozen
 
 Metric = Callable[[Any, Any], Any]
 Fresh = dict[str, tuple[Tensor, Tensor]]
@@ -98,20 +98,6 @@ class Choices:
         if first is None or second is None or self.chance is None:
             return False
         return abs(first - self.chance) < abs(second - self.chance)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The whole model in eval mode without gradients; its own flags afterwards."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        for module in flags:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 @contextmanager

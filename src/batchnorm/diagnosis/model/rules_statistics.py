@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from batchnorm.diagnosis import alike
 from batchnorm.diagnosis.findings import Said
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence
@@ -15,7 +16,6 @@ LOG_RATIO = 0.2  # root mean square log variance ratio, about 20 %
 SURE = 4.0  # times the sampling error
 FAR = 100.0  # standard deviations of the mean from 0
 GAIN = 1000.0  # weight / sqrt(running_var + eps)
-OFF = 1e-3  # of the median |weight|
 
 
 def drifts(layer: LayerEvidence) -> bool:
@@ -132,7 +132,7 @@ def switched_off(e: Evidence) -> Said:
         if layer.weight is None or layer.bias is None or layer.weight.numel() < 2:
             continue
         size = layer.weight.abs()
-        off = int((size < OFF * size.median()).sum()) if float(size.median()) > 0 else int((size == 0).sum())
+        off = alike.switched_off(layer.weight)
         fixed = int(((layer.bias.abs() > 6 * size) & (size > 0)).sum())
         if off or fixed:
             yield (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from batchnorm.diagnosis import alike
 from batchnorm.diagnosis.findings import Said
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence
@@ -73,14 +74,7 @@ def momentum_zero(e: Evidence) -> Said:
 
 def keras_momentum(e: Evidence) -> Said:
     """A momentum that looks like the weight of the old value."""
-    for layer in e.layers.values():
-        if layer.momentum is not None and 0.5 <= layer.momentum < 1 and not layer.frozen:
-            yield (
-                layer.name,
-                f"momentum is {layer.momentum:g}, the weight of the NEW batch in torch; it looks like a Keras or Flax "
-                "value, the weight of the old one",
-                f"layer.momentum = {1 - layer.momentum:g}, then {RECALIBRATE}",
-            )
+    return alike.keras_momentum(e, f", then {RECALIBRATE}")
 
 
 def frozen_but_moving(e: Evidence) -> Said:

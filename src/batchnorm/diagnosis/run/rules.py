@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from batchnorm.diagnosis.alike import keras_momentum
 from batchnorm.diagnosis.findings import Rule, Said
 from batchnorm.diagnosis.run.evidence import RunEvidence
 
@@ -98,18 +99,6 @@ def momentum_zero(e: RunEvidence) -> Said:
             )
 
 
-def other_convention(e: RunEvidence) -> Said:
-    """A momentum that looks like the weight of the old value."""
-    for layer in e.layers.values():
-        if layer.momentum is not None and 0.5 <= layer.momentum < 1 and not layer.frozen:
-            yield (
-                layer.name,
-                f"momentum is {layer.momentum:g}, the weight of the NEW batch in torch; it looks like a Keras or Flax "
-                "value, the weight of the old one",
-                f"layer.momentum = {1 - layer.momentum:g}",
-            )
-
-
 def untracked(e: RunEvidence) -> Said:
     """Tracking switched off on a layer with buffers."""
     for layer in e.layers.values():
@@ -172,7 +161,7 @@ def skipped(e: RunEvidence) -> Said:
 RUN_RULES: tuple[Rule, ...] = (
     Rule("BN305", "statistics poisoned in the run", "error", poisoned),
     Rule("BN306", "momentum 0 in the run", "warning", momentum_zero),
-    Rule("BN307", "momentum of another framework in the run", "warning", other_convention),
+    Rule("BN307", "momentum of another framework in the run", "warning", keras_momentum),
     Rule("BN312", "tracking switched off in the run", "warning", untracked),
     Rule("BN301", "counting twice a step", "warning", recounted),
     Rule("BN302", "frozen and moving", "warning", frozen_moves),

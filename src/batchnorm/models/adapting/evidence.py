@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call
+from batchnorm.models.modes import evaluating
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 
@@ -123,20 +124,6 @@ def order_of(layers: Iterable[Samples]) -> Order:
     return Order(best.correlation, min(best.p_value * len(found), 1.0))
 
 
-@contextmanager
-def in_eval(model: nn.Module) -> Iterator[None]:
-    """Within the context every module is in eval mode, without gradients."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        for module in flags:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-
-
 class Reader:
     """Reads the moments of each sample at each layer, pass after pass over the same batches.
 
@@ -171,7 +158,7 @@ class Reader:
 
             return hook
 
-        with ExitStack() as stack, in_eval(self.model):
+        with ExitStack() as stack, evaluating(self.model):
             for name, layer in self.layers.items():
                 stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
             for batch in batches:

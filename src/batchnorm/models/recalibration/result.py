@@ -125,7 +125,7 @@ class Recalibration:
             )
         if self.skipped:
             where = ", ".join(f"{number} (layer {layer or '(root)'})" for number, layer in self.skipped[:10])
-            were = "1 batch was" if len(self.skipped) == 1 else f"{len(self.skipped)} batches were"
+            were = counted(len(self.skipped), "batch was", "batches were")
             found.append(f"{were} not finite and left out: {where}.")
         if not self.converged:
             worst = max(self.residual.values())
