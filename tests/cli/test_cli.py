@@ -1,11 +1,11 @@
 """The command line as a person runs it, in another process."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+
+from tests.command import run
 
 FACTORIES = """
 import torch
@@ -39,11 +39,6 @@ def word(output, batch):
 def folder(tmp_path):
     (tmp_path / "mine.py").write_text(FACTORIES)
     return tmp_path
-
-
-def run(folder, *arguments):
-    command = [sys.executable, "-m", "batchnorm.cli", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_diagnose_then_recalibrate_then_diagnose(folder):

@@ -1,0 +1,20 @@
+"""Randomised tests: a seeded tenth of their cases by default and in CI, all of them, newly drawn, by `make fuzz`."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+WHOLE = os.environ.get("BATCHNORM_FUZZ") == "whole"
+
+
+def cases(whole):
+    """How many of so many cases are to run."""
+    return whole if WHOLE else max(1, whole // 10)
+
+
+def fuzz(whole):
+    """Mark a hypothesis test that has `whole` cases; the tenth is the same in every run."""
+    health = list(HealthCheck)
+    chosen = settings(max_examples=cases(whole), deadline=None, suppress_health_check=health, derandomize=not WHOLE)
+    return lambda test: pytest.mark.fuzz(chosen(test))
