@@ -208,6 +208,7 @@ def recalibrate(
 def translate(
     source: Annotated[Path, typer.Argument(help="A .pt, .safetensors, .keras, .h5, .msgpack, .npz or .onnx file.")],
     target: Annotated[Path, typer.Argument(help="The file to write; its ending says the format.")],
+    key: KeyOption = None,
     like: Annotated[Path | None, typer.Option(help="A file of the target's architecture.")] = None,
     model: Annotated[str | None, typer.Option(help="MODULE:FACTORY of the target's architecture, instead.")] = None,
     map_file: Annotated[Path | None, typer.Option("--map", help="JSON {source layer: target layer}.")] = None,
@@ -226,7 +227,15 @@ def translate(
 
     check_writable(target, "the target")
     template = like if model is None else model_of(model, None)
-    said = {"eps": eps, "momentum": momentum, "count": count, "steps": steps, "repair": repair, "flatten": flatten}
+    said = {
+        "key": key,
+        "eps": eps,
+        "momentum": momentum,
+        "count": count,
+        "steps": steps,
+        "repair": repair,
+        "flatten": flatten,
+    }
     run(source, target, map_file, as_json, like=template, partial=partial, trust_numbers=trust_numbers, **said)
 
 

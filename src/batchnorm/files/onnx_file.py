@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
+from batchnorm.files.entry import MOST_CHANNELS
 
 INPUTS = ("weight", "bias", "running_mean", "running_var")
 
@@ -31,7 +32,7 @@ class Initializer:
         """As in the file."""
         return tuple(self.values.shape)
 
-    def read(self, data: mmap.mmap, limit: int) -> Tensor:
+    def read(self, data: mmap.mmap, limit: int = MOST_CHANNELS) -> Tensor:
         """At most limit values in float64."""
         return self.values.flatten()[:limit].double()
 

@@ -47,7 +47,7 @@ def in_tree(content: Any) -> dict[Keys, list[str]]:
         names = [name for name, item in value.items() if isinstance(name, str) and isinstance(item, Tensor)]
         if names:
             found[keys] = names
-        pending += [((*keys, key), item) for key, item in reversed(value.items()) if isinstance(key, str)]
+        pending += [((*keys, key), item) for key, item in reversed(list(value.items())) if isinstance(key, str)]
     return found
 
 

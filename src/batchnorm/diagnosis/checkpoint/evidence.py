@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,9 @@ def gather(path: str | Path, sample_others: bool = False, key: str | None = None
     with mapped(path) as data:
         try:
             onnx = path.suffix == ".onnx"
-            held = {(): onnx_file.entries(path)} if onnx else states.entries(path, data)
+            held: dict[states.Keys, dict[str, Any]] = (
+                {(): onnx_file.entries(path)} if onnx else states.entries(path, data)
+            )
         except ValueError as error:
             raise BatchNormError(f"path must be a checkpoint of tensors; {path.name} is not one: {error}") from error
         tensors, size = sum(map(len, held.values())), path.stat().st_size
