@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,9 @@ DataOption = Annotated[
 ]
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="A .pt or .safetensors state dict, read as data only.")
+]
+KeyOption = Annotated[
+    str | None, typer.Option("--key", help="Where the state dict lies in the file, such as ema or state_dict.model.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -88,6 +92,7 @@ def diagnose(
     model: ModelOption,
     data: DataOption,
     weights: WeightsOption = None,
+    key: KeyOption = None,
     metric: Annotated[
         str | None, typer.Option("--metric", help="MODULE:FUNCTION of output and batch, an accuracy or a loss.")
     ] = None,
@@ -99,12 +104,13 @@ def diagnose(
 ) -> None:
     """Say what is wrong with a model's batch norm, in which layer, and what fixes it."""
     _check_html(html)
-    net, loader = model_of(model, weights), batches(data)
+    net, loader = model_of(model, weights, key), batches(data)
     function = None if metric is None else metric_of(metric)
     others = None if eval_data is None else batches(eval_data, "--eval-data")
     with running(DOES_NOT_RUN):
         report = diagnose_model(net, loader, function, eval_loader=others)
-    given = f"--model {model} --data {data}" + ("" if weights is None else f" --weights {weights}")
+    given = f"--model {model} --data {data}"
+    given += "".join(f" --{name} {shlex.quote(str(v))}" for name, v in (("weights", weights), ("key", key)) if v)
     repairs = any("recalibrate" in finding.fix for finding in report.findings)
     last = f"\nThe same in a shell: batchnorm recalibrate {given} --out fixed.pt" if repairs else ""
     _show(report, as_json, html, last)
@@ -112,14 +118,15 @@ def diagnose(
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="A .pt or .safetensors file, read as data only.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A .pt, .safetensors or .onnx file, read as data only.")],
     other: Annotated[Path | None, typer.Argument(help="A second one: what moved, what did not, what it lacks.")] = None,
+    key: KeyOption = None,
     as_json: JsonOption = False,
     html: HtmlOption = None,
 ) -> None:
     """Say what is wrong with the batch norm in a checkpoint, from the file alone; no model code is needed."""
     _check_html(html)
-    _show(inspect_checkpoint(checkpoint, other), as_json, html)
+    _show(inspect_checkpoint(checkpoint, other, key=key), as_json, html)
 
 
 @app.command()
@@ -156,6 +163,7 @@ def recalibrate(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Where to write the repaired checkpoint (.pt or .safetensors).")],
     weights: WeightsOption = None,
+    key: KeyOption = None,
     variance: Annotated[str, typer.Option(help="'total' over all values, or 'within' batches.")] = "total",
     upstream: Annotated[str, typer.Option(help="What layers normalise with: 'population' or 'batch'.")] = "population",
     until: Annotated[float | None, typer.Option(help="Stop once the worst standard error, in std, is below.")] = None,
@@ -166,7 +174,7 @@ def recalibrate(
 ) -> None:
     """Re-estimate the running statistics from data and write the repaired checkpoint, all else in it as it was."""
     check_writable(out, "--out")
-    net, loader = model_of(model, weights), batches(data)
+    net, loader = model_of(model, weights, key), batches(data)
     with running(DOES_NOT_RUN):
         result = recalibrate_model(
             net,
@@ -178,11 +186,11 @@ def recalibrate(
             bank=bank,
             resume=resume,
         )
-    state = net.state_dict()
+    state, archive = net.state_dict(), None
     if weights is None:
         save_state(state, out)
     else:
-        archive = load_archive(weights)
+        archive = load_archive(weights, key).fitted(state, weights.name)
         save_archive(archive.replaced(changed(state, archive.state)), out)
     if as_json:
         print(json.dumps(finite({**summary(result), "out": str(out)}), indent=2))
@@ -191,6 +199,8 @@ def recalibrate(
         if until is not None and not result.standard_error <= until:
             Console().print(f"The data ended before --until {until}: the worst error is {result.standard_error:.3g}.")
         made = "" if weights is not None else " (without --weights, so with the weights that the factory gave it)"
+        if archive is not None and archive.objects:
+            made = f" ({weights} holds objects beside its tensors; they were not loaded and are not in it)"
         Console().print(f"wrote {out}{made}", soft_wrap=True)
 
 
@@ -198,6 +208,7 @@ def recalibrate(
 def translate(
     source: Annotated[Path, typer.Argument(help="A .pt, .safetensors, .keras, .h5, .msgpack, .npz or .onnx file.")],
     target: Annotated[Path, typer.Argument(help="The file to write; its ending says the format.")],
+    key: KeyOption = None,
     like: Annotated[Path | None, typer.Option(help="A file of the target's architecture.")] = None,
     model: Annotated[str | None, typer.Option(help="MODULE:FACTORY of the target's architecture, instead.")] = None,
     map_file: Annotated[Path | None, typer.Option("--map", help="JSON {source layer: target layer}.")] = None,
@@ -216,7 +227,15 @@ def translate(
 
     check_writable(target, "the target")
     template = like if model is None else model_of(model, None)
-    said = {"eps": eps, "momentum": momentum, "count": count, "steps": steps, "repair": repair, "flatten": flatten}
+    said = {
+        "key": key,
+        "eps": eps,
+        "momentum": momentum,
+        "count": count,
+        "steps": steps,
+        "repair": repair,
+        "flatten": flatten,
+    }
     run(source, target, map_file, as_json, like=template, partial=partial, trust_numbers=trust_numbers, **said)
 
 

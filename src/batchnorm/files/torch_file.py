@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from batchnorm.diagnosis.checkpoint.entry import Entry
-from batchnorm.diagnosis.checkpoint.unpickle import Lazy, Reader, Storage, Thing, read
+from batchnorm.files.entry import Entry
+from batchnorm.files.unpickle import Lazy, Reader, Storage, Thing, read
 
 LONGEST_PICKLE = 128_000_000
 DEEPEST = 64
 MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization's
 
 
-def entries(path: Path, data: mmap.mmap) -> dict[str, Entry]:
-    """Every tensor by its dotted path; raises `ValueError` with the reason for what cannot be read."""
+Keys = tuple[str, ...]
+
+
+def entries(path: Path, data: mmap.mmap) -> dict[Keys, dict[str, Entry]]:
+    """Every tensor by the keys of its dict and its name there; raises `ValueError` for what cannot be read."""
     if data[:4] != b"PK\x03\x04":
         if data[:1] != b"\x80":
             raise ValueError("it is neither a torch.save file nor safetensors")
@@ -39,17 +42,17 @@ def entries(path: Path, data: mmap.mmap) -> dict[str, Entry]:
     # A hostile or truncated pickle can fail in as many ways as it has opcodes.
     except Exception as error:
         raise ValueError(f"its pickle cannot be read as data ({type(error).__name__})") from error
-    found = {}
-    for name, tensor in _tensors(tree):
+    found: dict[Keys, dict[str, Entry]] = {}
+    for keys, name, tensor in _tensors(tree):
         info = members.get(f"{folder}data/{tensor.storage.key}")
         entry = None if info is None or info.compress_type else _entry(tensor, info, data)
         if entry is None:
             raise ValueError(f"tensor {name[:80]!r} points to bytes that the file does not have")
-        found[name] = entry
+        found.setdefault(keys, {})[name] = entry
     return found
 
 
-def _before_archives(data: mmap.mmap) -> dict[str, Entry]:
+def _before_archives(data: mmap.mmap) -> dict[Keys, dict[str, Entry]]:
     """The format before torch 1.6: five pickles one after the other, then each storage's length and bytes."""
     parts: list[Any] = []
     storages: dict[str, Storage] = {}
@@ -73,12 +76,12 @@ def _before_archives(data: mmap.mmap) -> dict[str, Entry]:
     # A hostile or truncated pickle can fail in as many ways as it has opcodes.
     except Exception as error:
         raise ValueError(f"its pickles cannot be read as data ({type(error).__name__})") from error
-    found = {}
-    for name, tensor in _tensors(parts[3]):
+    found: dict[Keys, dict[str, Entry]] = {}
+    for keys, name, tensor in _tensors(parts[3]):
         entry = _place(tensor, *places.get(tensor.storage.key, (0, 0)), len(data))
         if entry is None:
             raise ValueError(f"tensor {name[:80]!r} points to bytes that the file does not have")
-        found[name] = entry
+        found.setdefault(keys, {})[name] = entry
     return found
 
 
@@ -96,29 +99,34 @@ def _place(tensor: Lazy, start: int, stop: int, size: int) -> Entry | None:
     extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True)) if 0 not in tensor.shape else -1
     if stop > size or first + (extent + 1) * tensor.dtype.itemsize > stop:
         return None
-    stride = tensor.stride[0] if len(tensor.shape) == 1 and tensor.shape[0] > 1 else 1
-    return Entry(tensor.dtype, tensor.shape, first, stop, stride)
+    return Entry(tensor.dtype, tensor.shape, first, stop, tensor.stride)
 
 
-def _tensors(tree: Any) -> Iterator[tuple[str, Lazy]]:
-    """Tensors of nested dicts, lists and pickled modules; each container once."""
-    pending: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+def _tensors(tree: Any) -> Iterator[tuple[Keys, str, Lazy]]:
+    """Tensors of nested dicts, lists and pickled modules; each container once.
+
+    Keys lead to a dict, or to a pickled object; a path inside an object is a name.
+    """
+    pending: list[tuple[Keys, Keys, bool, Any]] = [((), (), False, tree)]
     seen: set[int] = set()
     while pending:
-        path, value = pending.pop()
+        keys, name, inside, value = pending.pop()
         if isinstance(value, Lazy):
-            yield ".".join(path), value
+            yield (keys, ".".join(name), value) if inside else (keys[:-1], keys[-1] if keys else "", value)
             continue
-        if id(value) in seen or len(path) > DEEPEST:
+        if id(value) in seen or len(keys) + len(name) > DEEPEST:
             continue
+        seen.add(id(value))
         if isinstance(value, Thing):
-            seen.add(id(value))
-            pending += [(path, value.items), (path, value.state)]
+            pending += [(keys, name, True, value.items), (keys, name, True, value.state)]
         elif isinstance(value, dict):
-            seen.add(id(value))
             # A pickled module keeps its tensors in these three.
             inner = ("_modules", "_buffers", "_parameters")
-            pending += [(path if key in inner else (*path, str(key)), item) for key, item in reversed(value.items())]
+            for key, item in reversed(value.items()):
+                if not inside:
+                    pending.append(((*keys, str(key)), name, False, item))
+                else:
+                    pending.append((keys, name if key in inner else (*name, str(key)), True, item))
         elif isinstance(value, (list, tuple)):
-            seen.add(id(value))
-            pending += [((*path, str(index)), item) for index, item in reversed(list(enumerate(value)))]
+            items = [(str(index), item) for index, item in reversed(list(enumerate(value)))]
+            pending += [(keys, (*name, i), True, v) if inside else ((*keys, i), name, False, v) for i, v in items]

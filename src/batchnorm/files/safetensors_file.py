@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from batchnorm.diagnosis.checkpoint.entry import Entry
+from batchnorm.files.entry import Entry
 
 LONGEST_HEADER = 100_000_000  # the format's own limit
 DTYPES = {
