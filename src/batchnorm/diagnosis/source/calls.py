@@ -463,6 +463,8 @@ class Calls(Objects):
                 found = owner
             elif id(value) in slots:
                 found = slots[id(value)]
+            elif value.kind == "global" and value.info is self.info.module and isinstance(self.info.node, ast.Module):
+                found = self.state.env.get(value.name, value)
             elif value.kind == "attribute" and value.parent is not None and depth < 8:
                 parent = mapped(value.parent, depth + 1)
                 if parent is not value.parent:
@@ -574,25 +576,30 @@ class Calls(Objects):
         found = []
         for value in s.returns[:4]:
             for option in options(value):
-                new = mapped(option)
-                if isinstance(new, Obj) and new is option and new.kind in ("instance", "external", "copy", "result", "wrapper", "list", "dict"):
-                    # Each call makes its own.
-                    inner = canonical(new)
-                    made = self.program.obj((node, id(info), id(new)), lambda new=new: Obj("result", info.name, info=info, node=node, sources=[new]))
-                    mode = s.modes.get(inner)
-                    if mode is not None:
-                        self.state.modes[made] = mode
-                    if inner in s.frozen:
-                        self.state.frozen[made] = s.frozen[inner]
-                    if inner in s.half:
-                        self.state.half[made] = s.half[inner]
-                    if inner in s.loaded:
-                        self.state.loaded |= {made}
-                    new = made
-                found.append(new)
+                if isinstance(option, Tuple):
+                    found.append(Tuple(tuple(choice([self._fresh(node, info, s, o, mapped) for o in options(item)]) for item in option.items)))
+                else:
+                    found.append(self._fresh(node, info, s, option, mapped))
         if not found and not s.returns:
             return None
         return choice(found)
+
+    def _fresh(self, node: ast.Call, info: FunctionInfo, s: Summary, value: Any, mapped: Any) -> Any:
+        """A returned value; what the function itself makes is another object with each call."""
+        new = mapped(value)
+        if not (isinstance(new, Obj) and new is value and new.kind in ("instance", "external", "copy", "result", "wrapper", "list", "dict")):
+            return new
+        inner = canonical(new)
+        made = self.program.obj((node, id(info), id(new)), lambda: Obj("result", info.name, info=info, node=node, sources=[new]))
+        if inner in s.modes:
+            self.state.modes[made] = s.modes[inner]
+        if inner in s.frozen:
+            self.state.frozen[made] = s.frozen[inner]
+        if inner in s.half:
+            self.state.half[made] = s.half[inner]
+        if inner in s.loaded:
+            self.state.loaded |= {made}
+        return made
 
 
 def _InPlace(value: Form, base: Form) -> Form:

@@ -131,6 +131,8 @@ class Contents:
                     scan.take((YES, False, []), 2)
         else:
             scan.function(info)
+        if isinstance(info, ClassInfo) and scan.layers and not scan.used():
+            scan.level = NO
         self._scanned[key] = (scan.level, scan.dropout, scan.layers)
         return self._scanned[key]
 
@@ -142,11 +144,18 @@ class _Scan:
         self.contents, self.module, self.root = contents, module, root
         self.level, self.dropout, self.layers = NO, False, []
         self.defaults: dict[str, Any] = {}
+        self.held: list[str] = []  # the attribute that each layer, found in the class itself, is in
+        self.attribute = ""
+
+    def used(self) -> bool:
+        """Whether any attribute that holds a layer is read anywhere in the file."""
+        return any(not name or name in self.module.read_attributes for name in self.held) or not self.held
 
     def take(self, found: tuple[int, bool, list[tuple[ast.AST, str]]], certain: int) -> None:
         self.level = max(self.level, min(found[0], certain))
         self.dropout |= found[1]
         self.layers.extend(found[2])
+        self.held.extend([self.attribute] if found[0] else [])
 
     def function(self, info: FunctionInfo) -> None:
         node = info.node
@@ -177,6 +186,9 @@ class _Scan:
                 target = node.targets[0]
                 if isinstance(target, ast.Attribute):
                     name = target.attr
+                    if isinstance(target.value, ast.Name) and target.value.id == "self":
+                        self.visit_in(node.value, certain, name)
+                        continue
                 stack.append((node.value, certain, name))
                 continue
             if isinstance(node, ast.Name | ast.Attribute):
@@ -194,6 +206,12 @@ class _Scan:
                 continue
             stack.extend((child, certain, name) for child in ast.iter_child_nodes(node))
 
+    def visit_in(self, node: ast.AST, certain: int, attribute: str) -> None:
+        """What an attribute of self holds."""
+        before, self.attribute = self.attribute, attribute
+        self.visit(node, certain, attribute)
+        self.attribute = before
+
     def _name(self, node: ast.Name | ast.Attribute, certain: int, name: str) -> None:
         if not isinstance(node.ctx, ast.Load):
             return
@@ -202,6 +220,7 @@ class _Scan:
             if is_layer(value.name):
                 self.level = max(self.level, certain)
                 self.layers.append((node, name))
+                self.held.append(self.attribute)
             elif DROPOUT.search(value.name):
                 self.dropout = True
             elif made_by(value.name, None):

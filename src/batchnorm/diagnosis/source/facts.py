@@ -13,7 +13,7 @@ from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter import Program
 from batchnorm.diagnosis.source.names import made_by
 from batchnorm.diagnosis.source.objects import canonical
-from batchnorm.diagnosis.source.project import FunctionInfo, Module, Project
+from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Choice, Const, Obj, options
 
@@ -68,6 +68,24 @@ class Facts:
             return LIKELY
         return found or 0
 
+    @cached_property
+    def _managers(self) -> set[int]:
+        """Classes whose own methods put parts of their objects into a mode, by id."""
+        found = {id(e.function.owner) for e in self.of("mode", "layer mode") if e.function.owner is not None and e.function.owner.is_module}
+        return found
+
+    def manages(self, obj: Obj) -> bool:
+        """Whether an object sees to its own modes: a wrapper for test-time adaptation, a model that freezes its layers."""
+        for alias in self.aliases(obj):
+            if alias.kind in ("instance", "result") or isinstance(alias.info, ClassInfo):
+                for inner in (alias, *alias.sources[:4]):
+                    info = inner.info if isinstance(inner, Obj) else None
+                    if isinstance(info, ClassInfo) and _adapts(info):
+                        return True
+                    if isinstance(info, ClassInfo) and any(isinstance(a, ClassInfo) and id(a) in self._managers for a in info.ancestors()):
+                        return True
+        return False
+
     def words(self, info: FunctionInfo | Module) -> frozenset[str]:
         """Every name and attribute that a function or a module uses, inner functions included."""
         node = info.tree if isinstance(info, Module) else info.node
@@ -90,6 +108,16 @@ class Facts:
     def uses(self, info: FunctionInfo | Module, *names: str) -> bool:
         """Whether one of these names occurs in a function or module."""
         return not self.words(info).isdisjoint(names)
+
+    @cached_property
+    def called(self) -> frozenset[str]:
+        """The names of all functions and methods that the linted files call."""
+        found: set[str] = set()
+        for module in self.project.modules.values():
+            for n in ast.walk(module.tree):
+                if isinstance(n, ast.Call):
+                    found.add(n.func.attr if isinstance(n.func, ast.Attribute) else n.func.id if isinstance(n.func, ast.Name) else "")
+        return frozenset(found)
 
     def trains(self, info: FunctionInfo) -> bool:
         """Whether a function makes training steps."""
@@ -146,6 +174,12 @@ class Facts:
         if not found and value.kind == "parameter" and isinstance(value.info, FunctionInfo):
             found = self.numbers(_default(value.info, value.name), depth + 1)
         return found
+
+
+def _adapts(info: ClassInfo) -> bool:
+    """Whether a class wraps a model together with its optimizer, as test-time adaptation does."""
+    init = info.method("__init__")
+    return init is not None and not isinstance(init.node, ast.Module) and any(a.arg == "optimizer" for a in init.node.args.args)
 
 
 def _first(event: Event) -> str | None:

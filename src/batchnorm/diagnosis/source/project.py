@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,11 @@ class Module:
         """What a name at the top of the module means: a class, a function, a module, a constant, a name from outside."""
         value = self.names.get(name)
         if isinstance(value, tuple) and value and value[0] == "import":
+            if name in self._resolving:
+                return None  # files that import each other
+            self._resolving.add(name)
             value = self._imported(value[1], value[2])
+            self._resolving.discard(name)
             self.names[name] = value
         if value is not None:
             return value
@@ -211,6 +216,17 @@ class Module:
         if inner is not None:
             return Namespace(inner)
         return External(f"{base.lstrip('.')}.{name}" if base.strip(".") else name)
+
+    @cached_property
+    def read_attributes(self) -> frozenset[str]:
+        """The names of all attributes that the file reads, by getattr and by strings too."""
+        found: set[str] = set()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                found.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 60:
+                found.add(node.value)
+        return frozenset(found)
 
     def slot(self, name: str) -> Obj:
         """The object that stands for a name assigned at the top."""

@@ -9,9 +9,10 @@ from typing import Any
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
 from batchnorm.diagnosis.source.objects import canonical, objects_in
-from batchnorm.diagnosis.source.trace import TRAIN, Event
+from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Atom, Form, Obj
 
+RECALIBRATE = ("update_bn", "bn_update", "recalibrate", "update_bn_stats")
 BUFFERS = ("buffers", "named_buffers", "_buffers", "running_mean", "running_var")
 PARTS = re.compile(r"num_batches|running_|tracked|\bbn|norm")
 SELECTED = ("keys", "layers", "skip", "ignore", "personal", "bn_keys", "w_locals_keys", "global_keys", "exclude", "excluded")
@@ -91,18 +92,24 @@ def _buffers_too(facts: Facts, event: Event, owner: Obj) -> bool:
     mine = {id(o) for o in facts.aliases(owner)}
 
     def is_it(obj: Obj) -> bool:
-        return any(id(o) in mine for o in facts.aliases(canonical(obj)))
+        at: Obj | None = canonical(obj)
+        while at is not None:
+            if any(id(o) in mine for o in facts.aliases(at)):
+                return True
+            at = canonical(at.parent) if at.kind == "attribute" else None
+        return False
 
     for other in facts.of("write"):
         atom = other.data["atom"]
         if atom.kind in ("buffer", "statistic") and isinstance(atom.owner, Obj) and (other.function.module is event.function.module or is_it(atom.owner)):
             return True
     for forward in facts.of("forward"):
-        if any(c.mode.value == TRAIN and c.no_grad is not None and is_it(c.obj) for c in forward.contexts):
+        # Without a situation that is known, it runs as its owner does: in train mode while that trains.
+        if forward.obj is not None and not forward.contexts and is_it(forward.obj):
             return True
-    return any(
-        e.data["name"].rsplit(".", 1)[-1] in ("update_bn", "bn_update", "recalibrate", "update_bn_stats") for e in facts.of("outside")
-    ) or any(facts.uses(m, "update_bn", "bn_update") for m in facts.project.modules.values())
+        if any(c.mode.value != EVAL and is_it(c.obj) for c in forward.contexts):
+            return True
+    return not facts.called.isdisjoint(RECALIBRATE)
 
 
 def counter_too(facts: Facts) -> Iterator[Said]:
@@ -126,9 +133,9 @@ def counter_too(facts: Facts) -> Iterator[Said]:
         yield Said(
             event.function.module, event.node,
             "every entry of the state dict is averaged, the integer num_batches_tracked too: torch refuses a fraction in place, and truncates "
-            "it when the state is loaded",
+            "it when the state is loaded or copied into",
             "average floating entries only: if value.is_floating_point()",
-            sure=level == YES,
+            sure=level == YES and event.data.get("in_place") != "copy_",
         )  # fmt: skip
 
 
@@ -186,7 +193,7 @@ def missing_update_bn(facts: Facts) -> Iterator[Said]:
         if event.data["name"].rsplit(".", 1)[-1] != "AveragedModel" or "swa_utils" not in event.data["name"]:
             continue
         module = event.function.module
-        if "use_buffers" in event.data["keywords"] or any(facts.uses(m, "update_bn", "bn_update", "recalibrate", "use_buffers") for m in facts.project.modules.values()):
+        if "use_buffers" in event.data["keywords"] or not facts.called.isdisjoint(RECALIBRATE):
             continue
         if not facts.uses(module, "update_parameters"):
             continue

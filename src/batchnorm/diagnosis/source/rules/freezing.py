@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
 from batchnorm.diagnosis.source.objects import within
+from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.modes import forwards
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN
 from batchnorm.diagnosis.source.values import Const, Obj
@@ -25,7 +26,7 @@ def by_requires_grad(facts: Facts) -> Iterator[Said]:
             level = facts.has(part) if part.kind != "batch norm" else YES
             if id(node) in seen or level not in (YES, LIKELY):
                 continue
-            if any(o is part or (o.path == part.path and o.kind == part.kind) for o in thawed) or _for_the_other(facts, function, part):
+            if any(o is part or (o.path == part.path and o.kind == part.kind) for o in thawed):
                 continue
             if part is c.obj and not _partly(facts, part, thawed):
                 continue
@@ -37,6 +38,7 @@ def by_requires_grad(facts: Facts) -> Iterator[Said]:
                 FREEZE.format(part.path), sure=level == YES and not c.conditional,
             )  # fmt: skip
     yield from _by_class(facts, seen)
+    yield from _by_part(facts, seen, thawed)
 
 
 def _by_class(facts: Facts, seen: set[int]) -> Iterator[Said]:
@@ -59,8 +61,50 @@ def _by_class(facts: Facts, seen: set[int]) -> Iterator[Said]:
             )  # fmt: skip
 
 
-def _for_the_other(facts: Facts, function: object, part: Obj) -> bool:
+def _by_part(facts: Facts, seen: set[int], thawed: list[Obj]) -> Iterator[Said]:
+    """A part of a model frozen where the model is made, of a model that a trainer or a caller puts into train mode."""
+    lightning = any(e.function.name == "training_step" for e in facts.of("forward", "outside", "method"))
+    for event in facts.of("freeze"):
+        part, owner = event.obj, event.function.owner
+        if part is None or id(event.node) in seen or event.data["layer"] or any(o is part for o in thawed):
+            continue
+        level = facts.has(part)
+        if level != YES or facts.uses(event.function, "eval", "no_grad") or part.kind == "self":
+            continue
+        if _selects(event.node, event.data["tests"]):
+            continue
+        inside = owner is not None and owner.is_module and part.kind == "attribute" and part.parent is owner.self_obj
+        if inside:
+            assert owner is not None
+            if owner.method("train") is not None or any(e.obj is not None and within(e.obj, part) for e in facts.of("mode", "layer mode")):
+                continue
+            if any(e.obj is not None and within(e.obj, part) and e.data["no_grad"] is True for e in facts.of("forward")):
+                continue
+        elif not (_partly(facts, part, thawed) and event.function.name):
+            continue
+        if lightning or any(e.data["mode"] == TRAIN and _may_be(facts, e.obj, owner if inside else None, part) for e in facts.of("mode")):
+            seen.add(id(event.node))
+            yield Said(
+                event.function.module, event.node,
+                f"requires_grad = False stops weights, not the running statistics of {part.path}: they move in every forward in train mode",
+                FREEZE.format(part.path), sure=True,
+            )  # fmt: skip
+
+
+def _may_be(facts: Facts, obj: Obj | None, owner: ClassInfo | None, part: Obj) -> bool:
+    """Whether what is put into train mode may be the owner of the frozen part."""
+    for alias in facts.aliases(obj):
+        for candidate in (alias, *alias.sources[:3]):
+            if isinstance(candidate, Obj) and owner is not None and isinstance(candidate.info, ClassInfo) and owner in candidate.info.ancestors():
+                return True
+            if candidate is part:
+                return True
     return False
+
+
+def _selects(node: ast.AST, tests: tuple[ast.expr, ...]) -> bool:
+    """Whether the loop freezes what a test on names lets through: affine parameters of batch norm, weights, adapters."""
+    return any(isinstance(c, ast.Constant) and isinstance(c.value, str) and c.value.lower() in ("bn", "norm", "batchnorm", "bias", "weight") for t in tests for c in ast.walk(t))
 
 
 def _partly(facts: Facts, obj: Obj, thawed: list[Obj]) -> bool:

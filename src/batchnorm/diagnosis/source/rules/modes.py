@@ -24,7 +24,7 @@ def forwards(facts: Facts) -> Iterator[tuple[Event, Context, int]]:
             continue
         for context in event.contexts:
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
-            if level:
+            if level and not facts.manages(context.obj):
                 yield event, context, level
 
 
@@ -35,18 +35,36 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         if c.mode.value != TRAIN or c.no_grad is not True or id(event.node) in seen:
             continue
         here = c.mode.function is event.function and c.mode.node is not None
-        if here or facts.trains(event.function) or facts.measures(event.function) or _generates(event):
+        if here or facts.trains(event.function) or _measures(facts, event, c) or _generates(event):
             continue
-        if c.layers is not None or id(c.obj) in averaged(facts) or _teaches(facts, event):
+        if c.layers is not None or _is_average(facts, c.obj) or _teaches(facts, event):
+            continue
+        if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
         seen.add(id(event.node))
+        always = all(o.mode.value == TRAIN for o in event.contexts)
         since = f" (train() in line {getattr(c.mode.node, 'lineno', 0)} of {_file(c)})" if c.mode.node is not None else ", as a new model is"
         name = called(event)
         yield Said(
             event.function.module, event.node,
             f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running statistics",
-            f"{name}.eval() before, {name}.train() after", sure=level == YES and not c.conditional,
+            f"{name}.eval() before, {name}.train() after", sure=level == YES and always,
         )  # fmt: skip
+
+
+def _measures(facts: Facts, event: Event, c: Context) -> bool:
+    """Whether the forward, its caller or what set its mode is there to measure statistics."""
+    return any(facts.measures(f) for f in (event.function, c.function, c.mode.function) if f is not None and f.name)
+
+
+def _is_average(facts: Facts, obj: Obj) -> bool:
+    """Whether an object, or what it is a part of, is an average of another."""
+    at: Obj | None = obj
+    while at is not None:
+        if id(at) in averaged(facts):
+            return True
+        at = canonical(at.parent) if at.kind == "attribute" else None
+    return False
 
 
 def _file(c: Context) -> str:
@@ -72,7 +90,7 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         here = c.mode.function is event.function and c.mode.node is not None
         if c.mode.value != TRAIN or c.no_grad is not True or not here or id(event.node) in seen or c.second:
             continue
-        if facts.measures(event.function) or _generates(event) or id(c.obj) in averaged(facts) or c.layers is not None or _restored(facts, event):
+        if _measures(facts, event, c) or _generates(event) or _is_average(facts, c.obj) or c.layers is not None or _restored(facts, event):
             continue
         seen.add(id(event.node))
         trains = facts.trains(event.function)
@@ -80,7 +98,7 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         yield Said(
             event.function.module, event.node,
             f"{name} runs forward under no_grad in train mode (train() in line {getattr(c.mode.node, 'lineno', 0)}): it moves the running statistics",
-            f"with batchnorm.pause({name}): ..., or {name}.eval()", sure=level == YES and not trains and not c.conditional,
+            f"with batchnorm.pause({name}): ..., or {name}.eval()", sure=level == YES and not trains,
         )  # fmt: skip
     for event in facts.of("outside"):
         if event.data["name"].rsplit(".", 1)[0] not in ("torchsummary", "torchsummaryX", "torchsummary.torchsummary") or not event.data["name"].endswith(".summary"):
@@ -114,8 +132,6 @@ def never_back(facts: Facts) -> Iterator[Said]:
             continue
         if TRAIN not in first.get((id(event.node), id(c.obj)), set()) or not facts.trains(event.function) or c.layers is not None:
             continue
-        if _updates_nothing(facts, event) or _generates_only(facts, event, c):
-            continue
         seen.add(id(event.node))
         name = called(event)
         where = c.mode.node.lineno if hasattr(c.mode.node, "lineno") else 0  # pyright: ignore
@@ -123,16 +139,8 @@ def never_back(facts: Facts) -> Iterator[Said]:
             event.function.module, event.node,
             f"{name} is trained in eval mode from the second round on: eval() in line {where} of {_file(c)} is never followed by train(), so "
             "batch norm's statistics stop there",
-            f"{name}.train() at the start of every epoch", sure=level == YES and not c.conditional,
+            f"{name}.train() at the start of every epoch", sure=level == YES,
         )  # fmt: skip
-
-
-def _updates_nothing(facts: Facts, event: Event) -> bool:
-    return event.data["no_grad"] is not False
-
-
-def _generates_only(facts: Facts, event: Event, c: Context) -> bool:
-    return False
 
 
 def second_network(facts: Facts) -> Iterator[Said]:
@@ -141,7 +149,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or id(event.node) in seen or not facts.trains(event.function) or c.second:
             continue
-        if id(c.obj) in averaged(facts) or any(id(o) in facts.trained for o in facts.aliases(c.obj)) or c.layers is not None:
+        if _is_average(facts, c.obj) or any(id(o) in facts.trained for o in facts.aliases(c.obj)) or c.layers is not None:
             continue
         named = _teaches(facts, event)
         if not (c.loaded and (c.no_grad is True or named) or (named and c.no_grad is True and _only_teaches(facts, c.obj))):
