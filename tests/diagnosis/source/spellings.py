@@ -473,3 +473,117 @@ swa = AveragedModel(model)
 swa.eval()
 """]),
 }  # fmt: skip
+
+MODES["BN408"] = ("""
+def freeze(net):
+    for layer in net.modules():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            layer.eval()
+def fit(net, optimizer):
+    for epoch in range(9):
+        net.train()
+        net(x).sum().backward()
+freeze(model)
+fit(model, optimizer)
+""", ["""
+def freeze(net):
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+def fit(net, optimizer):
+    for epoch in range(9):
+        net.train()
+        freeze(net)
+        net(x).sum().backward()
+fit(model, optimizer)
+""", """
+def freeze(layer):
+    name = layer.__class__.__name__
+    if name.find("BatchNorm") != -1:
+        layer.eval()
+for epoch in range(9):
+    model.train()
+    model.apply(freeze)
+    model(x).sum().backward()
+""", """
+for layer in model.modules():
+    if isinstance(layer, nn.BatchNorm2d):
+        layer.eval()
+for x in loader:
+    model(x).sum().backward()
+""", """
+for layer in model.modules():
+    if isinstance(layer, nn.Dropout):
+        layer.eval()
+model.train()
+model(x).sum().backward()
+""", """
+class Frozen(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def train(self, mode=True):
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
+        return self
+frozen = Frozen(model)
+frozen.train()
+frozen(x).sum().backward()
+"""])
+MODES["BN406"] = ("""
+for p in model.parameters():
+    p.requires_grad = False
+model.fc = nn.Linear(8, 2)
+def fit(net, optimizer):
+    net.train()
+    for x in loader:
+        net(x).sum().backward()
+        optimizer.step()
+fit(model, optimizer)
+""", ["""
+for p in model.parameters():
+    p.requires_grad = False
+def fit(teacher, net, optimizer):
+    net.train()
+    with torch.no_grad():
+        target = teacher(x)
+    (net(x) - target).sum().backward()
+fit(model.eval(), nn.Linear(3, 2), optimizer)
+""", """
+def toggle(net, on):
+    for p in net.parameters():
+        p.requires_grad = on
+model.train()
+toggle(model, False)
+loss(model(x)).backward()
+""", """
+for p in model.parameters():
+    p.requires_grad = False
+for p in model.parameters():
+    p.requires_grad = True
+def fit(net):
+    net.train()
+    net(x).sum().backward()
+fit(model)
+""", """
+for p in model.parameters():
+    p.requires_grad = False
+model.fc = nn.Linear(8, 2)
+def fit(net):
+    net.train()
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+    net(x).sum().backward()
+fit(model)
+""", """
+for p in model.parameters():
+    p.requires_grad = False
+model.fc = nn.Linear(8, 2)
+model.eval()
+def fit(net):
+    net(x).sum().backward()
+fit(model)
+"""])

@@ -9,7 +9,7 @@ from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.names import CHECKPOINT, FACTORIES, HARMLESS, WRAPPERS, is_layer, last
 from batchnorm.diagnosis.source.objects import ITERATIONS, OPAQUE, Objects, canonical, objects_in, within
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
-from batchnorm.diagnosis.source.trace import EVAL, MOST_USES, TRAIN, UNKNOWN, Mode, Summary, Use
+from batchnorm.diagnosis.source.trace import EVAL, MOST_USES, SLOTS, TRAIN, UNKNOWN, Mode, Summary, Use
 from batchnorm.diagnosis.source.values import (
     Atom,
     Choice,
@@ -393,6 +393,8 @@ class Calls(Objects):
             self._use(Use(event, obj, self.state.no_grad, one_rank, self.layers_mode(obj), self._frozen(obj), self._half(obj), self.conditions > 0))
         else:
             event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
+            if mode.value in (TRAIN, EVAL) and mode.node is not None:
+                self._use(Use(event, obj, self.state.no_grad, one_rank, self.layers_mode(obj), self._frozen(obj), self._half(obj), self.conditions > 0, mode))
         if mode is None or mode.value != EVAL:
             self.state.version += 1
         self.summary.moves = True
@@ -405,7 +407,9 @@ class Calls(Objects):
         return next((v for o, v in self.state.half.items() if within(o, obj) or within(obj, o)), None)
 
     def _use(self, use: Use) -> None:
-        key = (id(use.event), id(use.slot), use.no_grad, None if use.layers is None else use.layers.value, use.one_rank)
+        if use.mode is not None and use.slot.kind not in SLOTS:
+            return
+        key = (id(use.event), id(use.slot), use.no_grad, None if use.layers is None else use.layers.value, use.one_rank, None if use.mode is None else use.mode.value)
         if len(self.summary.uses) < MOST_USES:
             self.summary.uses.setdefault(key, use)
 
@@ -537,14 +541,24 @@ class Calls(Objects):
         """A callee's forward of what is here `obj`."""
         if obj.kind in OPAQUE or obj.kind == "output":
             return
-        mode = self.mode(obj)
+        mode = use.mode or self.mode(obj)
         no_grad = True if use.no_grad or self.state.no_grad else None if use.no_grad is None or self.state.no_grad is None else False
         layers = use.layers if use.layers is not None else self.layers_mode(obj)
-        if mode is None:
+        if use.mode is not None and use.mode.value == TRAIN and use.layers is None and layers is not None and layers.value == EVAL:
+            # The callee's train() undoes what was frozen here.
+            self.event("unfreeze", use.mode.node, obj, frozen=layers) if use.mode.node is not None else None
+            layers = Mode(TRAIN, use.mode.node, use.mode.function)
+        if mode is None or use.mode is not None:
             rank = use.one_rank or self.ranks > 0
             self._use(use._replace(slot=obj, no_grad=no_grad, one_rank=rank, layers=layers, frozen=use.frozen + self._frozen(obj), half=use.half or self._half(obj), conditional=use.conditional or self.conditions > 0))
-            return
+            if use.mode is None:
+                return
+        assert mode is not None
         context = self.situation(obj, mode, no_grad=no_grad, layers=layers)
+        if layers is not None and layers.value != TRAIN:
+            context = context._replace(frozen=())
+        if use.mode is not None and not (context.frozen or context.half or context.loaded or layers is not None or use.frozen or use.half or use.one_rank or context.one_rank):
+            return  # nothing that the function did not know itself
         use.event.seen(context._replace(one_rank=context.one_rank or use.one_rank, frozen=context.frozen + use.frozen, half=context.half or use.half, conditional=context.conditional or use.conditional))
         if mode.value != EVAL:
             self.state.version += 1

@@ -106,6 +106,8 @@ class Contents:
         if value.kind in ("instance", "self") and isinstance(value.info, ClassInfo):
             return {name for _, name in self.scan(value.info)[2]}
         if value.kind == "external":
+            if value.info[0] == "torch.nn.Sequential":
+                return {str(at) for at, s in enumerate(value.sources) if self.contains(s) == YES}
             known = "resnet" in last(value.info[0]).lower() or "resnet" in str(value.info[1] or "").lower()
             return {"bn1", "1"} if known and made_by(*value.info) else None
         sources = [value.info] if value.kind == "wrapper" else inflow(value)

@@ -80,7 +80,7 @@ class Objects:
         found = []
         for part, (node, function) in self.state.frozen.items():
             mode, layers = self.mode(part), self.layers_mode(part)
-            if within(part, obj) and (mode is None or mode.value == TRAIN) and (layers is None or layers.value == TRAIN):
+            if within(part, obj) and (mode is None or mode.value == TRAIN or part is obj) and (layers is None or layers.value == TRAIN):
                 found.append((part, node, function))
         return tuple(found)
 
@@ -92,7 +92,7 @@ class Objects:
         while at is not None:
             if at in self.state.modes:
                 return self.state.modes[at]
-            at = canonical(at.parent) if at.parent is not None and at.kind in ("attribute", "layer") else None
+            at = canonical(at.parent) if at.parent is not None and at.kind in ("attribute", "batch norm") else None
         return None
 
     def layers_mode(self, obj: Obj) -> Mode | None:

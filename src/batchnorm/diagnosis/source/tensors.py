@@ -138,7 +138,9 @@ def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], ver
         return combine(ast.Add() if base == "add" else ast.Sub(), form, what, version)
     if base == "lerp":
         weight = args[1] if len(args) > 1 else keywords.get("weight")
-        if as_form(first) is None or weight is None:
+        if as_form(first) is None:
+            first = other([], version, first if isinstance(first, Obj) else None)
+        if weight is None:
             return other([], version)
         one_minus = combine(ast.Sub(), Const(1.0), weight, version)
         return combine(

@@ -61,7 +61,7 @@ class Event:
 
 
 class Use(NamedTuple):
-    """A forward of a slot whose mode only a caller knows."""
+    """A forward of a slot whose mode, or whose past, only a caller knows."""
 
     event: Event
     slot: Obj
@@ -71,6 +71,7 @@ class Use(NamedTuple):
     frozen: tuple[tuple[Obj, ast.AST, FunctionInfo], ...]
     half: tuple[ast.AST, FunctionInfo] | None
     conditional: bool
+    mode: Mode | None = None  # where the function itself set it
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
-from batchnorm.diagnosis.source.objects import within
+from batchnorm.diagnosis.source.objects import canonical, within
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.modes import forwards
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN
@@ -112,7 +112,7 @@ def _partly(facts: Facts, obj: Obj, thawed: list[Obj]) -> bool:
     if any(o is not obj and within(o, obj) for o in thawed):
         return True
     return any(
-        e.data["name"] in ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits") and e.obj is obj for e in facts.of("attribute")
+        e.data["name"] in ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits") and canonical(e.obj) is obj for e in facts.of("attribute")
     )
 
 
