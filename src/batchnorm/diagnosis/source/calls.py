@@ -536,6 +536,7 @@ class Calls(Objects):
                 self.event("unfreeze", mode.node, obj, frozen=self.state.layers[held]) if mode.node is not None else None
                 self.state.layers[held] = mode
         self.state.modes[obj] = mode
+        self.set_parts(obj, mode)
 
     def _happen(self, use: Use, obj: Obj) -> None:
         """A callee's forward of what is here `obj`."""

@@ -498,7 +498,10 @@ class Interpreter(Calls):
         if name == "module" and base.kind == "wrapper":
             return base.info
         if (base, name) in self.state.heap:
-            return self.state.heap[base, name]
+            value = self.state.heap[base, name]
+            if isinstance(value, Obj) and value is not base and base.kind in ("instance", "result"):
+                self.held.setdefault(value, base)
+            return value
         if name in STATISTICS:
             known = self.remembered_statistic(base, name)
             return known if known is not None else self.statistic(base, name)

@@ -137,7 +137,6 @@ def lint(path: str | Path | Sequence[str | Path], *, select: Iterable[str] = (),
     for file in _files(paths):
         _take(file, project, evidence, alone=len(paths) == 1 and paths[0].is_file())
     located = check(project, config)
-    evidence.edits = {}
     for found in located:
         if found.edit is not None and found.path not in evidence.unreadable:
             evidence.edits.setdefault(found.path, []).append(found.edit)

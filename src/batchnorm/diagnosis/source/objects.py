@@ -48,6 +48,8 @@ class Objects:
         self.globals: set[str] = set()
         self.closure: dict[str, FunctionInfo] = {}
         self.pending: dict[Atom, tuple[ast.AST, Form, Form, dict[str, Any]]] = {}
+        self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner
+        self.read_through: dict[Obj, Obj] = {}  # a layer, and the attribute of a model that it was last read from
         self.conditions = self.ranks = self.second = self.depth_of_loops = 0
         self.touches_tensors = any(name in info.module.text for name in STATISTICS)
 
@@ -89,10 +91,12 @@ class Objects:
     def mode(self, obj: Obj) -> Mode | None:
         """The mode of an object, its own or its owner's; None where only a caller knows."""
         at: Obj | None = canonical(obj)
-        while at is not None:
+        for _ in range(12):
+            if at is None:
+                break
             if at in self.state.modes:
                 return self.state.modes[at]
-            at = canonical(at.parent) if at.parent is not None and at.kind in ("attribute", "batch norm") else None
+            at = canonical(at.parent) if at.parent is not None and at.kind in ("attribute", "batch norm") else self.held.get(at)
         return None
 
     def layers_mode(self, obj: Obj) -> Mode | None:
@@ -129,6 +133,18 @@ class Objects:
                 if info is not None and info.is_module and info.method("train") is not None:
                     self.state.layers[obj] = Mode(UNKNOWN, node, self.info)
             self.state.modes[obj] = Mode(mode, node, self.info)
+            self.set_parts(obj, self.state.modes[obj])
+
+    def set_parts(self, obj: Obj, mode: Mode, depth: int = 0) -> None:
+        """A mode for the objects that were assigned to an object's attributes."""
+        if depth > 2 or (obj.kind == "self" and not (isinstance(obj.info, ClassInfo) and obj.info.is_module)):
+            return
+        for (owner, _), value in list(self.state.heap.items()):
+            if owner is obj:
+                for part in map(canonical, objects_in(value)):
+                    if part in self.state.modes and part is not obj:
+                        self.state.modes[part] = mode
+                        self.set_parts(part, mode, depth + 1)
 
     def set_layers(self, owner: Any, mode: str, node: ast.AST, layer: Obj) -> None:
         """A mode for batch norm layers alone."""
@@ -187,6 +203,7 @@ class Objects:
 
     def statistic(self, owner: Obj, name: str) -> Form:
         """A running statistic as a tensor."""
+        self.read_through[root(owner)] = owner
         return Form({Atom("statistic", root(owner), name): {(): 1.0}}, live=True)
 
     def remembered_statistic(self, owner: Obj, name: str) -> Form | None:
@@ -366,7 +383,7 @@ class Objects:
     def flush(self) -> None:
         """Turn the statement's writes into events."""
         for atom, (node, _, value, data) in self.pending.items():
-            owner = atom.owner if isinstance(atom.owner, Obj) else None
+            owner = self.read_through.get(atom.owner, atom.owner) if isinstance(atom.owner, Obj) else None
             event = self.event("write", node, owner, atom=atom, values=[], **data)
             version = self.state.version
             now = tensors.frozen_form(value, version)

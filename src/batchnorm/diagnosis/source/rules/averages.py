@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.objects import canonical, objects_in
 from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Atom, Form, Obj
@@ -135,8 +136,21 @@ def counter_too(facts: Facts) -> Iterator[Said]:
             "every entry of the state dict is averaged, the integer num_batches_tracked too: torch refuses a fraction in place, and truncates "
             "it when the state is loaded or copied into",
             "average floating entries only: if value.is_floating_point()",
-            sure=level == YES and event.data.get("in_place") != "copy_",
+            sure=level == YES and event.data.get("in_place") != "copy_", edit=_guard(event.node, outer),
         )  # fmt: skip
+
+
+def _guard(node: ast.AST, loop: ast.For) -> Edit | None:
+    """A `continue` for integers, where the loop runs over the entries that it writes: the first state's counter stays."""
+    target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AugAssign) else None
+    over = loop.iter.func.value if isinstance(loop.iter, ast.Call) and isinstance(loop.iter.func, ast.Attribute) and loop.iter.func.attr == "keys" else loop.iter
+    if not (isinstance(target, ast.Subscript) and isinstance(loop.target, ast.Name) and ast.dump(over) == ast.dump(target.value)):
+        return None
+    first = loop.body[0]
+    if first.lineno == loop.lineno:
+        return None
+    text = f"if not {ast.unparse(over)}[{loop.target.id}].is_floating_point():\n{' ' * (first.col_offset + 4)}continue\n{' ' * first.col_offset}"
+    return Edit(first.lineno, first.col_offset, first.lineno, first.col_offset, text)
 
 
 def _averaging(form: Form) -> bool:
