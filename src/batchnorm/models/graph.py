@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -122,5 +121,5 @@ def linear_maps_before(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _fits(before: nn.Module, layer: _BatchNorm) -> bool:
-    weight = before.weight
-    return isinstance(weight, torch.Tensor) and weight.shape[0] == layer.num_features
+    # Not its weight, which may be parametrized and move when it is read.
+    return getattr(before, "out_channels", getattr(before, "out_features", None)) == layer.num_features

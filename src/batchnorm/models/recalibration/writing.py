@@ -53,6 +53,9 @@ def write(
         outcome.converged,
         outcome.passes,
         outcome.stored_order,
+        outcome.plan,
+        outcome.spread,
+        outcome.forwards,
         before,
     )
 
