@@ -6,7 +6,7 @@ READY := .venv/.ready
 INTEROP := .venv-interop/.ready
 TRAINERS := .venv-trainers/.ready
 
-.PHONY: demo test test-slow test-interop test-trainers lint bench docs native wheel sanitize no-compiler clean
+.PHONY: demo test test-slow test-interop test-trainers fuzz fuzz-asan torch-suite lint bench docs native wheel sanitize no-compiler clean
 
 $(READY): pyproject.toml constraints.txt $(wildcard native/*.cpp native/*.h native/*.inl native/CMakeLists.txt)
 	$(PYTHON) -m venv .venv
@@ -86,6 +86,20 @@ sanitize: $(READY)
 	cmake -S native -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DBATCHNORM_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	cmake --build build/sanitize
 	build/sanitize/sanitize_passes
+
+# 2,000 random sequences of what programs do to a layer (docs/torch-tests.md).
+fuzz: $(READY)
+	$(BIN)/python -m pytest -m fuzz tests/state_machine
+
+# The same with the extension built under AddressSanitizer; torch and Python keep what they allocate, so no leak check.
+fuzz-asan: $(READY)
+	cmake -S native -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Asan -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address -fno-omit-frame-pointer"
+	cmake --build build/asan
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 BATCHNORM_SANITIZED=$$(ls build/asan/_native*.so) $(BIN)/python -m pytest -p tests.state_machine.sanitized -m fuzz tests/state_machine
+
+# PyTorch's own tests of batch norm against this package: `make torch-suite SOURCE=a checkout or a tarball of PyTorch`.
+torch-suite: $(READY)
+	$(BIN)/python -m tests.torch_suite --source $(SOURCE)
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import batchnorm
 from batchnorm import models
 from tests.state_machine.pair import CHANNELS, KINDS, Pair, build
-from tests.state_machine.truth import METHODS, UNCENTRED, Stats, Truth
+from tests.state_machine.truth import UNCENTRED, Stats, Truth
 
 # Steps that would find a fault which is known and not mended yet; a line goes when its fault does.
 KNOWN_FAULTS: frozenset[str] = frozenset(
@@ -221,8 +222,9 @@ class Machine(RuleBasedStateMachine):
     def enter(self, index: int, context: str, seed: int, inference: bool) -> None:
         """Open a `with` block."""
         pair = self.pick(index)
+        inference = inference and "bank under inference mode" not in KNOWN_FAULTS
         if len(pair.contexts) < MOST_CONTEXTS:
-            getattr(self, f"_enter_{context}")(pair, seed, inference and "bank under inference mode" not in KNOWN_FAULTS)
+            getattr(self, f"_enter_{context}")(pair, seed, inference)
 
     @rule(index=which, well=st.sampled_from([True, True, False]))
     def leave(self, index: int, well: bool) -> None:
@@ -245,8 +247,9 @@ class Machine(RuleBasedStateMachine):
         if truth.accumulating or truth.method in UNCENTRED:
             _refused(lambda: batchnorm.accumulate(pair.layer).__enter__(), "accumulate")
             return
-        pair.enter("accumulate", batchnorm.accumulate(pair.layer), truth.land)
-        truth.accumulating, truth.pending = True, None
+        renorm = seed % 3 == 0 and truth.method != "ghost"
+        pair.enter("accumulate", batchnorm.accumulate(pair.layer, renorm=renorm), truth.land)
+        truth.accumulating, truth.renorm, truth.pending = True, renorm, None
 
     def _enter_bank(self, pair: Pair, seed: int, inference: bool) -> None:
         truth, name, own_affine = pair.truth, "ab"[seed % 2], seed % 3 == 0
@@ -399,7 +402,9 @@ class FullMachine(Machine):
 
     @rule(index=which, seed=seeds, backend=st.sampled_from(["eager", "aot_eager"]))
     def compiled(self, index: int, seed: int, backend: str) -> None:
-        """A forward and a backward through torch.compile."""
+        """A forward and a backward through torch.compile; it takes a second, so not every time."""
+        if seed % 10:
+            return
         pair = self.pick(index)
         torch.compiler.reset()
         compiled = torch.compile(pair.layer, fullgraph=True, backend=backend)
@@ -471,9 +476,5 @@ def _on_thread(call: Callable[[], Any]) -> None:
 
 def _refused(call: Callable[[], Any], part: str = "") -> None:
     """The call raises an error with these words, and changes nothing (which the invariant sees)."""
-    try:
+    with pytest.raises((ValueError, RuntimeError), match=part):
         call()
-    except (ValueError, RuntimeError) as error:
-        assert part in str(error), str(error)
-    else:
-        raise AssertionError(f"not refused: {part}")

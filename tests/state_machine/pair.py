@@ -141,7 +141,7 @@ class Pair:
     def forward(self, x: torch.Tensor, call: Callable[[Any], Any] | None = None) -> Pending:
         """One forward of layer and truth; the outputs agree."""
         bank = self.truth.bank
-        y = (call or self.layer)(x)
+        y = self.layer(x) if call is None else call(x)
         done = self.truth.forward(self.plain(x))
         self.agree(y, done.y, "output")
         own = bank is not None and self.truth.banks[bank].weight is not None

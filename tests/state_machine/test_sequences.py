@@ -1,4 +1,6 @@
-"""Random sequences of steps against plain arithmetic: a seeded tenth here, 2,000 by `make fuzz`."""
+"""Random sequences of steps against plain arithmetic: a seeded tenth here, 2,000 and the slow steps by `make fuzz`."""
+
+import os
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -7,16 +9,19 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.state_machine.machine import FullMachine, Machine
 from tests.state_machine.truth import METHODS
 
+# Under AddressSanitizer neither compilers nor forked processes run.
+SANITIZED = "BATCHNORM_SANITIZED" in os.environ
+
 
 def run(machine, method, sequences, seeded):
-    chosen = type("Chosen", (machine,), {"method": method})
     run_state_machine_as_test(
-        chosen,
+        type("Chosen", (machine,), {"method": method}),
         settings=settings(
             max_examples=sequences,
             stateful_step_count=30,
             derandomize=seeded,
             database=None,
+            print_blob=True,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
@@ -26,3 +31,9 @@ def run(machine, method, sequences, seeded):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_seeded_tenth(method):
     run(Machine, method, 200 // len(METHODS), seeded=True)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("method", METHODS)
+def test_two_thousand(method):
+    run(Machine if SANITIZED else FullMachine, method, -(-2000 // len(METHODS)), seeded=False)

@@ -174,7 +174,9 @@ def by_population(truth: Truth, stats: Stats, x: Array, selected: Array, batch: 
     return _linear(x, selected, batch, mean, var, truth.eps, 0.0 if truth.method == "diminishing" else a)
 
 
-def _linear(x: Array, selected: Array, batch: Batch, mean: Array, var: Array, eps: float, a: float) -> tuple[Array, Any]:
+def _linear(
+    x: Array, selected: Array, batch: Batch, mean: Array, var: Array, eps: float, a: float
+) -> tuple[Array, Any]:
     """`(x - mean) / S` and dx = (g - a mean(g) - a c mean(g z)) / S, c = (x - batch mean) / S."""
     root = _over(np.sqrt(var + eps))
     z, c = (x - _over(mean)) / root, (x - _over(batch.mean)) / root
@@ -276,7 +278,7 @@ class Truth:
         """As after the last `with` block, nothing landed."""
         self.paused, self.bank, self.mask = 0, None, None
         self.pending: Batch | None = None
-        self.accumulating = False
+        self.accumulating = self.renorm = False
 
     @property
     def active(self) -> Stats:
@@ -323,7 +325,8 @@ class Truth:
         else:
             with np.errstate(all="ignore"):
                 batch = moments(x, selected)
-                z, back = self.couple(self, stats, x, selected, batch)
+                couple = by_renorm if self.renorm else self.couple
+                z, back = couple(self, stats, x, selected, batch)
                 self._count(stats, batch)
         with np.errstate(all="ignore"):
             y = np.where(selected[:, None], z * _over(weight) + _over(bias), 0)
@@ -349,7 +352,7 @@ class Truth:
         if well and self.pending is not None:
             self.move(self, self.active, self.pending)
             self.active.steps += 1
-        self.pending, self.accumulating = None, False
+        self.pending, self.accumulating, self.renorm = None, False, False
 
     def backward(self, done: Forward, g: Array) -> tuple[Array, Array, Array]:
         """Gradients of the input, the weight and the bias."""

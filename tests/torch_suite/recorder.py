@@ -81,7 +81,7 @@ def pytest_runtest_logstart(nodeid: str, location: Any) -> None:
 def pytest_runtest_logreport(report: Any) -> None:
     """A test fails if any of its phases does."""
     if report.failed:
-        _outcome.update(outcome="failed", why=_last_line(report))
+        _outcome.update(outcome="failed", why=_reason(report))
     elif report.skipped and not _outcome:
         _outcome.update(outcome="skipped", why=str(report.longrepr)[-200:])
 
@@ -92,6 +92,7 @@ def pytest_runtest_logfinish(nodeid: str, location: Any) -> None:
     _write({"test": nodeid, "made": _touched["made"], "outcome": "passed", "why": "", **_outcome})
 
 
-def _last_line(report: Any) -> str:
+def _reason(report: Any) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
-    return str(crash.message if crash is not None else report.longrepr)[:600]
+    message = str(crash.message if crash is not None else report.longrepr)
+    return message if len(message) <= 800 else f"{message[:300]} ... {message[-500:]}"

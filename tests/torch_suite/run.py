@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +39,19 @@ def run_file(tests: Path, name: str, log: Path, ours: bool, only: list[str] | No
     return read(log)[0]
 
 
+def run_sync(log: Path, world: int) -> dict[str, Any]:
+    """torch's tests of SyncBatchNorm at this number of processes, on gloo."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    log.touch()
+    names = ("SyncBatchNorm", "sync_bn", "test_ddp_inference")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "barrier").mkdir()
+        environment = {"BACKEND": "gloo", "WORLD_SIZE": str(world), "TEMP_DIR": folder}
+        _pytest(ROOT, str(Path("tests", "torch_suite", "sync_cases.py")), log, True, None, [], environment, names)
+    return read(log)[0]
+
+
 def read(log: Path) -> tuple[dict[str, Any], str | None]:
     """The results in a log, and the test that was running when it ended."""
     results: dict[str, Any] = {}
@@ -50,9 +66,19 @@ def read(log: Path) -> tuple[dict[str, Any], str | None]:
     return results, running
 
 
-def _pytest(tests: Path, name: str, log: Path, ours: bool, only: list[str] | None, done: list[str]) -> int:
+def _pytest(
+    tests: Path,
+    name: str,
+    log: Path,
+    ours: bool,
+    only: list[str] | None,
+    done: list[str],
+    further: Mapping[str, str] = MappingProxyType({}),
+    names: tuple[str, ...] = (),
+) -> int:
     environment = {
         **os.environ,
+        **further,
         "BATCHNORM_SUITE_LOG": str(log),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src"), str(tests), str(tests / "functorch")]),
@@ -62,6 +88,8 @@ def _pytest(tests: Path, name: str, log: Path, ours: bool, only: list[str] | Non
         environment["BATCHNORM_SUITE_OURS"] = "1"
     command = [sys.executable, "-m", "pytest", "--noconftest", "-c", os.devnull, "--rootdir", str(tests), "-q"]
     command += ["-p", "no:cacheprovider", "-p", "tests.torch_suite.recorder", "--tb=short", name]
+    if names:
+        command += ["-k", " or ".join(names)]
     if only is not None:
         listed = log.with_suffix(".ids")
         listed.write_text("\n".join(only))

@@ -49,15 +49,23 @@ class SyncBatchNorm(batchnorm.BatchNorm):
         return module
 
 
+def rename() -> dict[type, type]:
+    """Change the names in torch.nn; what became of which class."""
+    replaced: dict[type, type] = {getattr(nn, name): getattr(batchnorm, name) for name in NAMES}
+    replaced[nn.SyncBatchNorm] = SyncBatchNorm
+    for theirs, ours in replaced.items():
+        # DistributedDataParallel asks torch.nn.modules for the class that it refuses on the CPU.
+        homes = (nn,) if ours is SyncBatchNorm else (nn, nn.modules, nn.modules.batchnorm)
+        for module in homes:
+            setattr(module, theirs.__name__, ours)
+    return replaced
+
+
 def substitute() -> None:
     """Change the names in torch.nn, and the entries of torch's module database."""
     for tool in _TOOLS:
         importlib.import_module(tool)
-    replaced: dict[type, type] = {getattr(nn, name): getattr(batchnorm, name) for name in NAMES}
-    replaced[nn.SyncBatchNorm] = SyncBatchNorm
-    for theirs, ours in replaced.items():
-        for module in (nn, nn.modules, nn.modules.batchnorm):
-            setattr(module, theirs.__name__, ours)
+    replaced = rename()
     # test ids keep torch's names, so that both runs have the same.
     database: Any = importlib.import_module("torch.testing._internal.common_modules")
     for theirs, ours in replaced.items():

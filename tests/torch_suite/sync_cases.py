@@ -1,0 +1,58 @@
+"""torch's distributed tests of SyncBatchNorm, over gloo on the CPU, which stock torch refuses.
+
+The tests are in the installed torch (`torch.testing._internal.distributed.distributed_test`). They ask for one
+GPU a rank; here each GPU is the CPU. Each rank is a process that imports this file.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.testing._internal import common_distributed
+
+from tests.torch_suite.substitute import rename
+
+NAMES = ("SyncBatchNorm", "sync_bn", "test_ddp_inference")
+
+
+def _on_the_cpu(make: Any) -> Any:
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        return make(*args, **{**kwargs, "device": "cpu"})
+
+    return made
+
+
+def _without_devices(make: Any) -> Any:
+    @functools.wraps(make)
+    def made(
+        self: Any, module: Any, device_ids: Any = None, output_device: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        make(self, module, None, None, *args, **kwargs)
+
+    return made
+
+
+rename()
+torch.Tensor.cuda = nn.Module.cuda = lambda self, *_, **__: self  # pyright: ignore[reportAttributeAccessIssue]
+torch.cuda.set_device = lambda *_: None
+torch.cuda.current_device = lambda: 0
+torch.randn = _on_the_cpu(torch.randn)
+nn.parallel.DistributedDataParallel.__init__ = _without_devices(nn.parallel.DistributedDataParallel.__init__)
+common_distributed.skip_if_no_gpu = lambda test: test
+common_distributed.skip_if_lt_x_gpu = lambda _, **__: lambda test: test
+
+from torch.testing._internal.distributed.distributed_test import DistributedTest, TestDistBackend  # noqa: E402
+
+
+class TestSync(TestDistBackend, DistributedTest._DistTestBase):  # pyright: ignore
+    """The tests of NAMES, each rank a process."""
+
+    def setUp(self) -> None:
+        """Start the ranks: forked, since a fresh process would import torch again for every test."""
+        super().setUp()
+        self._start_processes(torch.multiprocessing.get_context("fork").Process)
+
+
+del TestDistBackend, DistributedTest
