@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.torch_suite.run import ROOT, run_file, run_sync
-from tests.torch_suite.source import tests_of
+from tests.torch_suite.source import folder_of_tests
 from tests.torch_suite.table import failures, write
 
 FILES = (
@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out.resolve()
     if not options.no_run:
-        tests = tests_of(options.source.resolve(), out)
+        tests = folder_of_tests(options.source.resolve(), out)
         for name in FILES:
             if options.only in name:
                 _run(tests, name, out, options.again)

@@ -10,7 +10,6 @@ REASONS: tuple[tuple[str, str, str], ...] = (
     ("test_fuse_eager|quantized_module|quantization", "fuser method|Cannot fuse|exact type|batchnorm.layers", _EXACT),
     ("jit/", "Unknown type annotation|Compiled functions can't|to_stock", "`torch.jit.script`: " + _EXACT),
     ("test_fx_experimental.*(fuse|fusion|optimize)", "", _EXACT),
-    ("sync_bn_logged", "", "DDP's log counts torch's own class, not layers that synchronise"),
     ("SyncBatchNorm_process_group", "", "asks for the attribute `process_group`; here it is `recipe.extent.group`"),
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 _NEEDED = re.compile(r"^(?:[^/]+/)?((?:test|tools)/.*)$")
 
 
-def tests_of(source: Path, into: Path) -> Path:
+def folder_of_tests(source: Path, into: Path) -> Path:
     """The folder `test/` of a checkout, or of a tarball, which is unpacked into `into` where it is not yet."""
     if source.is_dir():
         folder = source if (source / "test_nn.py").exists() else source / "test"

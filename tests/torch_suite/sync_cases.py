@@ -6,14 +6,13 @@ GPU a rank; here each GPU is the CPU. Each rank is a process that imports this f
 
 import functools
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 from torch.testing._internal import common_distributed
 
 from tests.torch_suite.substitute import rename
-
-NAMES = ("SyncBatchNorm", "sync_bn", "test_ddp_inference")
 
 
 def _on_the_cpu(make: Any) -> Any:
@@ -34,6 +33,7 @@ def _without_devices(make: Any) -> Any:
     return made
 
 
+_DEVICE = torch.device
 rename()
 torch.Tensor.cuda = nn.Module.cuda = lambda self, *_, **__: self  # pyright: ignore[reportAttributeAccessIssue]
 torch.cuda.set_device = lambda *_: None
@@ -46,13 +46,30 @@ common_distributed.skip_if_lt_x_gpu = lambda _, **__: lambda test: test
 from torch.testing._internal.distributed.distributed_test import DistributedTest, TestDistBackend  # noqa: E402
 
 
+class _AnyDevice(type):
+    def __instancecheck__(cls, thing: Any) -> bool:
+        return isinstance(thing, _DEVICE)
+
+
+class _Device(metaclass=_AnyDevice):
+    """torch.device, where a number is the CPU too."""
+
+    def __new__(cls, *names: Any) -> Any:
+        return _DEVICE("cpu") if isinstance(names[0], int) else _DEVICE(*names)
+
+
 class TestSync(TestDistBackend, DistributedTest._DistTestBase):  # pyright: ignore
-    """The tests of NAMES, each rank a process."""
+    """torch's tests, each rank a process; `run_sync` chooses those about synchronised batch norm."""
 
     def setUp(self) -> None:
         """Start the ranks: forked, since a fresh process would import torch again for every test."""
         super().setUp()
         self._start_processes(torch.multiprocessing.get_context("fork").Process)
+
+    def test_DistributedDataParallel_SyncBatchNorm_half(self) -> None:
+        """It names the device by its number alone."""
+        with mock.patch.object(torch, "device", _Device):
+            super().test_DistributedDataParallel_SyncBatchNorm_half()
 
 
 del TestDistBackend, DistributedTest
