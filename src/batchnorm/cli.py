@@ -55,7 +55,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    asked: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """What stands before a command."""
 
@@ -63,12 +65,14 @@ def options(
 @app.command()
 def demo(
     report: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("batchnorm-demo.html"),
+    lang: Annotated[str | None, typer.Option(help="en or zh; by default that of the locale.")] = None,
 ) -> None:
     """Show the four steps of batch norm, then diagnose and repair a network that fails in eval mode."""
     from batchnorm.demo.run import run
+    from batchnorm.demo.words import words
 
     check_writable(report, "--report")
-    raise typer.Exit(run(report, Console()))
+    raise typer.Exit(run(report, Console(), words(lang)))
 
 
 @app.command("env")
@@ -135,7 +139,9 @@ def lint(
     select: Annotated[list[str] | None, typer.Option(help="Report these codes, or codes that begin so, alone.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Do not report these codes, or codes that begin so.")] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Show what --fix would change, and change nothing.")] = False,
-    fix: Annotated[bool, typer.Option("--fix", help="Show the fixes that are certain as a diff, then write them.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Show the fixes that are certain as a diff, then write them.")
+    ] = False,
     as_json: JsonOption = False,
     html: HtmlOption = None,
 ) -> None:
@@ -223,8 +229,10 @@ def translate(
     like: Annotated[Path | None, typer.Option(help="A file of the target's architecture.")] = None,
     model: Annotated[str | None, typer.Option(help="MODULE:FACTORY of the target's architecture, instead.")] = None,
     map_file: Annotated[Path | None, typer.Option("--map", help="JSON {source layer: target layer}.")] = None,
-    eps: Annotated[float | None, typer.Option(help="Of the source's batch norms, if it does not say.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="The same, the weight of the new batch.")] = None,
+    eps: Annotated[float | None, typer.Option(help="Epsilon of the source's layers, if the file lacks it.")] = None,
+    momentum: Annotated[
+        float | None, typer.Option(help="Momentum of the source's layers (torch's meaning), if the file lacks it.")
+    ] = None,
     count: Annotated[float | None, typer.Option(help="N*H*W of a training batch: rescale the variance.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps behind the statistics.")] = None,
     partial: Annotated[bool, typer.Option(help="Leave layers without a partner as they are.")] = False,

@@ -100,7 +100,7 @@ def translate(
             or state dict, a Keras model, Flax linen variables, an nnx module or its pure dictionary,
             (model, state) of Equinox, (params, state) of Haiku.
         target: the same; a torch module, Keras model or nnx module is changed in place, the others
-            are answered anew. Or "torch" or "flax" for a fresh state dict or variables, named as the source.
+            are returned as new objects. Or "torch" or "flax" for a fresh state dict or variables, named as the source.
         like: for a file, a file or model of the target's architecture. It gives the names; needed for
             .keras, .h5 and .onnx, which hold more than weights.
         map: {layer of the source: layer of the target}, for what names, shapes and order leave open.
