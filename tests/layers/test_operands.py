@@ -183,3 +183,20 @@ def test_the_passes_refuse_vectors_and_gradients_of_other_sizes():
         passes.backward_apply(x[:5], x, row, row, row, row, None)
     with pytest.raises(OperandError, match="mask and weights must be on the CPU"):
         passes.reduce(x, torch.ones(6, 1, device="meta"), 1)
+
+
+def test_the_operators_of_compiled_graphs_refuse_other_sizes():
+    if kernels.select(torch.ones(2, 2)).name != "native":
+        pytest.skip("the native kernels were not built")
+    from batchnorm.kernels import slab, traced
+
+    ints, floats = traced.listed({"coupling": "batch", "eps": 1e-5, "reliability": False, "nonfinite": "skip"})
+    x, count = torch.randn(6, 4), torch.zeros((), dtype=torch.long)
+    rest = (count, count.clone(), ints, floats, 1, True)
+    with pytest.raises(OperandError, match=r"weight must be 4 contiguous values on the CPU .* of shape \(3,\)"):
+        torch.ops.batchnorm.train(x, torch.ones(3), None, None, torch.zeros(4), torch.ones(4), *rest)
+    with pytest.raises(OperandError, match="var must be 4 contiguous values"):
+        torch.ops.batchnorm.train(x, None, None, None, torch.zeros(4), torch.ones(5), *rest)
+    saved = torch.zeros(slab.size(1, 3), dtype=torch.float64)
+    with pytest.raises(OperandError, match=f"saved must hold {slab.size(1, 4)} values; it held {slab.size(1, 3)}"):
+        torch.ops.batchnorm.train_backward(x, x, None, None, None, saved, ints, floats, 1)

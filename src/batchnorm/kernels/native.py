@@ -203,6 +203,18 @@ def _vectors(x: Tensor, g: Tensor | None, *given: Tensor) -> list[Tensor]:
     return [v.detach().expand_as(first).to(torch.float64).contiguous() for v in given]
 
 
+def require_channels(x: Tensor, **vectors: Tensor | None) -> None:
+    """Refuse channel vectors that the kernels may not read beside x.
+
+    Raises:
+        OperandError: another size than x's channels, another device or dtype.
+    """
+    for name, v in vectors.items():
+        if v is not None and not vector(v, x.shape[1]):
+            legal = f"{x.shape[1]} contiguous values on the CPU for x of shape {tuple(x.shape)}"
+            raise OperandError(f"{name} must be {legal}; it was {v.dtype} of shape {tuple(v.shape)} on {v.device}")
+
+
 def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1) -> RawMoments:
     """As `reference.reduce`."""
     x, last = arranged(x.detach())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from batchnorm.kernels import native
 from batchnorm.kernels.slab import NOT_FINITE as NOT_FINITE
-from batchnorm.kernels.slab import ROWS, Statistics, addresses, parameters
+from batchnorm.kernels.slab import ROWS, Statistics, address, addresses, parameters
 from batchnorm.kernels.slab import SKIPPED as SKIPPED
 from batchnorm.kernels.slab import TOO_FEW as TOO_FEW
 
@@ -115,7 +115,7 @@ def backward(
         saved.data_ptr(),
         received.data_ptr(),
         tag,
-        0 if weight is None else weight.data_ptr(),
+        0 if weight is None else address(weight),
         0 if weight is None else native.DTYPES[weight.dtype],
     )
     return dx, status

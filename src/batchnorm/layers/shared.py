@@ -183,7 +183,9 @@ class Shared(torch.autograd.Function):
         for index, (ranks, saved, _) in enumerate(ctx.parts):
             here = slice(3 * index, 3 * index + 3)
             ranks.begin("backward")
-            natively = native.unwatched() and native.plain(grads[index]) and native.plain(flat[here][0])
+            x, weight, bias = flat[here]
+            natively = native.unwatched() and native.plain(grads[index]) and native.plain(x)
+            natively = natively and x.shape == grads[index].shape and usable(weight, bias, x)
             steps.append((_Step if natively else _TorchStep)(ranks, saved, flat[here], grads[index], needs[here]))
         received = _cross(steps, [step.message for step in steps], "backward")
         return None, *(grad for step, sums in zip(steps, received, strict=True) for grad in step.gradients(sums))
