@@ -23,6 +23,7 @@ from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
+from batchnorm.layers.operands import require as require_operands
 from batchnorm.layers.recompute import ForwardRecord, as_first, circumstances_of, may_run_again, recomputing
 from batchnorm.layers.spelling import differences
 from batchnorm.layers.statistics import NARROW
@@ -145,6 +146,8 @@ class BatchNorm(Moving):
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
         y = self._natively(input, sample_weight, residual)
+        if y is None:
+            require_operands(self, input, residual)
         if y is None and self._goes_in_place(input, sample_weight):
             y = self._in_place(input)
         elif y is None:

@@ -18,6 +18,7 @@ from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.ranks import Ranks, TracedRanks
+from batchnorm.layers.remembered import Buffers
 from batchnorm.layers.statistics import Statistics
 from batchnorm.layers.streams import stream
 
@@ -59,9 +60,10 @@ class Moving(Statistics):
 
     def _puller(self, coupling: Coupling, now: Now) -> Any:
         # By the time backward runs, the bank, the pause or the functional call of this forward may be over.
-        held, moves = self._held(), not self.paused
+        buffers, moves = Buffers(self, self.memory_names), not self.paused
 
         def pull(back: Returned) -> tuple[Tensor, Tensor]:
+            held = buffers.now()
             u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
             if moves:
                 # An overflowing step of mixed precision must not stay in the controllers for ever.

@@ -26,6 +26,8 @@ class Statistics(_BatchNorm):
     memory_names: tuple[str, ...] = ()
     bank_names: tuple[str, ...] = ()
     active_bank: str | None = None
+    # How often other tensors took the place of the buffers' own, so that a backward finds those of its forward.
+    exchanges: int = 0
     # What the momentum was when the layer was a stock one, and what `convert` made of it.
     stock_momentum: tuple[Any, Any] | None = None
     num_batches_skipped: Tensor | None
@@ -110,6 +112,10 @@ class Statistics(_BatchNorm):
         """A buffer of the active bank."""
         return getattr(self, _key(self.active_bank, name), None)
 
+    def stat_of(self, bank: str | None, name: str) -> Any:
+        """A buffer of a bank, active or not; None where there is none."""
+        return self._buffers.get(_key(bank, name))
+
     def affine_part(self, name: str) -> Tensor | None:
         """Weight or bias: the active bank's own where it has one."""
         own = None if self.active_bank is None else getattr(self, _key(self.active_bank, name), None)
@@ -176,6 +182,7 @@ class Statistics(_BatchNorm):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         before = dict(self._buffers)
         super()._apply(fn, recurse)
+        self._count_exchange(before)
         for name, new in self._buffers.items():
             old = before[name]
             if old is None or new is None:
@@ -212,8 +219,14 @@ class Statistics(_BatchNorm):
                 # A stock checkpoint: what the choices remember starts from the statistics it holds.
                 initial = self._initial_memory(mean, var)
                 state_dict.update({at + name: initial[name] for name in missing})
+        before = dict(self._buffers)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._count_exchange(before)
         self._widen()
+
+    def _count_exchange(self, before: dict[str, Tensor | None]) -> None:
+        if any(self._buffers.get(name) is not old for name, old in before.items()):
+            self.exchanges += 1
 
     def _reads_counter(self) -> bool:
         """Whether a gain, a schedule or a warm-up goes by the number of batches, so that 0 would be a lie."""
@@ -242,7 +255,7 @@ class Statistics(_BatchNorm):
 
 _OWN = (
     "recipe", "memory_names", "bank_names", "active_bank", "frozen", "paused", "accumulating", "channel_axis",
-    "activation", "negative_slope", "inplace", "fused_from", "_record", "_given", "_before", "_partners",
+    "activation", "negative_slope", "inplace", "fused_from", "exchanges", "_record", "_given", "_before", "_partners",
     "stock_momentum",
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from batchnorm.kernels import native, traced
 from batchnorm.layers.extents import Batch, Ghost
+from batchnorm.layers.operands import require
 from batchnorm.layers.ways import native_choices, native_coupling, native_move
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     """The layer's output in training, or None where a compiler must see the operations."""
     if not _served(layer, x, sample_weight, residual):
         return None
+    require(layer, x, residual)
     recipe, n = layer.recipe, x.shape[0]
     groups = recipe.extent.groups(n)
     choices = _choices(layer)
@@ -53,7 +55,9 @@ def _served(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
         return False
     if type(layer.recipe.extent) not in (Batch, Ghost) or layer.recipe.extent.sequential:
         return False
-    if residual is not None and (residual.dtype is not x.dtype or residual.shape != x.shape):
+    if residual is not None and (
+        residual.dtype is not x.dtype or residual.shape != x.shape or layer.negative_slope < 0
+    ):
         return False
     buffers = [layer._buffers.get(name) for name in _BUFFERS]
     if any(buffer is None for buffer in buffers) or buffers[0].dtype not in (torch.float32, torch.float64):  # pyright: ignore
