@@ -24,7 +24,14 @@ from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.operands import require as require_operands
-from batchnorm.layers.recompute import ForwardRecord, as_first, circumstances_of, may_run_again, recomputing
+from batchnorm.layers.recompute import (
+    ForwardRecord,
+    as_first,
+    bookkeeping,
+    circumstances_of,
+    may_run_again,
+    recomputing,
+)
 from batchnorm.layers.spelling import differences
 from batchnorm.layers.statistics import NARROW
 from batchnorm.layers.table import recipe_for
@@ -125,14 +132,16 @@ class BatchNorm(Moving):
         """The output; remembered where it may be recomputed, and then as it was the first time."""
         record = self.__dict__.get("_record")
         if record is not None and recomputing():
-            first = record.recall(x)
+            with bookkeeping():
+                first = record.recall(x)
             if first is not None:
                 with as_first(self, first):
                     return self._output(x, given, residual)
         elif may_run_again() and not normalise.transformed():
             if record is None:
                 record = self.__dict__["_record"] = ForwardRecord()
-            self.__dict__["_forward"] = record.begin(x, circumstances_of(self))
+            with bookkeeping():
+                self.__dict__["_forward"] = record.begin(x, circumstances_of(self))
             try:
                 return self._output(x, given, residual)
             finally:
@@ -260,8 +269,9 @@ class BatchNorm(Moving):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         y, mean, var = kernels.batch_norm_train(x, *self._affine(), self.eps, dtype)
         if tracks and not self.paused and not recomputing():
-            n = torch.full_like(mean, x.numel() // x.shape[1])
-            self._move(Moments(n, mean.detach(), var.detach() * (n - 1)), None)
+            with bookkeeping():
+                n = torch.full_like(mean, x.numel() // x.shape[1])
+                self._move(Moments(n, mean.detach(), var.detach() * (n - 1)), None)
         return y
 
     def _goes_in_place(self, x: Tensor, weight: Tensor | None) -> bool:
@@ -310,10 +320,11 @@ class BatchNorm(Moving):
 
         pull = None if coupling.exact else self._puller(coupling, now)
         y = self._spell_or_pass(x, sharing, plan_of, pull, batch, None if before is None else before["live"])
-        if moves and final is None:
-            self._move(pooled, coupling.step(pooled, state, now), now)
-        elif moves and final is not None and ok is not None:
-            self._commit(final, ok.any(), (~ok).any())
+        with bookkeeping():
+            if moves and final is None:
+                self._move(pooled, coupling.step(pooled, state, now), now)
+            elif moves and final is not None and ok is not None:
+                self._commit(final, ok.any(), (~ok).any())
         return y
 
     def _spell_or_pass(

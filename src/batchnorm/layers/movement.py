@@ -18,6 +18,7 @@ from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.ranks import Ranks, TracedRanks
+from batchnorm.layers.recompute import bookkeeping
 from batchnorm.layers.remembered import Buffers
 from batchnorm.layers.statistics import Statistics
 from batchnorm.layers.streams import stream
@@ -77,13 +78,14 @@ class Moving(Statistics):
     def _situation(self, pooled: Moments, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
         """The statistics and the step this forward meets; a recomputed one meets those of its first."""
         forward = self.__dict__.get("_forward") if self.recipe.coupling.reads_population else None
-        found = forward.situation() if again and forward is not None else None
-        if found is not None:
-            return found
-        state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
-        if forward is not None and not again:
-            forward.met(state, now)
-        return state, now
+        with bookkeeping():
+            found = forward.situation() if again and forward is not None else None
+            if found is not None:
+                return found
+            state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
+            if forward is not None and not again:
+                forward.met(state, now)
+            return state, now
 
     @torch.no_grad()
     def _stream(self, batch: Moments, state: State, now: Now) -> tuple[State, State, Tensor]:
@@ -116,15 +118,16 @@ class Moving(Statistics):
     @torch.no_grad()
     def _move(self, batch: Moments, memory: dict[str, Tensor] | None, now: Now | None = None) -> None:
         """Step 3: move the running statistics, unless the batch is not finite."""
-        if self.accumulating:
-            self._pend(batch)
-            return
-        state = self._state(batch.mean.dtype)
-        new = self.recipe.estimator.step(state, batch, self._now(batch.mean.device) if now is None else now)
-        ok = self._acceptable(batch, new)
-        if memory:
-            new = replace(new, memory={**new.memory, **memory})
-        self._commit(new, ok, ~ok)
+        with bookkeeping():
+            if self.accumulating:
+                self._pend(batch)
+                return
+            state = self._state(batch.mean.dtype)
+            new = self.recipe.estimator.step(state, batch, self._now(batch.mean.device) if now is None else now)
+            ok = self._acceptable(batch, new)
+            if memory:
+                new = replace(new, memory={**new.memory, **memory})
+            self._commit(new, ok, ~ok)
 
     def _commit(self, new: State, ok: Tensor, skipped: Tensor) -> None:
         for name, value in (("running_mean", new.mean), ("running_var", new.var)):
