@@ -23,6 +23,7 @@ from batchnorm.kernels.registry import Passes
 from batchnorm.kernels.shapes import RawMoments
 
 _WEIGHTS = {torch.bool: 1, torch.float32: 2, torch.float64: 3}
+_INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _PLAIN = (Tensor, torch.nn.Parameter)
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 _C: Any = torch._C
@@ -124,7 +125,33 @@ def arranged(x: Tensor) -> tuple[Tensor, bool]:
         return x, x.dim() == 2
     if innermost(x):
         return x, True
+    if suggests_innermost(x):
+        return x.contiguous(memory_format=_INNERMOST[x.dim()]), True
     return x.contiguous(), x.dim() == 2
+
+
+def blank(x: Tensor) -> Tensor:
+    """Room for an output or a gradient beside an arranged x, in the strides that torch would give it."""
+    if suggests_innermost(x):
+        return torch.empty_like(x, memory_format=_INNERMOST[x.dim()])
+    # Axes of size 1 may have any stride in a contiguous tensor.
+    other = torch.contiguous_format if x.is_contiguous() else _INNERMOST.get(x.dim(), torch.preserve_format)
+    return torch.empty_like(x, memory_format=other)
+
+
+def suggests_innermost(x: Tensor) -> bool:
+    """Whether the strides say channels_last, with gaps too, and by torch's rule where sizes of 1 say both."""
+    dims, least = x.dim(), 0
+    if dims not in _INNERMOST:
+        return False
+    sizes, strides = x.shape, x.stride()
+    if strides[1] == 0:
+        return False
+    for axis in (1, *range(dims - 1, 1, -1), 0):
+        if strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * max(sizes[axis], 1)
+    return True
 
 
 def innermost(x: Tensor) -> bool:
@@ -230,7 +257,7 @@ def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor 
     x, last = arranged(x.detach())
     held, address, kind = spread(weight, x)
     vectors = _vectors(x, None, mean, scale, shift)
-    y = torch.empty_like(x)
+    y = blank(x)
     told = data(x, last, len(mean))
     _native.apply(told, x.data_ptr(), y.data_ptr(), address, kind, *(v.data_ptr() for v in vectors))
     del held
@@ -265,7 +292,7 @@ def backward_apply(
     vectors = _vectors(x, g, centre, scale, u, v)
     g = like(g.detach(), x)
     held, address, kind = spread(weight, x)
-    dx = torch.empty_like(x)
+    dx = blank(x)
     told = data(x, last, len(centre))
     _native.backward_apply(
         told, g.data_ptr(), x.data_ptr(), dx.data_ptr(), address, kind, *(t.data_ptr() for t in vectors)

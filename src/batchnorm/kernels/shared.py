@@ -66,7 +66,7 @@ def forward(
     moves: bool,
 ) -> tuple[Tensor, int]:
     """The output, and what became of the running statistics; fills in the rest of saved."""
-    y = torch.empty_like(batch.x)
+    y = native.blank(batch.x)
     status = native._native.shared_forward(
         spec,
         batch.data,
@@ -106,7 +106,7 @@ def backward(
     batch: Arranged, g: Tensor, saved: Tensor, received: Tensor, tag: float, weight: Tensor | None, wanted: bool
 ) -> tuple[Tensor | None, int]:
     """The gradient of x from the sum of messages."""
-    dx = torch.empty_like(batch.x) if wanted else None
+    dx = native.blank(batch.x) if wanted else None
     status = native._native.shared_backward(
         batch.data,
         g.data_ptr(),

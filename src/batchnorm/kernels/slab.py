@@ -154,7 +154,7 @@ def forward(
     With y given only the channel vectors are filled in.
     """
     given = y is not None
-    y = torch.empty_like(x) if y is None else y
+    y = native.blank(x) if y is None else y
     saved = Saved(groups, x.shape[1])
     held, spread, kind = native.spread(sample_weight, x)
     status = native._native.forward(
@@ -193,9 +193,9 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight, bias and the residual; g has the strides of x (of y where x is found again)."""
     pattern: Any = x if x is not None else y
-    dx = torch.empty_like(pattern) if wants[0] or source == OUTPUT else None
+    dx = native.blank(pattern) if wants[0] or source == OUTPUT else None
     # The residual's gradient is written on the way; without an activation it is g itself, and this is not asked.
-    dr = torch.empty_like(pattern) if source == OUTPUT else None
+    dr = native.blank(pattern) if source == OUTPUT else None
     wide = pattern.dtype is torch.float64
     dtype = torch.float64 if wide else torch.float32
     dw = torch.empty(saved.channels, dtype=dtype, device="cpu") if wants[1] else None

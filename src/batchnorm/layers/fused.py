@@ -187,7 +187,7 @@ def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any, places: 
         dtype = held.mean.dtype
         weight_wide, bias_wide = (v if v is None or v.dtype not in NARROW else v.to(dtype) for v in (weight, bias))
         nothing = torch.empty(2, 0, dtype=dtype if x.dtype in NARROW else x.dtype, device="cpu").unbind(0)
-        y = torch.empty_like(x)
+        y = native.blank(x)
         stored = (held.mean, held.var, False, 0.0, way.eps)
         torch.native_batch_norm(x, weight_wide, bias_wide, *stored, out=(y, *nothing))
     y, saved, status = slab.forward(

@@ -154,6 +154,9 @@ class BatchNorm(Moving):
             sample_weight = self._weight_of(input, given or Given())
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
+        if input.dim() == 3 and self.channel_axis == 1 and not self._stored_alone() and not input.is_contiguous():
+            # As torch, which keeps channels innermost from four axes on: its outputs and gradients can be viewed.
+            input = input.contiguous()
         y = self._natively(input, sample_weight, residual)
         if y is None:
             require_operands(self, input, residual)
@@ -164,6 +167,10 @@ class BatchNorm(Moving):
             if residual is not None and sample_weight is not None:
                 y = torch.where(sample_weight != 0, y, 0)
         return y
+
+    def _stored_alone(self) -> bool:
+        """Whether torch's own kernel with the stored statistics makes the output, in strides of its own."""
+        return (self.frozen or not self.training) and self.running_mean is not None and self.activation is None
 
     def _natively(self, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
         """The whole call by the native kernels, or None where they do not serve it."""
