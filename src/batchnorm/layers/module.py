@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -116,6 +117,12 @@ class BatchNorm(Moving):
             named = {"mask": mask, "lengths": lengths, "weights": weights, "residual": residual}
             named = {name: value for name, value in named.items() if value is not None}
             tracer: Any = input.tracer
+            if type(tracer).__name__ == "QuantizationTracer":
+                warnings.warn(
+                    f"FX quantization fuses torch's own classes alone and leaves {type(self).__name__} "
+                    f"{tracer.path_of_module(self)!r} unfused; call batchnorm.to_stock(model) first",
+                    stacklevel=2,
+                )
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), named)
         if self.channel_axis != 1:
             input = input.movedim(self.channel_axis, 1)
@@ -231,6 +238,13 @@ class BatchNorm(Moving):
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
         return coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
 
+    def __prepare_scriptable__(self) -> BatchNorm:
+        """What `torch.jit.script` asks before it compiles."""
+        raise BatchNormError(
+            f"torch.jit.script must be given torch's layers, it cannot compile {describe(self)}: call "
+            "batchnorm.to_stock(model) first, or use torch.jit.trace"
+        )
+
     def part(self, input: Tensor) -> shared.Part | None:
         """This layer's part of a message that several layers share, or None where it must run alone."""
         x = input if self.channel_axis == 1 else input.movedim(self.channel_axis, 1)
@@ -246,8 +260,8 @@ class BatchNorm(Moving):
     def _with_stored(self, x: Tensor, sample_weight: Tensor | None) -> Tensor:
         mean, var = self.stat("running_mean"), self.stat("running_var")
         weight, bias = self._affine()
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Backward holds its own copies: the buffers may move before it runs.
+        if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            # Backward holds its own copies: the buffers may move before it runs. (A trace must not go by gradients.)
             mean, var = mean.clone(), var.clone()
         # CPU kernels refuse half-precision parameters beside float32 statistics.
         if weight is not None and weight.dtype in NARROW:
@@ -355,6 +369,11 @@ class BatchNorm(Moving):
                 f"coupling {type(self.recipe.coupling).__name__} cannot be transformed by torch.func in training: its "
                 "backward is an estimate with a memory, not a derivative; use eval mode, or autograd"
             )
+        if torch.jit.is_tracing():
+            raise BatchNormError(
+                f"{describe(self)} must be traced in eval mode: the backward of {type(self.recipe.coupling).__name__} has "
+                "a memory, which a trace cannot hold"
+            )
         found = normalise.batch_moments(x, sharing) if batch is None else batch
         plan = plan_of(found)
         rule = normalise.Backward(spell if pull is None else None, pull, source if plan.var.requires_grad else None)
@@ -368,10 +387,9 @@ class BatchNorm(Moving):
             )
         if self._ranks() is not None:
             raise BatchNormError(f"{describe(self)} must run in one process: the slopes of cross-iteration are its own")
-        if torch.compiler.is_compiling():
-            raise BatchNormError(
-                "cross-iteration takes a derivative inside its forward, which torch.compile cannot trace"
-            )
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            tool = "torch.jit.trace" if torch.jit.is_tracing() else "torch.compile"
+            raise BatchNormError(f"cross-iteration takes a derivative inside its forward, which {tool} cannot trace")
         if again:
             raise BatchNormError(
                 f"activation checkpointing must not wrap {describe(self)}: cross-iteration needs the graph"

@@ -184,8 +184,8 @@ class FourPasses(torch.autograd.Function):
 
 
 def needs_spelling(x: Tensor) -> bool:
-    """Whether a transform, a compiler or forward-mode AD must see the operations themselves."""
-    return torch.compiler.is_compiling() or transformed()
+    """Whether a transform, a compiler, `torch.jit.trace` or forward-mode AD must see the operations themselves."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
 
 
 def transformed() -> bool:

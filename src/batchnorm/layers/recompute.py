@@ -81,7 +81,7 @@ def may_run_again() -> bool:
     Reentrant checkpoints (and reversible networks) first run without gradients, the others under hooks that
     pack what is saved; an ordinary training step does neither.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _C._get_tracing_state() is not None:
         return False
     if not torch.is_grad_enabled():
         return not torch.is_inference_mode_enabled()
