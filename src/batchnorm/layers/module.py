@@ -13,12 +13,13 @@ from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import fused, normalise, shared, traced
 from batchnorm.layers.activation import InPlace, activate, check_activation
+from batchnorm.layers.asserting import transformed
 from batchnorm.layers.choices import starting_momentum
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
 from batchnorm.layers.cross_iteration import look_back
 from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.inference import Mixture
-from batchnorm.layers.masks import Given
+from batchnorm.layers.masks import Given, require_weights
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
@@ -114,12 +115,16 @@ class BatchNorm(Moving):
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
+        self._check_eps()
         given = None if mask is None and lengths is None and weights is None else Given(mask, lengths, weights)
         if self.training and not self.frozen and not torch.compiler.is_compiling():
             y = self._on_record(input, given, residual)
         else:
             y = self._output(input, given, residual)
-        return y if self.channel_axis == 1 else y.movedim(1, self.channel_axis)
+        if self.channel_axis != 1:
+            return y.movedim(1, self.channel_axis)
+        # As torch, which knows layouts with channels innermost from four axes on.
+        return y.contiguous() if y.dim() == 3 else y
 
     def _on_record(self, x: Tensor, given: Given | None, residual: Tensor | None) -> Tensor:
         """The output; remembered where it may be recomputed, and then as it was the first time."""
@@ -129,7 +134,7 @@ class BatchNorm(Moving):
             if first is not None:
                 with as_first(self, first):
                     return self._output(x, given, residual)
-        elif may_run_again() and not normalise.transformed():
+        elif may_run_again() and not transformed():
             if record is None:
                 record = self.__dict__["_record"] = ForwardRecord()
             self.__dict__["_forward"] = record.begin(x, circumstances_of(self))
@@ -176,9 +181,12 @@ class BatchNorm(Moving):
         if self.recipe.coupling.looks_back:
             raise BatchNormError(f"{given.kind} must be None: {self.recipe.coupling!r} cannot leave samples out")
         try:
-            return given.check().on(x)
+            weight = given.check().on(x)
         except BatchNormError as error:
             raise BatchNormError(f"{error}, in {describe(self)}") from None
+        if given.weights is not None and weight is not None:
+            require_weights(weight, self)
+        return weight
 
     def _normalised(self, x: Tensor, weight: Tensor | None) -> Tensor:
         if self.running_mean is not None and self.running_mean.dtype in NARROW:
@@ -332,7 +340,7 @@ class BatchNorm(Moving):
 
         if pull is None and normalise.needs_spelling(x):
             return spell(x, weight, bias)
-        if pull is not None and not torch.compiler.is_compiling() and normalise.transformed():
+        if pull is not None and not torch.compiler.is_compiling() and transformed():
             raise BatchNormError(
                 f"coupling {type(self.recipe.coupling).__name__} cannot be transformed by torch.func in training: its "
                 "backward is an estimate with a memory, not a derivative; use eval mode, or autograd"
@@ -383,6 +391,13 @@ class BatchNorm(Moving):
         ratio = None if plan.ratio is None else torch.where(few, 1.0, plan.ratio)
         offset = None if plan.offset is None else torch.where(few, 0.0, plan.offset)
         return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset)
+
+    def _check_eps(self) -> None:
+        """As torch from 2.13 on; before it, the output was NaN."""
+        trains = self.training and not self.frozen
+        if not (self.eps > 0 or (self.eps == 0 and not trains)):
+            legal = "positive in training" if trains else "0 or more"
+            raise BatchNormError(f"eps of {describe(self)} must be {legal}; it was {self.eps}")
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from batchnorm.layers.estimators import Now, State
@@ -16,15 +18,33 @@ from batchnorm.layers.estimators import Now, State
 CIRCUMSTANCES = ("_given", "active_bank", "recipe", "paused")
 _VALUES = 512
 _C: Any = torch._C
+# Reentrant checkpoints and reversible networks run again in a `Function.backward`; the other checkpoints where the
+# first saved tensor is unpacked, by a function made anew for each. The engine's call bounds the search.
+_RECOMPUTES = {torch.autograd.function.BackwardCFunction.apply.__code__}
+_UNPACKS = ("unpack_hook", torch.utils.checkpoint.__file__)
+_ENGINE = torch.autograd.graph._engine_run_backward.__code__
 _hooks: Any = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
 def recomputing() -> bool:
-    """Whether this forward runs inside a backward pass, as activation checkpointing makes it."""
+    """Whether this forward is run again by a backward pass, as activation checkpointing does.
+
+    A forward in a gradient hook runs inside a backward pass too, and is a new one.
+    """
     if torch.compiler.is_compiling():
         return False
     # Private, and wrapped here once: the id of the autograd graph task that runs on this thread.
-    return _C._current_graph_task_id() != -1
+    return _C._current_graph_task_id() != -1 and _called_to_recompute()
+
+
+def _called_to_recompute() -> bool:
+    """Whether a function's own backward, or what a checkpoint left in the place of a saved tensor, called this."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code is not _ENGINE:
+        if frame.f_code in _RECOMPUTES or (frame.f_code.co_name, frame.f_code.co_filename) == _UNPACKS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def may_run_again() -> bool:
