@@ -18,6 +18,11 @@ def require(condition: Tensor, message: str, layer: nn.Module | None = None) -> 
         raise BatchNormError(message if layer is None else f"{message}: {describe(layer)}") from error
 
 
+def tracing() -> bool:
+    """Whether `torch.jit.trace` (or an exporter on top of it) records the operations."""
+    return torch._C._get_tracing_state() is not None
+
+
 def transformed() -> bool:
     """Whether a functorch transform or forward-mode AD is at work."""
     return (

@@ -13,12 +13,14 @@ from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import fused, normalise, shared, traced
 from batchnorm.layers.activation import InPlace, activate, check_activation
-from batchnorm.layers.asserting import transformed
-from batchnorm.layers.choices import starting_momentum
+from batchnorm.layers.asserting import tracing, transformed
+from batchnorm.layers.choices import Policy, starting_momentum
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
 from batchnorm.layers.cross_iteration import look_back
-from batchnorm.layers.estimators import Now, State
-from batchnorm.layers.inference import Mixture
+from batchnorm.layers.estimators import EMA, Now, State
+from batchnorm.layers.extents import Batch
+from batchnorm.layers.fused import unweighted
+from batchnorm.layers.inference import Mixture, Stored
 from batchnorm.layers.masks import Given, require_weights
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving, require, require_invertible
@@ -116,6 +118,9 @@ class BatchNorm(Moving):
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
         self._check_eps()
+        if tracing() and self._traces_as_stock(mask, lengths, weights):
+            y = activate(self._stock_forward(input), self.activation, self.negative_slope, residual)
+            return y if self.channel_axis == 1 else y.movedim(1, self.channel_axis)
         given = None if mask is None and lengths is None and weights is None else Given(mask, lengths, weights)
         if self.training and not self.frozen and not torch.compiler.is_compiling():
             y = self._on_record(input, given, residual)
@@ -125,6 +130,33 @@ class BatchNorm(Moving):
             return y.movedim(1, self.channel_axis)
         # As torch, which knows layouts with channels innermost from four axes on.
         return y.contiguous() if y.dim() == 3 else y
+
+    def __prepare_scriptable__(self) -> Any:
+        raise BatchNormError(
+            f"torch.jit.script takes torch's own layers alone: batchnorm.to_stock(model) first, of {describe(self)}"
+        )
+
+    def _traces_as_stock(self, *given: Tensor | None) -> bool:
+        """Whether a recorded graph may hold torch's one operation: its checks compare graphs, and warn of decisions."""
+        recipe = self.recipe
+        if any(value is not None for value in given) or not unweighted(self) or self.active_bank is not None:
+            return False
+        stored = (self.frozen or not self.training) and self.running_mean is not None
+        if stored:
+            return isinstance(recipe.inference, Stored) and recipe.coupling.finishes is None
+        plain = type(recipe.coupling) is BatchCoupling and type(recipe.extent) is Batch and recipe.estimator == EMA()
+        moves = not (self.paused or self.accumulating or self.inplace)
+        return plain and moves and isinstance(self.momentum, int | float) and recipe.policy == Policy()
+
+    def _stock_forward(self, x: Tensor) -> Tensor:
+        trains = self.training and not self.frozen
+        moves = trains and self.track_running_stats and self.num_batches_tracked is not None
+        if moves:
+            self.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess]
+        keeps = not trains or self.track_running_stats
+        mean, var = (self.running_mean, self.running_var) if keeps else (None, None)
+        from_batch = trains or self.running_mean is None
+        return functional.batch_norm(x, mean, var, *self._affine(), from_batch, self.momentum or 0.0, self.eps)
 
     def _on_record(self, x: Tensor, given: Given | None, residual: Tensor | None) -> Tensor:
         """The output; remembered where it may be recomputed, and then as it was the first time."""
