@@ -46,8 +46,9 @@ class Statistics(_BatchNorm):
         if skipped is None or skipped.device != mean.device:
             with torch.inference_mode(False):
                 # A meta tensor has no count to go on with.
-                fresh = skipped is None or skipped.is_meta
-                skipped = torch.zeros((), dtype=torch.long, device=mean.device) if fresh else skipped.to(mean.device)
+                if skipped is None or skipped.is_meta:
+                    skipped = torch.zeros((), dtype=torch.long, device=mean.device)
+                skipped = skipped.to(mean.device)
             self.__dict__["_skipped"] = skipped
         return skipped
 
