@@ -14,12 +14,13 @@ from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import fused, normalise, shared, traced
 from batchnorm.layers.activation import InPlace, activate, check_activation
+from batchnorm.layers.asserting import tracing, transformed
 from batchnorm.layers.choices import starting_momentum
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
 from batchnorm.layers.cross_iteration import look_back
 from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.inference import Mixture
-from batchnorm.layers.masks import Given
+from batchnorm.layers.masks import Given, require_weights
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
@@ -128,6 +129,7 @@ class BatchNorm(Moving):
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
+        self._check_eps()
         given = None if mask is None and lengths is None and weights is None else Given(mask, lengths, weights)
         if self.training and not self.frozen and not torch.compiler.is_compiling():
             y = self._on_record(input, given, residual)
@@ -144,7 +146,7 @@ class BatchNorm(Moving):
             if first is not None:
                 with as_first(self, first):
                     return self._output(x, given, residual)
-        elif may_run_again() and not normalise.transformed():
+        elif may_run_again() and not transformed():
             if record is None:
                 record = self.__dict__["_record"] = ForwardRecord()
             with bookkeeping():
@@ -199,9 +201,12 @@ class BatchNorm(Moving):
         if self.recipe.coupling.looks_back:
             raise BatchNormError(f"{given.kind} must be None: {self.recipe.coupling!r} cannot leave samples out")
         try:
-            return given.check().on(x)
+            weight = given.check().on(x)
         except BatchNormError as error:
             raise BatchNormError(f"{error}, in {describe(self)}") from None
+        if given.weights is not None and weight is not None:
+            require_weights(weight, self)
+        return weight
 
     def _normalised(self, x: Tensor, weight: Tensor | None) -> Tensor:
         if self.running_mean is not None and self.running_mean.dtype in NARROW:
@@ -260,7 +265,7 @@ class BatchNorm(Moving):
     def _with_stored(self, x: Tensor, sample_weight: Tensor | None) -> Tensor:
         mean, var = self.stat("running_mean"), self.stat("running_var")
         weight, bias = self._affine()
-        if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or tracing()):
             # Backward holds its own copies: the buffers may move before it runs. (A trace must not go by gradients.)
             mean, var = mean.clone(), var.clone()
         # CPU kernels refuse half-precision parameters beside float32 statistics.
@@ -364,15 +369,15 @@ class BatchNorm(Moving):
 
         if pull is None and normalise.needs_spelling(x):
             return spell(x, weight, bias)
-        if pull is not None and not torch.compiler.is_compiling() and normalise.transformed():
+        if pull is not None and not torch.compiler.is_compiling() and transformed():
             raise BatchNormError(
                 f"coupling {type(self.recipe.coupling).__name__} cannot be transformed by torch.func in training: its "
                 "backward is an estimate with a memory, not a derivative; use eval mode, or autograd"
             )
-        if torch.jit.is_tracing():
+        if tracing():
             raise BatchNormError(
-                f"{describe(self)} must be traced in eval mode: the backward of {type(self.recipe.coupling).__name__} has "
-                "a memory, which a trace cannot hold"
+                f"{describe(self)} must be traced in eval mode: the backward of {type(self.recipe.coupling).__name__} "
+                "has a memory, which a trace cannot hold"
             )
         found = normalise.batch_moments(x, sharing) if batch is None else batch
         plan = plan_of(found)
@@ -387,8 +392,8 @@ class BatchNorm(Moving):
             )
         if self._ranks() is not None:
             raise BatchNormError(f"{describe(self)} must run in one process: the slopes of cross-iteration are its own")
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            tool = "torch.jit.trace" if torch.jit.is_tracing() else "torch.compile"
+        if torch.compiler.is_compiling() or tracing():
+            tool = "torch.jit.trace" if tracing() else "torch.compile"
             raise BatchNormError(f"cross-iteration takes a derivative inside its forward, which {tool} cannot trace")
         if again:
             raise BatchNormError(
@@ -419,6 +424,13 @@ class BatchNorm(Moving):
         ratio = None if plan.ratio is None else torch.where(few, 1.0, plan.ratio)
         offset = None if plan.offset is None else torch.where(few, 0.0, plan.offset)
         return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset)
+
+    def _check_eps(self) -> None:
+        """As torch from 2.13 on; before it, the output was NaN."""
+        trains = self.training and not self.frozen
+        if not (self.eps > 0 or (self.eps == 0 and not trains)):
+            legal = "positive in training" if trains else "0 or more"
+            raise BatchNormError(f"eps of {describe(self)} must be {legal}; it was {self.eps}")
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:

@@ -32,6 +32,9 @@ def require(layer: BatchNorm, x: Tensor, residual: Tensor | None = None) -> None
         mean, var = layer._buffers["running_mean"], layer._buffers["running_var"]
     else:
         mean, var = layer.stat("running_mean"), layer.stat("running_var")
+    for name, held in zip(_NAMES[:2], (mean, var), strict=True):
+        if held is not None and held.requires_grad:
+            raise OperandError(f"{name} of {describe(layer)} must not require a gradient: it moves by its own rule")
     for name, held in zip(_NAMES, (mean, var, *affine_of(layer)), strict=True):
         # What is plainly right is seen at once; this runs in every small inference.
         if held is None or (on_cpu and held.is_cpu and held.dtype is dtype and held.numel() == channels):
@@ -111,7 +114,7 @@ def statistics_of(layer: BatchNorm, x: Tensor) -> slab.Statistics | None:
     skipped = getattr(layer, "num_batches_skipped", None)
     if mean is None or var is None or mean.dtype not in _STATISTICS or var.dtype is not mean.dtype:
         return None
-    if (mean.dtype is torch.float64) is not (x.dtype is torch.float64):
+    if (mean.dtype is torch.float64) is not (x.dtype is torch.float64) or mean.requires_grad or var.requires_grad:
         return None
     if not (native.vector(mean, channels) and native.vector(var, channels)):
         return None

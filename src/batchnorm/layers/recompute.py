@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils import _python_dispatch, checkpoint
 
+from batchnorm.layers.asserting import tracing
 from batchnorm.layers.estimators import Now, State
 
 # What contexts set on a layer: a mask, a bank, `accumulate(renorm=True)`, a pause.
@@ -81,7 +82,7 @@ def may_run_again() -> bool:
     Reentrant checkpoints (and reversible networks) first run without gradients, the others under hooks that
     pack what is saved; an ordinary training step does neither.
     """
-    if torch.compiler.is_compiling() or _C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling() or tracing():
         return False
     if not torch.is_grad_enabled():
         return not torch.is_inference_mode_enabled()

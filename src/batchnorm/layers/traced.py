@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Values from which the operators outweigh the cost of calling them.
 _WORTHWHILE = 1 << 19
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "num_batches_skipped")
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
@@ -34,7 +34,7 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     choices = _choices(layer)
     if choices is None or n // groups * (x.numel() // (n * x.shape[1])) == 1:
         return None
-    buffers: list[Any] = [layer._buffers[name] for name in _BUFFERS]
+    buffers: list[Any] = [*(layer._buffers[name] for name in _BUFFERS), layer.num_batches_skipped]
     moves = not layer.paused
     ints, floats = traced.listed(choices)
     found = traced.train(x, layer.weight, layer.bias, residual, *buffers, ints, floats, groups, moves)
