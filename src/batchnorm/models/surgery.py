@@ -140,6 +140,9 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
         if count < 0:
             raise BatchNormError(f"count must be 0 or more batches; it was {count}")
         return count
+    if layer.running_mean.is_meta:
+        # Its values come later, with a state dict.
+        return None
     trained = bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
     if trained and isinstance(estimator, Pooled) and "pooled_count" not in layer._buffers:
         raise BatchNormError(
