@@ -269,9 +269,6 @@ class FixedPoint:
         pooled = self.ranks.pooled(totals)
         names = self.ranks.union([name for name in self.names if name in reached])
         found = {name: pooled.layer(layout.where[name]) for name in names}
-        for row, name in enumerate(layout.where):
-            if name in found:
-                found[name].sketches = [sketch[row : row + 1] for sketch in pooled.sketches]
         return found, set(self.ranks.union(sorted(reused))), alike
 
     # Arithmetic ----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import count_samples, progress_bar, tensors
+from batchnorm.models.recalibration.correlation import student, uncertain_time
 from batchnorm.models.recalibration.exchangeable import ordered
 from batchnorm.models.recalibration.fixed_point import FixedPoint
 from batchnorm.models.recalibration.forwards import Caller, Order, Visits
@@ -201,7 +202,7 @@ class Run:
         if all(self.ranks.gathered(ended)):
             return True
         pooled = self.ranks.pooled(stream.settle())
-        worst = float(errors_in_std(pooled, self.eps, self.settings.variance).max())
+        worst = float(errors_in_std(pooled, self.eps, self.settings.variance).max()) * _caution(pooled)
         if worst > (self.settings.until or 0):
             return False
         return not any(self.ranks.gathered(ordered(stream.totals.sketches)))
@@ -236,11 +237,11 @@ class Run:
                     at_end = data.exhausted or (limit is not None and len(data) >= limit)
                     if all(self.ranks.gathered(at_end)) or until is None:
                         break
-                    worst = max((self._error(name, totals) for name, totals in settled.totals.items()), default=0.0)
-                    if worst <= until and not in_order:
+                    errors = [(self._error(name, totals), _caution(totals)) for name, totals in settled.totals.items()]
+                    if all(error * caution <= until for error, caution in errors) and not in_order:
                         break
                     before = len(data)
-                    more = None if in_order else _more(before, worst / until)
+                    more = None if in_order else _more(before, max(error for error, _ in errors) / until)
                     data.read(limit if more is None else min(more, limit or more))
                     if not any(self.ranks.gathered(len(data) > before)):
                         break
@@ -309,6 +310,8 @@ class Run:
         self.caller(first)
         seconds = min(pilot.seconds, time.perf_counter() - start)
         reading.plan = sentence(part, pilot, seconds, chosen is not None, self._budget)
+        if settings.until is not None:
+            reading.plan = reading.plan.replace("Reading", "Reading at most", 1)
         if self.shown:
             print(f"batchnorm.recalibrate: {reading.plan}", file=sys.stderr)
 
@@ -331,6 +334,16 @@ def _in_order(totals: dict[str, Totals]) -> bool:
     rows = [t.sketches for t in totals.values()]
     fewest = min(map(len, rows), default=0)
     return ordered([torch.cat([row[k] for row in rows]) for k in range(fewest)])
+
+
+def _caution(totals: Totals) -> float:
+    """What an error from few batches is multiplied by before it may end a run.
+
+    Student's factor over the normal one, and the square root of how much longer the correlation may last.
+    """
+    if len(totals.sketches) < FEWEST_BATCHES:
+        return math.inf
+    return student(len(totals.sketches) - 1) / student(math.inf) * math.sqrt(uncertain_time(totals.sketches))
 
 
 def _more(before: int, ratio: float) -> int:
