@@ -12,7 +12,7 @@ from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.states import scale_in_place_abn
 from batchnorm.layers import BatchNorm
 from batchnorm.models import freeze
-from batchnorm.models.graph import linear_maps_before
+from batchnorm.models.graph.flow import linear_maps_before
 
 _RANKS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _ACTIVATIONS = {

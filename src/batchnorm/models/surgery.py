@@ -14,7 +14,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
 from batchnorm.models.activations import activation_of, set_module
 from batchnorm.models.find import batch_norm_layers, present_layers
-from batchnorm.models.graph import linear_maps_before
+from batchnorm.models.graph.flow import linear_maps_before
 from batchnorm.models.modes import freeze
 from batchnorm.models.momentum import check_momentum, next_momentum
 from batchnorm.models.state import preserved
@@ -232,8 +232,9 @@ def _with_activation(
     model: nn.Module, name: str, layer: nn.Module, activation: nn.Module, fused_from: str | None
 ) -> nn.Module:
     """The activation back where it was taken from, or after the layer."""
-    if fused_from is not None and isinstance(dict(model.named_modules()).get(fused_from), nn.Identity):
-        set_module(model, fused_from, activation)
+    place: Any = dict(model.named_modules()).get(fused_from) if fused_from is not None else None
+    if fused_from is not None and isinstance(place, nn.Identity):
+        set_module(model, fused_from, getattr(place, "stands_for", (activation,))[0].train(place.training))
         return model
     if isinstance(dict(model.named_modules()).get(fused_from or ""), nn.ReLU | nn.LeakyReLU) and fused_from:
         return model  # shared with a layer before, and put back for that one

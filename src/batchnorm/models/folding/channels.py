@@ -13,7 +13,7 @@ from batchnorm.layers import BatchNorm, Mixture
 from batchnorm.models.activations import activation_of
 from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.folding.absorb import wide
-from batchnorm.models.graph import is_frozen_copy
+from batchnorm.models.graph.trace import is_frozen_copy
 
 
 class ChannelAffine(nn.Module):

@@ -15,10 +15,10 @@ _MOST_LAGS = 128
 def correlation_times(sketches: list[Tensor]) -> Tensor:
     """How many batches tell as much as one independent batch, `(layers, 2)`: of the means, and of the variances.
 
-    1 where none is correlated. sketches are the `(layers, d)` of `Totals`, half means and half variances. The time is 1 + 2 times the sum of the correlations at lags 1, 2, ...,
-    ended at the first that noise could give. A correlation from K batches is too small by about the
-    time over K, which is added. No correlation is taken for one below 2 / sqrt(K), what a single
-    channel reaches by chance once in 20 times.
+    1 where none is correlated. sketches are the `(layers, d)` of `Totals`, half means and half
+    variances. The time is 1 + 2 times the sum of the correlations at lags 1, 2, ..., ended at the first
+    that noise could give. A correlation from K batches is too small by about the time over K, which
+    is added. None is taken below 2 / sqrt(K), what one channel reaches by chance once in 20 times.
 
     Source: Geyer, "Practical Markov Chain Monte Carlo" (1992), section 3.3, for where the sum ends.
     """
