@@ -86,10 +86,10 @@ def fold(
     )
     folds = [_fate(name, original, planner) for name in [n for n in calls if n in found]]
     folds += [Fold(n, "keep", None, reason="the example never reaches it") for n in found if n not in calls]
-    folds, exact = verified(original, folds, example)
+    folds, exact, why = verified(original, folds, example)
     if rest == "keep":
         folds = [replace(f, kind="keep") if f.kind == "affine" else f for f in folds]
-    return _result(original, folds, example, exact, layers, timing)
+    return replace(_result(original, folds, example, exact, layers, timing), not_exact=why)
 
 
 def _in_eval(model: nn.Module) -> nn.Module:

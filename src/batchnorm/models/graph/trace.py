@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.models.find import is_frozen_copy
 from batchnorm.models.state import preserved
 
 
@@ -52,9 +53,3 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 _WHOLE = (
     _BatchNorm, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
-
-
-def is_frozen_copy(module: nn.Module) -> bool:
-    """Whether a module is torchvision's or detectron2's `FrozenBatchNorm2d`: constants, and no subclass of torch's."""
-    held = module._buffers.keys() >= {"weight", "bias", "running_mean", "running_var"}
-    return held and type(module).__name__ == "FrozenBatchNorm2d" and hasattr(module, "eps")

@@ -249,7 +249,7 @@ class FixedPoint:
         for number, batch in held.replay():
             if number in out:
                 continue
-            visitor = _All(self.order.last)
+            visitor = Measured(self.order.last)
             complete = True
             with self.visits.by(visitor):
                 try:
@@ -348,7 +348,7 @@ class _First:
 
 
 @dataclass
-class _All:
+class Measured:
     """Measures every layer."""
 
     last: str | None
@@ -357,6 +357,7 @@ class _All:
     summaries: dict[str, Tensor] = field(default_factory=dict)
 
     def arrive(self, target: Target, x: Tensor, weight: Tensor | None) -> None:
+        """Pool what the layer receives with its earlier uses."""
         if x.numel() == 0:
             return
         part = part_of(x, weight)

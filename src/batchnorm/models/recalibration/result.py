@@ -64,7 +64,9 @@ class Recalibration:
     in_stored_order says that the loader does not shuffle, which matters where it was not read to the end.
     converged is False if a layer used several times did not settle (see its residual). plan is what was
     said before a part of the data was read, "" where nothing was left out; spread says that the part
-    was drawn from all of the loader; forwards how often the data went through the model.
+    was drawn from all of the loader; forwards how often the data went through the model. drawn is how
+    far apart, in standard deviations, two forwards of one batch are where the model draws random
+    numbers in eval mode; converged is False then.
     """
 
     samples: int
@@ -84,6 +86,7 @@ class Recalibration:
     plan: str
     spread: bool
     forwards: float
+    drawn: float
     _before: Buffers = field(repr=False)
 
     def undo(self) -> None:
@@ -168,7 +171,12 @@ class Recalibration:
             where = ", ".join(f"{number} (layer {layer or '(root)'})" for number, layer in self.skipped[:10])
             were = counted(len(self.skipped), "batch was", "batches were")
             found.append(f"{were} not finite and left out: {where}.")
-        if not self.converged:
+        if self.drawn:
+            found.append(
+                f"The model draws random numbers in eval mode (dropout that is always on?): two forwards of one batch "
+                f"differ by {self.drawn:.2g} standard deviations, so no statistics are reproduced exactly."
+            )
+        elif not self.converged:
             worst = max(self.residual.values())
             found.append(
                 f"Layers used several times have not settled after {self.passes} passes; residual {worst:.2g}."

@@ -15,9 +15,10 @@ import torch
 
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import count_samples, progress_bar, tensors
+from batchnorm.models.random_state import cuda_devices, random_state, same_random_state
 from batchnorm.models.recalibration.correlation import student, uncertain_time
 from batchnorm.models.recalibration.exchangeable import ordered
-from batchnorm.models.recalibration.fixed_point import FixedPoint
+from batchnorm.models.recalibration.fixed_point import FixedPoint, Measured
 from batchnorm.models.recalibration.forwards import Caller, Order, Visits
 from batchnorm.models.recalibration.memory import NO_PILOT, Pilot, available, frontier
 from batchnorm.models.recalibration.part import MOST_FORWARDS, MOST_THREADS, Part, part_of_data, sentence, spread
@@ -69,6 +70,7 @@ class Outcome:
     plan: str = ""
     spread: bool = False
     forwards: float = 1.0
+    drawn: float = 0.0
 
 
 @dataclass
@@ -79,6 +81,8 @@ class Reading:
     pilot: Pilot = NO_PILOT
     part: Part = field(default_factory=lambda: Part(0, None, True))
     plan: str = ""
+    # A batch to draw for again, where the model draws random numbers in eval mode.
+    random_on: Any = None
     # Of the batches in the loader, where the part is spread over it.
     numbers: list[int] | None = None
 
@@ -127,7 +131,7 @@ class Run:
             identity["data"] = fingerprint(tensors(first))
         self.loader, self.shown = loader, shown
         self.checkpoint = Checkpoint(ranks.file(resume), identity)
-        self.visits = Visits()
+        self.visits, self.devices = Visits(), cuda_devices(caller.model)
         self.order = Order(steady=not shards(caller.model))
         self.eps = torch.cat(
             [torch.full((t.stat("running_mean").numel(),), t.layer.eps, dtype=torch.float64) for t in targets.values()]
@@ -245,6 +249,7 @@ class Run:
                     data.read(limit if more is None else min(more, limit or more))
                     if not any(self.ranks.gathered(len(data) > before)):
                         break
+                drawn = 0.0 if reading.random_on is None else self._second_draw(reading.random_on)
         finally:
             reading.data.close()
         counts = self.ranks.gathered((settled.samples, settled.batches))
@@ -258,12 +263,23 @@ class Run:
             in_order,
             any(self.ranks.gathered(any(alike.grouped() for alike in settled.alike))),
             in_stored_order(self.loader),
-            settled.converged,
+            settled.converged and drawn <= CLOSE_DRAWS,
             settled.rounds,
             reading.plan,
             reading.numbers is not None,
             len(self.caller.calls) / max(1, reading.part.total or len(data)),
+            drawn,
         )
+
+    def _second_draw(self, batch: Any) -> float:
+        """How far apart two forwards of one batch are, at the layer where they differ most, in standard deviations."""
+        draws = []
+        for _ in range(2):
+            draws.append(Measured(None))
+            with self.visits.by(draws[-1]):
+                self.caller(batch)
+        first, second = (draw.parts for draw in draws)
+        return max((first[name].apart(second[name]) for name in first.keys() & second.keys()), default=0.0)
 
     @property
     def _budget(self) -> int:
@@ -279,7 +295,10 @@ class Run:
         first = next((batch for _, batch in data.replay()), _END)
         if first is _END:
             return
+        before = random_state(self.devices)
         reading.pilot = pilot = frontier(self.caller, self.visits, first, self.order)
+        if not same_random_state(before, random_state(self.devices)):
+            reading.random_on = first
         if settings.exact:
             return
         total, free = batches_offered(self.loader), available(self.caller.where)
@@ -328,6 +347,8 @@ class Run:
 
 
 _END = object()
+# Two forwards that differ by more, in standard deviations of a layer, were not rounding.
+CLOSE_DRAWS = 1e-3
 
 
 def _in_order(totals: dict[str, Totals]) -> bool:

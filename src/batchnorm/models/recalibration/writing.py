@@ -57,6 +57,7 @@ def write(
         outcome.plan,
         outcome.spread,
         outcome.forwards,
+        outcome.drawn,
         before,
     )
 
