@@ -99,7 +99,11 @@ def _construct(function: Any, arguments: Any) -> Any:
             return _construct(given[0], given[2])
     if (function.module, name) in (("collections", "OrderedDict"), ("builtins", "dict")) and not given:
         return {}
-    return Thing(given)
+    thing = Thing(given)
+    # A module saved whole by a function of its own (torch.fx) has its attributes as the first argument.
+    if given and type(given[0]) is dict and given[0].keys() >= {"_modules", "_parameters", "_buffers"}:
+        thing.state = given[0]
+    return thing
 
 
 # The pure-Python class; the one written in C allocates what a memo index declares.

@@ -17,7 +17,7 @@ from batchnorm.diagnosis.model.layer import LayerEvidence, compare, stored
 from batchnorm.diagnosis.model.probe import Probe, probe_training_step
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call, count_samples
-from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.find import batch_norm_layers, pointer
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.recalibrate import Collected, collecting
 from batchnorm.models.state import evaluating, in_mode, preserved
@@ -62,7 +62,8 @@ def gather(
     modules = {name: m for name, m in every.items() if m.running_mean is not None}
     if not every:
         raise BatchNormError(
-            f"model must contain a batch norm layer with running statistics; {type(model).__name__} has none"
+            "model must contain a batch norm layer with running statistics; "
+            f"{type(model).__name__} has none{pointer(model)}"
         )
     evidence = Evidence({name: stored(name, m) for name, m in modules.items()})
     evidence.without_statistics = [name for name in every if name not in modules]

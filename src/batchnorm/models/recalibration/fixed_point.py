@@ -249,7 +249,7 @@ class FixedPoint:
         for number, batch in held.replay():
             if number in out:
                 continue
-            visitor = _All(self.order.last)
+            visitor = Measured(self.order.last)
             complete = True
             with self.visits.by(visitor):
                 try:
@@ -269,9 +269,6 @@ class FixedPoint:
         pooled = self.ranks.pooled(totals)
         names = self.ranks.union([name for name in self.names if name in reached])
         found = {name: pooled.layer(layout.where[name]) for name in names}
-        for row, name in enumerate(layout.where):
-            if name in found:
-                found[name].sketches = [sketch[row : row + 1] for sketch in pooled.sketches]
         return found, set(self.ranks.union(sorted(reused))), alike
 
     # Arithmetic ----------------------------------------------------------------------------------------------
@@ -351,7 +348,7 @@ class _First:
 
 
 @dataclass
-class _All:
+class Measured:
     """Measures every layer."""
 
     last: str | None
@@ -360,6 +357,7 @@ class _All:
     summaries: dict[str, Tensor] = field(default_factory=dict)
 
     def arrive(self, target: Target, x: Tensor, weight: Tensor | None) -> None:
+        """Pool what the layer receives with its earlier uses."""
         if x.numel() == 0:
             return
         part = part_of(x, weight)

@@ -15,8 +15,10 @@ import torch
 
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import count_samples, progress_bar, tensors
+from batchnorm.models.random_state import cuda_devices, random_state, same_random_state
+from batchnorm.models.recalibration.correlation import student, uncertain_time
 from batchnorm.models.recalibration.exchangeable import ordered
-from batchnorm.models.recalibration.fixed_point import FixedPoint
+from batchnorm.models.recalibration.fixed_point import FixedPoint, Measured
 from batchnorm.models.recalibration.forwards import Caller, Order, Visits
 from batchnorm.models.recalibration.memory import NO_PILOT, Pilot, available, frontier
 from batchnorm.models.recalibration.part import MOST_FORWARDS, MOST_THREADS, Part, part_of_data, sentence, spread
@@ -68,6 +70,7 @@ class Outcome:
     plan: str = ""
     spread: bool = False
     forwards: float = 1.0
+    drawn: float = 0.0
 
 
 @dataclass
@@ -78,6 +81,8 @@ class Reading:
     pilot: Pilot = NO_PILOT
     part: Part = field(default_factory=lambda: Part(0, None, True))
     plan: str = ""
+    # A batch to draw for again, where the model draws random numbers in eval mode.
+    random_on: Any = None
     # Of the batches in the loader, where the part is spread over it.
     numbers: list[int] | None = None
 
@@ -126,7 +131,7 @@ class Run:
             identity["data"] = fingerprint(tensors(first))
         self.loader, self.shown = loader, shown
         self.checkpoint = Checkpoint(ranks.file(resume), identity)
-        self.visits = Visits()
+        self.visits, self.devices = Visits(), cuda_devices(caller.model)
         self.order = Order(steady=not shards(caller.model))
         self.eps = torch.cat(
             [torch.full((t.stat("running_mean").numel(),), t.layer.eps, dtype=torch.float64) for t in targets.values()]
@@ -201,7 +206,7 @@ class Run:
         if all(self.ranks.gathered(ended)):
             return True
         pooled = self.ranks.pooled(stream.settle())
-        worst = float(errors_in_std(pooled, self.eps, self.settings.variance).max())
+        worst = float(errors_in_std(pooled, self.eps, self.settings.variance).max()) * _caution(pooled)
         if worst > (self.settings.until or 0):
             return False
         return not any(self.ranks.gathered(ordered(stream.totals.sketches)))
@@ -236,14 +241,15 @@ class Run:
                     at_end = data.exhausted or (limit is not None and len(data) >= limit)
                     if all(self.ranks.gathered(at_end)) or until is None:
                         break
-                    worst = max((self._error(name, totals) for name, totals in settled.totals.items()), default=0.0)
-                    if worst <= until and not in_order:
+                    errors = [(self._error(name, totals), _caution(totals)) for name, totals in settled.totals.items()]
+                    if all(error * caution <= until for error, caution in errors) and not in_order:
                         break
                     before = len(data)
-                    more = None if in_order else _more(before, worst / until)
+                    more = None if in_order else _more(before, max(error for error, _ in errors) / until)
                     data.read(limit if more is None else min(more, limit or more))
                     if not any(self.ranks.gathered(len(data) > before)):
                         break
+                drawn = 0.0 if reading.random_on is None else self._second_draw(reading.random_on)
         finally:
             reading.data.close()
         counts = self.ranks.gathered((settled.samples, settled.batches))
@@ -257,12 +263,23 @@ class Run:
             in_order,
             any(self.ranks.gathered(any(alike.grouped() for alike in settled.alike))),
             in_stored_order(self.loader),
-            settled.converged,
+            settled.converged and drawn <= CLOSE_DRAWS,
             settled.rounds,
             reading.plan,
             reading.numbers is not None,
             len(self.caller.calls) / max(1, reading.part.total or len(data)),
+            drawn,
         )
+
+    def _second_draw(self, batch: Any) -> float:
+        """How far apart two forwards of one batch are, at the layer where they differ most, in standard deviations."""
+        draws = []
+        for _ in range(2):
+            draws.append(Measured(None))
+            with self.visits.by(draws[-1]):
+                self.caller(batch)
+        first, second = (draw.parts for draw in draws)
+        return max((first[name].apart(second[name]) for name in first.keys() & second.keys()), default=0.0)
 
     @property
     def _budget(self) -> int:
@@ -278,7 +295,10 @@ class Run:
         first = next((batch for _, batch in data.replay()), _END)
         if first is _END:
             return
+        before = random_state(self.devices)
         reading.pilot = pilot = frontier(self.caller, self.visits, first, self.order)
+        if not same_random_state(before, random_state(self.devices)):
+            reading.random_on = first
         if settings.exact:
             return
         total, free = batches_offered(self.loader), available(self.caller.where)
@@ -309,6 +329,8 @@ class Run:
         self.caller(first)
         seconds = min(pilot.seconds, time.perf_counter() - start)
         reading.plan = sentence(part, pilot, seconds, chosen is not None, self._budget)
+        if settings.until is not None:
+            reading.plan = reading.plan.replace("Reading", "Reading at most", 1)
         if self.shown:
             print(f"batchnorm.recalibrate: {reading.plan}", file=sys.stderr)
 
@@ -325,12 +347,24 @@ class Run:
 
 
 _END = object()
+# Two forwards that differ by more, in standard deviations of a layer, were not rounding.
+CLOSE_DRAWS = 1e-3
 
 
 def _in_order(totals: dict[str, Totals]) -> bool:
     rows = [t.sketches for t in totals.values()]
     fewest = min(map(len, rows), default=0)
     return ordered([torch.cat([row[k] for row in rows]) for k in range(fewest)])
+
+
+def _caution(totals: Totals) -> float:
+    """What an error from few batches is multiplied by before it may end a run.
+
+    Student's factor over the normal one, and the square root of how much longer the correlation may last.
+    """
+    if len(totals.sketches) < FEWEST_BATCHES:
+        return math.inf
+    return student(len(totals.sketches) - 1) / student(math.inf) * math.sqrt(uncertain_time(totals.sketches))
 
 
 def _more(before: int, ratio: float) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.models.folding.moves import Step, module_step, node_step
-from batchnorm.models.graph import trace
+from batchnorm.models.graph.moves import Step, module_step, node_step
+from batchnorm.models.graph.trace import is_whole, trace
 
 
 class Edge(NamedTuple):
@@ -51,48 +53,59 @@ class Flow:
         return Flow(rest + joined, self.read)
 
 
-def flow_of(model: nn.Module) -> Flow:
-    """Trace the model; where it cannot be traced, its parts, and the order inside `nn.Sequential`."""
+def flow_of(model: nn.Module, recorded: Callable[[], fx.Graph | None] | None = None) -> Flow:
+    """Trace the model; where that fails, record a run of it; else its parts, and the order inside `nn.Sequential`."""
     flow = Flow()
+    names = {module: name for name, module in model.named_modules()}
+    if is_whole(model):
+        flow.edges += [Edge(None, "", (), "the input"), Edge("", None, (), "the output")]
+        return flow
+    graph = trace(model)
+    if graph is None and recorded is not None:
+        graph = recorded()
+    if graph is not None:
+        _add_graph(flow, graph, model, names, "")
+        return flow
     uses: dict[nn.Module, int] = {}
     for module in model.modules():
         for child in module._modules.values():
             if child is not None:
                 uses[child] = uses.get(child, 0) + 1
-    _add(flow, model, "", uses)
+    _add_parts(flow, model, names, uses)
     return flow
 
 
-def _add(flow: Flow, module: nn.Module, prefix: str, uses: dict[nn.Module, int]) -> None:
+Names = dict[nn.Module, str]
+
+
+def _add(flow: Flow, module: nn.Module, names: Names, uses: dict[nn.Module, int]) -> None:
     graph = trace(module)
     if graph is None:
-        _add_parts(flow, module, prefix, uses)
+        _add_parts(flow, module, names, uses)
         return
-    known = dict(module.named_modules())
-    if prefix:
-        # Only what nothing outside this part owns has no other neighbours.
-        inside = {m: 0 for m in known.values()}
-        for owner in known.values():
-            for child in owner._modules.values():
-                if child is not None:
-                    inside[child] += 1
-        shared = {prefix + name for name, m in known.items() if name and uses.get(m, 0) > inside[m]}
-        flow.edges += [edge for name in shared for edge in _unknown(name)]
-    _add_graph(flow, graph, known, prefix)
+    # Only what nothing outside this part owns has no other neighbours.
+    inside = {m: 0 for m in module.modules()}
+    for owner in module.modules():
+        for child in owner._modules.values():
+            if child is not None:
+                inside[child] += 1
+    shared = [m for m in inside if m is not module and uses.get(m, 0) > inside[m]]
+    flow.edges += [edge for m in shared for edge in _unknown(names[m])]
+    _add_graph(flow, graph, module, names, names[module])
 
 
 def _unknown(name: str) -> tuple[Edge, Edge]:
     return Edge(None, name, (), "another part of the model"), Edge(name, None, (), "another part of the model")
 
 
-def _add_parts(flow: Flow, module: nn.Module, prefix: str, uses: dict[nn.Module, int]) -> None:
-    for name, child in module.named_children():
+def _add_parts(flow: Flow, module: nn.Module, names: Names, uses: dict[nn.Module, int]) -> None:
+    for child in module.children():
         if uses[child] == 1 and next(child.children(), None) is not None:
-            _add(flow, child, f"{prefix}{name}.", uses)
+            _add(flow, child, names, uses)
     if type(module) is not nn.Sequential:
         return
     # A module with a second parent may have other neighbours there.
-    chain = [(f"{prefix}{name}", child) for name, child in module._modules.items() if child is not None]
+    chain = [(names[child], child) for child in module._modules.values() if child is not None]
     for first, second in pairwise(_visible(chain, uses)):
         if isinstance(first, str) and isinstance(second, tuple):
             flow.edges.append(Edge(first, second[0], second[1], "a module"))
@@ -115,7 +128,9 @@ def _visible(chain: list[tuple[str, nn.Module]], uses: dict[nn.Module, int]) -> 
     return out
 
 
-def _add_graph(flow: Flow, graph: fx.Graph, known: dict[str, nn.Module], prefix: str) -> None:
+def _add_graph(flow: Flow, graph: fx.Graph, part: nn.Module, names: Names, where: str) -> None:
+    """The edges of a graph of this part of the model; modules go by their names in the whole."""
+    known = dict(part.named_modules(remove_duplicate=False))
     origins: dict[fx.Node, tuple[str | None, tuple[Step, ...], str]] = {}
     for node in graph.nodes:
         moved = node_step(node, known)
@@ -123,29 +138,51 @@ def _add_graph(flow: Flow, graph: fx.Graph, known: dict[str, nn.Module], prefix:
             name, via, what = origins[node.args[0]]
             origins[node] = name, via + moved, what
             continue
-        own = str(node.target) if node.op == "call_module" else None
-        origins[node] = (None if own is None else prefix + own), (), _words(node, known)
+        own = names[known[str(node.target)]] if node.op == "call_module" else None
+        origins[node] = own, (), _words(node, known, names, where)
         if node.op == "get_attr":
-            flow.read.add(prefix + str(node.target).rpartition(".")[0])
+            owner = known.get(str(node.target).rpartition(".")[0])
+            flow.read |= set() if owner is None else {names[owner]}
         for position, source in _value_inputs(node):
             name, via, what = origins[source]
             first = own is not None and position == 0
-            target = prefix + own if first and own is not None else None
-            flow.edges.append(Edge(name, target, via, _words(node, known) if target is None else what))
+            target = own if first else None
+            flow.edges.append(Edge(name, target, via, _words(node, known, names, where) if target is None else what))
             if own is not None and not first:
-                flow.edges.append(Edge(None, prefix + own, (), "a second argument"))
+                flow.edges.append(Edge(None, own, (), "a second argument"))
     for node, (name, via, _) in origins.items():
         if name is not None and not via and not node.users:
             flow.edges.append(Edge(name, None, (), "nothing"))
 
 
-def _words(node: fx.Node, known: dict[str, nn.Module]) -> str:
+def _words(node: fx.Node, known: dict[str, nn.Module], names: Names, where: str) -> str:
     """What a node is, for reasons."""
     if node.op == "call_module":
-        return f"{node.target} ({type(known.get(str(node.target))).__name__})"
+        module = known[str(node.target)]
+        return f"{names[module]} ({type(module).__name__})"
+    whose = f" of {where}" if where else ""
     if node.op == "placeholder":
-        return "the input"
-    return "the output" if node.op == "output" else str(getattr(node.target, "__name__", node.target))
+        return f"the input{whose}"
+    return f"the output{whose}" if node.op == "output" else str(getattr(node.target, "__name__", node.target))
+
+
+def linear_maps_before(model: nn.Module) -> dict[str, nn.Module]:
+    """For each batch norm layer the convolution or linear layer that alone makes its input, where that is certain."""
+    flow, modules = flow_of(model), dict(model.named_modules())
+    maps: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        if isinstance(module, _BatchNorm):
+            feeders = {edge.source if not edge.via else None for edge in flow.into(name)}
+            feeder = feeders.pop() if len(feeders) == 1 else None
+            before = modules.get(feeder) if feeder is not None else None
+            if isinstance(before, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and _fits(before, module):
+                maps[name] = before
+    return maps
+
+
+def _fits(before: nn.Module, layer: _BatchNorm) -> bool:
+    # Not its weight, which may be parametrized and move when it is read.
+    return getattr(before, "out_channels", getattr(before, "out_features", None)) == layer.num_features
 
 
 _SHAPE_METHODS = ("size", "dim", "numel", "ndimension", "is_contiguous", "stride")
