@@ -80,7 +80,7 @@ class Facts:
             if alias.kind in ("instance", "result") or isinstance(alias.info, ClassInfo):
                 for inner in (alias, *alias.sources[:4]):
                     info = inner.info if isinstance(inner, Obj) else None
-                    if isinstance(info, ClassInfo) and _adapts(info):
+                    if isinstance(info, ClassInfo) and adapts(info):
                         return True
                     if isinstance(info, ClassInfo) and any(isinstance(a, ClassInfo) and id(a) in self._managers for a in info.ancestors()):
                         return True
@@ -176,9 +176,9 @@ class Facts:
         return found
 
 
-def _adapts(info: ClassInfo) -> bool:
-    """Whether a class wraps a model together with its optimizer, as test-time adaptation does."""
-    init = info.method("__init__")
+def adapts(info: ClassInfo) -> bool:
+    """Whether a torch module wraps a model together with its optimizer, as test-time adaptation does."""
+    init = info.method("__init__") if info.is_module else None
     return init is not None and not isinstance(init.node, ast.Module) and any(a.arg == "optimizer" for a in init.node.args.args)
 
 

@@ -414,13 +414,27 @@ class Objects:
             if owner_model.kind == "layer":
                 continue
             layer = owner.kind == "batch norm"
+            loop = self.loop_nodes[-1] if self.loop_nodes else None
             if off:
-                self.event("freeze", node, owner_model, layer=layer)
+                chosen = loop is not None and bool(self.tests) and any(t in ast.walk(loop) for t in self.tests[-1:])
+                event = self.event("freeze", node, owner_model, layer=layer, loop=loop)
+                event.data["partial"] = event.data.get("partial", False) or chosen
                 self.state.frozen[owner_model] = (node, self.info)
+            elif loop is not None and self.tests and self._frozen_here(owner_model, loop):
+                pass  # all but those that a test on the name lets through
             else:
                 self.event("thaw", node, owner_model)
                 self.state.frozen.pop(owner_model, None)
                 self.summary.thawed.add(owner_model)
+
+    def _frozen_here(self, owner: Obj, loop: ast.AST) -> bool:
+        """Whether a loop freezes all parameters first and then thaws some of them."""
+        held = self.state.frozen.get(owner)
+        for event in self.program.events.values() if held is not None else ():
+            if event.kind == "freeze" and event.node is held[0] and event.data.get("loop") is loop:
+                event.data["partial"] = True
+                return True
+        return False
 
     def compared(self, node: ast.Compare, left: Any, rights: list[Any]) -> None:
         """`'bn' in name`, of a name in named_modules() or named_parameters()."""

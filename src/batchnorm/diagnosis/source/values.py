@@ -199,7 +199,9 @@ def add(a: Poly, b: Poly, sign: float = 1.0) -> Poly:
 
 
 def times(a: Poly, b: Poly) -> Poly:
-    """The product of two polynomials."""
+    """The product of two polynomials; one with more terms than are followed is an unknown of its own."""
+    if len(a) * len(b) > MOST_TERMS**2 or any(len(k) > MOST_TERMS for k in (*a, *b)):
+        return {(object(),): 1.0}
     out: Poly = {}
     for k, v in a.items():
         for m, w in b.items():
@@ -210,9 +212,9 @@ def times(a: Poly, b: Poly) -> Poly:
 
 def inverse(a: Poly) -> Poly | None:
     """One over a number or over a single unknown."""
-    if set(a) == {()} and a[()]:
-        return {(): 1 / a[()]}
-    return {("inverse", *k): 1 / v for k, v in a.items()} if len(a) == 1 else None
+    if len(a) != 1 or not all(a.values()):
+        return None
+    return {("inverse", *k) if k else (): 1 / v for k, v in a.items()}
 
 
 def choice(values: list[Any]) -> Any:

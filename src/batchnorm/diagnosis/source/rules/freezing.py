@@ -18,6 +18,8 @@ FREEZE = "batchnorm.freeze({})"
 def by_requires_grad(facts: Facts) -> Iterator[Said]:
     """BN406: requires_grad = False on layers that then run forward in train mode."""
     thawed = [e.obj for e in facts.of("thaw") if e.obj is not None]
+    partial = {id(e.node) for e in facts.of("freeze") if e.data.get("partial")}
+    about_norms = {id(e.node) for e in facts.of("freeze") if _selects(e.node, e.data["tests"])}
     seen: set[int] = set()
     for event, c, _ in forwards(facts):
         if c.mode.value != TRAIN or c.no_grad is True or not facts.trains(event.function):
@@ -28,7 +30,9 @@ def by_requires_grad(facts: Facts) -> Iterator[Said]:
                 continue
             if any(o is part or (o.path == part.path and o.kind == part.kind) for o in thawed):
                 continue
-            if part is c.obj and not _partly(facts, part, thawed):
+            if part is c.obj and id(node) not in partial and not _partly(facts, part, thawed):
+                continue
+            if id(node) in about_norms:
                 continue
             seen.add(id(node))
             yield Said(

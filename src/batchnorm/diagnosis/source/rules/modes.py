@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, called, spelled
 from batchnorm.diagnosis.source.objects import canonical
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event
@@ -19,8 +19,8 @@ TEACHER = re.compile(r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erenc
 def forwards(facts: Facts) -> Iterator[tuple[Event, Context, int]]:
     """Forwards of objects that have, or are likely to have, batch norm, and outside of a model's own class."""
     for event in facts.of("forward"):
-        inner = event.function.owner is not None and event.function.owner.is_module and event.function.name in ("forward", "__call__", "_forward_impl")
-        if inner:
+        owner = event.function.owner
+        if owner is not None and ((owner.is_module and event.function.name in ("forward", "__call__", "_forward_impl")) or adapts(owner)):
             continue
         for context in event.contexts:
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
