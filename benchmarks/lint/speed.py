@@ -51,8 +51,12 @@ def main() -> None:
         spent, files, findings = 0.0, 0, 0
         for program in sorted(f for f in folder.iterdir() if f.is_dir()) if given.each else [folder]:
             if any(program.rglob("*.py")):
-                spent, files, findings = (a + b for a, b in zip((spent, files, findings), seconds(program), strict=True))
-        print(f"{folder}: {spent:.1f} s, {files} files, {1000 * spent / max(files, 1):.1f} s per 1,000, {findings} findings")
+                spent, files, findings = (
+                    a + b for a, b in zip((spent, files, findings), seconds(program), strict=True)
+                )
+        print(
+            f"{folder}: {spent:.1f} s, {files} files, {1000 * spent / max(files, 1):.1f} s per 1,000, {findings} findings"
+        )
     for count in (given.functions // 4, given.functions):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "many.py").write_text(many_functions(count), encoding="utf-8")

@@ -128,7 +128,9 @@ def lint(
     select: Annotated[list[str] | None, typer.Option(help="Report these codes, or codes that begin so, alone.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Do not report these codes, or codes that begin so.")] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Show what --fix would change, and change nothing.")] = False,
-    fix: Annotated[bool, typer.Option("--fix", help="Show the fixes that are certain as a diff, then write them.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Show the fixes that are certain as a diff, then write them.")
+    ] = False,
     as_json: JsonOption = False,
     html: HtmlOption = None,
 ) -> None:

@@ -474,7 +474,8 @@ swa.eval()
 """]),
 }  # fmt: skip
 
-MODES["BN408"] = ("""
+MODES["BN408"] = (
+    """
 def freeze(net):
     for layer in net.modules():
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -485,7 +486,9 @@ def fit(net, optimizer):
         net(x).sum().backward()
 freeze(model)
 fit(model, optimizer)
-""", ["""
+""",
+    [
+        """
 def freeze(net):
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -496,7 +499,8 @@ def fit(net, optimizer):
         freeze(net)
         net(x).sum().backward()
 fit(model, optimizer)
-""", """
+""",
+        """
 def freeze(layer):
     name = layer.__class__.__name__
     if name.find("BatchNorm") != -1:
@@ -505,19 +509,22 @@ for epoch in range(9):
     model.train()
     model.apply(freeze)
     model(x).sum().backward()
-""", """
+""",
+        """
 for layer in model.modules():
     if isinstance(layer, nn.BatchNorm2d):
         layer.eval()
 for x in loader:
     model(x).sum().backward()
-""", """
+""",
+        """
 for layer in model.modules():
     if isinstance(layer, nn.Dropout):
         layer.eval()
 model.train()
 model(x).sum().backward()
-""", """
+""",
+        """
 class Frozen(nn.Module):
     def __init__(self, net):
         super().__init__()
@@ -531,8 +538,11 @@ class Frozen(nn.Module):
 frozen = Frozen(model)
 frozen.train()
 frozen(x).sum().backward()
-"""])
-MODES["BN406"] = ("""
+""",
+    ],
+)
+MODES["BN406"] = (
+    """
 for p in model.parameters():
     p.requires_grad = False
 model.fc = nn.Linear(8, 2)
@@ -542,7 +552,9 @@ def fit(net, optimizer):
         net(x).sum().backward()
         optimizer.step()
 fit(model, optimizer)
-""", ["""
+""",
+    [
+        """
 for p in model.parameters():
     p.requires_grad = False
 def fit(teacher, net, optimizer):
@@ -551,14 +563,16 @@ def fit(teacher, net, optimizer):
         target = teacher(x)
     (net(x) - target).sum().backward()
 fit(model.eval(), nn.Linear(3, 2), optimizer)
-""", """
+""",
+        """
 def toggle(net, on):
     for p in net.parameters():
         p.requires_grad = on
 model.train()
 toggle(model, False)
 loss(model(x)).backward()
-""", """
+""",
+        """
 for p in model.parameters():
     p.requires_grad = False
 for p in model.parameters():
@@ -567,7 +581,8 @@ def fit(net):
     net.train()
     net(x).sum().backward()
 fit(model)
-""", """
+""",
+        """
 for p in model.parameters():
     p.requires_grad = False
 model.fc = nn.Linear(8, 2)
@@ -578,7 +593,8 @@ def fit(net):
             layer.eval()
     net(x).sum().backward()
 fit(model)
-""", """
+""",
+        """
 for p in model.parameters():
     p.requires_grad = False
 model.fc = nn.Linear(8, 2)
@@ -586,4 +602,6 @@ model.eval()
 def fit(net):
     net(x).sum().backward()
 fit(model)
-"""])
+""",
+    ],
+)

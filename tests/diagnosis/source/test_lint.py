@@ -94,8 +94,12 @@ def test_select_and_ignore(tmp_path):
 
 
 def test_several_files_are_one_program(tmp_path):
-    (tmp_path / "models.py").write_text("from torch import nn\ndef build():\n    return nn.Sequential(nn.BatchNorm1d(3))\n")
-    (tmp_path / "main.py").write_text("import torch\nfrom models import build\nnet = build()\nwith torch.no_grad():\n    net(x)\n")
+    (tmp_path / "models.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.BatchNorm1d(3))\n"
+    )
+    (tmp_path / "main.py").write_text(
+        "import torch\nfrom models import build\nnet = build()\nwith torch.no_grad():\n    net(x)\n"
+    )
     assert [f.code for f in lint([tmp_path / "main.py", tmp_path / "models.py"]).findings] == ["BN405"]
     assert lint(tmp_path / "main.py").findings == []
 
@@ -125,7 +129,12 @@ def test_flake8_plugin_gives_lines_and_texts():
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, "-m", "batchnorm.cli", "lint", *map(str, arguments)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "batchnorm.cli", "lint", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_command_line(tmp_path):

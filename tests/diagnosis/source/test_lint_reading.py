@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Files: Python 2, broken ones, `# noqa`, configuration, fixes."""
 
 import ast
@@ -40,7 +41,9 @@ def test_python_2_is_read_with_its_line_numbers(tmp_path):
     assert file.problem.startswith("Python 2 (line ")
     assert file.problem.endswith("read as Python 3")
     assert file.lost == []
-    calls = {n.func.id: n.lineno for n in ast.walk(file.tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    calls = {
+        n.func.id: n.lineno for n in ast.walk(file.tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
     assert calls["exec"] == 10
     assert ast.unparse(file.tree.body[-1]) == "nn.BatchNorm2d(8, 0.8)"
     assert file.tree.body[-1].lineno == 16
@@ -119,8 +122,14 @@ def test_configuration(tmp_path):
     ("text", "sentence"),
     [
         ("[tool.batchnorm.lint]\nselect = 'BN4'", "select in .* must be a list of codes such as 'BN405'; it was 'BN4'"),
-        ("[tool.batchnorm.lint]\nignore = ['E501']", "ignore in .* must be made of codes such as 'BN405', .*; it was 'E501'"),
-        ("[tool.batchnorm.lint]\nexclude = []", "a key of .* must be one of select, ignore, per-file-ignores; it was 'exclude'"),
+        (
+            "[tool.batchnorm.lint]\nignore = ['E501']",
+            "ignore in .* must be made of codes such as 'BN405', .*; it was 'E501'",
+        ),
+        (
+            "[tool.batchnorm.lint]\nexclude = []",
+            "a key of .* must be one of select, ignore, per-file-ignores; it was 'exclude'",
+        ),
         ("[tool.batchnorm.lint\n", "must be TOML"),
     ],
 )

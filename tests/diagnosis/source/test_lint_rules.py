@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Every rule finds its cases in many spellings, is silent on models without batch norm, and on code that is right."""
 
 import pytest
@@ -6,7 +7,9 @@ from batchnorm.diagnosis.source.rules import LOOKS
 from tests.diagnosis.source import cases, spellings
 from tests.diagnosis.source.read_code import found
 
-WRONG = [(code, *(w if isinstance(w, tuple) else (w, "warning"))) for code, (wrong, _) in cases.CASES.items() for w in wrong]
+WRONG = [
+    (code, *(w if isinstance(w, tuple) else (w, "warning"))) for code, (wrong, _) in cases.CASES.items() for w in wrong
+]
 RIGHT = [(code, r) for code, (_, right) in cases.CASES.items() for r in right]
 SOME = ("a class", "torchvision", "a helper", "DataParallel")
 
@@ -37,7 +40,9 @@ def test_is_silent_on_a_model_without_batch_norm(code, model):
 
 
 @pytest.mark.parametrize("model", SOME)
-@pytest.mark.parametrize(("code", "at"), [(code, at) for code, (_, right) in spellings.MODES.items() for at in range(len(right))])
+@pytest.mark.parametrize(
+    ("code", "at"), [(code, at) for code, (_, right) in spellings.MODES.items() for at in range(len(right))]
+)
 def test_is_silent_where_the_model_is_used_as_it_should_be(code, at, model):
     right = spellings.MODES[code][1][at]
     assert found(f"{spellings.HEAD}{spellings.WITH[model]}\n{right}") == []
@@ -49,7 +54,9 @@ def test_every_rule_has_cases():
 
 def test_update_bn_with_dropout():
     head = "from torch import nn\nfrom torch.optim.swa_utils import update_bn\n"
-    assert found(head + "net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3))\nupdate_bn(loader, net)") == [("BN410", "note")]
+    assert found(head + "net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3))\nupdate_bn(loader, net)") == [
+        ("BN410", "note")
+    ]
     assert found(head + "net = nn.Sequential(nn.BatchNorm1d(3))\nupdate_bn(loader, net)") == []
 
 
@@ -59,7 +66,9 @@ def test_thop_moves_nothing():
 
 
 def test_a_summary_matters_once_weights_are_loaded():
-    head = "import torch\nfrom torch import nn\nfrom torchsummary import summary\nnet = nn.Sequential(nn.BatchNorm2d(3))\n"
+    head = (
+        "import torch\nfrom torch import nn\nfrom torchsummary import summary\nnet = nn.Sequential(nn.BatchNorm2d(3))\n"
+    )
     load = "net.load_state_dict(torch.load('a.pt'))\n"
     assert found(head + load + "summary(net, (3, 8, 8))") == [("BN412", "warning")]
     assert found(head + "summary(net, (3, 8, 8))") == []

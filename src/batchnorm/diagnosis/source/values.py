@@ -123,8 +123,11 @@ class Obj:
 
     def flows_from(self, value: Any) -> None:
         """Record that a value was assigned."""
-        if value is not None and value is not self and len(self.sources) < 16 and not any(
-            s is value or (not isinstance(value, Obj | Form) and s == value) for s in self.sources
+        if (
+            value is not None
+            and value is not self
+            and len(self.sources) < 16
+            and not any(s is value or (not isinstance(value, Obj | Form) and s == value) for s in self.sources)
         ):
             self.sources.append(value)
 
