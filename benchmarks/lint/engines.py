@@ -81,7 +81,9 @@ def measure(engine: Callable[[Path, str], tuple[int, int]], files: list[Path], s
             break
     spent = time.process_time() - start
     share = answered / asked if asked else 0.0
-    return f"{1000 * spent / done:8.1f} s per 1,000 files ({done} files)  answered {share:.0%} of {asked}  failed {failed}"
+    return (
+        f"{1000 * spent / done:8.1f} s per 1,000 files ({done} files)  answered {share:.0%} of {asked}  failed {failed}"
+    )
 
 
 def main() -> None:

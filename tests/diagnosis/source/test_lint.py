@@ -27,7 +27,7 @@ def test_a_folder_with_what_is_no_python(tmp_path):
     assert [(f.code, f.layer) for f in report.findings] == [("BN401", f"{tmp_path / 'a.py'}:2")]
     why = {name.rsplit("/", 1)[1]: reason for name, reason in report.evidence.unreadable.items()}
     assert why.keys() == {"b.py", "c.py", "d.py"}
-    assert why["b.py"] == "line 1: invalid syntax; read without line 1"
+    assert why["b.py"].startswith("line 1: invalid syntax")
     assert why["c.py"].startswith("no text in the encoding it declares, or in UTF-8")
     assert not report.ok
     assert report.headline().endswith("3 not parsed whole)")

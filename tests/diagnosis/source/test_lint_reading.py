@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Files: Python 2, broken ones, `# noqa`, configuration, fixes."""
 
 import ast

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """The tutorial's recipe in twelve spellings, each with the sentence that says what is wrong, and eleven sound look-alikes."""
 
 import pytest

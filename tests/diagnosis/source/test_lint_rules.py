@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Every rule finds its cases in many spellings, is silent on models without batch norm, and on code that is right."""
 
 import pytest

@@ -1,5 +1,7 @@
 """What calls do: modes, forwards, wrappers, copies, and functions of the linted files by their summaries."""
 
+# ruff: noqa: D102 (a method a kind of node, named by it)
+
 from __future__ import annotations
 
 import ast
@@ -29,8 +31,36 @@ from batchnorm.diagnosis.source.values import (
     options,
 )
 
-RETURNS_ITSELF = ("cuda", "cpu", "to", "float", "double", "half", "bfloat16", "type", "share_memory", "xpu", "npu", "compile", "requires_grad_", "apply", "to_empty")  # fmt: skip
-PASSES_THROUGH = ("tqdm.tqdm", "tqdm.auto.tqdm", "tqdm", "list", "tuple", "iter", "reversed", "sorted", "set", "tqdm.notebook.tqdm", "tqdm.trange")  # fmt: skip
+RETURNS_ITSELF = (
+    "cuda",
+    "cpu",
+    "to",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "type",
+    "share_memory",
+    "xpu",
+    "npu",
+    "compile",
+    "requires_grad_",
+    "apply",
+    "to_empty",
+)
+PASSES_THROUGH = (
+    "tqdm.tqdm",
+    "tqdm.auto.tqdm",
+    "tqdm",
+    "list",
+    "tuple",
+    "iter",
+    "reversed",
+    "sorted",
+    "set",
+    "tqdm.notebook.tqdm",
+    "tqdm.trange",
+)
 PREPARES = ("prepare", "initialize", "setup")
 CONVERTS_SYNC = ("convert_sync_batchnorm", "convert_syncbn_model", "convert_model")
 CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")
@@ -44,28 +74,32 @@ class Calls(Objects):
         func = node.func
         base: Any = None
         if isinstance(func, ast.Attribute):
-            base = self.ev(func.value)  # pyright: ignore[reportAttributeAccessIssue]
-            target = None if isinstance(base, Obj | Form | Choice | Tuple | Super) else self.read(base, func.attr, func)  # pyright: ignore
+            base = self.ev(func.value)
+            target = None if isinstance(base, Obj | Form | Choice | Tuple | Super) else self.read(base, func.attr, func)
         else:
-            target = self.ev(func)  # pyright: ignore[reportAttributeAccessIssue]
+            target = self.ev(func)
         args: list[Any] = []
         starred = False
         for a in node.args:
             starred |= isinstance(a, ast.Starred)
-            value = self.ev(a)  # pyright: ignore[reportAttributeAccessIssue]
+            value = self.ev(a)
             if isinstance(a, ast.Starred) and isinstance(value, Tuple):
                 args.extend(value.items)
             else:
                 args.append(value)
-        keywords = {k.arg: self.ev(k.value) for k in node.keywords if k.arg is not None}  # pyright: ignore
+        keywords = {k.arg: self.ev(k.value) for k in node.keywords if k.arg is not None}
         for k in node.keywords:
             if k.arg is None:
-                keywords.update(self._spread(self.ev(k.value)))  # pyright: ignore[reportAttributeAccessIssue]
+                keywords.update(self._spread(self.ev(k.value)))
         if isinstance(func, ast.Attribute) and isinstance(base, Super):
             return self.inherited(node, base.info, func.attr, args, keywords)
         if isinstance(func, ast.Attribute) and isinstance(base, Obj | Form | Choice | Tuple):
             return self.method_call(node, base, func.attr, args, keywords)
-        return choice([self.invoke(node, t, args, keywords) for t in options(target)]) if target is not None else self._unknown(args, keywords)
+        return (
+            choice([self.invoke(node, t, args, keywords) for t in options(target)])
+            if target is not None
+            else self._unknown(args, keywords)
+        )
 
     def _spread(self, value: Any) -> dict[str, Any]:
         """`**settings`, of a dict whose entries are known."""
@@ -93,7 +127,8 @@ class Calls(Objects):
             return STANDARD[name](self, node, own, name, args, keywords)
         return None
 
-    # Callables ---------------------------------------------------------------------------------------------------------
+    # Callables
+    # ---------------------------------------------------------------------------------------------------------
 
     def invoke(self, node: ast.Call, target: Any, args: list[Any], keywords: dict[str, Any]) -> Any:
         """Call a value."""
@@ -139,9 +174,13 @@ class Calls(Objects):
         if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.jit.trace", "torch.compile"):
             return first if name != "set" else None
         if name in ("zip", "itertools.izip", "izip"):
-            return self.program.obj((node, "zip", *(id(a) for a in args)), lambda: Obj("zip", "zip", info=args, node=node))
+            return self.program.obj(
+                (node, "zip", *(id(a) for a in args)), lambda: Obj("zip", "zip", info=args, node=node)
+            )
         if name == "enumerate":
-            return self.program.obj((node, "enumerate", id(first)), lambda: Obj("enumerate", "enumerate", info=first, node=node))
+            return self.program.obj(
+                (node, "enumerate", id(first)), lambda: Obj("enumerate", "enumerate", info=first, node=node)
+            )
         if short == "partial" and args:
             return Partial(first, tuple(args[1:]), tuple(keywords.items()))
         if short in WRAPPERS and args:
@@ -158,9 +197,17 @@ class Calls(Objects):
             self.event("checkpoint", node, None, what=first, arguments=args[1:])
             return None
         if name == "getattr" and len(args) >= 2 and isinstance(args[1], Const) and isinstance(args[1].value, str):
-            return self.read(first, args[1].value, node)  # pyright: ignore[reportAttributeAccessIssue]
-        if name == "setattr" and len(args) == 3 and isinstance(args[1], Const) and isinstance(args[1].value, str) and isinstance(node.args[0], ast.expr):
-            self.bind_attribute(ast.copy_location(ast.Attribute(node.args[0], args[1].value, ast.Store()), node), args[2], node)  # pyright: ignore
+            return self.read(first, args[1].value, node)
+        if (
+            name == "setattr"
+            and len(args) == 3
+            and isinstance(args[1], Const)
+            and isinstance(args[1].value, str)
+            and isinstance(node.args[0], ast.expr)
+        ):
+            self.bind_attribute(
+                ast.copy_location(ast.Attribute(node.args[0], args[1].value, ast.Store()), node), args[2], node
+            )
             return None
         if name == "type" and isinstance(first, Obj):
             return ClassName(first)
@@ -179,7 +226,9 @@ class Calls(Objects):
         for value in args[:2]:
             for obj in objects_in(value):
                 if obj.kind not in OPAQUE:
-                    event.seen(self.situation(canonical(obj), self.mode(obj) or Mode(UNKNOWN), no_grad=self.state.no_grad))
+                    event.seen(
+                        self.situation(canonical(obj), self.mode(obj) or Mode(UNKNOWN), no_grad=self.state.no_grad)
+                    )
         if short in ("update_bn", "bn_update", "update_bn_stats", "recalibrate"):
             return None
         if name == "torch.load" or short in ("load_model", "load_from_checkpoint"):
@@ -210,7 +259,13 @@ class Calls(Objects):
             made.kind = "optimizer"
         if mode.value == TRAIN and made.kind == "external":
             self.state.modes[made] = mode
-            if any(k.arg in ("pretrained", "weights") and not (isinstance(k.value, ast.Constant) and not k.value.value) for k in node.keywords) or last(name) == "from_pretrained":
+            if (
+                any(
+                    k.arg in ("pretrained", "weights") and not (isinstance(k.value, ast.Constant) and not k.value.value)
+                    for k in node.keywords
+                )
+                or last(name) == "from_pretrained"
+            ):
                 self.state.loaded |= {made}
         return made
 
@@ -220,7 +275,9 @@ class Calls(Objects):
         found = []
         for obj in objects_in(value):
             inner = canonical(obj)
-            made = self.program.obj((node, id(inner)), lambda inner=inner: Obj("copy", inner.path, node=node, sources=[inner]))
+            made = self.program.obj(
+                (node, id(inner)), lambda inner=inner: Obj("copy", inner.path, node=node, sources=[inner])
+            )
             mode = self.mode(inner)
             if mode is not None:
                 self.state.modes[made] = mode
@@ -235,7 +292,8 @@ class Calls(Objects):
             found.append(made)
         return choice(found) if found else self._made(node, how, [value], Mode(UNKNOWN))
 
-    # Methods -----------------------------------------------------------------------------------------------------------
+    # Methods
+    # -----------------------------------------------------------------------------------------------------------
 
     def method_call(self, node: ast.Call, base: Any, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         """`base.name(...)`."""
@@ -244,14 +302,18 @@ class Calls(Objects):
         if isinstance(base, Form):
             return self._tensor_method(node, base, name, args, keywords)
         if isinstance(base, External | Class | Function) or not isinstance(base, Obj | Tuple):
-            target = self.read(base, name, node)  # pyright: ignore[reportAttributeAccessIssue]
+            target = self.read(base, name, node)
             return self.invoke(node, target, args, keywords) if target is not None else None
         if isinstance(base, Tuple):
             return None
         info = self.class_of(base)
         if info is not None:
             own = info.method(name)
-            if own is not None and not (name in ("train", "eval") and info.is_module) and name not in ("load_state_dict", "state_dict", "forward", "__call__"):
+            if (
+                own is not None
+                and not (name in ("train", "eval") and info.is_module)
+                and name not in ("load_state_dict", "state_dict", "forward", "__call__")
+            ):
                 return self.apply(node, own, base, args, keywords)
         if name in STANDARD:
             return STANDARD[name](self, node, base, name, args, keywords)
@@ -261,7 +323,11 @@ class Calls(Objects):
         if base.kind in ("list", "dict") and name in CONTAINERS:
             for value in args:
                 if name in ("extend", "update"):
-                    value = self.element(value) if not isinstance(value, Obj) or value.kind != "dict" else choice(list(value.sources))
+                    value = (
+                        self.element(value)
+                        if not isinstance(value, Obj) or value.kind != "dict"
+                        else choice(list(value.sources))
+                    )
                 for option in options(value):
                     base.flows_from(option)
             return None
@@ -277,17 +343,42 @@ class Calls(Objects):
             return self.forward(node, base.attr(name), args)
         # A method that nobody defines: it may do anything to models it is given, and it may run its own model forward.
         self.event("method", node, canonical(base), name=name, args=args)
-        if name in ("fit", "evaluate", "run", "test", "validate", "load", "load_weights", "load_networks", "setup", "restore", "load_checkpoint", "resume"):
+        if name in (
+            "fit",
+            "evaluate",
+            "run",
+            "test",
+            "validate",
+            "load",
+            "load_weights",
+            "load_networks",
+            "setup",
+            "restore",
+            "load_checkpoint",
+            "resume",
+        ):
             self.forget_modes([base])
         self.forget_modes(args)
         self.state.version += 1
         return self.program.obj((node, "result of", name), lambda: Obj("unknown", name, node=node))
 
     def _callable_part(self, base: Obj, name: str) -> bool:
-        return base.kind in ("parameter", "attribute", "global", "instance", "copy") and name in base.attrs and bool(base.attrs[name].sources)
+        return (
+            base.kind in ("parameter", "attribute", "global", "instance", "copy")
+            and name in base.attrs
+            and bool(base.attrs[name].sources)
+        )
 
     def _tensor_method(self, node: ast.Call, base: Form, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
-        args = [self.unknown_tensor(a) if isinstance(a, Obj) and a.kind in ("attribute", "parameter") and a.name in ("[]", "param", "p") and name != "mul_" else a for a in args]
+        args = [
+            self.unknown_tensor(a)
+            if isinstance(a, Obj)
+            and a.kind in ("attribute", "parameter")
+            and a.name in ("[]", "param", "p")
+            and name != "mul_"
+            else a
+            for a in args
+        ]
         if name == "requires_grad_":
             self.gradients(base, args[0] if args else Const(True), node)
             return base
@@ -300,7 +391,11 @@ class Calls(Objects):
             if base.live:
                 self.written(node, base, value, in_place=name, argument=args[0] if args else None)
             # The same object, with its new content; a live one stays the buffer.
-            return Form(dict(value.terms), False, value.mixed, value.converted, value.divided) if not base.live else _InPlace(value, base)
+            return (
+                Form(dict(value.terms), False, value.mixed, value.converted, value.divided)
+                if not base.live
+                else _InPlace(value, base)
+            )
         return value
 
     def m_eval(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
@@ -328,7 +423,13 @@ class Calls(Objects):
         obj = canonical(base)
         if name == "requires_grad_":
             self.gradients(base, args[0] if args else keywords.get("requires_grad", Const(True)), node)
-        elif name in ("half", "bfloat16") or (name == "to" and any(isinstance(a, External) and a.name in ("torch.float16", "torch.half", "torch.bfloat16") for a in (*args, *keywords.values()))):
+        elif name in ("half", "bfloat16") or (
+            name == "to"
+            and any(
+                isinstance(a, External) and a.name in ("torch.float16", "torch.half", "torch.bfloat16")
+                for a in (*args, *keywords.values())
+            )
+        ):
             self.state.half[obj] = (node, self.info)
         elif name in ("float", "double") and obj.kind != "batch norm":
             self.state.half.pop(obj, None)
@@ -360,17 +461,27 @@ class Calls(Objects):
             return None
         if base.kind in ("layer", "batch norm") and name == "parameters":
             owner: Any = base
-            return self.program.obj((node, id(base), name), lambda: Obj("iteration", name, info=(owner, name), node=node))
+            return self.program.obj(
+                (node, id(base), name), lambda: Obj("iteration", name, info=(owner, name), node=node)
+            )
         inner = canonical(base)
         return self.program.obj((node, id(inner), name), lambda: Obj("iteration", name, info=(inner, name), node=node))
 
     def m_state(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         inner = canonical(base)
-        return self.program.obj((node, id(inner), name), lambda: Obj("state", f"{inner.path}.state_dict()", info=inner, node=node))
+        return self.program.obj(
+            (node, id(inner), name), lambda: Obj("state", f"{inner.path}.state_dict()", info=inner, node=node)
+        )
 
     def m_load(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         inner = canonical(base)
-        self.event("load", node, inner, state=args[0] if args else None, strict=keywords.get("strict", args[1] if len(args) > 1 else Const(True)))
+        self.event(
+            "load",
+            node,
+            inner,
+            state=args[0] if args else None,
+            strict=keywords.get("strict", args[1] if len(args) > 1 else Const(True)),
+        )
         self.state.loaded |= {inner}
         return None
 
@@ -390,11 +501,34 @@ class Calls(Objects):
         mode = self.mode(obj)
         one_rank = self.ranks > 0
         if mode is None:
-            self._use(Use(event, obj, self.state.no_grad, one_rank, self.layers_mode(obj), self._frozen(obj), self._half(obj), self.conditions > 0))
+            self._use(
+                Use(
+                    event,
+                    obj,
+                    self.state.no_grad,
+                    one_rank,
+                    self.layers_mode(obj),
+                    self._frozen(obj),
+                    self._half(obj),
+                    self.conditions > 0,
+                )
+            )
         else:
             event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
             if mode.value in (TRAIN, EVAL) and mode.node is not None:
-                self._use(Use(event, obj, self.state.no_grad, one_rank, self.layers_mode(obj), self._frozen(obj), self._half(obj), self.conditions > 0, mode))
+                self._use(
+                    Use(
+                        event,
+                        obj,
+                        self.state.no_grad,
+                        one_rank,
+                        self.layers_mode(obj),
+                        self._frozen(obj),
+                        self._half(obj),
+                        self.conditions > 0,
+                        mode,
+                    )
+                )
         if mode is None or mode.value != EVAL:
             self.state.version += 1
         self.summary.moves = True
@@ -409,13 +543,23 @@ class Calls(Objects):
     def _use(self, use: Use) -> None:
         if use.mode is not None and use.slot.kind not in SLOTS:
             return
-        key = (id(use.event), id(use.slot), use.no_grad, None if use.layers is None else use.layers.value, use.one_rank, None if use.mode is None else use.mode.value)
+        key = (
+            id(use.event),
+            id(use.slot),
+            use.no_grad,
+            None if use.layers is None else use.layers.value,
+            use.one_rank,
+            None if use.mode is None else use.mode.value,
+        )
         if len(self.summary.uses) < MOST_USES:
             self.summary.uses.setdefault(key, use)
 
-    # Functions of the linted files ----------------------------------------------------------------------------------------
+    # Functions of the linted files
+    # ----------------------------------------------------------------------------------------
 
-    def apply(self, node: ast.Call, info: FunctionInfo, owner: Obj | None, args: list[Any], keywords: dict[str, Any]) -> Any:
+    def apply(
+        self, node: ast.Call, info: FunctionInfo, owner: Obj | None, args: list[Any], keywords: dict[str, Any]
+    ) -> Any:
         """Call a function: its arguments flow into its parameters, and its summary happens here."""
         bound = self.bound(info, owner, args, keywords)
         info.callers += 1
@@ -447,7 +591,15 @@ class Calls(Objects):
         found.update({k: v for k, v in keywords.items() if k in names or k in [a.arg for a in node.args.kwonlyargs]})
         return found
 
-    def _instantiate(self, node: ast.Call, info: FunctionInfo, s: Summary, bound: dict[str, Any], self_obj: Obj | None, owner: Obj | None) -> Any:
+    def _instantiate(
+        self,
+        node: ast.Call,
+        info: FunctionInfo,
+        s: Summary,
+        bound: dict[str, Any],
+        self_obj: Obj | None,
+        owner: Obj | None,
+    ) -> Any:
         slots = {id(slot): bound.get(name) for name, slot in info.params.items()}
         memo: dict[int, Any] = {}
 
@@ -472,7 +624,11 @@ class Calls(Objects):
             elif value.kind == "attribute" and value.parent is not None and depth < 8:
                 parent = mapped(value.parent, depth + 1)
                 if parent is not value.parent:
-                    found = choice([self.read(p, value.name, node) for p in options(parent)]) if parent is not None else None  # pyright: ignore
+                    found = (
+                        choice([self.read(p, value.name, node) for p in options(parent)])
+                        if parent is not None
+                        else None
+                    )
                 elif (value.parent, value.name) in self.state.heap:
                     found = self.state.heap[value.parent, value.name]
             elif value.kind == "batch norm" and value.parent is not None and depth < 8:
@@ -492,7 +648,11 @@ class Calls(Objects):
             self._happen(use, obj)
         for obj, mode in s.modes.items():
             for target in map(canonical, objects_in(mapped(obj))):
-                if obj.kind in ("parameter", "attribute", "global") or obj is self_obj or (obj.kind == "self" and self_obj is None):
+                if (
+                    obj.kind in ("parameter", "attribute", "global")
+                    or obj is self_obj
+                    or (obj.kind == "self" and self_obj is None)
+                ):
                     if mode.value == UNKNOWN:
                         self.state.modes[target] = mode
                     else:
@@ -533,7 +693,9 @@ class Calls(Objects):
             del self.state.modes[held]
         for held in [o for o in self.state.layers if within(o, obj)]:
             if mode.value == TRAIN and self.state.layers[held].value == EVAL:
-                self.event("unfreeze", mode.node, obj, frozen=self.state.layers[held]) if mode.node is not None else None
+                self.event(
+                    "unfreeze", mode.node, obj, frozen=self.state.layers[held]
+                ) if mode.node is not None else None
                 self.state.layers[held] = mode
         self.state.modes[obj] = mode
         self.set_parts(obj, mode)
@@ -543,24 +705,62 @@ class Calls(Objects):
         if obj.kind in OPAQUE or obj.kind == "output":
             return
         mode = use.mode or self.mode(obj)
-        no_grad = True if use.no_grad or self.state.no_grad else None if use.no_grad is None or self.state.no_grad is None else False
+        no_grad = (
+            True
+            if use.no_grad or self.state.no_grad
+            else None
+            if use.no_grad is None or self.state.no_grad is None
+            else False
+        )
         layers = use.layers if use.layers is not None else self.layers_mode(obj)
-        if use.mode is not None and use.mode.value == TRAIN and use.layers is None and layers is not None and layers.value == EVAL:
+        if (
+            use.mode is not None
+            and use.mode.value == TRAIN
+            and use.layers is None
+            and layers is not None
+            and layers.value == EVAL
+        ):
             # The callee's train() undoes what was frozen here.
             self.event("unfreeze", use.mode.node, obj, frozen=layers) if use.mode.node is not None else None
             layers = Mode(TRAIN, use.mode.node, use.mode.function)
         if mode is None or use.mode is not None:
             rank = use.one_rank or self.ranks > 0
-            self._use(use._replace(slot=obj, no_grad=no_grad, one_rank=rank, layers=layers, frozen=use.frozen + self._frozen(obj), half=use.half or self._half(obj), conditional=use.conditional or self.conditions > 0))
+            self._use(
+                use._replace(
+                    slot=obj,
+                    no_grad=no_grad,
+                    one_rank=rank,
+                    layers=layers,
+                    frozen=use.frozen + self._frozen(obj),
+                    half=use.half or self._half(obj),
+                    conditional=use.conditional or self.conditions > 0,
+                )
+            )
             if use.mode is None:
                 return
         assert mode is not None
         context = self.situation(obj, mode, no_grad=no_grad, layers=layers)
         if layers is not None and layers.value != TRAIN:
             context = context._replace(frozen=())
-        if use.mode is not None and not (context.frozen or context.half or context.loaded or layers is not None or use.frozen or use.half or use.one_rank or context.one_rank):
+        if use.mode is not None and not (
+            context.frozen
+            or context.half
+            or context.loaded
+            or layers is not None
+            or use.frozen
+            or use.half
+            or use.one_rank
+            or context.one_rank
+        ):
             return  # nothing that the function did not know itself
-        use.event.seen(context._replace(one_rank=context.one_rank or use.one_rank, frozen=context.frozen + use.frozen, half=context.half or use.half, conditional=context.conditional or use.conditional))
+        use.event.seen(
+            context._replace(
+                one_rank=context.one_rank or use.one_rank,
+                frozen=context.frozen + use.frozen,
+                half=context.half or use.half,
+                conditional=context.conditional or use.conditional,
+            )
+        )
         if mode.value != EVAL:
             self.state.version += 1
 
@@ -592,7 +792,14 @@ class Calls(Objects):
         for value in s.returns[:4]:
             for option in options(value):
                 if isinstance(option, Tuple):
-                    found.append(Tuple(tuple(choice([self._fresh(node, info, s, o, mapped) for o in options(item)]) for item in option.items)))
+                    found.append(
+                        Tuple(
+                            tuple(
+                                choice([self._fresh(node, info, s, o, mapped) for o in options(item)])
+                                for item in option.items
+                            )
+                        )
+                    )
                 else:
                     found.append(self._fresh(node, info, s, option, mapped))
         if not found and not s.returns:
@@ -602,10 +809,16 @@ class Calls(Objects):
     def _fresh(self, node: ast.Call, info: FunctionInfo, s: Summary, value: Any, mapped: Any) -> Any:
         """A returned value; what the function itself makes is another object with each call."""
         new = mapped(value)
-        if not (isinstance(new, Obj) and new is value and new.kind in ("instance", "external", "copy", "result", "wrapper", "list", "dict")):
+        if not (
+            isinstance(new, Obj)
+            and new is value
+            and new.kind in ("instance", "external", "copy", "result", "wrapper", "list", "dict")
+        ):
             return new
         inner = canonical(new)
-        made = self.program.obj((node, id(info), id(new)), lambda: Obj("result", info.name, info=info, node=node, sources=[new]))
+        made = self.program.obj(
+            (node, id(info), id(new)), lambda: Obj("result", info.name, info=info, node=node, sources=[new])
+        )
         if inner in s.modes:
             self.state.modes[made] = s.modes[inner]
         if inner in s.frozen:

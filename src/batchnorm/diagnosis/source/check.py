@@ -62,7 +62,11 @@ def _findings(path: str, code: str, sure: bool, group: list[Said]) -> Iterator[L
             yield Located(Finding(code, "warning", f"{path}:{line}", s.message, s.fix), path, line, s.edit)
         return
     first, *rest = sorted(lines)
-    also = "" if not rest else f" (also in line{'s' * (len(rest) > 1)} {', '.join(map(str, rest[:6]))}{' ...' * (len(rest) > 6)})"
+    also = (
+        ""
+        if not rest
+        else f" (also in line{'s' * (len(rest) > 1)} {', '.join(map(str, rest[:6]))}{' ...' * (len(rest) > 6)})"
+    )
     s = lines[first]
     yield Located(Finding(code, "note", f"{path}:{first}", f"maybe: {s.message}{also}", s.fix), path, first, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import tomllib
 from dataclasses import dataclass, field
@@ -26,16 +27,16 @@ class Config:
         """Whether a code is reported for a file."""
         if not code.startswith(self.select) or (self.ignore and code.startswith(self.ignore)):
             return False
-        return not any(code.startswith(codes) and self._matches(path, pattern) for pattern, codes in self.per_file.items())
+        return not any(
+            code.startswith(codes) and self._matches(path, pattern) for pattern, codes in self.per_file.items()
+        )
 
     def _matches(self, path: str, pattern: str) -> bool:
         """A pattern of per-file-ignores, against the name and against the path from the configuration's folder."""
         inner = path
         if self.folder is not None:
-            try:
+            with contextlib.suppress(ValueError):
                 inner = Path(path).resolve().relative_to(self.folder.resolve()).as_posix()
-            except ValueError:
-                pass
         return any(fnmatch.fnmatch(name, pattern) for name in (inner, Path(path).name))
 
 
@@ -72,7 +73,12 @@ def codes(value: object, name: str) -> tuple[str, ...]:
     """A list of codes or beginnings of codes, checked against those that exist."""
     from batchnorm.diagnosis.source.rules import LOOKS
 
-    check(isinstance(value, list | tuple) and all(isinstance(v, str) for v in value), name, "a list of codes such as 'BN405'", repr(value))
+    check(
+        isinstance(value, list | tuple) and all(isinstance(v, str) for v in value),
+        name,
+        "a list of codes such as 'BN405'",
+        repr(value),
+    )
     for code in value:  # pyright: ignore[reportGeneralTypeIssues]
         known = bool(code) and any(known.startswith(code) for known in LOOKS)
         check(known, name, "made of codes such as 'BN405', or their beginnings, such as 'BN4'", repr(code))

@@ -11,7 +11,7 @@ from typing import Any
 
 from batchnorm.diagnosis.source.names import DROPOUT, is_layer, last, made_by
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module
-from batchnorm.diagnosis.source.values import Choice, Class, Const, External, Function, Obj, Partial, Tuple
+from batchnorm.diagnosis.source.values import Choice, Class, External, Function, Obj, Partial, Tuple
 
 YES, LIKELY, NO = 2, 1, 0
 DEEPEST = 24
@@ -63,7 +63,9 @@ class Contents:
         levels: list[int | None] = []
         if obj.kind in ("instance", "self") and isinstance(obj.info, ClassInfo):
             levels.append(self.scan(obj.info)[0])
-            levels.extend(self.contains(s, depth + 1) for s in obj.sources)  # classes and layers given to the constructor
+            levels.extend(
+                self.contains(s, depth + 1) for s in obj.sources
+            )  # classes and layers given to the constructor
             return _best(levels)
         if obj.kind == "external":
             name, first = obj.info
@@ -97,7 +99,9 @@ class Contents:
             return True
         if value.kind == "wrapper":
             return self.dropout(value.info, depth + 1)
-        return any(self.dropout(s, depth + 1) for s in (*inflow(value), *(value.sources if value.kind == "external" else ())))
+        return any(
+            self.dropout(s, depth + 1) for s in (*inflow(value), *(value.sources if value.kind == "external" else ()))
+        )
 
     def layer_names(self, value: Any, depth: int = 0) -> set[str] | None:
         """The attribute names of batch norm layers in a model of the linted files; None if some are unknown."""
@@ -176,7 +180,10 @@ class _Scan:
             node, certain, name = stack.pop()
             if isinstance(node, ast.If | ast.IfExp):
                 holds = _holds(node.test, self.defaults)
-                for block, level in ((node.body, holds), (node.orelse, YES if holds == NO else NO if holds == YES else LIKELY)):
+                for block, level in (
+                    (node.body, holds),
+                    (node.orelse, YES if holds == NO else NO if holds == YES else LIKELY),
+                ):
                     inner = min(certain, max(level, LIKELY))
                     stack.extend((child, inner, name) for child in (block if isinstance(block, list) else [block]))
                 continue
@@ -227,9 +234,9 @@ class _Scan:
                 self.dropout = True
             elif made_by(value.name, None):
                 self.level = max(self.level, certain)
-        elif isinstance(value, Class) and value.info is not self.root:
-            self.take(self.contents.scan(value.info), certain)
-        elif isinstance(value, Function) and value.info is not self.root:
+        elif (isinstance(value, Class) and value.info is not self.root) or (
+            isinstance(value, Function) and value.info is not self.root
+        ):
             self.take(self.contents.scan(value.info), certain)
 
     def _static(self, node: ast.Name | ast.Attribute) -> Any:
@@ -242,7 +249,9 @@ def inflow(obj: Obj, depth: int = 0) -> list[Any]:
     """What flows into a slot: its own sources, and of an attribute, the same attribute of what its owner may be."""
     found = list(obj.sources)
     if obj.kind == "attribute" and obj.parent is not None and depth < 6:
-        for source in inflow(obj.parent, depth + 1) if obj.parent.kind not in ("self", "instance") else obj.parent.sources:
+        for source in (
+            inflow(obj.parent, depth + 1) if obj.parent.kind not in ("self", "instance") else obj.parent.sources
+        ):
             if isinstance(source, Obj) and obj.name in source.attrs:
                 found.append(source.attrs[obj.name])
             elif isinstance(source, Obj) and source.kind in ("attribute", "parameter", "result", "wrapper", "copy"):
@@ -269,7 +278,9 @@ def _called(node: ast.AST) -> str:
 def _defaults(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> dict[str, Any]:
     """Literal default values by parameter."""
     names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
-    found = {n: d.value for n, d in zip(names[::-1], node.args.defaults[::-1], strict=False) if isinstance(d, ast.Constant)}
+    found = {
+        n: d.value for n, d in zip(names[::-1], node.args.defaults[::-1], strict=False) if isinstance(d, ast.Constant)
+    }
     for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
         if isinstance(default, ast.Constant):
             found[arg.arg] = default.value
@@ -285,7 +296,12 @@ def _holds(test: ast.AST, defaults: dict[str, Any]) -> int:
         return YES if defaults[test.id] else NO
     if isinstance(test, ast.Attribute):
         return _holds(ast.Name(test.attr), defaults) if test.attr in defaults else LIKELY
-    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.left, ast.Name) and test.left.id in defaults:
+    if (
+        isinstance(test, ast.Compare)
+        and len(test.ops) == 1
+        and isinstance(test.left, ast.Name)
+        and test.left.id in defaults
+    ):
         right, left = test.comparators[0], defaults[test.left.id]
         if isinstance(right, ast.Constant) and isinstance(test.ops[0], ast.Eq | ast.Is):
             return YES if left == right.value else NO

@@ -59,19 +59,29 @@ class Facts:
             return True
         if any(made_by(e.data["name"], _first(e)) for e in self.of("outside")):
             return True
-        return any(c.is_module and self.contents.scan(c)[0] == YES for m in self.project.modules.values() for c in m.classes)
+        return any(
+            c.is_module and self.contents.scan(c)[0] == YES for m in self.project.modules.values() for c in m.classes
+        )
 
     def likely(self, obj: Obj) -> int:
         """`has`, and LIKELY for an unknown object among models that have batch norm."""
         found = self.has(obj)
-        if found is None and self.speaks and all(o.kind in ("parameter", "attribute", "global", "copy", "result") for o in self.aliases(obj)):
+        if (
+            found is None
+            and self.speaks
+            and all(o.kind in ("parameter", "attribute", "global", "copy", "result") for o in self.aliases(obj))
+        ):
             return LIKELY
         return found or 0
 
     @cached_property
     def _managers(self) -> set[int]:
         """Classes whose own methods put parts of their objects into a mode, by id."""
-        found = {id(e.function.owner) for e in self.of("mode", "layer mode") if e.function.owner is not None and e.function.owner.is_module}
+        found = {
+            id(e.function.owner)
+            for e in self.of("mode", "layer mode")
+            if e.function.owner is not None and e.function.owner.is_module
+        }
         return found
 
     def manages(self, obj: Obj) -> bool:
@@ -80,9 +90,11 @@ class Facts:
             if alias.kind in ("instance", "result") or isinstance(alias.info, ClassInfo):
                 for inner in (alias, *alias.sources[:4]):
                     info = inner.info if isinstance(inner, Obj) else None
-                    if isinstance(info, ClassInfo) and _adapts(info):
+                    if isinstance(info, ClassInfo) and adapts(info):
                         return True
-                    if isinstance(info, ClassInfo) and any(isinstance(a, ClassInfo) and id(a) in self._managers for a in info.ancestors()):
+                    if isinstance(info, ClassInfo) and any(
+                        isinstance(a, ClassInfo) and id(a) in self._managers for a in info.ancestors()
+                    ):
                         return True
         return False
 
@@ -116,19 +128,29 @@ class Facts:
         for module in self.project.modules.values():
             for n in ast.walk(module.tree):
                 if isinstance(n, ast.Call):
-                    found.add(n.func.attr if isinstance(n.func, ast.Attribute) else n.func.id if isinstance(n.func, ast.Name) else "")
+                    found.add(
+                        n.func.attr
+                        if isinstance(n.func, ast.Attribute)
+                        else n.func.id
+                        if isinstance(n.func, ast.Name)
+                        else ""
+                    )
         return frozenset(found)
 
     def trains(self, info: FunctionInfo) -> bool:
         """Whether a function makes training steps."""
         return not isinstance(info.node, ast.Module) and (
-            self.uses(info, "backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd") or "scaler" in self.words(info)
+            self.uses(info, "backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd")
+            or "scaler" in self.words(info)
         )
 
     def measures(self, info: FunctionInfo) -> bool:
         """Whether a function is there to measure statistics, or adapts them on purpose."""
         low = info.name.lower()
-        return self.uses(info, *MEASURES) or any(w in low for w in ("calib", "adapt", "update_bn", "bn_update", "recompute", "standing", "swap_bn", "refresh"))
+        return self.uses(info, *MEASURES) or any(
+            w in low
+            for w in ("calib", "adapt", "update_bn", "bn_update", "recompute", "standing", "swap_bn", "refresh")
+        )
 
     @cached_property
     def trained(self) -> set[int]:
@@ -136,9 +158,12 @@ class Facts:
         found: set[int] = set()
         for event in self.of("outside"):
             name = event.data["name"]
-            if not (name.startswith("torch.optim") or name.rsplit(".", 1)[-1] in ("SGD", "Adam", "AdamW", "RMSprop", "LARS", "Lamb", "RAdam")):
+            if not (
+                name.startswith("torch.optim")
+                or name.rsplit(".", 1)[-1] in ("SGD", "Adam", "AdamW", "RMSprop", "LARS", "Lamb", "RAdam")
+            ):
                 continue
-            stack = list(event.data["args"][:1]) + [event.data["keywords"].get("params")]
+            stack = [*list(event.data["args"][:1]), event.data["keywords"].get("params")]
             for _ in range(32):
                 if not stack:
                     break
@@ -157,7 +182,13 @@ class Facts:
         if not isinstance(obj, Obj) or depth > 4:
             return []
         found = [obj]
-        for source in [obj.info] if obj.kind == "wrapper" else inflow(obj)[:6] if obj.kind in ("parameter", "attribute", "global") else []:
+        for source in (
+            [obj.info]
+            if obj.kind == "wrapper"
+            else inflow(obj)[:6]
+            if obj.kind in ("parameter", "attribute", "global")
+            else []
+        ):
             for option in options(source):
                 found.extend(self.aliases(option, depth + 1))
         return found[:24]
@@ -176,10 +207,14 @@ class Facts:
         return found
 
 
-def _adapts(info: ClassInfo) -> bool:
-    """Whether a class wraps a model together with its optimizer, as test-time adaptation does."""
-    init = info.method("__init__")
-    return init is not None and not isinstance(init.node, ast.Module) and any(a.arg == "optimizer" for a in init.node.args.args)
+def adapts(info: ClassInfo) -> bool:
+    """Whether a torch module wraps a model together with its optimizer, as test-time adaptation does."""
+    init = info.method("__init__") if info.is_module else None
+    return (
+        init is not None
+        and not isinstance(init.node, ast.Module)
+        and any(a.arg == "optimizer" for a in init.node.args.args)
+    )
 
 
 def _first(event: Event) -> str | None:

@@ -111,5 +111,3 @@ def _as_python_3(line: str) -> str:
     for pattern, new in PYTHON_2:
         line = pattern.sub(new, line)
     return line
-
-

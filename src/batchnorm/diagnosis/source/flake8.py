@@ -19,7 +19,7 @@ class Plugin:
 
     def __init__(self, tree: ast.Module, lines: list[str], filename: str = "file.py") -> None:
         self.project = Project()
-        self.project.add(Path(filename).name and Path(Path(filename).name) or Path("file.py"), "".join(lines), tree)
+        self.project.add((Path(filename).name and Path(Path(filename).name)) or Path("file.py"), "".join(lines), tree)
 
     def run(self) -> Iterator[tuple[int, int, str, type[Plugin]]]:
         """Line, column, text and class, as flake8 wants them."""

@@ -3,16 +3,19 @@
 Two rounds: the first collects what flows into parameters, attributes and globals; the second, which knows, leaves the events.
 """
 
+# ruff: noqa: D102 (a method a kind of node, named by it)
+
 from __future__ import annotations
 
 import ast
 import builtins
+from collections.abc import Sequence
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.calls import Calls
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Project, arithmetic, member
-from batchnorm.diagnosis.source.trace import Event, Mode, State, Summary, join
+from batchnorm.diagnosis.source.trace import Event, State, Summary, join
 from batchnorm.diagnosis.source.values import (
     STATISTICS,
     Atom,
@@ -86,9 +89,6 @@ class Program:
 class Interpreter(Calls):
     """One function's walk."""
 
-    def __init__(self, program: Program, info: FunctionInfo, depth: int) -> None:
-        super().__init__(program, info, depth)
-
     def whole(self) -> None:
         """Bind the parameters, run the body, and keep what a caller can see."""
         node, info = self.info.node, self.info
@@ -116,11 +116,13 @@ class Interpreter(Calls):
 
     def bind_parameters(self) -> None:
         """A slot a parameter; the first one of a method is its class's own object."""
-        info, args = self.info, self.info.node.args  # pyright: ignore[reportAttributeAccessIssue]
+        info, args = self.info, self.info.node.args
         plain = [*args.posonlyargs, *args.args]
         names = [a.arg for a in (*plain, *args.kwonlyargs)]
         names += [a.arg for a in (args.vararg, args.kwarg) if a is not None]
-        static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in getattr(info.node, "decorator_list", []))
+        static = any(
+            isinstance(d, ast.Name) and d.id == "staticmethod" for d in getattr(info.node, "decorator_list", [])
+        )
         for at, name in enumerate(names):
             if at == 0 and info.owner is not None and plain and not static:
                 self.state.env[name] = info.owner.self_obj
@@ -136,9 +138,10 @@ class Interpreter(Calls):
         if isinstance(value, External) and value.name in self.without_gradients:
             self.state.no_grad = True
 
-    # Statements --------------------------------------------------------------------------------------------------------
+    # Statements
+    # --------------------------------------------------------------------------------------------------------
 
-    def block(self, body: list[ast.stmt]) -> None:
+    def block(self, body: Sequence[ast.stmt]) -> None:
         """Run statements until the state is dead."""
         for statement in body:
             if self.state.dead:
@@ -233,7 +236,11 @@ class Interpreter(Calls):
             if target.id in self.globals:
                 self.info.module.slot(target.id).flows_from(value)
         elif isinstance(target, ast.Tuple | ast.List):
-            if isinstance(value, Tuple) and len(value.items) == len(target.elts) and not any(isinstance(t, ast.Starred) for t in target.elts):
+            if (
+                isinstance(value, Tuple)
+                and len(value.items) == len(target.elts)
+                and not any(isinstance(t, ast.Starred) for t in target.elts)
+            ):
                 for t, v in zip(target.elts, value.items, strict=True):
                     self.bind(t, v, node)
             else:
@@ -268,7 +275,9 @@ class Interpreter(Calls):
         for owner in options(base):
             if not isinstance(owner, Obj):
                 continue
-            if name in STATISTICS and (not isinstance(owner.info, ClassInfo) or owner.kind != "self" or owner.info.is_module):
+            if name in STATISTICS and (
+                not isinstance(owner.info, ClassInfo) or owner.kind != "self" or owner.info.is_module
+            ):
                 self.assign_statistic(owner, name, value, node, target)
                 if owner.kind == "self":
                     self.state.heap[owner, name] = value
@@ -334,8 +343,6 @@ class Interpreter(Calls):
             # `if isinstance(m, BatchNorm): m.eval()`: what is done to the batch norm layers is done to all of them.
             self.state = join(then, self.state, choice)
             self.state.layers.update(then.layers)
-        elif then.dead and not self.state.dead and not node.orelse and narrowed:
-            pass
         else:
             self.state = join(then, self.state, choice)
 
@@ -352,7 +359,12 @@ class Interpreter(Calls):
             if name in RANKS:
                 compared = [n for n in ast.walk(test) if isinstance(n, ast.Compare)]
                 if "rank" in name and "zero" not in name:
-                    return any(isinstance(c.ops[0], ast.Eq) and isinstance(c.comparators[0], ast.Constant) and c.comparators[0].value == 0 for c in compared)
+                    return any(
+                        isinstance(c.ops[0], ast.Eq)
+                        and isinstance(c.comparators[0], ast.Constant)
+                        and c.comparators[0].value == 0
+                        for c in compared
+                    )
                 return True
         return False
 
@@ -442,7 +454,8 @@ class Interpreter(Calls):
             after = self.state if after is None else join(after, self.state, choice)
         self.state = after if after is not None else before
 
-    # Expressions -------------------------------------------------------------------------------------------------------
+    # Expressions
+    # -------------------------------------------------------------------------------------------------------
 
     def ev(self, node: ast.AST) -> Any:
         """The value of an expression; everything inside is evaluated, for what its calls do."""
@@ -510,9 +523,22 @@ class Interpreter(Calls):
             return Flag(base, None if mode is None else mode.value)
         if name == "__class__":
             return ClassName(base)
-        if name == "module" and base.kind in ("parameter", "attribute", "global", "result", "unknown", "instance", "copy", "external"):
+        if name == "module" and base.kind in (
+            "parameter",
+            "attribute",
+            "global",
+            "result",
+            "unknown",
+            "instance",
+            "copy",
+            "external",
+        ):
             # The model inside a wrapper; a class's own attribute of that name is one.
-            if not (isinstance(base.info, ClassInfo) and base.kind in ("self", "instance") and "module" in base.info.self_obj.attrs):
+            if not (
+                isinstance(base.info, ClassInfo)
+                and base.kind in ("self", "instance")
+                and "module" in base.info.self_obj.attrs
+            ):
                 return base if base.kind != "copy" or base.name != "averaged" else base
         if name == "data" and base.kind in ("attribute", "parameter") and base.name in ("[]", "param", "p"):
             return self.unknown_tensor(base)
@@ -554,7 +580,11 @@ class Interpreter(Calls):
     def ev_UnaryOp(self, node: ast.UnaryOp) -> Any:
         value = self.ev(node.operand)
         if isinstance(node.op, ast.USub):
-            return tensors.combine(ast.Sub(), Const(0.0), value, self.state.version) if not isinstance(value, Const) else self.info.module.static(node)
+            return (
+                tensors.combine(ast.Sub(), Const(0.0), value, self.state.version)
+                if not isinstance(value, Const)
+                else self.info.module.static(node)
+            )
         if isinstance(node.op, ast.Not) and isinstance(value, Const):
             return Const(not value.value)
         return None
@@ -612,7 +642,9 @@ class Interpreter(Calls):
         return made
 
     def ev_Lambda(self, node: ast.Lambda) -> Any:
-        info = self.program.obj((node, "lambda"), lambda: FunctionInfo("<lambda>", node, self.info.module, None, self.info))  # pyright: ignore
+        info = self.program.obj(
+            (node, "lambda"), lambda: FunctionInfo("<lambda>", node, self.info.module, None, self.info)
+        )
         return Function(info)  # pyright: ignore[reportArgumentType]
 
     def comprehension(self, node: Any, result: list[ast.expr]) -> Any:
@@ -636,8 +668,6 @@ class Interpreter(Calls):
     def ev_ListComp(self, node: ast.ListComp) -> Any:
         (value,) = self.comprehension(node, [node.elt])
         made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
-        if isinstance(value, Obj) and value.kind in ("result", "instance", "external", "copy", "state"):
-            value = made.attr("[]") if False else value
         made.flows_from(value)
         return made
 
@@ -645,7 +675,7 @@ class Interpreter(Calls):
     ev_GeneratorExp = ev_ListComp
 
     def ev_DictComp(self, node: ast.DictComp) -> Any:
-        key, value = self.comprehension(node, [node.key, node.value])
+        _key, value = self.comprehension(node, [node.key, node.value])
         made = self.program.obj((node, "dict"), lambda: Obj("dict", "dict", node=node))
         made.flows_from(value)
         filtered = [test for generator in node.generators for test in generator.ifs]

@@ -21,8 +21,25 @@ from batchnorm.files import write_atomically
 from batchnorm.models.batches import counted
 
 # A file without any of these says nothing about batch norm and holds nothing that another file would need.
-WORDS = ("atchNorm", "atch_norm", "running_", "moving_", "parameters()", "state_dict", "no_grad", "inference_mode", "bn", "BN",
-         ".eval()", ".train()", "nn.Module", "momentum", "resnet", "ResNet", "models.")  # fmt: skip
+WORDS = (
+    "atchNorm",
+    "atch_norm",
+    "running_",
+    "moving_",
+    "parameters()",
+    "state_dict",
+    "no_grad",
+    "inference_mode",
+    "bn",
+    "BN",
+    ".eval()",
+    ".train()",
+    "nn.Module",
+    "momentum",
+    "resnet",
+    "ResNet",
+    "models.",
+)
 SKIPPED = ("node_modules", "site-packages", "__pycache__", "venv", "env")
 
 
@@ -53,7 +70,7 @@ class SourceEvidence:
         """Write the fixed files, each one atomically; how many."""
         changed = self.fixed()
         for path, new in changed.items():
-            write_atomically(path, lambda temporary, new=new: Path(temporary).write_text(new, encoding="utf-8", newline=""))
+            write_atomically(path, lambda temporary, new=new: _write(temporary, new))
         return len(changed)
 
 
@@ -87,9 +104,12 @@ class SourceSubject:
         """Counts."""
         e = self.evidence
         return {
-            "path": str(e.path), "files": len(e.files), "lines": sum(e.files.values()), "unreadable": e.unreadable,
+            "path": str(e.path),
+            "files": len(e.files),
+            "lines": sum(e.files.values()),
+            "unreadable": e.unreadable,
             "fixable": {path: len(edits) for path, edits in e.edits.items()},
-        }  # fmt: skip
+        }
 
     def page(self) -> dict[str, Any]:
         """Nothing is drawn."""
@@ -146,6 +166,10 @@ def lint(path: str | Path | Sequence[str | Path], *, select: Iterable[str] = (),
     return Report(SourceSubject(evidence), sorted(findings, key=lambda finding: order.index(finding.severity)))
 
 
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")
+
+
 def _text(path: str) -> str:
     """A file's text with its line ends."""
     with open(path, encoding="utf-8", newline="") as stream:
@@ -182,6 +206,8 @@ def _take(path: Path, project: Project, evidence: SourceEvidence, alone: bool) -
     if file.problem:
         evidence.unreadable[str(path)] = file.problem
         if alone and (file.tree is None or file.lost):
-            raise BatchNormError(f"path must be Python source; {path} is not: {file.problem.split('; read without')[0]}")
-    if file.text and (file.tree is not None or not file.problem) or not file.problem:
+            raise BatchNormError(
+                f"path must be Python source; {path} is not: {file.problem.split('; read without')[0]}"
+            )
+    if (file.text and (file.tree is not None or not file.problem)) or not file.problem:
         evidence.files[str(path)] = file.lines

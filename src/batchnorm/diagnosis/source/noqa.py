@@ -10,7 +10,9 @@ import re
 import tokenize
 
 INLINE = re.compile(r"# noqa(?::[\s]?(?P<codes>(?:[A-Z]+[0-9]+(?:[,\s]+)?)+))?", re.IGNORECASE)
-FILE = re.compile(r"\s*# (?:flake8|ruff)[:=]\s*noqa(?P<codes>:\s?(?P<list>(?:[A-Z]+[0-9]+(?:[,\s]+)?)+))?\s*$", re.IGNORECASE)
+FILE = re.compile(
+    r"\s*# (?:flake8|ruff)[:=]\s*noqa(?P<codes>:\s?(?P<list>(?:[A-Z]+[0-9]+(?:[,\s]+)?)+))?\s*$", re.IGNORECASE
+)
 ALL: frozenset[str] = frozenset()
 
 
@@ -36,10 +38,7 @@ class Silenced:
 
     def __call__(self, line: int, code: str) -> bool:
         """Whether a code is silenced in a line."""
-        for codes in (self.file, self.lines.get(line)):
-            if codes is not None and (codes == ALL or code in codes):
-                return True
-        return False
+        return any(codes is not None and (codes == ALL or code in codes) for codes in (self.file, self.lines.get(line)))
 
 
 def _codes(text: str | None) -> frozenset[str]:
@@ -54,7 +53,9 @@ def _logical_lines(text: str) -> list[tuple[int, int, str]]:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.COMMENT:
                 comments += token.string + "\n"
-            elif token.type in (tokenize.NEWLINE, tokenize.NL) and (token.type == tokenize.NEWLINE or not _open(text, found, token, first)):
+            elif token.type in (tokenize.NEWLINE, tokenize.NL) and (
+                token.type == tokenize.NEWLINE or not _open(text, found, token, first)
+            ):
                 if comments:
                     found.append((first, token.start[0], comments))
                 first, comments = token.start[0] + 1, ""

@@ -28,7 +28,16 @@ from batchnorm.diagnosis.source.values import (
 if TYPE_CHECKING:
     from batchnorm.diagnosis.source.interpreter import Program
 
-ITERATIONS = ("parameters", "named_parameters", "buffers", "named_buffers", "modules", "named_modules", "children", "named_children")
+ITERATIONS = (
+    "parameters",
+    "named_parameters",
+    "buffers",
+    "named_buffers",
+    "modules",
+    "named_modules",
+    "children",
+    "named_children",
+)
 OPAQUE = ("iteration", "zip", "list", "dict", "state", "layer", "key", "optimizer", "class attribute")
 
 
@@ -53,7 +62,22 @@ class Objects:
         self.conditions = self.ranks = self.second = self.depth_of_loops = 0
         self.touches_tensors = any(name in info.module.text for name in STATISTICS)
 
-    # Events ------------------------------------------------------------------------------------------------------------
+    # The interpreter's, which the questions ask in turn.
+
+    def ev(self, node: ast.AST) -> Any:
+        """The value of an expression."""
+        raise NotImplementedError
+
+    def read(self, base: Any, name: str, node: ast.AST) -> Any:
+        """`base.name`."""
+        raise NotImplementedError
+
+    def bind_attribute(self, target: ast.Attribute, value: Any, node: ast.AST) -> None:
+        """`x.name = value`."""
+        raise NotImplementedError
+
+    # Events
+    # ------------------------------------------------------------------------------------------------------------
 
     def event(self, kind: str, node: ast.AST, obj: Obj | None = None, **data: Any) -> Event:
         """An event at a node, the same one each time the node is passed."""
@@ -73,20 +97,34 @@ class Objects:
         frozen = self.moving(obj)
         half = next((v for o, v in self.state.half.items() if within(o, obj) or within(obj, o)), None)
         return Context(
-            obj, mode, layers if layers is not None else self.layers_mode(obj), no_grad, self.second > 0, self.ranks > 0,
-            self.conditions > 0, frozen, half, any(within(o, obj) or within(obj, o) for o in self.state.loaded), self.info,
-        )  # fmt: skip
+            obj,
+            mode,
+            layers if layers is not None else self.layers_mode(obj),
+            no_grad,
+            self.second > 0,
+            self.ranks > 0,
+            self.conditions > 0,
+            frozen,
+            half,
+            any(within(o, obj) or within(obj, o) for o in self.state.loaded),
+            self.info,
+        )
 
     def moving(self, obj: Obj) -> tuple[tuple[Obj, ast.AST, FunctionInfo], ...]:
         """The parts of an object that are frozen by requires_grad and by nothing else."""
         found = []
         for part, (node, function) in self.state.frozen.items():
             mode, layers = self.mode(part), self.layers_mode(part)
-            if within(part, obj) and (mode is None or mode.value == TRAIN or part is obj) and (layers is None or layers.value == TRAIN):
+            if (
+                within(part, obj)
+                and (mode is None or mode.value == TRAIN or part is obj)
+                and (layers is None or layers.value == TRAIN)
+            ):
                 found.append((part, node, function))
         return tuple(found)
 
-    # Modes -------------------------------------------------------------------------------------------------------------
+    # Modes
+    # -------------------------------------------------------------------------------------------------------------
 
     def mode(self, obj: Obj) -> Mode | None:
         """The mode of an object, its own or its owner's; None where only a caller knows."""
@@ -96,7 +134,11 @@ class Objects:
                 break
             if at in self.state.modes:
                 return self.state.modes[at]
-            at = canonical(at.parent) if at.parent is not None and at.kind in ("attribute", "batch norm") else self.held.get(at)
+            at = (
+                canonical(at.parent)
+                if at.parent is not None and at.kind in ("attribute", "batch norm")
+                else self.held.get(at)
+            )
         return None
 
     def layers_mode(self, obj: Obj) -> Mode | None:
@@ -163,12 +205,23 @@ class Objects:
         for value in values:
             for obj in objects_in(value):
                 obj = canonical(obj)
-                if obj.kind in OPAQUE or obj.kind == "self" and not (isinstance(obj.info, ClassInfo) and obj.info.is_module):
+                if obj.kind in OPAQUE or (
+                    obj.kind == "self" and not (isinstance(obj.info, ClassInfo) and obj.info.is_module)
+                ):
                     continue
-                if obj in self.state.modes or obj.kind in ("parameter", "attribute", "global", "instance", "external", "result", "copy"):
+                if obj in self.state.modes or obj.kind in (
+                    "parameter",
+                    "attribute",
+                    "global",
+                    "instance",
+                    "external",
+                    "result",
+                    "copy",
+                ):
                     self.state.modes[obj] = Mode(UNKNOWN)
 
-    # What is what -------------------------------------------------------------------------------------------------------
+    # What is what
+    # -------------------------------------------------------------------------------------------------------
 
     def class_of(self, obj: Obj, depth: int = 0) -> ClassInfo | None:
         """The class of an object, if all that flows into it agrees."""
@@ -193,7 +246,9 @@ class Objects:
         flows = inflow(slot) if info is not None else slot.sources
         if len(flows) == 1:
             (only,) = flows
-            if isinstance(only, Const) or (isinstance(only, Obj) and only.kind in ("list", "dict", "iteration", "zip", "state")):
+            if isinstance(only, Const) or (
+                isinstance(only, Obj) and only.kind in ("list", "dict", "iteration", "zip", "state")
+            ):
                 return only
             if isinstance(only, External | Class):
                 return only
@@ -219,7 +274,8 @@ class Objects:
         """An object that is used as a tensor."""
         return Form({Atom("element", obj): {(): 1.0}}, live=True)
 
-    # Containers and iteration -------------------------------------------------------------------------------------------
+    # Containers and iteration
+    # -------------------------------------------------------------------------------------------
 
     def item(self, base: Any, key: Any) -> Any:
         """`base[key]`."""
@@ -244,7 +300,13 @@ class Objects:
                 return self.statistic(owner, last(key.value)) if isinstance(owner, Obj) else None
             return None
         if isinstance(key, Const):
-            if isinstance(key.value, str) and key.value in STATISTICS and base.kind == "attribute" and base.name == "_buffers" and base.parent:
+            if (
+                isinstance(key.value, str)
+                and key.value in STATISTICS
+                and base.kind == "attribute"
+                and base.name == "_buffers"
+                and base.parent
+            ):
                 return self.statistic(base.parent, key.value)
             known = self.state.heap.get((base, f"[{key.value}]"))
             if known is not None:
@@ -284,7 +346,11 @@ class Objects:
         if value.kind in ("list", "dict"):
             return choice(list(value.sources)) if value.kind == "list" else None
         if value.kind in ("attribute", "parameter", "global"):
-            kinds = [s for s in inflow(value) if isinstance(s, Obj) and s.kind in ("iteration", "zip", "enumerate", "list", "state")]
+            kinds = [
+                s
+                for s in inflow(value)
+                if isinstance(s, Obj) and s.kind in ("iteration", "zip", "enumerate", "list", "state")
+            ]
             if len(kinds) == 1:
                 return self.element(kinds[0])
         return value.attr("[]")
@@ -300,7 +366,11 @@ class Objects:
                 value = entry
             else:
                 value = owner.attr("[]") if isinstance(owner, Obj) and how == "values" else entry
-            return {"keys": key, "items": Tuple((key, entry if not isinstance(value, Obj) else value)), "values": value}[how]
+            return {
+                "keys": key,
+                "items": Tuple((key, entry if not isinstance(value, Obj) else value)),
+                "values": value,
+            }[how]
         if "modules" in how or "children" in how:
             layer = made((id(iteration.node), id(owner), "layer"), lambda: Obj("layer", "m", info=owner))
             return Tuple((ClassName(layer), layer)) if how.startswith("named") else layer
@@ -308,7 +378,8 @@ class Objects:
         form = Form({Atom(kind, canonical(owner) if isinstance(owner, Obj) else owner, ""): {(): 1.0}}, live=True)
         return Tuple((ClassName(iteration), form)) if how.startswith("named") else form
 
-    # Tests -------------------------------------------------------------------------------------------------------------
+    # Tests
+    # -------------------------------------------------------------------------------------------------------------
 
     def narrow(self, test: ast.AST) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a test says of names: `isinstance(m, BatchNorm2d)` makes m a batch norm layer; in the branch, and in the other."""
@@ -326,37 +397,63 @@ class Objects:
         value = self.state.env.get(name)
         if isinstance(value, Obj):
             owner = value.info if value.kind == "layer" else value
-            narrowed = self.program.obj((id(test), id(value)), lambda: Obj("batch norm", name, parent=owner if isinstance(owner, Obj) else None, info=value))
+            narrowed = self.program.obj(
+                (id(test), id(value)),
+                lambda: Obj("batch norm", name, parent=owner if isinstance(owner, Obj) else None, info=value),
+            )
             return {name: narrowed}, {}
         return {}, {}
 
     def _tested_layer(self, test: ast.AST) -> str | None:
         """The name that a test finds to be batch norm, by its class or by its class's name."""
-        if isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id == "isinstance" and len(test.args) == 2:
+        if (
+            isinstance(test, ast.Call)
+            and isinstance(test.func, ast.Name)
+            and test.func.id == "isinstance"
+            and len(test.args) == 2
+        ):
             subject, classes = test.args
             names = classes.elts if isinstance(classes, ast.Tuple) else [classes]
             if isinstance(subject, ast.Name) and names and all(self._is_layer_class(n) for n in names):
                 return subject.id
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             left, right = test.left, test.comparators[0]
-            if isinstance(test.ops[0], ast.In) and isinstance(left, ast.Constant) and isinstance(left.value, str) and "norm" in left.value.lower() and "batch" in left.value.lower():
+            if (
+                isinstance(test.ops[0], ast.In)
+                and isinstance(left, ast.Constant)
+                and isinstance(left.value, str)
+                and "norm" in left.value.lower()
+                and "batch" in left.value.lower()
+            ):
                 return self._named(right)
-            if isinstance(left, ast.Call) and isinstance(left.func, ast.Attribute) and left.func.attr == "find" and left.args:
+            if (
+                isinstance(left, ast.Call)
+                and isinstance(left.func, ast.Attribute)
+                and left.func.attr == "find"
+                and left.args
+            ):
                 word = left.args[0]
                 if isinstance(word, ast.Constant) and isinstance(word.value, str) and "batchnorm" in word.value.lower():
                     return self._named(left.func.value)
-            if isinstance(test.ops[0], ast.Eq | ast.Is) and isinstance(left, ast.Call) and isinstance(left.func, ast.Name) and left.func.id == "type":
+            if (
+                isinstance(test.ops[0], ast.Eq | ast.Is)
+                and isinstance(left, ast.Call)
+                and isinstance(left.func, ast.Name)
+                and left.func.id == "type"
+            ):
                 subject = left.args[0] if left.args else None
                 if isinstance(subject, ast.Name) and self._is_layer_class(right):
                     return subject.id
         return None
 
     def _is_layer_class(self, node: ast.AST) -> bool:
-        value = self.ev(node)  # pyright: ignore[reportAttributeAccessIssue]
+        value = self.ev(node)
         for option in options(value):
             if isinstance(option, External) and is_layer(option.name):
                 return True
-            if isinstance(option, Class) and any(isinstance(a, External) and is_layer(a.name) for a in option.info.ancestors()):
+            if isinstance(option, Class) and any(
+                isinstance(a, External) and is_layer(a.name) for a in option.info.ancestors()
+            ):
                 return True
         return False
 
@@ -364,14 +461,15 @@ class Objects:
         """Of `name` in `name = m.__class__.__name__`, m."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             node = node.func.value
-        value = self.ev(node)  # pyright: ignore[reportAttributeAccessIssue]
+        value = self.ev(node)
         if isinstance(value, ClassName):
             for name, held in self.state.env.items():
                 if held is value.obj:
                     return name
         return None
 
-    # Tensors -----------------------------------------------------------------------------------------------------------
+    # Tensors
+    # -----------------------------------------------------------------------------------------------------------
 
     def written(self, node: ast.AST, target: Form, value: Form, **data: Any) -> None:
         """A tensor that is a buffer, a parameter or a state's entry gets a new content; the last write of a statement counts."""
@@ -410,35 +508,57 @@ class Objects:
             if owner.kind == "batch norm" and owner.parent is None:
                 owner_model = owner
             else:
-                owner_model = canonical(owner.parent) if owner.kind == "batch norm" and owner.parent is not None else canonical(owner)
+                owner_model = (
+                    canonical(owner.parent)
+                    if owner.kind == "batch norm" and owner.parent is not None
+                    else canonical(owner)
+                )
             if owner_model.kind == "layer":
                 continue
             layer = owner.kind == "batch norm"
+            loop = self.loop_nodes[-1] if self.loop_nodes else None
             if off:
-                self.event("freeze", node, owner_model, layer=layer)
+                chosen = loop is not None and bool(self.tests) and any(t in ast.walk(loop) for t in self.tests[-1:])
+                event = self.event("freeze", node, owner_model, layer=layer, loop=loop)
+                event.data["partial"] = event.data.get("partial", False) or chosen
                 self.state.frozen[owner_model] = (node, self.info)
+            elif loop is not None and self.tests and self._frozen_here(owner_model, loop):
+                pass  # all but those that a test on the name lets through
             else:
                 self.event("thaw", node, owner_model)
                 self.state.frozen.pop(owner_model, None)
                 self.summary.thawed.add(owner_model)
 
+    def _frozen_here(self, owner: Obj, loop: ast.AST) -> bool:
+        """Whether a loop freezes all parameters first and then thaws some of them."""
+        held = self.state.frozen.get(owner)
+        for event in self.program.events.values() if held is not None else ():
+            if event.kind == "freeze" and event.node is held[0] and event.data.get("loop") is loop:
+                event.data["partial"] = True
+                return True
+        return False
+
     def compared(self, node: ast.Compare, left: Any, rights: list[Any]) -> None:
         """`'bn' in name`, of a name in named_modules() or named_parameters()."""
-        if len(node.ops) == 1 and isinstance(node.ops[0], ast.In | ast.NotIn) and isinstance(left, Const) and isinstance(left.value, str):
-            if isinstance(rights[0], ClassName):
-                self.event("name", node, None, word=left.value, of=rights[0].obj)
+        if (
+            len(node.ops) == 1
+            and isinstance(node.ops[0], ast.In | ast.NotIn)
+            and isinstance(left, Const)
+            and isinstance(left.value, str)
+        ) and isinstance(rights[0], ClassName):
+            self.event("name", node, None, word=left.value, of=rights[0].obj)
 
     def context(self, node: ast.AST) -> tuple[bool | None] | None:
         """Whether a context switches gradients off; None if it is about something else."""
         target = node.func if isinstance(node, ast.Call) else node
-        value = self.ev(target) if isinstance(target, ast.Name | ast.Attribute) else None  # pyright: ignore
+        value = self.ev(target) if isinstance(target, ast.Name | ast.Attribute) else None
         if isinstance(value, External):
             if value.name in WITHOUT_GRADIENTS:
                 return (True,)
             if value.name == "torch.enable_grad":
                 return (False,)
             if last(value.name) == "set_grad_enabled" and isinstance(node, ast.Call):
-                said = self.ev(node.args[0]) if node.args else None  # pyright: ignore[reportAttributeAccessIssue]
+                said = self.ev(node.args[0]) if node.args else None
                 return (not said.value,) if isinstance(said, Const) else (None,)
         return None
 
@@ -457,7 +577,11 @@ def root(obj: Obj) -> Obj:
     for _ in range(8):
         obj = canonical(obj)
         if obj.kind == "attribute" and obj.parent is not None:
-            if len(obj.sources) == 1 and isinstance(obj.sources[0], Obj) and obj.sources[0].kind not in ("list", "dict"):
+            if (
+                len(obj.sources) == 1
+                and isinstance(obj.sources[0], Obj)
+                and obj.sources[0].kind not in ("list", "dict")
+            ):
                 obj = obj.sources[0]
                 continue
             parent = root(obj.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +85,10 @@ class ClassInfo:
     def is_module(self) -> bool:
         """Whether it is a torch module, as far as its bases say."""
         names = [a.name for a in self.ancestors() if isinstance(a, External)]
-        return any(n.startswith(("torch.nn.", "torchvision.", "timm.")) or n.endswith(("Module", "LightningModule")) for n in names)
+        return any(
+            n.startswith(("torch.nn.", "torchvision.", "timm.")) or n.endswith(("Module", "LightningModule"))
+            for n in names
+        )
 
 
 @dataclass(eq=False)
@@ -302,10 +306,8 @@ class Project:
         """Take a file in; its name is its path from the root."""
         parts = list(path.parts)
         if self.root is not None:
-            try:
+            with contextlib.suppress(ValueError):
                 parts = list(path.relative_to(self.root).parts)
-            except ValueError:
-                pass
         parts[-1] = parts[-1].removesuffix(".py")
         if parts[-1] == "__init__" and len(parts) > 1:
             parts.pop()
@@ -347,7 +349,11 @@ class Project:
             return n
 
         # An import reaches what lies beside the file or above it, not what lies in a folder elsewhere.
-        reached = [c for c in candidates if c.split(".")[: -len(name.split("."))] == package[: len(c.split(".")) - len(name.split("."))]]
+        reached = [
+            c
+            for c in candidates
+            if c.split(".")[: -len(name.split("."))] == package[: len(c.split(".")) - len(name.split("."))]
+        ]
         best = max(reached or (candidates if len(candidates) == 1 else []), key=shared, default=None)
         return None if best is None else self.modules[best]
 

@@ -21,7 +21,19 @@ from batchnorm.diagnosis.source.values import (
 )
 
 ONE: Poly = {(): 1.0}
-SAME = ("detach", "contiguous", "view", "reshape", "squeeze", "view_as", "cuda", "cpu", "requires_grad_", "numpy", "expand_as")
+SAME = (
+    "detach",
+    "contiguous",
+    "view",
+    "reshape",
+    "squeeze",
+    "view_as",
+    "cuda",
+    "cpu",
+    "requires_grad_",
+    "numpy",
+    "expand_as",
+)
 COPIES = ("clone", "new_tensor")
 CONVERTS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "long", "int")
 IN_PLACE = ("mul_", "add_", "sub_", "div_", "copy_", "lerp_", "fill_", "zero_", "set_", "assign")
@@ -114,14 +126,22 @@ def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], ver
     if name in COPIES:
         return frozen_form(form, version)
     if name in CONVERTS:
-        out = frozen_form(form, version) if name != "to" else Form(dict(form.terms), form.live, form.mixed, True, form.divided)
+        out = (
+            frozen_form(form, version)
+            if name != "to"
+            else Form(dict(form.terms), form.live, form.mixed, True, form.divided)
+        )
         out.converted = True
         return out
     base = name.removesuffix("_")
     first = args[0] if args else keywords.get("other", keywords.get("end", keywords.get("src")))
     if base in ("copy", "set", "assign"):
         found = as_form(first)
-        return frozen_form(found, version) if found is not None else other([], version, first if isinstance(first, Obj) else None)
+        return (
+            frozen_form(found, version)
+            if found is not None
+            else other([], version, first if isinstance(first, Obj) else None)
+        )
     if base in ("fill", "zero"):
         return other([], version)
     if base in ("mul", "multiply"):
@@ -144,7 +164,10 @@ def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], ver
             return other([], version)
         one_minus = combine(ast.Sub(), Const(1.0), weight, version)
         return combine(
-            ast.Add(), combine(ast.Mult(), form, one_minus, version), combine(ast.Mult(), first, weight, version), version
+            ast.Add(),
+            combine(ast.Mult(), form, one_minus, version),
+            combine(ast.Mult(), first, weight, version),
+            version,
         )
     return None
 

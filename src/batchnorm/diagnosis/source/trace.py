@@ -110,9 +110,18 @@ class State:
     def copy(self) -> State:
         """A state that goes its own way."""
         return State(
-            dict(self.env), dict(self.heap), dict(self.modes), dict(self.layers), dict(self.frozen), dict(self.half),
-            self.loaded, self.wrapped, self.no_grad, self.version, self.dead,
-        )  # fmt: skip
+            dict(self.env),
+            dict(self.heap),
+            dict(self.modes),
+            dict(self.layers),
+            dict(self.frozen),
+            dict(self.half),
+            self.loaded,
+            self.wrapped,
+            self.no_grad,
+            self.version,
+            self.dead,
+        )
 
 
 SLOTS = ("parameter", "attribute", "global", "self")
@@ -142,7 +151,12 @@ def join(a: State, b: State, choose: Any) -> State:
     for obj in out.layers:
         # Frozen under a condition is frozen for whom it holds.
         for only in (a.layers.get(obj), b.layers.get(obj)):
-            if only is not None and only.value == EVAL and out.layers[obj].value == UNKNOWN and (obj not in a.layers or obj not in b.layers):
+            if (
+                only is not None
+                and only.value == EVAL
+                and out.layers[obj].value == UNKNOWN
+                and (obj not in a.layers or obj not in b.layers)
+            ):
                 out.layers[obj] = only
     out.frozen = {**a.frozen, **b.frozen}
     out.half = {k: v for k, v in a.half.items() if k in b.half}

@@ -123,8 +123,11 @@ class Obj:
 
     def flows_from(self, value: Any) -> None:
         """Record that a value was assigned."""
-        if value is not None and value is not self and len(self.sources) < 16 and not any(
-            s is value or (not isinstance(value, Obj | Form) and s == value) for s in self.sources
+        if (
+            value is not None
+            and value is not self
+            and len(self.sources) < 16
+            and not any(s is value or (not isinstance(value, Obj | Form) and s == value) for s in self.sources)
         ):
             self.sources.append(value)
 
@@ -199,7 +202,9 @@ def add(a: Poly, b: Poly, sign: float = 1.0) -> Poly:
 
 
 def times(a: Poly, b: Poly) -> Poly:
-    """The product of two polynomials."""
+    """The product of two polynomials; one with more terms than are followed is an unknown of its own."""
+    if len(a) * len(b) > MOST_TERMS**2 or any(len(k) > MOST_TERMS for k in (*a, *b)):
+        return {(object(),): 1.0}
     out: Poly = {}
     for k, v in a.items():
         for m, w in b.items():
@@ -210,9 +215,9 @@ def times(a: Poly, b: Poly) -> Poly:
 
 def inverse(a: Poly) -> Poly | None:
     """One over a number or over a single unknown."""
-    if set(a) == {()} and a[()]:
-        return {(): 1 / a[()]}
-    return {("inverse", *k): 1 / v for k, v in a.items()} if len(a) == 1 else None
+    if len(a) != 1 or not all(a.values()):
+        return None
+    return {("inverse", *k) if k else (): 1 / v for k, v in a.items()}
 
 
 def choice(values: list[Any]) -> Any:

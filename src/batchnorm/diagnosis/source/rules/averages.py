@@ -16,8 +16,31 @@ from batchnorm.diagnosis.source.values import Atom, Form, Obj
 RECALIBRATE = ("update_bn", "bn_update", "recalibrate", "update_bn_stats")
 BUFFERS = ("buffers", "named_buffers", "_buffers", "running_mean", "running_var")
 PARTS = re.compile(r"num_batches|running_|tracked|\bbn|norm")
-SELECTED = ("keys", "layers", "skip", "ignore", "personal", "bn_keys", "w_locals_keys", "global_keys", "exclude", "excluded")
-CARES = {"num_batches_tracked", "is_floating_point", "dtype", "long", "int64", "is_complex", "requires_grad", "float32", "LongTensor", "int", "data_ptr"}
+SELECTED = (
+    "keys",
+    "layers",
+    "skip",
+    "ignore",
+    "personal",
+    "bn_keys",
+    "w_locals_keys",
+    "global_keys",
+    "exclude",
+    "excluded",
+)
+CARES = {
+    "num_batches_tracked",
+    "is_floating_point",
+    "dtype",
+    "long",
+    "int64",
+    "is_complex",
+    "requires_grad",
+    "float32",
+    "LongTensor",
+    "int",
+    "data_ptr",
+}
 
 
 def mixtures(facts: Facts) -> Iterator[tuple[Event, Atom, list[Atom]]]:
@@ -54,12 +77,18 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
         owner = target.owner
         if target.kind != "parameter" or not isinstance(owner, Obj) or id(event.node) in seen:
             continue
-        others = [a for a in atoms if a.owner is not owner and (a.kind == "parameter" or (a.kind == "element" and isinstance(a.owner, Obj)))]
-        if not others or event.data.get("in_place") == "copy_" and not any(a.owner is owner for a in atoms):
+        others = [
+            a
+            for a in atoms
+            if a.owner is not owner and (a.kind == "parameter" or (a.kind == "element" and isinstance(a.owner, Obj)))
+        ]
+        if not others or (event.data.get("in_place") == "copy_" and not any(a.owner is owner for a in atoms)):
             continue
         if not any(a.owner is owner for a in atoms) and event.data.get("in_place") != "add_":
             continue
-        if len({id(a.owner) for a in atoms if a.kind in ("parameter", "element")} | {id(owner)}) > 2 or _subtracts(event):
+        if len({id(a.owner) for a in atoms if a.kind in ("parameter", "element")} | {id(owner)}) > 2 or _subtracts(
+            event
+        ):
             continue  # a correction or a gradient, not an average
         if id(event.function) in functions or _buffers_too(facts, event, owner):
             continue
@@ -70,25 +99,34 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
         functions.add(id(event.function))
         loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), event.node)
         yield Said(
-            event.function.module, loop,
-            "an average over parameters() leaves out the running statistics: the averaged model evaluates with those that it started with",
+            event.function.module,
+            loop,
+            "an average over parameters() leaves out the running statistics: the averaged model evaluates with those "
+            "that it started with",
             "copy the buffers too: for a, b in zip(averaged.buffers(), model.buffers()): a.copy_(b)",
             sure=level == YES,
-        )  # fmt: skip
+        )
 
 
 def _subtracts(event: Event) -> bool:
     """Whether another's parameters are taken off: `p -= rate * q`."""
     for now, current, _ in event.data["values"]:
         for atom, weight in now.terms.items():
-            if atom != current and atom.kind in ("parameter", "element") and weight and all(v < 0 for v in weight.values()):
+            if (
+                atom != current
+                and atom.kind in ("parameter", "element")
+                and weight
+                and all(v < 0 for v in weight.values())
+            ):
                 return True
     return False
 
 
 def _buffers_too(facts: Facts, event: Event, owner: Obj) -> bool:
     """Whether the statistics come along: buffers are copied, a state is loaded, or the model itself runs forward in train mode."""
-    if facts.uses(event.function, *BUFFERS) or (event.function.owner is not None and any(facts.uses(m, *BUFFERS) for m in event.function.owner.methods.values())):
+    if facts.uses(event.function, *BUFFERS) or (
+        event.function.owner is not None and any(facts.uses(m, *BUFFERS) for m in event.function.owner.methods.values())
+    ):
         return True
     mine = {id(o) for o in facts.aliases(owner)}
 
@@ -102,7 +140,11 @@ def _buffers_too(facts: Facts, event: Event, owner: Obj) -> bool:
 
     for other in facts.of("write"):
         atom = other.data["atom"]
-        if atom.kind in ("buffer", "statistic") and isinstance(atom.owner, Obj) and (other.function.module is event.function.module or is_it(atom.owner)):
+        if (
+            atom.kind in ("buffer", "statistic")
+            and isinstance(atom.owner, Obj)
+            and (other.function.module is event.function.module or is_it(atom.owner))
+        ):
             return True
     for forward in facts.of("forward"):
         # Without a situation that is known, it runs as its owner does: in train mode while that trains.
@@ -132,19 +174,34 @@ def counter_too(facts: Facts) -> Iterator[Said]:
             continue
         seen.add(id(outer))
         yield Said(
-            event.function.module, event.node,
-            "every entry of the state dict is averaged, the integer num_batches_tracked too: torch refuses a fraction in place, and truncates "
+            event.function.module,
+            event.node,
+            "every entry of the state dict is averaged, the integer num_batches_tracked too: torch refuses a fraction "
+            "in place, and truncates "
             "it when the state is loaded or copied into",
             "average floating entries only: if value.is_floating_point()",
-            sure=level == YES and event.data.get("in_place") != "copy_", edit=_guard(event.node, outer),
-        )  # fmt: skip
+            sure=level == YES and event.data.get("in_place") != "copy_",
+            edit=_guard(event.node, outer),
+        )
 
 
 def _guard(node: ast.AST, loop: ast.For) -> Edit | None:
     """A `continue` for integers, where the loop runs over the entries that it writes: the first state's counter stays."""
-    target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AugAssign) else None
-    over = loop.iter.func.value if isinstance(loop.iter, ast.Call) and isinstance(loop.iter.func, ast.Attribute) and loop.iter.func.attr == "keys" else loop.iter
-    if not (isinstance(target, ast.Subscript) and isinstance(loop.target, ast.Name) and ast.dump(over) == ast.dump(target.value)):
+    target = (
+        node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AugAssign) else None
+    )
+    over = (
+        loop.iter.func.value
+        if isinstance(loop.iter, ast.Call)
+        and isinstance(loop.iter.func, ast.Attribute)
+        and loop.iter.func.attr == "keys"
+        else loop.iter
+    )
+    if not (
+        isinstance(target, ast.Subscript)
+        and isinstance(loop.target, ast.Name)
+        and ast.dump(over) == ast.dump(target.value)
+    ):
         return None
     first = loop.body[0]
     if first.lineno == loop.lineno:
@@ -158,22 +215,40 @@ def _averaging(form: Form) -> bool:
     entries = [a for a in form.terms if a.kind == "entry"]
     if form.divided and entries:
         return True
-    return len(entries) >= 2 and any(set(p) != {()} or any(v != int(v) for v in p.values()) for p in form.terms.values())
+    return len(entries) >= 2 and any(
+        set(p) != {()} or any(v != int(v) for v in p.values()) for p in form.terms.values()
+    )
 
 
 def _cares(facts: Facts, event: Event, loop: ast.AST) -> bool:
     """Whether the loop tells integers from floating entries, or takes some entries only."""
     for n in ast.walk(loop):
-        word = n.attr if isinstance(n, ast.Attribute) else n.id if isinstance(n, ast.Name) else n.value if isinstance(n, ast.Constant) else ""
+        word = (
+            n.attr
+            if isinstance(n, ast.Attribute)
+            else n.id
+            if isinstance(n, ast.Name)
+            else n.value
+            if isinstance(n, ast.Constant)
+            else ""
+        )
         if isinstance(word, str) and word in CARES:
             return True
         if isinstance(n, ast.Constant) and isinstance(n.value, str) and PARTS.search(n.value.lower()):
             return True
-        if isinstance(n, ast.Attribute) and n.attr in ("type", "to", "float", "long", "requires_grad") and isinstance(n.ctx, ast.Load):
+        if (
+            isinstance(n, ast.Attribute)
+            and n.attr in ("type", "to", "float", "long", "requires_grad")
+            and isinstance(n.ctx, ast.Load)
+        ):
             return True
         if isinstance(n, ast.Compare) and isinstance(n.ops[0], ast.In | ast.NotIn) and isinstance(n.left, ast.Constant):
             return True
-        if isinstance(n, ast.Compare) and isinstance(n.ops[0], ast.NotIn | ast.In) and any(isinstance(c, ast.Name) and c.id in SELECTED for c in n.comparators):
+        if (
+            isinstance(n, ast.Compare)
+            and isinstance(n.ops[0], ast.NotIn | ast.In)
+            and any(isinstance(c, ast.Name) and c.id in SELECTED for c in n.comparators)
+        ):
             return True
     return facts.uses(event.function, "named_parameters", "parameters")
 
@@ -214,10 +289,13 @@ def missing_update_bn(facts: Facts) -> Iterator[Said]:
         level = max((facts.has(o) or 0 for a in event.data["args"] for o in objects_in(a)), default=0)
         if level:
             yield Said(
-                module, event.node,
-                f"{spelled(event.node)} averages weights and keeps the statistics of its first copy: update_bn is missing",
-                "batchnorm.recalibrate(averaged, loader)", sure=level == YES,
-            )  # fmt: skip
+                module,
+                event.node,
+                f"{spelled(event.node)} averages weights and keeps the statistics of its first copy: update_bn is "
+                "missing",
+                "batchnorm.recalibrate(averaged, loader)",
+                sure=level == YES,
+            )
 
 
 def update_bn_with_dropout(facts: Facts) -> Iterator[Said]:
@@ -231,4 +309,10 @@ def update_bn_with_dropout(facts: Facts) -> Iterator[Said]:
         frozen = any(c.layers is not None and c.layers.value == "eval" for c in event.contexts)
         if dropout or frozen:
             what = "switches dropout on while it measures" if dropout else "resets layers that were frozen by eval()"
-            yield Said(event.function.module, event.node, f"update_bn {what}", "batchnorm.recalibrate(model, loader)", sure=False)
+            yield Said(
+                event.function.module,
+                event.node,
+                f"update_bn {what}",
+                "batchnorm.recalibrate(model, loader)",
+                sure=False,
+            )

@@ -24,11 +24,14 @@ def filtered_statistics(facts: Facts) -> Iterator[Said]:
         if not any(w in LOST for w in words):
             continue
         yield Said(
-            event.function.module, event.node,
-            "the running statistics are left out of the state: a model that loads it evaluates with the statistics that it has, which are 0 and 1 "
+            event.function.module,
+            event.node,
+            "the running statistics are left out of the state: a model that loads it evaluates with the statistics "
+            "that it has, which are 0 and 1 "
             "in a new one",
-            "keep running_mean and running_var, or batchnorm.recalibrate(model, loader) after loading", sure=_loaded(facts, event.obj),
-        )  # fmt: skip
+            "keep running_mean and running_var, or batchnorm.recalibrate(model, loader) after loading",
+            sure=_loaded(facts, event.obj),
+        )
 
 
 def _of_state(source: object, node: ast.AST) -> bool:
@@ -51,7 +54,10 @@ def _dropped(test: ast.AST) -> Iterator[ast.Constant]:
 
 def _loaded(facts: Facts, state: Obj | None) -> bool:
     return any(
-        isinstance(e.data["strict"], Const) and e.data["strict"].value is False and any(o is state for o in objects_in(e.data["state"])) for e in facts.of("load")
+        isinstance(e.data["strict"], Const)
+        and e.data["strict"].value is False
+        and any(o is state for o in objects_in(e.data["state"]))
+        for e in facts.of("load")
     )
 
 
@@ -66,11 +72,14 @@ def half_precision(facts: Facts) -> Iterator[Said]:
         node, function = c.half
         seen.add(id(node))
         yield Said(
-            function.module, node,
-            f"half precision holds the running statistics too, and {spelled(event.node, 40)} in line {event.line} trains: small updates are lost and "
+            function.module,
+            node,
+            f"half precision holds the running statistics too, and {spelled(event.node, 40)} in line {event.line} "
+            "trains: small updates are lost and "
             "large variances overflow",
-            "torch.autocast for the forward, or keep batch norm layers in float32", sure=not c.conditional,
-        )  # fmt: skip
+            "torch.autocast for the forward, or keep batch norm layers in float32",
+            sure=not c.conditional,
+        )
 
 
 def sync_after_ddp(facts: Facts) -> Iterator[Said]:
@@ -78,10 +87,12 @@ def sync_after_ddp(facts: Facts) -> Iterator[Said]:
     for event in facts.of("sync"):
         if event.data.get("wrapped"):
             yield Said(
-                event.function.module, event.node,
-                "layers are converted to SyncBatchNorm after DistributedDataParallel has taken the model: it keeps the old layers' buffers",
+                event.function.module,
+                event.node,
+                "layers are converted to SyncBatchNorm after DistributedDataParallel has taken the model: it keeps "
+                "the old layers' buffers",
                 "convert first, then DistributedDataParallel(model)",
-            )  # fmt: skip
+            )
 
 
 def checkpointed(facts: Facts) -> Iterator[Said]:
@@ -95,10 +106,12 @@ def checkpointed(facts: Facts) -> Iterator[Said]:
                 level = max(level or 0, _called_inside(facts, option))
         if level in (YES, LIKELY):
             yield Said(
-                event.function.module, event.node,
+                event.function.module,
+                event.node,
                 "activation checkpointing runs the forward again in backward: the running statistics move twice a step",
-                "batchnorm.convert(model), whose layers know a recomputed forward", sure=level == YES and not event.data["conditional"],
-            )  # fmt: skip
+                "batchnorm.convert(model), whose layers know a recomputed forward",
+                sure=level == YES and not event.data["conditional"],
+            )
 
 
 def _called_inside(facts: Facts, function: Function) -> int:

@@ -6,21 +6,27 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, called, spelled
 from batchnorm.diagnosis.source.objects import canonical
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj
 
-NOISE = re.compile(r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$")
-TEACHER = re.compile(r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erence)?_model|frozen|old_model|model_old|prev(ious)?_model|pretrained")
+NOISE = re.compile(
+    r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
+)
+TEACHER = re.compile(
+    r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erence)?_model|frozen|old_model|model_old|prev(ious)?_model|pretrained"
+)
 
 
 def forwards(facts: Facts) -> Iterator[tuple[Event, Context, int]]:
     """Forwards of objects that have, or are likely to have, batch norm, and outside of a model's own class."""
     for event in facts.of("forward"):
-        inner = event.function.owner is not None and event.function.owner.is_module and event.function.name in ("forward", "__call__", "_forward_impl")
-        if inner:
+        owner = event.function.owner
+        if owner is not None and (
+            (owner.is_module and event.function.name in ("forward", "__call__", "_forward_impl")) or adapts(owner)
+        ):
             continue
         for context in event.contexts:
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
@@ -43,13 +49,20 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             continue
         seen.add(id(event.node))
         always = all(o.mode.value == TRAIN for o in event.contexts)
-        since = f" (train() in line {getattr(c.mode.node, 'lineno', 0)} of {_file(c)})" if c.mode.node is not None else ", as a new model is"
+        since = (
+            f" (train() in line {getattr(c.mode.node, 'lineno', 0)} of {_file(c)})"
+            if c.mode.node is not None
+            else ", as a new model is"
+        )
         name = called(event)
         yield Said(
-            event.function.module, event.node,
-            f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running statistics",
-            f"{name}.eval() before, {name}.train() after", sure=level == YES and always,
-        )  # fmt: skip
+            event.function.module,
+            event.node,
+            f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running "
+            "statistics",
+            f"{name}.eval() before, {name}.train() after",
+            sure=level == YES and always,
+        )
 
 
 def _measures(facts: Facts, event: Event, c: Context) -> bool:
@@ -74,9 +87,17 @@ def _file(c: Context) -> str:
 def _generates(event: Event) -> bool:
     """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
     node = event.node
-    words = {n.id for a in (*node.args, *(k.value for k in node.keywords)) for n in ast.walk(a) if isinstance(n, ast.Name)} if isinstance(node, ast.Call) else set()
+    words = (
+        {n.id for a in (*node.args, *(k.value for k in node.keywords)) for n in ast.walk(a) if isinstance(n, ast.Name)}
+        if isinstance(node, ast.Call)
+        else set()
+    )
     name = called(event).split(".")[-1].lower()
-    return any(NOISE.match(w) for w in words) or name in ("g", "netg", "net_g", "gen", "generator", "decoder") or name.startswith(("g_", "gen_", "netg"))
+    return (
+        any(NOISE.match(w) for w in words)
+        or name in ("g", "netg", "net_g", "gen", "generator", "decoder")
+        or name.startswith(("g_", "gen_", "netg"))
+    )
 
 
 def _teaches(facts: Facts, event: Event) -> bool:
@@ -90,34 +111,56 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         here = c.mode.function is event.function and c.mode.node is not None
         if c.mode.value != TRAIN or c.no_grad is not True or not here or id(event.node) in seen or c.second:
             continue
-        if _measures(facts, event, c) or _generates(event) or _is_average(facts, c.obj) or c.layers is not None or _restored(facts, event):
+        if (
+            _measures(facts, event, c)
+            or _generates(event)
+            or _is_average(facts, c.obj)
+            or c.layers is not None
+            or _restored(facts, event)
+        ):
             continue
         seen.add(id(event.node))
         trains = facts.trains(event.function)
         name = called(event)
         yield Said(
-            event.function.module, event.node,
-            f"{name} runs forward under no_grad in train mode (train() in line {getattr(c.mode.node, 'lineno', 0)}): it moves the running statistics",
-            f"with batchnorm.pause({name}): ..., or {name}.eval()", sure=level == YES and not trains,
-        )  # fmt: skip
+            event.function.module,
+            event.node,
+            f"{name} runs forward under no_grad in train mode (train() in line {getattr(c.mode.node, 'lineno', 0)}): "
+            "it moves the running statistics",
+            f"with batchnorm.pause({name}): ..., or {name}.eval()",
+            sure=level == YES and not trains,
+        )
     for event in facts.of("outside"):
-        if event.data["name"].rsplit(".", 1)[0] not in ("torchsummary", "torchsummaryX", "torchsummary.torchsummary") or not event.data["name"].endswith(".summary"):
+        if event.data["name"].rsplit(".", 1)[0] not in (
+            "torchsummary",
+            "torchsummaryX",
+            "torchsummary.torchsummary",
+        ) or not event.data["name"].endswith(".summary"):
             continue
         for c in event.contexts:
             if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded:
                 yield Said(
-                    event.function.module, event.node,
-                    "a summary runs the model forward in train mode on random numbers: it moves the running statistics that were loaded",
-                    f"{spelled(event.node.args[0])}.eval() before",  # pyright: ignore[reportAttributeAccessIssue]
-                )  # fmt: skip
+                    event.function.module,
+                    event.node,
+                    "a summary runs the model forward in train mode on random numbers: it moves the running "
+                    "statistics that were loaded",
+                    f"{spelled(event.node.args[0])}.eval() before",
+                )
                 break
 
 
 def _restored(facts: Facts, event: Event) -> bool:
     """The statistics are saved before and put back."""
-    return facts.uses(event.function, "pause", "preserve_stats", "bypass_bn", "disable_running_stats", "disable_tracking_bn_stats", "_disable_tracking_bn_stats", "deepcopy") or (
-        facts.uses(event.function, "state_dict") and facts.uses(event.function, "load_state_dict")
-    )
+    return facts.uses(
+        event.function,
+        "pause",
+        "preserve_stats",
+        "bypass_bn",
+        "disable_running_stats",
+        "disable_tracking_bn_stats",
+        "_disable_tracking_bn_stats",
+        "deepcopy",
+    ) or (facts.uses(event.function, "state_dict") and facts.uses(event.function, "load_state_dict"))
 
 
 def never_back(facts: Facts) -> Iterator[Said]:
@@ -128,19 +171,32 @@ def never_back(facts: Facts) -> Iterator[Said]:
         if not c.second:
             first.setdefault((id(event.node), id(c.obj)), set()).add(c.mode.value)
     for event, c, level in forwards(facts):
-        if c.mode.value != EVAL or not c.second or c.no_grad is not False or id(event.node) in seen or c.mode.node is None:
+        if (
+            c.mode.value != EVAL
+            or not c.second
+            or c.no_grad is not False
+            or id(event.node) in seen
+            or c.mode.node is None
+        ):
             continue
-        if TRAIN not in first.get((id(event.node), id(c.obj)), set()) or not facts.trains(event.function) or c.layers is not None:
+        if (
+            TRAIN not in first.get((id(event.node), id(c.obj)), set())
+            or not facts.trains(event.function)
+            or c.layers is not None
+        ):
             continue
         seen.add(id(event.node))
         name = called(event)
-        where = c.mode.node.lineno if hasattr(c.mode.node, "lineno") else 0  # pyright: ignore
+        where = c.mode.node.lineno if hasattr(c.mode.node, "lineno") else 0
         yield Said(
-            event.function.module, event.node,
-            f"{name} is trained in eval mode from the second round on: eval() in line {where} of {_file(c)} is never followed by train(), so "
+            event.function.module,
+            event.node,
+            f"{name} is trained in eval mode from the second round on: eval() in line {where} of {_file(c)} is never "
+            "followed by train(), so "
             "batch norm's statistics stop there",
-            f"{name}.train() at the start of every epoch", sure=level == YES,
-        )  # fmt: skip
+            f"{name}.train() at the start of every epoch",
+            sure=level == YES,
+        )
 
 
 def second_network(facts: Facts) -> Iterator[Said]:
@@ -149,20 +205,29 @@ def second_network(facts: Facts) -> Iterator[Said]:
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or id(event.node) in seen or not facts.trains(event.function) or c.second:
             continue
-        if _is_average(facts, c.obj) or any(id(o) in facts.trained for o in facts.aliases(c.obj)) or c.layers is not None:
+        if (
+            _is_average(facts, c.obj)
+            or any(id(o) in facts.trained for o in facts.aliases(c.obj))
+            or c.layers is not None
+        ):
             continue
         named = _teaches(facts, event)
-        if not (c.loaded and (c.no_grad is True or named) or (named and c.no_grad is True and _only_teaches(facts, c.obj))):
+        if not (
+            (c.loaded and (c.no_grad is True or named)) or (named and c.no_grad is True and _only_teaches(facts, c.obj))
+        ):
             continue
         if c.mode.node is not None and c.mode.function is event.function:
             continue  # train() was called on it on purpose; BN412 speaks of that
         seen.add(id(event.node))
         name = called(event)
         yield Said(
-            event.function.module, event.node,
-            f"{name} is not trained here, and was never put in eval: it normalises with the batch, and its running statistics move",
-            f"{name}.eval()", sure=level == YES and c.loaded,
-        )  # fmt: skip
+            event.function.module,
+            event.node,
+            f"{name} is not trained here, and was never put in eval: it normalises with the batch, and its running "
+            "statistics move",
+            f"{name}.eval()",
+            sure=level == YES and c.loaded,
+        )
 
 
 def _only_teaches(facts: Facts, obj: Obj) -> bool:
@@ -182,11 +247,14 @@ def on_one_rank(facts: Facts) -> Iterator[Said]:
                     seen.add(id(event.node))
                     name = called(event)
                     yield Said(
-                        event.function.module, event.node,
-                        f"{name} is DistributedDataParallel and runs on one rank alone: a forward broadcasts the running statistics, for which it "
+                        event.function.module,
+                        event.node,
+                        f"{name} is DistributedDataParallel and runs on one rank alone: a forward broadcasts the "
+                        "running statistics, for which it "
                         "waits on the other ranks",
-                        f"{name}.module(...), or evaluate on every rank", sure=level == YES and c.mode.value == EVAL,
-                    )  # fmt: skip
+                        f"{name}.module(...), or evaluate on every rank",
+                        sure=level == YES and c.mode.value == EVAL,
+                    )
 
 
 def _wrapped(facts: Facts, event: Event) -> bool:
@@ -194,4 +262,7 @@ def _wrapped(facts: Facts, event: Event) -> bool:
     obj = event.obj
     if obj is None or obj.kind != "parameter" or not obj.sources:
         return False
-    return all(isinstance(s, Obj) and s.kind == "wrapper" and s.name == "ddp" for s in obj.sources) and canonical(obj) is obj
+    return (
+        all(isinstance(s, Obj) and s.kind == "wrapper" and s.name == "ddp" for s in obj.sources)
+        and canonical(obj) is obj
+    )

@@ -35,21 +35,38 @@ def layers(facts: Facts) -> Iterator[Numbers]:
         if not isinstance(call, ast.Call):
             continue
         name: str = event.data["name"]
-        framework = "Keras" if KERAS.match(name) else "Flax" if FLAX.match(name) else "torch" if is_torch_layer(name) or last(name) in OTHER_LAYERS else ""
-        if not framework or event.data["subclass"] is not None and event.data["subclass"].method("__init__") is not None:
+        framework = (
+            "Keras"
+            if KERAS.match(name)
+            else "Flax"
+            if FLAX.match(name)
+            else "torch"
+            if is_torch_layer(name) or last(name) in OTHER_LAYERS
+            else ""
+        )
+        if not framework or (
+            event.data["subclass"] is not None and event.data["subclass"].method("__init__") is not None
+        ):
             continue
         args, keywords = event.data["args"], event.data["keywords"]
         starred = any(isinstance(a, ast.Starred) for a in call.args)
 
-        def given(word: str, at: int, args: list[Any] = args, keywords: dict[str, Any] = keywords, starred: bool = starred) -> list[float]:
+        def given(
+            word: str, at: int, args: list[Any] = args, keywords: dict[str, Any] = keywords, starred: bool = starred
+        ) -> list[float]:
             value = keywords.get(word, args[at] if 0 <= at < len(args) and not starred else None)
             return facts.numbers(value)
 
         plain = framework == "torch" and not starred
         eps_node = call.args[1] if plain and len(call.args) > 1 else None
         yield Numbers(
-            event, call, framework, given("momentum", {"torch": 2, "Keras": 1, "Flax": -1}[framework]), given("eps", 1 if framework == "torch" else -1), eps_node,
-        )  # fmt: skip
+            event,
+            call,
+            framework,
+            given("momentum", {"torch": 2, "Keras": 1, "Flax": -1}[framework]),
+            given("eps", 1 if framework == "torch" else -1),
+            eps_node,
+        )
 
 
 def torch_momentum(facts: Facts) -> Iterator[Said]:
@@ -59,7 +76,8 @@ def torch_momentum(facts: Facts) -> Iterator[Said]:
             yield Said(
                 layer.event.function.module,
                 layer.call,
-                f"momentum={value:g} is the weight of the NEW batch in torch: the running statistics are nearly those of the last "
+                f"momentum={value:g} is the weight of the NEW batch in torch: the running statistics are nearly those "
+                "of the last "
                 f"batch. Keras or Flax mean the weight of the old value, which would be {1 - value:g} here",
                 f"momentum={1 - value:g}",
                 sure=value >= CERTAIN,
@@ -68,7 +86,13 @@ def torch_momentum(facts: Facts) -> Iterator[Said]:
     for event in facts.of("attribute"):
         if event.data["name"] == "momentum" and event.obj is not None and event.obj.kind == "batch norm":
             for value in {v for v in facts.numbers(event.data["value"]) if CERTAIN <= v < 1}:
-                yield Said(event.function.module, event.node, f"momentum={value:g} is the weight of the NEW batch in torch", f"{1 - value:g}", sure=False)
+                yield Said(
+                    event.function.module,
+                    event.node,
+                    f"momentum={value:g} is the weight of the NEW batch in torch",
+                    f"{1 - value:g}",
+                    sure=False,
+                )
 
 
 def other_momentum(facts: Facts) -> Iterator[Said]:
@@ -78,7 +102,8 @@ def other_momentum(facts: Facts) -> Iterator[Said]:
             yield Said(
                 layer.event.function.module,
                 layer.call,
-                f"momentum={value:g} is the weight of the OLD value in {layer.framework}: the moving statistics are nearly those of the last "
+                f"momentum={value:g} is the weight of the OLD value in {layer.framework}: the moving statistics are "
+                "nearly those of the last "
                 f"batch. Torch means the weight of the new batch, which would be {1 - value:g} here",
                 f"momentum={1 - value:g}",
                 sure=value <= CERTAIN_SMALL,
@@ -93,7 +118,8 @@ def momentum_outside(facts: Facts) -> Iterator[Said]:
             yield Said(
                 layer.event.function.module,
                 layer.call,
-                f"momentum={value:g} is taken without a word, but must be in [0, 1]: the old value weighs {1 - value:g}, and the statistics "
+                f"momentum={value:g} is taken without a word, but must be in [0, 1]: the old value weighs "
+                f"{1 - value:g}, and the statistics "
                 "swing past the data or away from it",
                 "momentum=0.1, and batchnorm.recalibrate(model, loader) for what is trained already",
             )
@@ -117,7 +143,8 @@ def eps_for_momentum(facts: Facts) -> Iterator[Said]:
         yield Said(
             layer.event.function.module,
             layer.call,
-            f"the second argument is eps, not momentum: eps={shown} is added to every variance, which flattens channels with "
+            f"the second argument is eps, not momentum: eps={shown} is added to every variance, which flattens "
+            "channels with "
             f"small variance, and momentum stays {layer.momentum[0] if layer.momentum else 0.1:g}{second}",
             f"momentum={shown}" if meant is None else f"momentum={meant:g}",
             edit=_renamed(layer.call, node, shown if meant is None else f"{meant:g}") if not second else None,
@@ -125,7 +152,9 @@ def eps_for_momentum(facts: Facts) -> Iterator[Said]:
 
 
 def _names(node: ast.AST) -> list[str]:
-    return [n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(node) if isinstance(n, ast.Name | ast.Attribute)]
+    return [
+        n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(node) if isinstance(n, ast.Name | ast.Attribute)
+    ]
 
 
 def _renamed(call: ast.Call, node: ast.expr, value: str) -> Edit | None:
@@ -137,7 +166,8 @@ def _renamed(call: ast.Call, node: ast.expr, value: str) -> Edit | None:
 def frozen_by_momentum(facts: Facts) -> Iterator[Said]:
     """BN407: momentum 0, not put back."""
     message = (
-        "momentum 0 stops the update, but train mode still normalises with the batch: the network is not trained with the statistics that "
+        "momentum 0 stops the update, but train mode still normalises with the batch: the network is not trained with "
+        "the statistics that "
         "inference uses"
     )
     for layer in layers(facts):
@@ -148,10 +178,19 @@ def frozen_by_momentum(facts: Facts) -> Iterator[Said]:
             continue
         if facts.numbers(event.data["value"]) != [0.0]:
             continue
-        others = [e for e in facts.of("attribute") if "momentum" in e.data["name"] and e is not event and e.function.module is event.function.module]
+        others = [
+            e
+            for e in facts.of("attribute")
+            if "momentum" in e.data["name"] and e is not event and e.function.module is event.function.module
+        ]
         kept = any(
-            isinstance(n, ast.Attribute) and n.attr == "momentum" and isinstance(n.ctx, ast.Load) for n in ast.walk(event.function.node)
+            isinstance(n, ast.Attribute) and n.attr == "momentum" and isinstance(n.ctx, ast.Load)
+            for n in ast.walk(event.function.node)
         )
-        restored = any(e.data["name"] != "momentum" or facts.numbers(e.data["value"]) != [0.0] for e in others if e.obj is not None and e.obj.kind in ("batch norm", "layer"))
+        restored = any(
+            e.data["name"] != "momentum" or facts.numbers(e.data["value"]) != [0.0]
+            for e in others
+            if e.obj is not None and e.obj.kind in ("batch norm", "layer")
+        )
         if not kept and not restored:
             yield Said(event.function.module, event.node, message, FREEZE)
