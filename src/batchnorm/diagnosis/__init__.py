@@ -7,6 +7,6 @@ from batchnorm.diagnosis.model import Evidence as Evidence
 from batchnorm.diagnosis.model import LayerEvidence as LayerEvidence
 from batchnorm.diagnosis.model import diagnose as diagnose
 from batchnorm.diagnosis.report import Report as Report
-from batchnorm.diagnosis.rules import RULES as RULES
+from batchnorm.diagnosis.catalogue import RULES as RULES
 from batchnorm.diagnosis.run import watch as watch
 from batchnorm.diagnosis.source import lint as lint

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from batchnorm.diagnosis import rules
 from batchnorm.diagnosis.findings import Rule
 from batchnorm.diagnosis.model import rules_data as data
 from batchnorm.diagnosis.model import rules_statistics as statistics
 from batchnorm.diagnosis.model import rules_training as training
 
 MODEL_RULES: tuple[Rule, ...] = (
+    *rules.MODEL,
     Rule("BN129", "momentum outside [0, 1]", "error", training.momentum_outside),
-    Rule("BN102", "statistics not finite", "error", statistics.nonfinite),
     Rule("BN103", "variance negative", "error", statistics.negative),
     Rule("BN101", "statistics at their initial value", "error", statistics.initial),
     Rule("BN128", "one value per channel", "error", data.one_value),
     Rule("BN113", "tracking switched off after construction", "warning", training.not_tracking),
     Rule("BN107", "momentum 0 in train mode", "warning", training.momentum_zero),
-    Rule("BN112", "momentum of another framework", "warning", training.keras_momentum),
     Rule("BN109", "frozen parameters, moving statistics", "warning", training.frozen_but_moving),
     Rule("BN111", "double counting", "warning", training.double_counting),
     Rule("BN105", "half-precision statistics", "warning", statistics.half),

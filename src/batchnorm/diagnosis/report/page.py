@@ -48,7 +48,7 @@ def render(report: Report, timelines: Sequence[Timeline], tables: Sequence[Table
 
 
 def _titles() -> dict[str, str]:
-    from batchnorm.diagnosis.rules import RULES
+    from batchnorm.diagnosis.catalogue import RULES
 
     return {rule.code: rule.title for rule in RULES}
 

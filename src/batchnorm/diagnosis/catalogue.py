@@ -1,4 +1,4 @@
-"""Every rule of every kind of evidence, by code."""
+"""Every rule of every side, by code."""
 
 from __future__ import annotations
 
