@@ -9,6 +9,7 @@ from __future__ import annotations
 from batchnorm.diagnosis.facts import Seen
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules.examples import batches, network, norms
+from batchnorm.diagnosis.rules.grounds import by_statistics
 
 LOWEST = 0.5
 
@@ -16,6 +17,8 @@ CODES = {"model": "BN112"}
 TITLE = "momentum of another framework"
 SEVERITY = "warning"
 FIX = "{layer}.momentum = {right:g}; batchnorm.recalibrate(model, loader)"
+
+predicts = by_statistics
 
 
 def look(e: Seen) -> Said:
@@ -38,5 +41,5 @@ def broken() -> Example:
 
 
 def healthy() -> Example:
-    """torch's own value."""
+    """The value of torch."""
     return Example(network(), batches())

@@ -54,3 +54,14 @@ def labelled(model: nn.Module, loader: list[Tensor] | None = None) -> list[tuple
 def accuracy(output: Tensor, batch: tuple[Tensor, Tensor]) -> float:
     """The metric of labelled batches."""
     return float((output.argmax(1) == batch[1]).double().mean())
+
+
+def answered(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Batches with what the model itself gives for them."""
+    with torch.no_grad():
+        return [(x, model.eval()(x)) for x in batches()]
+
+
+def squared_error(output: Tensor, batch: tuple[Tensor, Tensor]) -> float:
+    """The metric of answered batches: smaller is better."""
+    return float((output - batch[1]).square().mean())

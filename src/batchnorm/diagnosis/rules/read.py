@@ -24,12 +24,40 @@ from batchnorm.diagnosis.findings import Rule, Side
 
 WHERE: dict[str, str] = {"model": "", "checkpoint": " in the file", "run": " in the run"}
 # Causes before symptoms, then notes. A file that is not named here comes last, by its name.
-CAUSES_FIRST = (
-    "momentum_outside nonfinite negative initial one_value tracking_off momentum_zero keras_momentum frozen_moves "
-    "counted_twice half sync_cpu no_statistics trained_with_stored padding distributions leakage evaluation_data "
-    "class_prior dropout too_few_steps few_values lag small_errors counters other_cause unlike_batches constant "
-    "far_mean large_gain switched_off unreached"
-).split()
+CAUSES_FIRST = [
+    "momentum_outside",
+    "nonfinite",
+    "negative",
+    "initial",
+    "one_value",
+    "tracking_off",
+    "momentum_zero",
+    "keras_momentum",
+    "frozen_moves",
+    "counted_twice",
+    "half",
+    "sync_cpu",
+    "no_statistics",
+    "trained_with_stored",
+    "padding",
+    "distributions",
+    "leakage",
+    "evaluation_data",
+    "class_prior",
+    "dropout",
+    "too_few_steps",
+    "few_values",
+    "lag",
+    "small_errors",
+    "counters",
+    "other_cause",
+    "unlike_batches",
+    "constant",
+    "far_mean",
+    "large_gain",
+    "switched_off",
+    "unreached",
+]
 
 
 def title_of(module: ModuleType, side: str) -> str:

@@ -1,4 +1,4 @@
-"""One training step, watched and rolled back: which statistics move, how often, and why."""
+"""One training step, watched and rolled back: which statistics move, how often, and what stays in eval."""
 
 from __future__ import annotations
 
@@ -8,35 +8,45 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.diagnosis.experiments.conditions import Layers
 from batchnorm.models.batches import call
 
 
 @dataclass
-class Probe:
-    """Per layer: whether its statistics moved in a training step, and by how many updates in the backward."""
+class TrainingStep:
+    """Per layer: whether its statistics moved, by how many updates in the backward, and whether `train()` reaches it.
+
+    refused is the error where the model could not take the step.
+    """
 
     moved: dict[str, bool] = field(default_factory=dict)
     updates_in_backward: dict[str, int] = field(default_factory=dict)
+    refused: str = ""
 
 
-def probe_training_step(
-    model: nn.Module,
-    modules: dict[str, _BatchNorm],
-    batch: Any,
-    forward_fn: Callable[..., Any] | None,
-) -> Probe | None:
+def left_in_eval(model: nn.Module, layers: Layers) -> set[str]:
+    """Layers that are in eval mode after `model.train()`: what a model that overrides it does."""
+    flags = {module: module.training for module in model.modules()}
+    try:
+        model.train()
+        return {name for name, layer in layers.items() if not layer.training}
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def training_step(model: nn.Module, layers: Layers, batch: Any, forward_fn: Callable[..., Any] | None) -> TrainingStep:
     """Run forward and backward as `model.train()` would, then put back every buffer, gradient and flag.
 
-    None if the model cannot take such a step on this batch (one value per channel, no floating
-    output); that is itself no finding.
+    A model that cannot take such a step on this batch (one value per channel, no floating output) says
+    so in refused; that is itself no finding.
     """
-    probe = Probe({name: False for name in modules}, dict.fromkeys(modules, 0))
+    step = TrainingStep(dict.fromkeys(layers, False), dict.fromkeys(layers, 0))
     flags = {module: module.training for module in model.modules()}
     buffers = [(b, b.clone()) for b in model.buffers()]
     gradients = [(p, p.grad) for p in model.parameters()]
-    before = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in modules.items()}  # pyright: ignore
+    before = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in layers.items()}  # pyright: ignore
 
     device_ids = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
     try:
@@ -47,17 +57,16 @@ def probe_training_step(
             total = _sum(call(model, batch, forward_fn))
             # Counted after the forward and after the backward, not in hooks: checkpointing stops a
             # recomputed forward by an exception before its hooks run.
-            counts = {name: _count(m) for name, m in modules.items()}
+            counts = {name: _count(m) for name, m in layers.items()}
             if total is not None and total.requires_grad:
                 total.backward()
-            for name, m in modules.items():
-                probe.updates_in_backward[name] = _count(m) - counts[name]
-            for name, m in modules.items():
+            for name, m in layers.items():
+                step.updates_in_backward[name] = _count(m) - counts[name]
+            for name, m in layers.items():
                 mean, var = before[name]
-                probe.moved[name] = not (_same(mean, m.running_mean) and _same(var, m.running_var))
-        return probe
-    except (ValueError, RuntimeError, TypeError):
-        return None
+                step.moved[name] = not (_same(mean, m.running_mean) and _same(var, m.running_var))
+    except (ValueError, RuntimeError, TypeError) as error:
+        return TrainingStep(refused=str(error))
     finally:
         for module, flag in flags.items():
             module.training = flag
@@ -66,14 +75,16 @@ def probe_training_step(
                 buffer.copy_(value)
         for parameter, gradient in gradients:
             parameter.grad = gradient
+    return step
 
 
 def _same(a: Tensor, b: Tensor | None) -> bool:
     return b is not None and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _count(module: _BatchNorm) -> int:
-    return 0 if module.num_batches_tracked is None else int(module.num_batches_tracked)
+def _count(module: nn.Module) -> int:
+    counter: Any = module.num_batches_tracked
+    return 0 if counter is None else int(counter)
 
 
 def _sum(output: Any) -> Tensor | None:

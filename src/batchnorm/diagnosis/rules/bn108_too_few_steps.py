@@ -1,0 +1,83 @@
+"""More than 1 % of the initial 0 and 1 is left in the statistics, the layer drifts, and the drift lies on the way to 0 and 1.
+
+The share is read from means and variances: stored = (1 - s) actual + s initial, by least squares over the channels,
+which must leave less than {LEFT_OVER} of the squared difference. Where it is what the momentum would leave,
+`(1 - momentum)^t`, that is said; else the momentum changed on the way. Before training on,
+`convert(model, "debiased", count=0)`: without `count=0` the average would count what is stored as data, the initial
+value in it too. A debiased, pooled or windowed average has no initial value and is not judged.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.rules.examples import batches, network, norms
+from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts, fits_dropout
+
+if TYPE_CHECKING:
+    from batchnorm.diagnosis.model.evidence import Evidence
+    from batchnorm.diagnosis.model.layer import LayerEvidence
+
+REMAINS = 0.01  # of the initial value 0 or 1
+LEFT_OVER = 0.5  # of the squared difference between stored and actual statistics
+SAME = 0.35  # of the share, between what is measured and what the momentum would leave
+
+CODES = {"model": "BN108"}
+TITLE = "too few steps for the momentum"
+SEVERITY = "warning"
+FIX = RECALIBRATE + "{then}"
+DEBIASED = '  # before training on, batchnorm.convert(model, "debiased", count=0)'
+predicts = by_statistics
+
+
+def look(e: Evidence) -> Said:
+    """Initial value left, where the layer drifts and that is why."""
+    for layer in e.layers.values():
+        # Debiased and recalibrated statistics have a small counter too: only what drifts is wrong.
+        if not (layer.fades and drifts(layer) and layer.sound and not layer.initial) or layer.momentum == 0:
+            continue
+        if fits_dropout(layer):
+            continue
+        share, left_over = layer.initial_share
+        if share > REMAINS and left_over < LEFT_OVER:
+            yield layer.name, _said(layer, share), {"then": DEBIASED if layer.plain else ""}
+
+
+def _said(layer: LayerEvidence, share: float) -> str:
+    left = layer.remaining
+    if left is not None and abs(left - share) <= SAME * max(left, share):
+        return (
+            f"{layer.counter} updates at momentum {layer.momentum:g} leave {left:.0%} of the initial value in the "
+            "running statistics"
+        )
+    said = f"about {share:.0%} of the initial value is left in the running statistics, as means and variances show"
+    if left is None:
+        return said
+    return (
+        f"{said}; {layer.counter} updates at momentum {layer.momentum:g} would leave {left:.0%}: the momentum was "
+        "another one before, or the counter does not tell"
+    )
+
+
+def _moved(momentum: float, steps: int) -> Example:
+    model = network()
+    layer = norms(model)[0]
+    layer.reset_running_stats()
+    layer.momentum = momentum
+    with torch.no_grad():
+        for batch in (batches() * steps)[:steps]:
+            layer.train()(model[0](batch * 1.0))
+    return Example(model.eval(), batches())
+
+
+def broken() -> Example:
+    """16 steps at 0.01."""
+    return _moved(0.01, 16)
+
+
+def healthy() -> Example:
+    """120 steps at 0.1."""
+    return _moved(0.1, 120)
