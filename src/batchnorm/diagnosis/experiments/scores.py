@@ -15,6 +15,7 @@ Metric = Callable[[Any, Any], Any]
 Units = tuple[list[float], list[int]]
 PIECES = 64  # a batch is cut into so many parts at most
 PAIRS = 512  # units whose outputs are held against other samples
+OUTPUTS = 16  # batches whose outputs are kept for that
 SURE = 3.0  # standard errors, before it is said which way the metric goes
 
 
@@ -24,12 +25,12 @@ class Scorer:
     def __init__(self, metric: Metric, higher_is_better: bool | None = None) -> None:
         self.metric, self.higher_is_better = metric, higher_is_better
         self.unit = "samples"
-        self._first: tuple[Any, Any] | None = None
+        self._outputs: list[tuple[Any, int]] = []
         self._guesses: dict[str, list[tuple[float, float]]] = {}
 
     def start(self) -> None:
         """A new pass over the data."""
-        self._first = None
+        self._outputs = []
 
     @torch.no_grad()
     def score(self, condition: str, output: Any, batch: Any) -> Units:
@@ -59,23 +60,26 @@ class Scorer:
     def _guess(self, condition: str, output: Any, batch: Any, parts: Units) -> None:
         """The metric of outputs that belong to other samples: what knowing nothing gives."""
         samples = count_samples(batch)
-        if self._first is None:
-            self._first = (output, samples)
-            rolls = samples > 1 and torch.is_tensor(output) and sliceable(output, samples)
-            other: Any = output.roll(samples // 2, 0) if rolls else None
-        else:
-            other = self._first[0] if self._first[1] == samples else None
         found = self._guesses.setdefault(condition, [])
-        if other is None or len(found) >= PAIRS:
+        if len(found) >= PAIRS:
             return
-        try:
-            guessed = (
-                self._parts(other, batch, samples) if len(parts[0]) > 1 else ([float(self.metric(other, batch))], [1])
-            )
-        except Exception:
-            return  # outputs that fit no other batch
-        if guessed is not None and len(guessed[0]) == len(parts[0]):
-            found += list(zip(parts[0], guessed[0], strict=True))
+        others: list[Any] = []
+        if samples > 1 and torch.is_tensor(output) and sliceable(output, samples):
+            others.append(output.roll(samples // 2, 0))
+        # Of another batch too, half as far into the data: a sorted loader's batches hold one kind each.
+        index = len(self._outputs)
+        if index and self._outputs[index // 2][1] == samples:
+            others.append(self._outputs[index // 2][0])
+        if index < OUTPUTS:
+            self._outputs.append((output, samples))
+        for other in others:
+            try:
+                guess = self._parts(other, batch, samples) if len(parts[0]) > 1 else None
+                guess = guess or ([float(self.metric(other, batch))], [samples])
+            except Exception:
+                continue  # outputs that fit no other batch
+            if len(guess[0]) == len(parts[0]):
+                found += list(zip(parts[0], guess[0], strict=True))
 
     def chance(self) -> float | None:
         """What guessing gives, under the condition that is surest to be better or worse."""

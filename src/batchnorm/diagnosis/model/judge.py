@@ -14,6 +14,7 @@ from batchnorm.diagnosis.rules.grounds import by_statistics
 LEAST = 0.1  # of the gap: a cause that explains less is a note beside others
 MOST_ALONE = 3  # causes that are repaired alone
 STEPS = 4  # shares are ranked in quarters
+GENERAL = ("BN104", "BN110", "BN132")  # what a cause with a name of its own looks like too
 
 
 def judge(evidence: Evidence, rules: Iterable[Rule]) -> list[Finding]:
@@ -32,9 +33,13 @@ def judge(evidence: Evidence, rules: Iterable[Rule]) -> list[Finding]:
 
 
 def _order(finding: Finding, place: dict[str, int]) -> tuple[int, int, int, int]:
+    """Notes last; a share in quarters, where a cause with a name of its own that explains one goes before BN104."""
     share = 1.0 if finding.share is None else finding.share
     note = finding.severity == "note"
-    return note, 0 if note else -round(STEPS * share), ORDER.index(finding.severity), place[finding.code]
+    part = round(STEPS * share)
+    if part >= 1 and finding.code not in GENERAL:
+        part = STEPS + 1
+    return note, 0 if note else -part, ORDER.index(finding.severity), place[finding.code]
 
 
 def _by_statistics(effect: Effect | None, evidence: Evidence) -> bool:

@@ -111,7 +111,8 @@ class LayerEvidence:
         """The share of 0 and 1 that explains best how stored and actual statistics differ, and what it leaves.
 
         Stored = (1 - s) actual + s initial, by least squares over the means and variances of all channels in
-        standard deviations; what is left is the part of the squared difference.
+        standard deviations. What is left is the distance of what is stored from that mixture, over its distance
+        from what is received, means in standard deviations and log variances together.
         """
         values = self.collected.values
         if values is None or not self.sound:
@@ -119,11 +120,17 @@ class LayerEvidence:
         mean, var, scale = values.mean.cpu(), values.var(1).cpu(), self.scale
         way = torch.cat([mean / scale, (var - 1) / (math.sqrt(2) * scale.square())])
         gone = torch.cat([(mean - self.mean) / scale, (var - self.var) / (math.sqrt(2) * scale.square())])
-        power, total = float(way.square().sum()), float(gone.square().sum())
-        if not (0 < power < math.inf and 0 < total < math.inf):
+        power = float(way.square().sum())
+        if not 0 < power < math.inf:
             return 0.0, 1.0
         share = min(max(float((way * gone).sum()) / power, 0.0), 1.0)
-        return share, float((gone - share * way).square().sum()) / total
+
+        def distance(mean: Tensor, var: Tensor) -> float:
+            return rms((mean - self.mean) / scale) + rms(((var + self.eps) / scale.square()).log())
+
+        whole = distance(mean, var)
+        mixed = distance((1 - share) * mean, share + (1 - share) * var)
+        return share, mixed / whole if whole > 0 else 1.0
 
 
 def stored(name: str, module: _BatchNorm) -> LayerEvidence:

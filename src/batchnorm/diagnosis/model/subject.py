@@ -23,6 +23,7 @@ CHOICE = {
     "batch": "the batch's own (train mode)",
     "exact": "exact ones (recalibrated)",
 }
+KEYS = {"exact": "recalibrated"}
 OTHERS = {
     "rest": "stored ones, dropout on",
     "without_padding": "those without padding",
@@ -101,7 +102,7 @@ class ModelSubject:
             "output_gap": e.output_gap,
             "recalibrated_output_gap": e.recalibrated_gap,
             "other_output_gap": e.rest_gap,
-            "metric": {n: e.metric(n) for n in (CHOICE | OTHERS) if e.metric(n) is not None} or None,
+            "metric": {KEYS.get(n, n): e.metric(n) for n in (CHOICE | OTHERS) if e.metric(n) is not None} or None,
             "effects": {
                 name: _effect(found)
                 for name, found in (("recalibrate", e.statistics), ("recalibrate on evaluation data", e.evaluation))

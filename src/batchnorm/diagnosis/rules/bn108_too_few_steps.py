@@ -1,8 +1,9 @@
 """More than 1 % of the initial 0 and 1 is left in the statistics, the layer drifts, and the drift lies on the way to 0 and 1.
 
 The share is read from means and variances: stored = (1 - s) actual + s initial, by least squares over the channels,
-which must leave less than {LEFT_OVER} of the squared difference. Where it is what the momentum would leave,
-`(1 - momentum)^t`, that is said; else the momentum changed on the way. Before training on,
+which must leave less than {LEFT_OVER} of the distance. Where it is what the momentum would leave, `(1 - momentum)^t`, that
+is said. Less than that means that the momentum was larger before, a schedule; more, that weights moved on after
+the statistics, which looks alike and is BN104. Before training on,
 `convert(model, "debiased", count=0)`: without `count=0` the average would count what is stored as data, the initial
 value in it too. A debiased, pooled or windowed average has no initial value and is not judged.
 """
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from batchnorm.diagnosis.model.layer import LayerEvidence
 
 REMAINS = 0.01  # of the initial value 0 or 1
-LEFT_OVER = 0.5  # of the squared difference between stored and actual statistics
+LEFT_OVER = 0.8  # of the distance between stored and actual statistics
 SAME = 0.35  # of the share, between what is measured and what the momentum would leave
 
 CODES = {"model": "BN108"}
@@ -39,26 +40,32 @@ def look(e: Evidence) -> Said:
         # Debiased and recalibrated statistics have a small counter too: only what drifts is wrong.
         if not (layer.fades and drifts(layer) and layer.sound and not layer.initial) or layer.momentum == 0:
             continue
-        if fits_dropout(layer):
+        if fits_dropout(layer) or layer.momentum is None:
             continue
         share, left_over = layer.initial_share
-        if share > REMAINS and left_over < LEFT_OVER:
+        left = layer.remaining
+        # With more left than the counter allows, it is not the initial value: old statistics are small, as it is.
+        possible = left is not None and (_expected(layer, share) or left > share)
+        if share > REMAINS and left_over < LEFT_OVER and possible:
             yield layer.name, _said(layer, share), {"then": DEBIASED if layer.plain else ""}
+
+
+def _expected(layer: LayerEvidence, share: float) -> bool:
+    """Whether the share is what this momentum leaves after so many updates."""
+    left = layer.remaining
+    return left is not None and left > REMAINS and abs(left - share) <= SAME * max(left, share)
 
 
 def _said(layer: LayerEvidence, share: float) -> str:
     left = layer.remaining
-    if left is not None and abs(left - share) <= SAME * max(left, share):
+    if _expected(layer, share):
         return (
             f"{layer.counter} updates at momentum {layer.momentum:g} leave {left:.0%} of the initial value in the "
             "running statistics"
         )
-    said = f"about {share:.0%} of the initial value is left in the running statistics, as means and variances show"
-    if left is None:
-        return said
     return (
-        f"{said}; {layer.counter} updates at momentum {layer.momentum:g} would leave {left:.0%}: the momentum was "
-        "another one before, or the counter does not tell"
+        f"about {share:.0%} of the initial value is left in the running statistics, as means and variances show; "
+        f"{layer.counter} updates at the present momentum {layer.momentum:g} would leave {left:.0%}: it was larger before"
     )
 
 

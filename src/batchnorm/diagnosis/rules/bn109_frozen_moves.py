@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules.examples import batches, network, norms
-from batchnorm.diagnosis.rules.grounds import by_statistics
+from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
 
 if TYPE_CHECKING:
     from batchnorm.diagnosis.model.evidence import Evidence
@@ -17,17 +17,20 @@ if TYPE_CHECKING:
 CODES = {"model": "BN109"}
 TITLE = "frozen parameters, moving statistics"
 SEVERITY = "warning"
-FIX = "batchnorm.freeze(model), after loading the statistics from before"
+FIX = "{code}batchnorm.freeze(model), after loading the statistics from before"
 predicts = by_statistics
 
 
 def look(e: Evidence) -> Said:
     """No gradient for weight and bias, and a training step moves the statistics."""
+    # Where they have moved already and the ones from before are lost.
+    code = f"{RECALIBRATE}; batchnorm.freeze(model)  # or " if by_statistics(e).helps else ""
     for layer in e.layers.values():
         if e.step and e.step.moved.get(layer.name) and layer.trains_affine is False:
             yield (
                 layer.name,
                 "weight and bias do not require gradients, but a training step moves the running statistics",
+                {"code": code},
             )
 
 
