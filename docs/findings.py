@@ -46,7 +46,10 @@ def section(rule: Rule, old: dict[str, str]) -> str:
 def text() -> str:
     """The whole file."""
     parts = re.split(r"^### (BN\d+) .*\n", FILE.read_text(), flags=re.M)
-    old = {code: re.split(r"^## ", body, flags=re.M)[0].strip() + "\n" for code, body in zip(parts[1::2], parts[2::2], strict=True)}
+    old = {
+        code: re.split(r"^## ", body, flags=re.M)[0].strip() + "\n"
+        for code, body in zip(parts[1::2], parts[2::2], strict=True)
+    }
     found = HEAD
     for side, title in SIDES.items():
         found += f"\n## {title}\n"

@@ -11,7 +11,18 @@ from torch.nn import functional
 import batchnorm
 from judgement.situation import Kinds, recalibrated_on
 from judgement.tasks import (
-    Task, accuracy, batches, copied, digits, follow, norms, prune, quantise, signals, tabular, train,
+    Task,
+    accuracy,
+    batches,
+    copied,
+    digits,
+    follow,
+    norms,
+    prune,
+    quantise,
+    signals,
+    tabular,
+    train,
 )  # fmt: skip
 
 SITUATIONS = Kinds("broken")
@@ -286,7 +297,9 @@ def one_class_a_batch(seed):
         functional.cross_entropy(model.train()(task.x[pick]), task.y[pick]).backward()
         optimizer.step()
     order = torch.argsort(task.y, stable=True)
-    loader = [(task.x[p], task.y[p]) for p in order.split(16) if len(p) == 16 and bool((task.y[p] == task.y[p][0]).all())]
+    loader = [
+        (task.x[p], task.y[p]) for p in order.split(16) if len(p) == 16 and bool((task.y[p] == task.y[p][0]).all())
+    ]
     batchnorm.recalibrate(model, loader, progress=False)
     return given(model, task, loader=loader, oracle=None)
 

@@ -12,7 +12,19 @@ import batchnorm
 from judgement.broken import given
 from judgement.situation import Kinds
 from judgement.tasks import (
-    Task, accuracy, batches, conv, copied, digits, mlp, norms, prune, quantise, signals, tabular, train,
+    Task,
+    accuracy,
+    batches,
+    conv,
+    copied,
+    digits,
+    mlp,
+    norms,
+    prune,
+    quantise,
+    signals,
+    tabular,
+    train,
 )  # fmt: skip
 
 SITUATIONS = Kinds("healthy")
@@ -150,7 +162,9 @@ def sorted_evaluation_order(seed):
 @add
 def batches_of_sixteen(seed):
     task = digits(seed)
-    return given(train(task.network(), task, size=16, steps=500, lr=0.003, settle=300, seed=seed), task, loader=task.loader(16))
+    return given(
+        train(task.network(), task, size=16, steps=500, lr=0.003, settle=300, seed=seed), task, loader=task.loader(16)
+    )
 
 
 @add
@@ -184,7 +198,10 @@ def class_prior_differs(seed):
         keep = (y == seed % 10) | (torch.arange(len(y)) % 12 == 0)
         return x[keep], y[keep]
 
-    evaluation, test = batches(*skewed(task.eval_x, task.eval_y), 32, True), batches(*skewed(task.test_x, task.test_y), 64, True)
+    evaluation, test = (
+        batches(*skewed(task.eval_x, task.eval_y), 32, True),
+        batches(*skewed(task.test_x, task.test_y), 64, True),
+    )
     return given(model, task, eval_loader=evaluation, test_loader=test)
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.models.state import preserved
+
 # None stands for anything that is not a module's own output or input.
 Ends = set[str | None]
 
@@ -52,16 +54,13 @@ class WholeLayers(fx.Tracer):
 
 def trace(model: nn.Module) -> fx.Graph | None:
     """The graph of a model, which is left as it was; None where it cannot be traced."""
-    before = set(model.__dict__)
-    try:
-        return WholeLayers().trace(model)
-    except Exception:
-        # Any model may fail in its own way under symbolic tracing.
-        return None
-    finally:
-        # fx stores tensors that it meets as constants on the model it traces.
-        for name in set(model.__dict__) - before:
-            del model.__dict__[name]
+    # A trace runs the forward, which may count or keep what it meets; fx keeps constants on the model.
+    with preserved(model):
+        try:
+            return WholeLayers().trace(model)
+        except Exception:
+            # Any model may fail in its own way under symbolic tracing.
+            return None
 
 
 _WHOLE = (

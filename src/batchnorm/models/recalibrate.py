@@ -17,13 +17,13 @@ from batchnorm.models.recalibration.collect import Collected as Collected
 from batchnorm.models.recalibration.collect import collecting as collecting
 from batchnorm.models.recalibration.collect import rms as rms
 from batchnorm.models.recalibration.forwards import Caller
-from batchnorm.models.recalibration.quiet import held, restore
 from batchnorm.models.recalibration.ranks import Ranks
 from batchnorm.models.recalibration.result import RecalibratedLayer as RecalibratedLayer
 from batchnorm.models.recalibration.result import Recalibration as Recalibration
 from batchnorm.models.recalibration.run import Run, Settings, peek
 from batchnorm.models.recalibration.targets import Select, Target, Targets, unwrapped
 from batchnorm.models.recalibration.writing import write
+from batchnorm.models.state import held, restore
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 
@@ -112,7 +112,7 @@ def recalibrate(
         targets = Targets.of(inner, select, bank)
         written = targets.active if apply_to is None else _same_layers(targets, unwrapped(apply_to), select, bank)
     settings = Settings(variance, upstream, until, max_samples, memory)
-    with held(inner, [t.layer for t in targets.active.values()]):
+    with held(inner, but=[b for t in targets.active.values() for b in t.layer.buffers(recurse=False)]):
         for target in targets.active.values():
             if bank is not None:
                 target.layer.active_bank = bank  # pyright: ignore
@@ -125,18 +125,11 @@ def recalibrate(
     return result
 
 
-@torch.no_grad()
 def _materialise(caller: Caller, loader: Iterable[Any]) -> Iterable[Any]:
     """Give lazy layers their shapes, as the first forward of any kind would."""
     first, loader = peek(loader)
-    flags = {module: module.training for module in caller.model.modules()}
-    try:
-        for module in flags:
-            module.training = False
+    with held(caller.model):
         caller(first)
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
     return loader
 
 

@@ -9,24 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
+from batchnorm.models.random_state import cuda_devices
+from batchnorm.models.state import in_mode
+
 Statistics = dict[str, tuple[Tensor, Tensor]]
 Layers = dict[str, _BatchNorm]
 
 
 @contextmanager
 def modes(model: nn.Module, training: bool, but: Iterable[nn.Module] = ()) -> Iterator[None]:
-    """Every module in one mode, those in `but` in the other; their own flags afterwards."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            for module in flags:
-                module.training = training
-            for module in but:
-                module.training = not training
-            yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
+    """Every module in one mode, those in `but` in the other, without gradients; their own flags afterwards."""
+    with in_mode(model, training, but), torch.no_grad():
+        yield
 
 
 @contextmanager
@@ -70,8 +64,7 @@ def write(layer: _BatchNorm, mean: Tensor, var: Tensor) -> None:
 @contextmanager
 def same_random(model: nn.Module) -> Iterator[None]:
     """Random numbers that repeat; the generators as they were afterwards."""
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=cuda_devices(model)):
         torch.manual_seed(0)
         yield
 

@@ -11,8 +11,8 @@ import torch
 
 from batchnorm.errors import BatchNormError, check
 from batchnorm.models.batches import count_samples, tensors
+from batchnorm.models.random_state import random_state, restore_random_state
 from batchnorm.models.recalibration.memory import available
-from batchnorm.models.recalibration.quiet import random_state, restore_random_state
 from batchnorm.models.recalibration.source import ahead, offered
 
 PASSES = 8.0  # forward passes over the data, at most, by default

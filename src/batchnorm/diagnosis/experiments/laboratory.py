@@ -19,9 +19,11 @@ from batchnorm.diagnosis.experiments.padding import at_layer, padded_positions
 from batchnorm.diagnosis.experiments.scores import Scorer
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call, count_samples
+from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.recalibrate import recalibrate
 from batchnorm.models.recalibration.batch_moments import received as received_by
 from batchnorm.models.recalibration.memory import available
+from batchnorm.models.state import preserved
 
 REST_BATCHES = 4  # at least, that are run with everything but batch norm in train mode
 REST_SAMPLES = 1024
@@ -154,7 +156,8 @@ class Laboratory:
         outcome = Outcome("rest")
         if self.scorer is not None:
             self.scorer.start()
-        with same_random(self.model), modes(self.model, True, but=self._normalising()):
+        # Vectors of spectral norm, queues and counters move in train mode.
+        with preserved(self.model), same_random(self.model), modes(self.model, True, but=self._normalising()):
             for index, batch in data:
                 output = self.forward(data, batch)
                 outcome.take(index, output, count_samples(batch), self._score("rest", output, batch))
@@ -172,7 +175,8 @@ class Laboratory:
                 evidence[name].with_rest_in_train.add(x, weight)
 
         seen = 0
-        with same_random(self.model), by_batch(self.model, self.active, rest=True), self.hooks(self.active, look):
+        rest = by_batch(self.model, self.active, rest=True)
+        with preserved(self.model), same_random(self.model), rest, self.hooks(self.active, look):
             for index, batch in data:
                 if index >= REST_BATCHES and seen >= REST_SAMPLES:
                     return
@@ -183,8 +187,6 @@ class Laboratory:
                     continue
 
     def _normalising(self) -> list[nn.Module]:
-        from batchnorm.models.find import batch_norm_layers
-
         return list(batch_norm_layers(self.model).values())
 
     def damage(

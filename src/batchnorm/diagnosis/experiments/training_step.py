@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from batchnorm.diagnosis.experiments.conditions import Layers
 from batchnorm.models.batches import call
+from batchnorm.models.state import preserved
 
 
 @dataclass
@@ -27,13 +28,9 @@ class TrainingStep:
 
 def left_in_eval(model: nn.Module, layers: Layers) -> set[str]:
     """Layers that are in eval mode after `model.train()`: what a model that overrides it does."""
-    flags = {module: module.training for module in model.modules()}
-    try:
+    with preserved(model):
         model.train()
         return {name for name, layer in layers.items() if not layer.training}
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def training_step(model: nn.Module, layers: Layers, batch: Any, forward_fn: Callable[..., Any] | None) -> TrainingStep:
@@ -43,15 +40,10 @@ def training_step(model: nn.Module, layers: Layers, batch: Any, forward_fn: Call
     so in refused; that is itself no finding.
     """
     step = TrainingStep(dict.fromkeys(layers, False), dict.fromkeys(layers, 0))
-    flags = {module: module.training for module in model.modules()}
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    gradients = [(p, p.grad) for p in model.parameters()]
     before = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in layers.items()}  # pyright: ignore
-
-    device_ids = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
     try:
-        with torch.random.fork_rng(devices=device_ids), torch.enable_grad():
-            for parameter, _ in gradients:
+        with preserved(model), torch.enable_grad():
+            for parameter in model.parameters():
                 parameter.grad = None
             model.train()
             total = _sum(call(model, batch, forward_fn))
@@ -67,14 +59,6 @@ def training_step(model: nn.Module, layers: Layers, batch: Any, forward_fn: Call
                 step.moved[name] = not (_same(mean, m.running_mean) and _same(var, m.running_var))
     except (ValueError, RuntimeError, TypeError) as error:
         return TrainingStep(refused=str(error))
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
     return step
 
 

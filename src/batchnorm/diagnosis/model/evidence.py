@@ -28,8 +28,8 @@ from batchnorm.errors import BatchNormError, check
 from batchnorm.models.batches import call, progress_bar
 from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.modes import is_frozen
-from batchnorm.models.recalibration.quiet import held
 from batchnorm.models.recalibration.targets import shards, unwrapped
+from batchnorm.models.state import held
 
 UNLIKE = 3.0  # of the batches' means, in units of what shuffled batches would give: above, batches are not alike
 RECALIBRATE = "batchnorm.recalibrate(model, loader)"
@@ -140,7 +140,7 @@ def gather(
     others = None if eval_loader is None else Data(eval_loader, samples, None if seconds is None else seconds / 2)
     scorer = None if metric is None else Scorer(metric, higher_is_better)
     bar = progress_bar(range(int(PASSES) * _length(loader)), True, "diagnosing") if progress else nullcontext()
-    with held(inner, []), sync_on_cpu(layers), bar as advance:
+    with held(inner), sync_on_cpu(layers), bar as advance:
         evidence.left_in_eval = left_in_eval(inner, layers)
         for name in evidence.left_in_eval:
             evidence.layers[name].frozen = True
@@ -335,7 +335,7 @@ def _repairer(evidence: Evidence, lab: Laboratory, data: Data, exact: Statistics
     """Right statistics in some layers alone, on a part of the data; the model is held still again meanwhile."""
 
     def repair(names: list[str]) -> Effect:
-        with held(lab.model, []), sync_on_cpu(lab.layers):
+        with held(lab.model), sync_on_cpu(lab.layers):
             after = lab.repaired_alone(data, exact, names, "repaired")
         evidence.passes = data.passes
         return effect("repaired alone", evidence.outcomes["stored"], after, lab.scorer)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call
-from batchnorm.models.modes import evaluating
+from batchnorm.models.state import held
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 
@@ -158,7 +158,7 @@ class Reader:
 
             return hook
 
-        with ExitStack() as stack, evaluating(self.model):
+        with ExitStack() as stack, held(self.model):
             for name, layer in self.layers.items():
                 stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
             for batch in batches:

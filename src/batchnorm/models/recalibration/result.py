@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from batchnorm.models.batches import as_text, counted
-from batchnorm.models.recalibration.quiet import Buffers, restore
 from batchnorm.models.recalibration.totals import FEWEST_BATCHES
+from batchnorm.models.state import Buffers, restore
 
 if TYPE_CHECKING:
     from rich.console import Group

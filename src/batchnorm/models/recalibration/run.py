@@ -17,13 +17,13 @@ from batchnorm.models.recalibration.exchangeable import ordered
 from batchnorm.models.recalibration.fixed_point import FixedPoint
 from batchnorm.models.recalibration.forwards import Caller, Order, Visits
 from batchnorm.models.recalibration.memory import available, frontier
-from batchnorm.models.recalibration.quiet import snapshot
 from batchnorm.models.recalibration.ranks import Ranks
 from batchnorm.models.recalibration.resume import Checkpoint
 from batchnorm.models.recalibration.source import Held, ahead, fingerprint, in_stored_order, limited, offered
 from batchnorm.models.recalibration.streaming import Stream
 from batchnorm.models.recalibration.targets import Target, shards
 from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, errors_in_std
+from batchnorm.models.state import snapshot
 
 _MOST_THREADS = 1024
 

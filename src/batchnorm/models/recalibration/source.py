@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from batchnorm.models.batches import count_samples, tensors
-from batchnorm.models.recalibration.quiet import random_state, restore_random_state
+from batchnorm.models.random_state import random_state, restore_random_state
 
 
 def offered(loader: Iterable[Any]) -> int | None:
