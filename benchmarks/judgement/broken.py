@@ -17,6 +17,7 @@ from judgement.tasks import (
     copied,
     digits,
     follow,
+    mlp,
     norms,
     prune,
     quantise,
@@ -132,9 +133,10 @@ def averaged_weights(seed):
 
 @add("BN104")
 def merged_networks(seed):
-    task = _each(seed)
-    start = train(task.network(), task, steps=15, settle=0, seed=seed)
-    a, b = (train(copied(start), task, steps=300, lr=0.05, seed=s) for s in (seed + 1, seed + 2))
+    task = digits(seed)
+    start = train(task.network(), task, steps=30, settle=0, lr=0.003, seed=seed)
+    halves = [Task(task.x[i::2], task.y[i::2], *([task.x[:0]] * 4), task.network) for i in (0, 1)]
+    a, b = (train(copied(start), half, steps=400, lr=0.03, seed=seed + i) for i, half in enumerate(halves))
     with torch.no_grad():
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
             p.lerp_(q, 0.5)
@@ -247,7 +249,7 @@ def tracking_switched_off(seed):
 @add("BN120")
 def collected_with_dropout(seed):
     task = digits(seed)
-    model = train(task.network(first=0.7), task, steps=400, seed=seed)
+    model = train(task.network(first=0.85), task, steps=400, seed=seed)
     torch.optim.swa_utils.update_bn(task.loader(), model)
     return given(model, task)
 
@@ -371,8 +373,7 @@ _evaluation(lambda x: x * 0.03, "evaluation_features_scaled", images=False)
 def generator_of_a_gan(seed):
     """A generator with lagging statistics; without a metric."""
     g = torch.Generator().manual_seed(seed)
-    model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64, momentum=0.01), nn.ReLU(),
-                          nn.Linear(64, 64), nn.BatchNorm1d(64, momentum=0.01), nn.ReLU(), nn.Linear(64, 64))  # fmt: skip
+    model = mlp(16, 64, width=64, momentum=0.01)
     real = digits(seed).x
     critic = nn.Sequential(nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
     one, two = (torch.optim.Adam(m.parameters(), lr=0.003) for m in (model, critic))

@@ -1,10 +1,10 @@
 """How often the diagnosis is right: situations, seeds, and what is scored.
 
-    PYTHONPATH=src:benchmarks python -m judgement.run [--module judgement.broken] [--seeds 5] [--json out.json] [name ...]
+    PYTHONPATH=src:benchmarks python -m judgement.run [--module judgement.broken] [--seeds 5] [--json FILE] [name ...]
 
 Any module with a list SITUATIONS of objects with name, kind ("broken", "other gap", "healthy"), code and
-make(seed) can be scored. A finding above a note is an alarm. A printed fix that is code is executed on a copy and judged
-on held-out data; one that is advice alone is compared with doing nothing. A kind fails if one seed in five fails.
+make(seed) can be scored. A finding above a note is an alarm. A printed fix that is code is executed on a copy and
+judged on held-out data; one that is advice alone is compared with doing nothing. A kind fails if one seed in five does.
 """
 
 from __future__ import annotations
@@ -134,6 +134,13 @@ def judge_fix(made: dict[str, Any], fix: str | None, situation: Any) -> dict[str
     return found
 
 
+def wrong(row: dict[str, Any]) -> bool:
+    """Whether anything in a case is not as it should be."""
+    if row.get("crash") or row.get("harms"):
+        return True
+    return row["alarm"] if row["kind"] != "broken" else not (row["alarm"] and row["named"] and row.get("near", True))
+
+
 def interval(good: int, total: int) -> tuple[float, float]:
     """Wilson's 95 % interval."""
     if not total:
@@ -195,11 +202,7 @@ def main() -> None:
                     print(f"{situation.name} could not be made: {failure!r}", file=sys.stderr)
                     continue
                 rows.append(row)
-                bad = row.get("crash") or row.get("harms") or (
-                    not (row["alarm"] and row["named"] and row.get("near", True)) if row["kind"] == "broken" else row["alarm"]
-                )  # fmt: skip
-                print("BAD" if bad else "ok ", json.dumps(row if bad else {k: row.get(k) for k in (
-                    "name", "seed", "codes", "before", "after", "oracle", "passes", "seconds")}), flush=True)  # fmt: skip
+                print("BAD" if wrong(row) else "ok ", json.dumps(row), flush=True)
     found = {"figures": summary(rows), "rows": rows}
     print(json.dumps(found["figures"], indent=1))
     if options.json:

@@ -236,13 +236,14 @@ def compared(change, first=images, **options):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda x: x / 255, "0.00392 x"),
+        (lambda x: x / 255, "0.0039 x of"),
         (lambda x: x * 3 - 1, "3 x - 1"),
         (lambda x: 1 - x, "-1 x + 1"),
         (lambda x: 0.5 * x + 2, "0.5 x + 2"),
         (lambda x: (x - torch.tensor([0.2, 0.5, 0.8])[:, None, None]) / torch.tensor([0.1, 0.2, 0.4])[:, None, None],
          "by channel 10 x - 2, 5 x - 2.5, 2.5 x - 2"),
-        (lambda x: nn.functional.avg_pool2d(x, 5, 1, 2), "smoother"),
+        (lambda x: nn.functional.avg_pool2d(nn.functional.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1), "smoother"),
+        (lambda x: x**3, "another curve"),
         (lambda x: x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2)), "rougher"),
         (lambda x: x[:, :, :16, :16], "are 16 x 16, training inputs 24 x 24"),
         (lambda x: x, ""),

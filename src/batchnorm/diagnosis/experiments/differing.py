@@ -18,6 +18,7 @@ SHIFT = 0.25  # standard deviations
 SCALE = 0.25  # log ratio of the standard deviations
 ROUGH = 0.3  # log ratio of roughness
 BENT = 0.04  # of the range, between a curve of quantiles and the line that fits it best
+NOTHING = 0.02  # standard deviations: an offset that is not said
 SURE = 4.0  # standard errors
 CLASSES = 0.15  # total variation between the predicted classes
 
@@ -128,12 +129,12 @@ def _compare(a: Tensor, b: Tensor, training: Sample, evaluation: Sample) -> Diff
     line, fits = _line(a, b, mean_a, mean_b)
     smooth = abs(rough) <= max(ROUGH, SURE * rough_error)
     changed = abs(line[0] - 1) > 0.1 or abs(line[1]) > 0.1 * float(std)
+    if fits and smooth and changed:
+        said = _shown(line, float(b.std(0).square().mean().sqrt()))
+        return Difference(f"evaluation inputs are {said} of the training inputs x", line, shift)
     channels = _channels(a, b, live, training.channels) if smooth else None
     if channels is not None:
         return Difference(channels, shift=shift)
-    if fits and smooth and changed:
-        offset = f" {'+' if line[1] >= 0 else '-'} {abs(line[1]):.3g}"
-        return Difference(f"evaluation inputs are {line[0]:.3g} x{offset} of the training inputs x", line, shift)
     if rough > max(ROUGH, SURE * rough_error):
         return Difference(
             f"evaluation inputs are rougher ({math.exp(rough):.2g} times the squared step between neighbours): noise, "
@@ -142,8 +143,8 @@ def _compare(a: Tensor, b: Tensor, training: Sample, evaluation: Sample) -> Diff
         )
     if rough < -max(ROUGH, SURE * rough_error):
         return Difference(
-            f"evaluation inputs are smoother ({math.exp(rough):.2g} times the squared step between neighbours): blurred "
-            "or resized",
+            f"evaluation inputs are smoother ({math.exp(rough):.2g} times the squared step between neighbours): "
+            "blurred or resized",
             shift=shift,
         )
     bent = _bent(a, b)
@@ -157,6 +158,12 @@ def _compare(a: Tensor, b: Tensor, training: Sample, evaluation: Sample) -> Diff
         "wide",
         shift=shift,
     )
+
+
+def _shown(line: tuple[float, float], std: float) -> str:
+    """`a x + b` in two digits, which is what it is known to; without b where that is nothing."""
+    offset = f" {'+' if line[1] >= 0 else '-'} {abs(line[1]):.2g}" if abs(line[1]) > NOTHING * std else ""
+    return f"{line[0]:.2g} x{offset}"
 
 
 def _spread(x: Tensor) -> Tensor:
@@ -241,7 +248,7 @@ def _channels(a: Tensor, b: Tensor, live: Tensor, channels: int) -> str | None:
     apart = max(slopes) / max(min(slopes), 1e-30) > 1.1 or max(offsets) - min(offsets) > 0.1 * float(b.std())
     if not apart:
         return None
-    said = ", ".join(f"{s:.3g} x {'+' if o >= 0 else '-'} {abs(o):.3g}" for s, o in lines)
+    said = ", ".join(_shown(line, float(b.std())) for line in lines)
     return f"evaluation inputs are normalised with another mean and standard deviation: by channel {said}"
 
 

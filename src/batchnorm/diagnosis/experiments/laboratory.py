@@ -150,8 +150,9 @@ class Laboratory:
         return found, "" if upstream == "population" else ', upstream="batch"'
 
     def rest_in_train(self, data: Data, stored: Outcome) -> Outcome | None:
-        """A pass with everything but batch norm in train mode, where that changes the output; a few batches do
-        without a metric. None where the first batch's output stays as it is.
+        """A pass with everything but batch norm in train mode; None where that leaves the first batch's output.
+
+        Without a metric a few batches do.
         """
         outcome = Outcome("rest")
         if self.scorer is not None:

@@ -1,4 +1,4 @@
-"""Which positions of the model's own input are padding: constant runs at an end, longer in some samples than in others."""
+"""Which positions of the model's own input are padding: runs of one value at an end, of different lengths."""
 
 from __future__ import annotations
 

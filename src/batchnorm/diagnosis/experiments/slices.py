@@ -37,5 +37,6 @@ def replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         first = next(iter(value))
         return {**value, first: replaced(value[first], change)}
     if type(value) in (tuple, list) and value:
-        return type(value)([replaced(value[0], change), *value[1:]])
+        changed = [replaced(value[0], change), *value[1:]]
+        return tuple(changed) if isinstance(value, tuple) else changed
     return value

@@ -104,10 +104,9 @@ class Report:
             message = f"{names[0]}: {group[0].message}" if len(names) > 1 else group[0].message
             word = "layers " if len(names) > 1 else "" if names[0].startswith("(") else "layer "
             where = word + ", ".join(names[:MOST_NAMES]) + more
-            share = (
-                "" if group[0].share is None else f"alone it explains {group[0].share:.0%} of what recalibrating gains"
-            )
-            tried = "; ".join(part for part in (group[0].tried, share) if part)
+            part = group[0].share
+            share = "" if part is None else f"alone it explains {part:.0%} of what recalibrating gains"
+            tried = "; ".join(said for said in (group[0].tried, share) if said)
             rows.append((code, group[0].severity, where, message, group[0].fix, tried))
         return rows
 

@@ -36,7 +36,7 @@ def look(e: Seen) -> Said:
 def broken() -> Example:
     """A NaN in one channel."""
     model = network()
-    norms(model)[1].running_mean[1] = torch.nan  # pyright: ignore[reportOptionalSubscript]
+    norms(model)[1].running_mean[1] = torch.nan
     return Example(model, batches())
 
 

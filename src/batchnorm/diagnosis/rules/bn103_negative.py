@@ -16,7 +16,9 @@ FIX = RECALIBRATE
 def look(e: Seen) -> Said:
     """Count them."""
     for layer in e.layers.values():
-        count = 0 if layer.var is None else int((layer.var < 0).sum())
+        if layer.var is None:
+            continue
+        count = int((layer.var < 0).sum())
         if count:
             yield layer.name, f"running_var is negative in {count} of {layer.var.numel()} channels"
 
@@ -24,12 +26,12 @@ def look(e: Seen) -> Said:
 def broken() -> Example:
     """One channel below zero."""
     model = network()
-    norms(model)[0].running_var[0] = -0.1  # pyright: ignore[reportOptionalSubscript]
+    norms(model)[0].running_var[0] = -0.1
     return Example(model, batches())
 
 
 def healthy() -> Example:
     """One channel of exactly zero."""
     model = network()
-    norms(model)[0].running_var[0] = 0.0  # pyright: ignore[reportOptionalSubscript]
+    norms(model)[0].running_var[0] = 0.0
     return Example(model, batches())

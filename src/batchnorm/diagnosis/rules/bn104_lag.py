@@ -1,4 +1,4 @@
-"""The stored mean is more than {DRIFT} standard deviations from what the layer receives, or the variance off by about 20 %.
+"""The stored mean is more than {DRIFT} standard deviations from what the layer receives, or the variance off by 20 %.
 
 Root mean square over channels; either must be above {SURE} times its sampling error, a variance's from the fourth
 moment. The weights moved after the statistics: a late large step, averaging, pruning, merging, quantising, another
@@ -47,7 +47,7 @@ def broken() -> Example:
     """One mean three standard deviations off."""
     model = network()
     layer = norms(model)[1]
-    layer.running_mean += 3 * layer.running_var.sqrt()  # pyright: ignore[reportOptionalOperand, reportOptionalMemberAccess]
+    layer.running_mean += 3 * layer.running_var.sqrt()
     return Example(model, batches())
 
 

@@ -1,4 +1,4 @@
-"""Statistics are float16, which overflows at 65504, or bfloat16, in which updates smaller than the buffer's resolution are lost.
+"""Statistics are float16, which overflows at 65504, or bfloat16, in which small updates are lost.
 
 `convert` keeps statistics float32 in a model of any type.
 """

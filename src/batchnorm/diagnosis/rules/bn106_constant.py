@@ -17,7 +17,9 @@ FIX = "nothing to repair; such channels can be pruned"
 def look(e: Seen) -> Said:
     """Count them."""
     for layer in e.layers.values():
-        zero = 0 if layer.var is None else int((layer.var == 0).sum())
+        if layer.var is None:
+            continue
+        zero = int((layer.var == 0).sum())
         if zero:
             yield (
                 layer.name,

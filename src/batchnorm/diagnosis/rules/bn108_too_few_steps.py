@@ -1,8 +1,8 @@
-"""More than 1 % of the initial 0 and 1 is left in the statistics, the layer drifts, and the drift lies on the way to 0 and 1.
+"""More than 1 % of the initial 0 and 1 is left in the statistics, and the layer drifts for that reason.
 
 The share is read from means and variances: stored = (1 - s) actual + s initial, by least squares over the channels,
-which must leave less than {LEFT_OVER} of the distance. Where it is what the momentum would leave, `(1 - momentum)^t`, that
-is said. Less than that means that the momentum was larger before, a schedule; more, that weights moved on after
+which must leave less than {LEFT_OVER} of the distance. Where it is what the momentum would leave, `(1 - momentum)^t`,
+that is said. Less than that means that the momentum was larger before, a schedule; more, that weights moved on after
 the statistics, which looks alike and is BN104. Before training on,
 `convert(model, "debiased", count=0)`: without `count=0` the average would count what is stored as data, the initial
 value in it too. A debiased, pooled or windowed average has no initial value and is not judged.
@@ -65,7 +65,8 @@ def _said(layer: LayerEvidence, share: float) -> str:
         )
     return (
         f"about {share:.0%} of the initial value is left in the running statistics, as means and variances show; "
-        f"{layer.counter} updates at the present momentum {layer.momentum:g} would leave {left:.0%}: it was larger before"
+        f"{layer.counter} updates at the present momentum {layer.momentum:g} would leave {left:.0%}: it was "
+        "larger before"
     )
 
 

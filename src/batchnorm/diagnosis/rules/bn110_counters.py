@@ -1,5 +1,6 @@
-"""A layer has less than half or about twice the updates of most: used several times in a forward, skipped, or loaded from elsewhere.
+"""A layer has less than half or about twice the updates of most.
 
+It is used several times in a forward, was skipped, or was loaded from elsewhere.
 Where most counters are 0, those are the ones that were lost.
 """
 
@@ -45,12 +46,12 @@ def look(e: Evidence) -> Said:
 def broken() -> Example:
     """3 of 1000."""
     model = network(hidden=3)
-    norms(model)[0].num_batches_tracked.fill_(3)  # pyright: ignore[reportOptionalMemberAccess]
+    norms(model)[0].num_batches_tracked.fill_(3)
     return Example(model, batches())
 
 
 def healthy() -> Example:
     """Nearly alike."""
     model = network(hidden=3)
-    norms(model)[0].num_batches_tracked.fill_(900)  # pyright: ignore[reportOptionalMemberAccess]
+    norms(model)[0].num_batches_tracked.fill_(900)
     return Example(model, batches())

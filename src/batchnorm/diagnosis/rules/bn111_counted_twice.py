@@ -44,7 +44,7 @@ class _Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """All but the first layer again."""
-        return checkpoint(self.body[1:], self.body[0](x), use_reentrant=False)  # pyright: ignore
+        return checkpoint(self.body[1:], self.body[0](x), use_reentrant=False)
 
 
 def broken() -> Example:

@@ -1,4 +1,4 @@
-"""More than 5 % of the positions of the model's own input repeat one value at an end, in some samples more than in others.
+"""More than 5 % of the positions of the model's own input repeat one value at an end, in some samples more.
 
 Sequences `(N, C, L)`, `(N, L, C)` or tokens `(N, L)`, padded left or right, and images with bands. A layer is named
 where its mean without these positions lies more than {SHIFT} standard deviations away, or its variance by a factor of

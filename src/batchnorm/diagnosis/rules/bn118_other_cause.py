@@ -1,4 +1,4 @@
-"""Everything but batch norm, put in train mode, moves the output by more than {GAP} of its size, and batch norm by less.
+"""Everything but batch norm, put in train mode, moves the output by more than {GAP} of its size.
 
 Dropout, stochastic depth. Recalibration does not close that gap. Where there is a metric, it is measured with dropout
 on and off. A note: nothing is wrong with the statistics.
@@ -38,8 +38,8 @@ def look(e: Evidence) -> Said:
         beside = "" if e.output_gap is None else f", batch norm {e.output_gap:.0%}"
         yield (
             "",
-            f"what is random in train mode{what} moves the output by {gap:.0%} of its size{beside}: dropout, stochastic "
-            "depth or the like make the gap, not the statistics",
+            f"what is random in train mode{what} moves the output by {gap:.0%} of its size{beside}: dropout, "
+            "stochastic depth or the like make the gap, not the statistics",
         )
 
 

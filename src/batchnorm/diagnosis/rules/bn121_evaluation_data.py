@@ -64,7 +64,7 @@ def _fix(e: Evidence) -> dict[str, str]:
         return {
             "code": "",
             "undo": undo,
-            "advice": f"; do not {own.what.split('.')[1].split('(')[0]} on evaluation data",
+            "advice": "; do not recalibrate on evaluation data",
         }
     advice = "" if own.measured else "; if the data are meant to differ, recalibrate on unlabelled evaluation data"
     return {"code": "", "undo": undo, "advice": advice}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from batchnorm.diagnosis.findings import Example, Said
@@ -37,9 +36,9 @@ def look(e: Evidence) -> Said:
 
 
 def _gain(weight: float) -> Example:
-    model, loader = nn.Sequential(nn.BatchNorm1d(8)), [x * 1e-4 for x in batches()]
-    with torch.no_grad():
-        model[0].weight.fill_(weight)
+    layer, loader = nn.BatchNorm1d(8), [x * 1e-4 for x in batches()]
+    nn.init.constant_(layer.weight, weight)
+    model = nn.Sequential(layer)
     settle(model, loader)
     return Example(model, loader)
 

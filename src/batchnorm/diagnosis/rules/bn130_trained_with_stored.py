@@ -1,9 +1,9 @@
-"""The metric is better with the stored statistics than with exact ones, beyond noise: the weights were trained with them.
+"""The metric is better with the stored statistics than with exact ones: the weights were trained with them.
 
-Batch norm was in eval while the weights trained: `norm_eval` of detectors, `m.train()` and then `bn.eval()` each step, a
-forgotten `.train()`, an actor. Keep the statistics: recalibrating, tried on a copy, makes it worse. A warning where
-a layer is in train mode now, so that the next forward moves them; else a note. Layers that a model's own `train()`
-leaves in eval count as frozen.
+Batch norm was in eval while the weights trained: `norm_eval` of detectors, `m.train()` and then `bn.eval()` each
+step, a forgotten `.train()`, an actor. Keep the statistics: recalibrating, tried on a copy, makes it worse. A warning
+where a layer is in train mode now, so that the next forward moves them; else a note. Layers that a model's own
+`train()` leaves in eval count as frozen.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def look(e: Evidence) -> Said:
     if e.statistics.harms and not (e.eval_exact.measured and e.eval_exact.helps):
         yield (
             "",
-            f"the metric is {e.statistics.before:.4g} with the stored statistics and {e.statistics.after:.4g} with exact "
-            "ones: the weights were trained with the stored ones (batch norm in eval)",
+            f"the metric is {e.statistics.before:.4g} with the stored statistics and {e.statistics.after:.4g} with "
+            "exact ones: the weights were trained with the stored ones (batch norm in eval)",
         )
 
 
@@ -49,8 +49,8 @@ def broken() -> Example:
     model = network()
     with torch.no_grad():
         for layer in norms(model):
-            layer.running_mean += 0.7 * layer.running_var.sqrt()  # pyright: ignore
-            layer.running_var *= 3  # pyright: ignore[reportOptionalOperand]
+            layer.running_mean += 0.7 * layer.running_var.sqrt()
+            layer.running_var *= 3
     return Example(model.eval(), answered(model), {"metric": squared_error})
 
 

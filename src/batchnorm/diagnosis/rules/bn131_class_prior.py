@@ -1,7 +1,7 @@
 """Given `eval_loader`: the predicted classes have other shares there, by more than {CLASSES} in total variation.
 
-And within a predicted class the inputs agree, so that nothing else need differ: a class-balanced sampler in training and
-the natural shares at evaluation. Recalibrating on such evaluation data takes the shares for a shift and moves every
+And within a predicted class the inputs agree, so that nothing else need differ: a class-balanced sampler in training
+and the natural shares at evaluation. Recalibrating on such evaluation data takes the shares for a shift and moves every
 class; it was tried there, and the report says what it did. A note: keep the stored statistics.
 """
 

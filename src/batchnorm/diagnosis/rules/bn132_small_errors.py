@@ -34,8 +34,8 @@ def look(e: Evidence) -> Said:
         moved = [layer.drift for layer in e.layers.values() if layer.reached]
         yield (
             "",
-            f"no layer is off by more than is small (at most {max(moved, default=0.0):.2f} standard deviations), but all "
-            f"{len(moved)} together cost {abs(effect.after - effect.before):.3g} of the metric",
+            f"no layer is off by more than is small (at most {max(moved, default=0.0):.2f} standard deviations), but "
+            f"all {len(moved)} together cost {abs(effect.after - effect.before):.3g} of the metric",
         )
 
 
@@ -49,7 +49,7 @@ def _deep(error: float) -> Example:
     loader = answered(model)
     with torch.no_grad():
         for index, layer in enumerate(norms(model)):
-            layer.running_mean += error * (-1) ** index * layer.running_var.sqrt()  # pyright: ignore
+            layer.running_mean += error * (-1) ** index * layer.running_var.sqrt()
     return Example(model, loader, {"metric": squared_error})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ def batches(size: int = 32, seed: int = 0) -> list[Tensor]:
     return list(data(seed=seed).split(size))
 
 
-def network(hidden: int = 2, seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
+def network(hidden: int = 2, seed: int = 0, dropout: float = 0.0) -> Any:
     """Linear layers with batch norm, untrained, with the exact statistics of `batches()` and a large counter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -37,10 +39,10 @@ def settle(model: nn.Module, loader: list[Tensor]) -> None:
     """Right statistics, and the counter of a long training."""
     recalibrate(model, loader, progress=False)
     for layer in norms(model):
-        layer.num_batches_tracked.fill_(1000)  # pyright: ignore[reportOptionalMemberAccess]
+        layer.num_batches_tracked.fill_(1000)
 
 
-def norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+def norms(model: nn.Module) -> list[Any]:
     """The batch norm layers."""
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
