@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from batchnorm import kernels
 from batchnorm.layers import Moments
 
 
@@ -108,6 +109,7 @@ def _by_sample(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor
     if x.dim() == 2:
         mean = wide.double()
         return mean, torch.zeros_like(mean), mean.new_ones(samples)
-    var, mean = torch.var_mean(wide.flatten(2), 2, correction=0)
-    mean = mean.double()
-    return mean, var.double(), mean.new_full((samples,), x.numel() / (samples * x.shape[1]))
+    # A group a sample: torch.var_mean takes 50 times as long on a CPU.
+    raw = kernels.select(wide).reduce(wide, None, samples)
+    count = x.numel() / (samples * x.shape[1])
+    return raw.mean, raw.m2 / count, raw.mean.new_full((samples,), count)
