@@ -114,6 +114,10 @@ def test_every_rule_has_its_section():
         assert f"### {rule.code} {rule.title} {{ #{rule.code.lower()} }}" in text
 
 
+def test_the_page_of_findings_is_made_from_the_rules():
+    assert (DOCS / "findings.md").read_text() == load(DOCS / "findings.py").text()
+
+
 def test_every_public_name_is_in_the_api_page():
     text = (DOCS / "api.md").read_text()
     names = batchnorm.__all__

@@ -53,7 +53,7 @@ def frozen_by_momentum() -> Outcome:
     return Outcome(reports[0], *results)
 
 
-@broken("BN113", "layer.track_running_stats = True and batchnorm.recalibrate(model, loader)")
+@broken("BN113", "track_running_stats = True; batchnorm.recalibrate(model, loader)")
 def tracking_switched_off() -> Outcome:
     """Row 24: track_running_stats = False after construction; eval mode still uses the old buffers."""
     model = train(network(), 200)

@@ -130,7 +130,7 @@ def _error_of_scale(model: nn.Sequential) -> float:
     return float((hidden.var(0) / model[2].weight.square() - 1).abs().median())
 
 
-@broken("BN112", "then batchnorm.recalibrate(model, loader)")
+@broken("BN112", "momentum = 0.01; batchnorm.recalibrate(model, loader)")
 def momentum_of_keras_in_torch() -> Outcome:
     """Row 7: momentum 0.99 in torch: the statistics are those of the last batch, here of one kind."""
     model = train(network(momentum=0.99), 300)

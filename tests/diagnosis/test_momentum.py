@@ -45,7 +45,7 @@ def test_the_fixes_of_too_few_steps_work_and_a_conversion_that_keeps_the_count_w
     assert first.code == "BN108"
     assert first.message.startswith("60 updates at momentum 0.001 leave 94% of the initial value")
     assert first.fix == (
-        'batchnorm.recalibrate(model, loader); before training on, batchnorm.convert(model, "debiased", count=0)'
+        'batchnorm.recalibrate(model, loader)  # before training on, batchnorm.convert(model, "debiased", count=0)'
     )
     fresh = copy.deepcopy(model)
     batchnorm.recalibrate(fresh, LOADER)
@@ -108,7 +108,7 @@ def test_a_momentum_outside_its_range_comes_before_its_symptoms_and_its_fix_work
     first = diagnosed(model).findings[0]
     assert (first.code, first.layer, first.severity) == ("BN129", "4", "error")
     assert f"momentum is {momentum:g}" in first.message
-    assert first.fix == "layer.momentum = 0.1, then batchnorm.recalibrate(model, loader)"
-    model[4].momentum = 0.1
-    batchnorm.recalibrate(model, LOADER)
+    assert first.fix == 'model.get_submodule("4").momentum = 0.1; batchnorm.recalibrate(model, loader)'
+    exec(first.fix, {"model": model, "loader": LOADER, "batchnorm": batchnorm})
+    assert model[4].momentum == 0.1
     assert diagnosed(model).ok

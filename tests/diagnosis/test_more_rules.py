@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm.diagnosis.model.attribution import attribute
+from batchnorm.diagnosis.experiments.inputs import Inputs
+from batchnorm.diagnosis.experiments.padding import at_layer, padded_positions
+from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.diagnosis.model.evidence import gather
-from batchnorm.diagnosis.model.inputs import Inputs, trailing_padding
 
 DATA = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
 LOADER = DATA.split(32)
@@ -159,24 +160,20 @@ def test_shares_are_those_of_each_layer_alone():
     assert layers["1"].share == pytest.approx(damages[0] ** 2 / (damages[0] ** 2 + damages[1] ** 2), rel=1e-3)
 
 
-def test_bisection_finds_the_same_layers_in_fewer_passes():
+def test_many_layers_are_attributed_within_one_pass_the_furthest_first():
     model = deep(layers=48)
-    # Exactly what the evidence finds: over 48 layers the last bit of another summation grows to a share.
-    for name, layer in gather(model, LOADER, None, attribution=False).layers.items():
-        model.get_submodule(name).running_mean.copy_(layer.collected.values.mean)
-        model.get_submodule(name).running_var.copy_(layer.collected.values.var(1))
     for index in (4, 94):
         model[index].running_mean += model[index].running_var.sqrt()
-    shares = []
-    for exact in (64, 4):
-        evidence = gather(model, LOADER, None, attribution=False)
-        modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)}
-        fresh = {n: (v.collected.values.mean, v.collected.values.var(1)) for n, v in evidence.layers.items()}
-        passes = attribute(model, modules, fresh, LOADER[0], None, evidence.layers, exact=exact)
-        shares.append({n: v.share for n, v in evidence.layers.items()})
-        assert passes == 48 if exact == 64 else passes < 30
-    assert sorted(shares[0], key=shares[0].get)[-2:] == sorted(shares[1], key=shares[1].get)[-2:]
-    assert {n for n, s in shares[1].items() if s > 0} == {"4", "94"}
+    calls = []
+    model.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    few = LOADER[:2]
+    evidence = gather(model, few)
+    assert sum(calls) <= 8 * 64
+    measured = {n: v.share for n, v in evidence.layers.items() if v.share is not None}
+    assert evidence.attributed == 2
+    assert 2 <= len(measured) < 48
+    assert set(sorted(measured, key=measured.get)[-2:]) <= set(measured)
+    assert {"4", "94"} <= set(measured)
 
 
 def test_a_poisoned_layer_takes_the_whole_share():
@@ -205,12 +202,16 @@ def test_the_metric_under_each_choice():
     assert "recalibrated" in str(report)
 
 
-def test_the_metric_of_a_generator_is_over_the_batches_that_were_kept():
+def test_the_metric_of_a_generator_and_of_a_sorted_loader_is_over_all_batches():
     model = deep(layers=1)
     report = batchnorm.diagnose(model, (batch for batch in DATA.split(16)), lambda output, batch: batch.shape[0])
     assert report.evidence.samples == 512
-    assert report.evidence.choices.batches == 16
+    assert report.evidence.outcomes["stored"].batches == 32
     assert report.to_dict()["metric"]["stored"] == 16.0
+    order = DATA[:, 0].argsort()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(DATA[order]), batch_size=16)
+    report = batchnorm.diagnose(model, loader, lambda output, batch: float(batch[0][:, 0].mean()))
+    assert report.to_dict()["metric"]["stored"] == pytest.approx(float(DATA[:, 0].mean()), abs=1e-5)
 
 
 def test_spread_of_exchangeable_batches_is_one_and_of_shifted_ones_what_it_must_be():
@@ -220,7 +221,7 @@ def test_spread_of_exchangeable_batches_is_one_and_of_shifted_ones_what_it_must_
         for _ in range(400):
             inputs.start_batch()
             x = torch.randn(32, 4, generator=generator) + shift * torch.randn(1, 4, generator=generator)
-            inputs.add(x, torch.zeros(4), torch.ones(4))
+            inputs.add(x, Received().add(x), torch.zeros(4), torch.ones(4))
         assert inputs.spread(torch.ones(4))[0] == pytest.approx(expected, rel=0.1)
 
 
@@ -228,21 +229,47 @@ def test_the_histogram_counts_every_value_once():
     inputs = Inputs()
     inputs.start_batch()
     x = torch.tensor([[-7.0], [0.1], [0.1], [9.0], [6.0]])
-    inputs.add(x, torch.zeros(1), torch.ones(1))
+    inputs.add(x, Received().add(x), torch.zeros(1), torch.ones(1))
     assert (inputs.below, inputs.above, int(inputs.histogram.sum())) == (1, 2, 2)
     assert int(inputs.histogram[20]) == 2
 
 
-def test_padding_is_what_repeats_at_the_end():
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_padding_is_a_run_at_either_end_that_differs_between_samples(side, channels_last):
     x = torch.randn(4, 3, 10)
-    assert trailing_padding(x) == 0.0
+    assert padded_positions(x) is None
     x[0, :, 6:] = 0.25
     x[1, :, 2:] = 0.25
-    assert trailing_padding(x) == pytest.approx((4 + 8) / 40)
-    assert trailing_padding(torch.zeros(4, 3, 10)) == 0.0
+    x = x if side == "right" else x.flip(2)
+    valid = padded_positions(x.transpose(1, 2) if channels_last else x)
+    expected = torch.ones(4, 10, dtype=torch.bool)
+    expected[0, 6:] = expected[1, 2:] = False
+    assert torch.equal(valid, expected if side == "right" else expected.flip(1))
+
+
+def test_what_is_no_padding():
+    assert padded_positions(torch.zeros(4, 3, 10)) is None
     rows = torch.randn(10, 6)
     rows[3] = 0
-    assert trailing_padding(rows) == pytest.approx(0.1)
+    assert padded_positions(rows) is None
+    same = torch.randn(4, 3, 10)
+    same[:, :, 7:] = 0
+    assert padded_positions(same) is None
+
+
+def test_padding_of_tokens_and_of_images_and_where_a_layer_has_other_sizes():
+    tokens = torch.randint(5, 50, (4, 12))
+    tokens[0, 8:] = tokens[2, 3:] = 0
+    valid = padded_positions((tokens, torch.zeros(4)))
+    assert valid.sum(1).tolist() == [8, 12, 3, 12]
+    images = torch.rand(4, 3, 8, 8)
+    images[1, :, 5:] = 0.5
+    images[2, :, :, :3] = 0.5
+    assert padded_positions(images).float().mean((1, 2)).tolist() == [1.0, 0.625, 0.625, 1.0]
+    halved = at_layer(valid, torch.zeros(4, 7, 6))
+    assert halved.shape == (4, 1, 6)
+    assert halved[:, 0].sum(1).tolist() == [4, 6, 2, 6]
 
 
 def test_without_statistics_only():

@@ -1,4 +1,4 @@
-"""The verb: gather evidence, apply the rules, report."""
+"""The verb: gather evidence, apply the rules, judge, report."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from batchnorm.diagnosis.findings import apply_rules
+from batchnorm.diagnosis import rules
 from batchnorm.diagnosis.model.evidence import gather
-from batchnorm.diagnosis.model.rules import MODEL_RULES
+from batchnorm.diagnosis.model.judge import judge
 from batchnorm.diagnosis.model.subject import ModelSubject
 from batchnorm.diagnosis.report import Report
 
@@ -22,6 +22,9 @@ def diagnose(
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
     eval_loader: Iterable[Any] | None = None,
     attribution: bool = True,
+    budget: int | str | None = None,
+    higher_is_better: bool | None = None,
+    progress: bool = True,
 ) -> Report:
     """Say what is wrong with a model's batch norm, in which layer, and what fixes it.
 
@@ -33,25 +36,31 @@ def diagnose(
         >>> report.ok, report.findings[0].code
         (False, 'BN101')
 
-    Every batch is run without moving anything, normalised by batch, by stored and by fresh
-    statistics; one training step on the first batch is watched and rolled back. Each layer's stored
-    statistics are put, alone, into the network with fresh ones: its share of the change of the
-    output. The model is left as it was.
+    The same batches are run with the stored statistics, with the batch's and with exact ones, recalibrated
+    and put back; one training step on the first batch is watched and rolled back. A finding above a
+    note rests on harm that was measured so: by the metric, sample by sample, or without one by a change of
+    the output beyond what sampling does. A fix is printed with what it did. Each layer's stored statistics are
+    put, alone, into the network with exact ones: its share of the change of the output. At most 8 forward
+    passes over the data, however many layers. The model is left as it was.
 
     Args:
-        model: read only.
+        model: read only; found inside DDP and compiled modules too.
         loader: batches as in training: their size matters. See `recalibrate` for their forms.
-        metric: `metric(output, batch)` gives a number, an accuracy or a loss: the report shows it
-            under each choice of statistics, on all batches of a list and the first 16 of a loader.
+        metric: `metric(output, batch)` gives a number, an accuracy or a loss. Where that of a batch is the mean
+            over its samples, samples are compared, else batches.
         forward_fn: `forward_fn(model, batch)` where calling the model is not enough.
-        eval_loader: evaluation data, to see whether they differ from the loader's.
-        attribution: one more forward a layer, or by halves where there are more than 64.
+        eval_loader: evaluation data: whether they differ from the loader's, and how, and what the statistics
+            do there.
+        attribution: one more pass for the layers' shares, on as many samples of the first batch as that allows.
+        budget: how much to spend: a number of samples, or a time such as "30 s". By default all data.
+        higher_is_better: which way the metric goes; by default learnt from outputs held against other samples.
+        progress: a progress bar, if stderr is a terminal.
 
     Returns:
         A report: print it, or use `.ok`, `.findings`, `.layers[name].drift`, `.to_html(path)`.
 
     Raises:
-        BatchNormError: no batch norm layer, or an empty loader.
+        BatchNormError: no batch norm layer, a sharded model, an empty loader, an argument that is not legal.
     """
-    evidence = gather(model, loader, forward_fn, metric, eval_loader, attribution)
-    return Report(ModelSubject(evidence), apply_rules(MODEL_RULES, evidence))
+    evidence = gather(model, loader, forward_fn, metric, eval_loader, attribution, budget, higher_is_better, progress)
+    return Report(ModelSubject(evidence), judge(evidence, rules.MODEL))

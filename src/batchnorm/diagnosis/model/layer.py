@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.diagnosis.model.inputs import Inputs
+from batchnorm.diagnosis.experiments.inputs import Inputs
+from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.momentum import fades_from_start, is_plain, next_momentum
-from batchnorm.models.recalibrate import Collected, rms
+from batchnorm.models.recalibrate import rms
 
 
 @dataclass
@@ -20,11 +23,15 @@ class LayerEvidence:
 
     drift is the distance between stored and actual mean, root mean square over channels, in units
     of sqrt(running_var + eps); standard_error its sampling error in the same units; var_log_ratio
-    the root mean square of log(actual / stored variance); divergence the mean over channels of the
-    Kullback-Leibler divergence of the stored Gaussian from the actual one, in nats. share is the part
-    of the change of the output, from right statistics to stored ones, that this layer alone causes.
-    fades says whether the initial 0 and 1 keep the weight (1 - momentum)^t, plain whether the layer is
-    torch's or does what torch's does.
+    the root mean square of log(actual / stored variance), var_log_error its sampling error;
+    divergence the mean over channels of the Kullback-Leibler divergence of the stored Gaussian from the
+    actual one, in nats. damage is what the layer's stored statistics alone do to the output, share its
+    part of all layers'.
+
+    collected is what the layer receives where batches normalise (frozen layers: what is stored),
+    in_eval what it receives with the stored statistics before it, with_rest_in_train with dropout on
+    and without_padding the same without padded positions. fades says whether the initial 0 and 1 keep
+    the weight (1 - momentum)^t, plain whether the layer is torch's or does what torch's does.
     """
 
     name: str
@@ -43,25 +50,29 @@ class LayerEvidence:
     plain: bool = True
     weight: Tensor | None = None
     bias: Tensor | None = None
-    collected: Collected = field(default_factory=Collected)
-    with_rest_in_train: Collected = field(default_factory=Collected)
+    modes: Mapping[str, int] = field(default_factory=dict)
+    collected: Received = field(default_factory=Received)
+    in_eval: Received = field(default_factory=Received)
+    with_rest_in_train: Received = field(default_factory=Received)
+    without_padding: Received = field(default_factory=Received)
     inputs: Inputs = field(default_factory=Inputs)
     drift: float = 0.0
     standard_error: float = 0.0
     var_log_ratio: float = 0.0
+    var_log_error: float = 0.0
     divergence: float = 0.0
-    in_eval: Collected = field(default_factory=Collected)
     eval_drift: float | None = None
     eval_var_log_ratio: float | None = None
     rest_drift: float | None = None
     rest_var_log_ratio: float | None = None
+    rest_error: float = 0.0
     damage: float | None = None
     share: float | None = None
 
     @property
     def reached(self) -> bool:
         """Whether a forward passed through the layer."""
-        return self.collected.values is not None
+        return self.collected.values is not None or self.in_eval.values is not None
 
     @property
     def sound(self) -> bool:
@@ -90,10 +101,36 @@ class LayerEvidence:
 
     @property
     def remaining(self) -> float | None:
-        """How much of the initial 0 or 1 is still in the running statistics, (1 - momentum)^t."""
+        """How much of the initial 0 or 1 would be left at this momentum, (1 - momentum)^t."""
         if not self.fades or self.momentum is None or not self.counter or not 0 < self.momentum <= 1:
             return None
         return (1 - self.momentum) ** self.counter
+
+    @property
+    def initial_share(self) -> tuple[float, float]:
+        """The share of 0 and 1 that explains best how stored and actual statistics differ, and what it leaves.
+
+        Stored = (1 - s) actual + s initial, by least squares over the means and variances of all channels in
+        standard deviations. What is left is the distance of what is stored from that mixture, over its distance
+        from what is received, means in standard deviations and log variances together.
+        """
+        values = self.collected.values
+        if values is None or not self.sound:
+            return 0.0, 1.0
+        mean, var, scale = values.mean.cpu(), values.var(1).cpu(), self.scale
+        way = torch.cat([mean / scale, (var - 1) / (math.sqrt(2) * scale.square())])
+        gone = torch.cat([(mean - self.mean) / scale, (var - self.var) / (math.sqrt(2) * scale.square())])
+        power = float(way.square().sum())
+        if not 0 < power < math.inf:
+            return 0.0, 1.0
+        share = min(max(float((way * gone).sum()) / power, 0.0), 1.0)
+
+        def distance(mean: Tensor, var: Tensor) -> float:
+            return rms((mean - self.mean) / scale) + rms(((var + self.eps) / scale.square()).log())
+
+        whole = distance(mean, var)
+        mixed = distance((1 - share) * mean, share + (1 - share) * var)
+        return share, mixed / whole if whole > 0 else 1.0
 
 
 def stored(name: str, module: _BatchNorm) -> LayerEvidence:
@@ -132,13 +169,18 @@ def compare(layer: LayerEvidence) -> None:
     layer.drift = rms(shift)
     layer.standard_error = rms(layer.collected.standard_error.cpu() / layer.scale)
     layer.var_log_ratio = rms(ratio.log())
+    layer.var_log_error = rms(layer.collected.variance_error.cpu() / (values.var(0).cpu() + layer.eps))
     layer.divergence = float((0.5 * (ratio + shift.square() - 1 - ratio.log())).mean())
     if layer.with_rest_in_train.values is not None:
-        layer.rest_drift, layer.rest_var_log_ratio = _apart(layer, layer.with_rest_in_train)
+        rest = layer.with_rest_in_train
+        layer.rest_drift, layer.rest_var_log_ratio = apart(layer, rest)
+        errors = rest.standard_error.cpu() / layer.scale, rest.variance_error.cpu() / (values.var(0).cpu() + layer.eps)
+        layer.rest_error = sum(error for error in map(rms, errors) if error == error)
     if layer.in_eval.values is not None:
-        layer.eval_drift, layer.eval_var_log_ratio = _apart(layer, layer.in_eval)
+        layer.eval_drift, layer.eval_var_log_ratio = apart(layer, layer.in_eval)
 
 
-def _apart(layer: LayerEvidence, received: Collected) -> tuple[float, float]:
+def apart(layer: LayerEvidence, received: Received) -> tuple[float, float]:
+    """The distances of mean and variance between what is stored and what was received."""
     mean, var = received.values.mean.cpu(), received.values.var(1).cpu()  # pyright: ignore[reportOptionalMemberAccess]
     return rms((mean - layer.mean) / layer.scale), rms(((var + layer.eps) / layer.scale.square()).log())

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from batchnorm.diagnosis.model.choices import NAMES
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.report.channels import pack
 from batchnorm.diagnosis.report.subject import Table
+from batchnorm.models.batches import counted
 
 COLUMNS = (
     "drift: from the stored mean to the actual, in stored standard deviations, +- its sampling error; variance off x: "
@@ -20,7 +21,16 @@ COLUMNS = (
 CHOICE = {
     "stored": "stored statistics (eval mode)",
     "batch": "the batch's own (train mode)",
-    "recalibrated": "exact ones (recalibrated)",
+    "exact": "exact ones (recalibrated)",
+}
+KEYS = {"exact": "recalibrated"}
+OTHERS = {
+    "rest": "stored ones, dropout on",
+    "without_padding": "those without padding",
+    "eval_stored": "evaluation data: stored ones",
+    "eval_exact": "evaluation data: exact ones of the loader",
+    "eval_undone": "evaluation data: stored ones, the difference undone",
+    "eval_own": "evaluation data: their own",
 }
 
 
@@ -40,23 +50,47 @@ class ModelSubject:
 
     @property
     def measured(self) -> str:
-        """Samples, batches, and how far the modes are apart."""
-        gap, exact = self.evidence.output_gap, self.evidence.choices.recalibrated_gap
+        """Samples, batches, passes, and how far the modes are apart."""
+        e = self.evidence
+        gap, exact = e.output_gap, e.recalibrated_gap
         outputs = "" if gap is None else f"; train and eval outputs differ by {gap:.1%} of their size"
         outputs += "" if gap is None or exact is None else f", by {exact:.1%} with exact statistics"
-        return f"{self.evidence.samples} samples in {self.evidence.batches} batches{outputs}"
+        part = (
+            f" of {e.offered}" if e.partial and e.offered is not None else " (the loader has more)" if e.partial else ""
+        )
+        return f"{e.samples}{part} samples in {e.batches} batches, {e.passes:.1f} passes{outputs}"
 
     def tables(self) -> list[Table]:
         """The metric under each choice, and the layers."""
-        found = [self._choices()] if self.evidence.choices.metric else []
+        found = [self._choices()] if self._rows() else []
         header = ["layer", "drift (std)", "+-", "variance off x", "share", "values", "updates"]
         rows = [_row(v) for v in self.layers.values()]
-        return [*found, Table("stored against actual statistics", header, rows, COLUMNS)]
+        used = self.evidence.attributed
+        caption = COLUMNS + (f"; shares on {counted(used, 'sample')}" if used else "")
+        return [*found, Table("stored against actual statistics", header, rows, caption)]
+
+    def _rows(self) -> list[list[Any]]:
+        e = self.evidence
+        return [[words, e.metric(name)] for name, words in (CHOICE | OTHERS).items() if e.metric(name) is not None]
 
     def _choices(self) -> Table:
-        choices = self.evidence.choices
-        rows = [[CHOICE[name], f"{choices.mean(name):.4f}"] for name in NAMES]
-        return Table("the metric under each choice of statistics", ["normalised with", "metric"], rows)
+        e = self.evidence
+        effect = e.statistics
+        caption = f"on {e.outcomes['stored'].samples} samples"
+        if effect.gain is not None and math.isfinite(effect.error):
+            caption += f"; exact against stored: {effect.after - effect.before:+.3g} (+- {effect.error:.2g}, paired)"
+        caption += self._explained()
+        rows = [[words, f"{value:.4f}"] for words, value in self._rows()]
+        return Table("the metric under each choice of statistics", ["normalised with", "metric"], rows, caption)
+
+    def _explained(self) -> str:
+        """Of the gap between stored and the batch's statistics, what exact ones close, and what nothing explains."""
+        e = self.evidence
+        stored, batch, exact = (e.metric(name) for name in CHOICE)
+        if stored is None or batch is None or exact is None or not e.statistics.helps or batch == stored:
+            return ""
+        closed = min(max((exact - stored) / (batch - stored), 0.0), 1.0)
+        return f"; exact statistics close {closed:.0%} of the gap to the batch's, {1 - closed:.0%} is not explained"
 
     def as_dict(self) -> dict[str, Any]:
         """Layers and gaps as plain numbers."""
@@ -64,20 +98,25 @@ class ModelSubject:
         return {
             "samples": e.samples,
             "batches": e.batches,
+            "passes": e.passes,
             "output_gap": e.output_gap,
-            "recalibrated_output_gap": e.choices.recalibrated_gap,
+            "recalibrated_output_gap": e.recalibrated_gap,
             "other_output_gap": e.rest_gap,
-            "metric": {name: e.choices.mean(name) for name in NAMES} if e.choices.metric else None,
+            "metric": {KEYS.get(n, n): e.metric(n) for n in (CHOICE | OTHERS) if e.metric(n) is not None} or None,
+            "effects": {
+                name: _effect(found)
+                for name, found in (("recalibrate", e.statistics), ("recalibrate on evaluation data", e.evaluation))
+                if found.helps is not None
+            },
+            "evaluation_difference": e.difference.words or None,
             "layers": {name: _plain(layer) for name, layer in e.layers.items()},
         }
 
     def page(self) -> dict[str, Any]:
         """The strip of layers with their channels, and the metric."""
-        choices = self.evidence.choices
-        metric = [[CHOICE[n], choices.mean(n)] for n in NAMES] if choices.metric else []
         widest = pack([_channels(layer) for layer in self.layers.values()])
         rows = [{**_drawn(layer), **channels} for layer, channels in zip(self.layers.values(), widest, strict=True)]
-        return {"metric": metric, "layers": rows, "bar": "drift", "unit": "stored standard deviations"}
+        return {"metric": self._rows(), "layers": rows, "bar": "drift", "unit": "stored standard deviations"}
 
 
 def _row(layer: LayerEvidence) -> list[str]:
@@ -86,9 +125,11 @@ def _row(layer: LayerEvidence) -> list[str]:
     if not layer.reached:
         return [name, "never reached", "", "", "", "", counter]
     share = "" if layer.share is None else f"{layer.share:.0%}"
-    fewest = f"{layer.collected.fewest_values:.0f}"
+    fewest = _fewest(layer)
+    fewest = "" if fewest is None else f"{fewest:.0f}"
     factor = math.exp(min(layer.var_log_ratio, 50.0)) if layer.var_log_ratio == layer.var_log_ratio else math.nan
-    return [name, f"{layer.drift:.3f}", f"{layer.standard_error:.3f}", f"{factor:.2f}", share, fewest, counter]
+    error = f"{layer.standard_error:.3f}" if math.isfinite(layer.standard_error) else "unknown"
+    return [name, f"{layer.drift:.3f}", error, f"{factor:.2f}", share, fewest, counter]
 
 
 def _plain(layer: LayerEvidence) -> dict[str, Any]:
@@ -100,12 +141,23 @@ def _plain(layer: LayerEvidence) -> dict[str, Any]:
         "damage": layer.damage,
         "share": layer.share,
         "batch_spread": layer.spread,
-        "padding": layer.inputs.padding,
-        "fewest_values": layer.collected.fewest_values if layer.reached else None,
+        "variance_log_error": layer.var_log_error,
+        "fewest_values": _fewest(layer),
         "momentum": layer.momentum,
         "num_batches_tracked": layer.counter,
         "frozen": layer.frozen,
     }
+
+
+def _effect(effect: Effect) -> dict[str, Any]:
+    numbers = {"before": effect.before, "after": effect.after, "gain": effect.gain, "standard_error": effect.error}
+    return {"call": effect.what, "samples": effect.samples, "helps": effect.helps, "harms": effect.harms, **numbers,
+            "output_moved": effect.moved}  # fmt: skip
+
+
+def _fewest(layer: LayerEvidence) -> float | None:
+    fewest = layer.collected.fewest_values
+    return fewest if math.isfinite(fewest) else None
 
 
 def _channels(layer: LayerEvidence) -> list[Any]:
@@ -122,7 +174,7 @@ def _drawn(layer: LayerEvidence) -> dict[str, Any]:
         "updates": layer.counter,
         "momentum": layer.momentum,
         "eps": layer.eps,
-        "fewest values a channel": layer.collected.fewest_values if layer.reached else None,
+        "fewest values a channel": _fewest(layer),
         "variance off by a factor of": round(math.exp(min(layer.var_log_ratio, 50.0)), 3)
         if layer.var_log_ratio == layer.var_log_ratio
         else None,

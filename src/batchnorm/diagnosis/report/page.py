@@ -48,7 +48,7 @@ def render(report: Report, timelines: Sequence[Timeline], tables: Sequence[Table
 
 
 def _titles() -> dict[str, str]:
-    from batchnorm.diagnosis.rules import RULES
+    from batchnorm.diagnosis.catalogue import RULES
 
     return {rule.code: rule.title for rule in RULES}
 
@@ -97,13 +97,17 @@ def _fix(fix: str) -> str:
     return copied if code == fix else f'<p class="how">{escape(fix)}</p>{copied}'
 
 
+def _tried(tried: str) -> str:
+    return f"<br>{escape(tried[:1].upper() + tried[1:])}." if tried else ""
+
+
 def _actions(report: Report) -> str:
     seen: dict[str, str] = {}
-    for code, severity, where, message, fix in report.grouped():
+    for code, severity, where, message, fix, tried in report.grouped():
         if severity != "note" and fix not in seen and len(seen) < 6:
             seen[fix] = (
                 f'<li><p><span class="badge {severity}">{code}</span> <span class="where">{escape(where)}</span><br>'
-                f"{escape(message)}.</p>{_fix(fix)}</li>"
+                f"{escape(message)}.{_tried(tried)}</p>{_fix(fix)}</li>"
             )
     return f'<section><h2>What to do</h2><ol class="actions">{"".join(seen.values())}</ol></section>' if seen else ""
 
@@ -127,11 +131,11 @@ def _grid(table: Table) -> str:
 def _findings(report: Report) -> str:
     titles = _titles()
     rows = ""
-    for code, severity, where, message, fix in report.grouped()[:MOST_ROWS]:
+    for code, severity, where, message, fix, tried in report.grouped()[:MOST_ROWS]:
         rows += (
             f'<div class="found"><header><span class="badge {severity}">{code}</span><span class="title">'
             f'{escape(titles.get(code, ""))}</span><span class="where">{escape(where)}</span></header>'
-            f"<p>{escape(message)}.</p>{_fix(fix)}</div>"
+            f"<p>{escape(message)}.{_tried(tried)}</p>{_fix(fix)}</div>"
         )
     body = rows or '<p class="caption">None.</p>'
     return f'<section id="findings"><h2>All findings</h2>{body}</section>'

@@ -90,21 +90,24 @@ class Report:
         """The verdict and what it rests on."""
         return f"Diagnosis: {self.verdict} ({self.subject.measured})"
 
-    def grouped(self) -> list[tuple[str, str, str, str, str]]:
+    def grouped(self) -> list[tuple[str, str, str, str, str, str]]:
         """Findings with one code in many layers, gathered: the first layers' names and the first one's message."""
         if self.subject.kind == "source":
-            return [(f.code, f.severity, f.layer, f.message, f.fix) for f in self.findings]
-        by_code: dict[str, list[Finding]] = {}
+            return [(f.code, f.severity, f.layer, f.message, f.fix, f.tried) for f in self.findings]
+        by_code: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
-            by_code.setdefault(finding.code, []).append(finding)
+            by_code.setdefault((finding.code, finding.severity), []).append(finding)
         rows = []
-        for code, group in by_code.items():
+        for (code, _), group in by_code.items():
             names = [finding.layer or ("(root)" if "" in self.layers else "(model)") for finding in group]
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
             message = f"{names[0]}: {group[0].message}" if len(names) > 1 else group[0].message
             word = "layers " if len(names) > 1 else "" if names[0].startswith("(") else "layer "
             where = word + ", ".join(names[:MOST_NAMES]) + more
-            rows.append((code, group[0].severity, where, message, group[0].fix))
+            part = group[0].share
+            share = "" if part is None else f"alone it explains {part:.0%} of what recalibrating gains"
+            tried = "; ".join(said for said in (group[0].tried, share) if said)
+            rows.append((code, group[0].severity, where, message, group[0].fix, tried))
         return rows
 
     def to_dict(self) -> dict[str, Any]:

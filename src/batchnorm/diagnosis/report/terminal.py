@@ -40,7 +40,9 @@ def _numbers(table: Table) -> RichTable:
 
 def _findings(report: Report) -> Iterator[RenderableType]:
     """Paragraphs, for a fix is to be copied whole and a column would break it."""
-    for code, severity, where, message, fix in report.grouped():
+    for code, severity, where, message, fix, tried in report.grouped():
         yield Text.assemble("\n", (f"{code} {severity}", STYLE[severity]), f"  {where}")
         yield Padding(Text(message), (0, 0, 0, 2))
+        if tried:
+            yield Padding(Text(tried), (0, 0, 0, 2))
         yield Text(f"  fix: {fix}", style="bold", no_wrap=True, overflow="ignore")

@@ -1,4 +1,4 @@
-"""What passes into a layer, call by call: padding, other values than numbers, and how alike the batches are."""
+"""What passes into a layer, call by call: how alike the batches are, how many kinds, and a histogram."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 HISTOGRAM = (-5.0, 5.0, 40)  # in stored standard deviations
 SAMPLE = 65536  # values a batch in the histogram
+DRAWN = 4  # batches in the histogram
 
 
 @dataclass
@@ -20,7 +21,6 @@ class Inputs:
 
     means: list[list[Tensor]] = field(default_factory=list)
     samples: list[list[int]] = field(default_factory=list)
-    padding: float = 0.0
     finite: bool = True
     single: int | None = None
     histogram: Tensor | None = None
@@ -32,27 +32,30 @@ class Inputs:
         self.means.append([])
         self.samples.append([])
 
-    def add(self, x: Tensor, mean: Tensor, scale: Tensor) -> None:
-        """Take note of one input `(N, C, *)`; mean and scale are the stored ones."""
-        # Plain: some subclasses (MONAI's) keep books about slices, and refuse those taken below.
-        with torch._C.DisableTorchFunctionSubclass():
-            x = x.detach()
-        if x.numel() == 0:
+    def add(self, x: Tensor, by_sample: tuple[Tensor, Tensor] | None, mean: Tensor, scale: Tensor) -> None:
+        """Take note of one input `(N, C, *)` and its samples' means; mean and scale are the stored ones."""
+        if x.numel() == 0 or by_sample is None:
             return
-        if x.numel() == x.shape[1]:
-            # One value a channel: stock layers refuse it in train mode.
-            self.single = len(self.means) if self.single is None else self.single
-            return
-        self.padding = max(self.padding, trailing_padding(x))
-        self.finite = self.finite and bool(torch.isfinite(x).all())
-        self.means[-1].append(x.double().transpose(0, 1).flatten(1).mean(1).cpu())
-        self.samples[-1].append(x.shape[0])
-        if len(self.means) <= 4 and mean.numel() == x.shape[1]:
+        means, count = by_sample
+        pooled = ((means * count[:, None]).sum(0) / count.sum()).cpu()
+        self.finite = self.finite and bool(torch.isfinite(pooled).all())
+        self.means[-1].append(pooled)
+        self.samples[-1].append(len(means))
+        if len(self.means) <= DRAWN and mean.numel() == x.shape[1]:
             self._count(x, mean.to(x.device), scale.to(x.device))
 
+    def is_single(self, x: Tensor) -> bool:
+        """Whether there is one value a channel, which stock layers refuse in train mode."""
+        if x.numel() and x.numel() == x.shape[1]:
+            self.single = len(self.means) if self.single is None else self.single
+            return True
+        return False
+
     def _count(self, x: Tensor, mean: Tensor, scale: Tensor) -> None:
+        # Whole samples, spread over the batch, before anything is computed with them.
+        rows = x[:: max(1, x.numel() // SAMPLE)].float()
         shape = [1, -1] + [1] * (x.dim() - 2)
-        values = ((x - mean.view(shape)) / scale.view(shape)).flatten().float()
+        values = ((rows - mean.float().view(shape)) / scale.float().view(shape)).flatten()
         values = values[:: max(1, values.numel() // SAMPLE)]
         low, high, bins = HISTOGRAM
         counts = torch.histc(values, bins, low, high).cpu()
@@ -103,22 +106,3 @@ class Inputs:
             between = cut * (a - line.mean()) ** 2 + (len(line) - cut) * (b - line.mean()) ** 2
             best = max(best, float(between) / total)
         return best
-
-
-def trailing_padding(x: Tensor) -> float:
-    """The fraction of a batch that is padding: what repeats at the end of samples of different length.
-
-    In `(N, C, L)`, trailing positions that equal the last one in every channel (zeros, or what a
-    convolution makes of them); 0 when all samples end alike. In `(N, C)` with at least 4 channels,
-    rows that are exactly zero.
-    """
-    if x.numel() == 0:
-        return 0.0
-    if x.dim() == 2 and x.shape[1] >= 4:
-        return float((x == 0).all(1).double().mean())
-    if x.dim() != 3 or x.shape[2] < 2:
-        return 0.0
-    same = (x == x[:, :, -1:]).all(1)
-    run = same.flip(1).long().cumprod(1).sum(1) - 1
-    run = torch.where(run > 0, run + 1, 0)
-    return float(run.double().mean() / x.shape[2]) if bool((run != run[0]).any()) else 0.0

@@ -1,0 +1,1 @@
+"""Situations with a known answer, and how often the diagnosis finds it."""

@@ -1,0 +1,89 @@
+"""How batch norm layers normalise while an experiment runs; everything as it was afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+
+from batchnorm.models.random_state import cuda_devices
+from batchnorm.models.state import in_mode
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+Layers = dict[str, _BatchNorm]
+
+
+@contextmanager
+def modes(model: nn.Module, training: bool, but: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Every module in one mode, those in `but` in the other, without gradients; their own flags afterwards."""
+    with in_mode(model, training, but), torch.no_grad():
+        yield
+
+
+@contextmanager
+def by_batch(model: nn.Module, layers: Layers, rest: bool = False) -> Iterator[None]:
+    """Layers normalise with the batch and nothing moves; all else is in eval, or with rest in train mode."""
+    tracks = {layer: layer.track_running_stats for layer in layers.values()}
+    others = [m for m in model.modules() if isinstance(m, _BatchNorm)] if rest else []
+    with modes(model, rest, but=others):
+        try:
+            for layer in tracks:
+                # A layer that does not track normalises with its batch, whatever its coupling, and moves nothing.
+                layer.training, layer.track_running_stats = True, False
+            yield
+        finally:
+            for layer, flag in tracks.items():
+                layer.track_running_stats = flag
+
+
+@contextmanager
+def swapped(layers: Layers, statistics: Statistics, names: Iterable[str] | None = None) -> Iterator[None]:
+    """Other statistics in the named layers (all), the stored ones to the bit afterwards."""
+    chosen = [name for name in (statistics if names is None else names) if name in statistics]
+    before = {n: (layers[n].running_mean.clone(), layers[n].running_var.clone()) for n in chosen}  # pyright: ignore
+    try:
+        with torch.no_grad():
+            for name in chosen:
+                write(layers[name], *statistics[name])
+        yield
+    finally:
+        with torch.no_grad():
+            for name, pair in before.items():
+                write(layers[name], *pair)
+
+
+def write(layer: _BatchNorm, mean: Tensor, var: Tensor) -> None:
+    """Overwrite a layer's statistics in place."""
+    layer.running_mean.copy_(mean)  # pyright: ignore[reportOptionalMemberAccess]
+    layer.running_var.copy_(var)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@contextmanager
+def same_random(model: nn.Module) -> Iterator[None]:
+    """Random numbers that repeat; the generators as they were afterwards."""
+    with torch.random.fork_rng(devices=cuda_devices(model)):
+        torch.manual_seed(0)
+        yield
+
+
+class _Local(_BatchNorm):
+    """SyncBatchNorm without its refusal of the CPU."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+@contextmanager
+def sync_on_cpu(layers: Layers) -> Iterator[None]:
+    """Let a SyncBatchNorm on the CPU run as the plain layer it is in one process."""
+    taken = [m for m in layers.values() if type(m) is SyncBatchNorm and getattr(m.running_mean, "is_cpu", False)]
+    try:
+        for module in taken:
+            module.__class__ = _Local  # pyright: ignore[reportAttributeAccessIssue]
+        yield
+    finally:
+        for module in taken:
+            module.__class__ = SyncBatchNorm

@@ -1,0 +1,225 @@
+"""Everything that is measured on a model held still: one pass over the data a condition, and what each of them did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchnorm.diagnosis.experiments.attribution import attribute
+from batchnorm.diagnosis.experiments.conditions import Layers, Statistics, by_batch, modes, same_random, swapped
+from batchnorm.diagnosis.experiments.data import Data
+from batchnorm.diagnosis.experiments.differing import Sample
+from batchnorm.diagnosis.experiments.outcome import Outcome, first_output
+from batchnorm.diagnosis.experiments.padding import at_layer, padded_positions
+from batchnorm.diagnosis.experiments.scores import Scorer
+from batchnorm.errors import BatchNormError
+from batchnorm.models.batches import call, count_samples
+from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.recalibrate import recalibrate
+from batchnorm.models.recalibration.batch_moments import received as received_by
+from batchnorm.models.recalibration.memory import available
+from batchnorm.models.state import preserved
+
+REST_BATCHES = 4  # at least, that are run with everything but batch norm in train mode
+REST_SAMPLES = 1024
+SUBSAMPLE = 0.5  # of a pass, for each cause that is repaired alone
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+
+
+@dataclass
+class Laboratory:
+    """A model held still, its layers, and the data."""
+
+    model: nn.Module
+    layers: Layers
+    active: Layers
+    forward_fn: Callable[..., Any] | None
+    scorer: Scorer | None
+    advance: Callable[[int], None] = lambda steps: None
+    valid: dict[int, Tensor] = field(default_factory=dict)
+    widest: int = 0
+
+    def run(self, data: Data, condition: str, within: AbstractContextManager[Any] | None = None) -> Outcome:
+        """One pass in eval mode, within a context."""
+        with modes(self.model, False), within or ExitStack():
+            return self._pass(data, condition)
+
+    def _pass(self, data: Data, condition: str, sample: Sample | None = None) -> Outcome:
+        outcome = Outcome(condition)
+        if self.scorer is not None:
+            self.scorer.start()
+        for index, batch in data:
+            output = self.forward(data, batch)
+            if sample is not None:
+                sample.add(batch, first_output(output))
+            outcome.take(index, output, count_samples(batch), self._score(condition, output, batch))
+        return outcome
+
+    def forward(self, data: Data, batch: Any) -> Any:
+        """One forward, counted."""
+        data.forwarded += count_samples(batch)
+        self.advance(1)
+        return call(self.model, batch, self.forward_fn)
+
+    def _score(self, condition: str, output: Any, batch: Any) -> Any:
+        return None if self.scorer is None else self.scorer.score(condition, output, batch)
+
+    def hooks(self, layers: Layers, look: Callable[[str, Tensor, Tensor | None], None]) -> ExitStack:
+        """Tell look the name, the input and the weights of its positions, whenever one of these layers is called."""
+        stack = ExitStack()
+
+        def hook(name: str) -> Hook:
+            def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                # Plain: some subclasses (MONAI's) keep books about slices, and refuse those taken of them.
+                with torch._C.DisableTorchFunctionSubclass():
+                    x, weight = received_by(module, args, kwargs)  # pyright: ignore[reportArgumentType]
+                    look(name, x, weight)
+
+            return see
+
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(hook(name), with_kwargs=True).remove)
+        return stack
+
+    def stored(self, data: Data, evidence: dict[str, Any], sample: Sample, condition: str = "stored") -> Outcome:
+        """A pass as inference runs, with what each layer receives (evidence by name: a `Received`)."""
+
+        def look(name: str, x: Tensor, weight: Tensor | None) -> None:
+            evidence[name].add(x, weight)
+            self.widest = max(self.widest, x.numel() // max(x.shape[0], 1) * 4)
+
+        with modes(self.model, False), self.hooks(self.layers, look):
+            return self._pass(data, condition, sample)
+
+    def batch(self, data: Data, evidence: dict[str, Any]) -> Outcome:
+        """A pass in which layers normalise with their batch (evidence by name: a `LayerEvidence`)."""
+        outcome = Outcome("batch")
+        if self.scorer is not None:
+            self.scorer.start()
+        valid: Tensor | None = None
+
+        def look(name: str, x: Tensor, weight: Tensor | None) -> None:
+            layer = evidence[name]
+            if layer.inputs.is_single(x):
+                return
+            layer.inputs.add(x, layer.collected.add(x, weight), layer.mean, layer.scale)
+            if valid is not None and weight is None:
+                here = at_layer(valid, x)
+                if here is not None:
+                    layer.without_padding.add(x, here)
+
+        with by_batch(self.model, self.active), self.hooks(self.active, look):
+            for index, batch in data:
+                for layer in evidence.values():
+                    layer.inputs.start_batch()
+                valid = padded_positions(batch)
+                if valid is not None:
+                    self.valid[index] = valid
+                try:
+                    output = self.forward(data, batch)
+                except ValueError:
+                    if all(layer.inputs.single is None for layer in evidence.values()):
+                        raise
+                    continue
+                outcome.take(index, output, count_samples(batch), self._score("batch", output, batch))
+        return outcome
+
+    def recalibrated(self, data: Data) -> tuple[Statistics | None, str]:
+        """The statistics that `recalibrate` gives, undone; and the call that was made, or why there is none."""
+        if not self.active:
+            return None, "every layer is frozen"
+        # All batches wait at each layer; where they do not fit they pass once per layer, which costs too much here.
+        room = available(next(iter(self.active.values())).running_mean.device) // 4  # pyright: ignore
+        upstream = "population" if 3 * self.widest * max(data.samples, 1) <= room else "batch"
+        try:
+            result = recalibrate(
+                self.model, _Again(data), forward_fn=self.forward_fn, upstream=upstream, progress=False
+            )
+        except (BatchNormError, ValueError, RuntimeError) as error:
+            return None, str(error)
+        found = {
+            name: (m.running_mean.detach().clone(), m.running_var.detach().clone())  # pyright: ignore
+            for name, m in self.active.items()
+        }
+        result.undo()
+        return found, "" if upstream == "population" else ', upstream="batch"'
+
+    def rest_in_train(self, data: Data, stored: Outcome) -> Outcome | None:
+        """A pass with everything but batch norm in train mode; None where that leaves the first batch's output.
+
+        Without a metric a few batches do.
+        """
+        outcome = Outcome("rest")
+        if self.scorer is not None:
+            self.scorer.start()
+        # Vectors of spectral norm, queues and counters move in train mode.
+        with preserved(self.model), same_random(self.model), modes(self.model, True, but=self._normalising()):
+            for index, batch in data:
+                output = self.forward(data, batch)
+                outcome.take(index, output, count_samples(batch), self._score("rest", output, batch))
+                if outcome.distance(stored) in (None, 0.0):
+                    return None
+                if self.scorer is None and outcome.batches >= REST_BATCHES:
+                    break
+        return outcome
+
+    def rest_received(self, data: Data, evidence: dict[str, Any]) -> None:
+        """What the layers receive with everything else in train mode, from some samples."""
+
+        def look(name: str, x: Tensor, weight: Tensor | None) -> None:
+            if x.numel() != x.shape[1]:
+                evidence[name].with_rest_in_train.add(x, weight)
+
+        seen = 0
+        rest = by_batch(self.model, self.active, rest=True)
+        with preserved(self.model), same_random(self.model), rest, self.hooks(self.active, look):
+            for index, batch in data:
+                if index >= REST_BATCHES and seen >= REST_SAMPLES:
+                    return
+                seen += count_samples(batch)
+                try:
+                    self.forward(data, batch)
+                except ValueError:
+                    continue
+
+    def _normalising(self) -> list[nn.Module]:
+        return list(batch_norm_layers(self.model).values())
+
+    def damage(
+        self, data: Data, right: Statistics, stored: Statistics, order: list[str]
+    ) -> tuple[dict[str, float], int]:
+        """Attribution within one pass's worth of forwards."""
+        first = next(iter(data), None)
+        if first is None:
+            return {}, 0
+        found, used = attribute(self.model, self.active, right, stored, order, first[1], self.forward_fn, data.samples)
+        data.forwarded += used * (len(found) + 1)
+        return found, used
+
+    def repaired_alone(self, data: Data, right: Statistics, names: list[str], condition: str) -> Outcome:
+        """Half of the batches, with right statistics in these layers alone."""
+        outcome = Outcome(condition)
+        if self.scorer is not None:
+            self.scorer.start()
+        with modes(self.model, False), swapped(self.active, right, names):
+            for index, batch in data:
+                if data.batches > 1 and index % 2:
+                    continue
+                output = self.forward(data, batch)
+                outcome.take(index, output, count_samples(batch), self._score(condition, output, batch))
+        return outcome
+
+
+class _Again:
+    """Data as a loader that can be iterated again."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __iter__(self) -> Any:
+        return self.data.batches_only()

@@ -1,0 +1,79 @@
+"""One training step, watched and rolled back: which statistics move, how often, and what stays in eval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchnorm.diagnosis.experiments.conditions import Layers
+from batchnorm.models.batches import call
+from batchnorm.models.state import preserved
+
+
+@dataclass
+class TrainingStep:
+    """Per layer: whether its statistics moved, by how many updates in the backward, and whether `train()` reaches it.
+
+    refused is the error where the model could not take the step.
+    """
+
+    moved: dict[str, bool] = field(default_factory=dict)
+    updates_in_backward: dict[str, int] = field(default_factory=dict)
+    refused: str = ""
+
+
+def left_in_eval(model: nn.Module, layers: Layers) -> set[str]:
+    """Layers that are in eval mode after `model.train()`: what a model that overrides it does."""
+    with preserved(model):
+        model.train()
+        return {name for name, layer in layers.items() if not layer.training}
+
+
+def training_step(model: nn.Module, layers: Layers, batch: Any, forward_fn: Callable[..., Any] | None) -> TrainingStep:
+    """Run forward and backward as `model.train()` would, then put back every buffer, gradient and flag.
+
+    A model that cannot take such a step on this batch (one value per channel, no floating output) says
+    so in refused; that is itself no finding.
+    """
+    step = TrainingStep(dict.fromkeys(layers, False), dict.fromkeys(layers, 0))
+    before = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in layers.items()}  # pyright: ignore
+    try:
+        with preserved(model), torch.enable_grad():
+            for parameter in model.parameters():
+                parameter.grad = None
+            model.train()
+            total = _sum(call(model, batch, forward_fn))
+            # Counted after the forward and after the backward, not in hooks: checkpointing stops a
+            # recomputed forward by an exception before its hooks run.
+            counts = {name: _count(m) for name, m in layers.items()}
+            if total is not None and total.requires_grad:
+                total.backward()
+            for name, m in layers.items():
+                step.updates_in_backward[name] = _count(m) - counts[name]
+            for name, m in layers.items():
+                mean, var = before[name]
+                step.moved[name] = not (_same(mean, m.running_mean) and _same(var, m.running_var))
+    except (ValueError, RuntimeError, TypeError) as error:
+        return TrainingStep(refused=str(error))
+    return step
+
+
+def _same(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _count(module: nn.Module) -> int:
+    counter: Any = module.num_batches_tracked
+    return 0 if counter is None else int(counter)
+
+
+def _sum(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output.float().sum() if output.is_floating_point() else None
+    items = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    parts = [part for part in map(_sum, items) if part is not None]
+    return torch.stack(parts).sum() if parts else None

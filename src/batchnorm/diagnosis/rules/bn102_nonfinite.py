@@ -1,0 +1,45 @@
+"""Some channel holds NaN or infinity.
+
+One bad batch is enough, an average never forgets it, and train mode does not show it. In a file weight and
+bias are looked at too: a half-precision copy of a variance above 65504 is infinite. In a run the first such layer
+is named, at the first look after it happened.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from batchnorm.diagnosis.facts import Seen
+from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.rules.examples import batches, network, norms
+
+CODES = {"model": "BN102"}
+TITLE = "statistics not finite"
+SEVERITY = "error"
+FIX = "batchnorm.recalibrate(model, loader)  # batchnorm.convert(model) skips such batches from now on"
+
+
+def look(e: Seen) -> Said:
+    """The layers in the order of the model."""
+    for layer in e.layers.values():
+        if layer.mean is None or layer.var is None:
+            continue
+        bad = int((~(torch.isfinite(layer.mean) & torch.isfinite(layer.var))).sum())
+        if bad:
+            yield (
+                layer.name,
+                f"{bad} of {layer.mean.numel()} channels hold NaN or infinity; an average never forgets it, "
+                "and train mode does not show it",
+            )
+
+
+def broken() -> Example:
+    """A NaN in one channel."""
+    model = network()
+    norms(model)[1].running_mean[1] = torch.nan
+    return Example(model, batches())
+
+
+def healthy() -> Example:
+    """The same network without it."""
+    return Example(network(), batches())

@@ -1,0 +1,56 @@
+"""The stored mean is more than {DRIFT} standard deviations from what the layer receives, or the variance off by 20 %.
+
+Root mean square over channels; either must be above {SURE} times its sampling error, a variance's from the fourth
+moment. The weights moved after the statistics: a late large step, averaging, pruning, merging, quantising, another
+subnet. The layer furthest off comes first, by the divergence of the stored from the actual distribution. Frozen layers
+are not judged, nor layers whose statistics change nothing in the output. Where batches are of one kind each (BN117),
+a layer must also drift in eval mode. A warning where recalibration, tried on a copy, helps beyond noise, else a note.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.rules.examples import batches, network, norms
+from batchnorm.diagnosis.rules.grounds import DRIFT as DRIFT
+from batchnorm.diagnosis.rules.grounds import LOG_RATIO as LOG_RATIO
+from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts
+from batchnorm.diagnosis.rules.grounds import SURE as SURE
+
+if TYPE_CHECKING:
+    from batchnorm.diagnosis.model.evidence import Evidence
+
+CODES = {"model": "BN104"}
+TITLE = "statistics lag behind the data"
+SEVERITY = "warning"
+FIX = RECALIBRATE
+predicts = by_statistics
+
+
+def look(e: Evidence) -> Said:
+    """By divergence: a corrupted layer came first so in every trial of benchmarks/attribution."""
+    for layer in sorted(e.layers.values(), key=lambda x: -x.divergence):
+        if drifts(layer) and not layer.initial and layer.sound:
+            ratio = math.exp(min(layer.var_log_ratio, 50.0))
+            share = "" if layer.share is None else f"; alone it causes {layer.share:.0%} of the change in the output"
+            error = f"+- {layer.standard_error:.2g}" if math.isfinite(layer.standard_error) else "error unknown"
+            yield (
+                layer.name,
+                f"the stored mean is {layer.drift:.2f} standard deviations ({error}) from what the layer receives, the "
+                f"variance off by a factor of {ratio:.2f}{share}",
+            )
+
+
+def broken() -> Example:
+    """One mean three standard deviations off."""
+    model = network()
+    layer = norms(model)[1]
+    layer.running_mean += 3 * layer.running_var.sqrt()
+    return Example(model, batches())
+
+
+def healthy() -> Example:
+    """Nothing moved."""
+    return Example(network(), batches())

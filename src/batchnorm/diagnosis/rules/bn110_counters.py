@@ -1,0 +1,57 @@
+"""A layer has less than half or about twice the updates of most.
+
+It is used several times in a forward, was skipped, or was loaded from elsewhere.
+Where most counters are 0, those are the ones that were lost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.rules.examples import batches, network, norms
+from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
+
+if TYPE_CHECKING:
+    from batchnorm.diagnosis.model.evidence import Evidence
+
+FEWER = 0.5
+MORE = 1.9
+
+CODES = {"model": "BN110"}
+TITLE = "uneven counters"
+SEVERITY = "warning"
+FIX = f"{RECALIBRATE}  # pools all uses of a shared layer"
+predicts = by_statistics
+
+
+def look(e: Evidence) -> Said:
+    """Against the median of the layers that count."""
+    judged = {n: layer for n, layer in e.layers.items() if layer.reached and not layer.frozen}
+    counters = {n: layer.counter for n, layer in judged.items() if layer.counter is not None}
+    if not counters or max(counters.values()) == 0:
+        return
+    counted = sorted(count for count in counters.values() if count > 0)
+    usual = counted[len(counted) // 2]
+    for name, count in counters.items():
+        if count < FEWER * usual or count > MORE * usual:
+            lost = "the counter was lost in a conversion, or " if count == 0 else ""
+            yield (
+                name,
+                f"num_batches_tracked is {count}, in most layers that count {usual}: {lost}the layer is used several "
+                "times in a forward, was skipped, or was loaded from elsewhere",
+            )
+
+
+def broken() -> Example:
+    """3 of 1000."""
+    model = network(hidden=3)
+    norms(model)[0].num_batches_tracked.fill_(3)
+    return Example(model, batches())
+
+
+def healthy() -> Example:
+    """Nearly alike."""
+    model = network(hidden=3)
+    norms(model)[0].num_batches_tracked.fill_(900)
+    return Example(model, batches())

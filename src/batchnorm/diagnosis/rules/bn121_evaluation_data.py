@@ -1,0 +1,80 @@
+"""Given `eval_loader`: the evaluation inputs are not like the loader's, and the metric on them is worse.
+
+Compared are the model's own inputs at a grid of positions (means beyond {SHIFT} standard deviations, spread beyond a
+factor of 1.3, roughness) and what the first layer receives with the stored statistics (mean beyond {SHIFT} standard
+deviations, variance beyond a factor of 1.6), each beyond {SURE} standard errors. What differs is said where it
+shows: a scale and an offset, another normalisation by channel, size, blur, noise, another curve. Recalibrating on the
+evaluation data is tried there and advised only where it helps. Other shares of the classes are BN131.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchnorm.diagnosis.experiments.differing import SHIFT as SHIFT
+from batchnorm.diagnosis.experiments.effect import Effect
+from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.rules.examples import batches, network
+from batchnorm.diagnosis.rules.grounds import SURE as SURE
+from batchnorm.diagnosis.rules.grounds import above
+
+if TYPE_CHECKING:
+    from batchnorm.diagnosis.model.evidence import Evidence
+
+LOG_RATIO = 0.5  # of the variance
+
+CODES = {"model": "BN121"}
+TITLE = "evaluation data differ from training data"
+SEVERITY = "warning"
+FIX = "{code}use one preprocessing{undo}{advice}"
+
+
+def predicts(e: Evidence) -> Effect | None:
+    """How much worse the metric is on the evaluation data, or how much their own statistics help there."""
+    if not e.eval_gap.measured:
+        return None
+    return e.evaluation if e.evaluation.helps and not e.eval_gap.helps else e.eval_gap
+
+
+def look(e: Evidence) -> Said:
+    """The inputs themselves, else what the first layer receives."""
+    layer, found = next(iter(e.eval_shift.items()), ("", None))
+    words, by_layer = e.difference.words, ""
+    if found is not None:
+        shift, error, ratio, ratio_error = found
+        if above(shift, SHIFT, error) or above(ratio, LOG_RATIO, ratio_error):
+            by_layer = (
+                f"layer {layer or '(root)'} receives evaluation data {shift:.2f} standard deviations (+- {error:.2f}) "
+                f"from the loader's, with a variance off by a factor of {2.718281828**ratio:.2f}"
+            )
+    if e.difference.by_class or not (words or by_layer):
+        return
+    said = "; ".join(part for part in (words, by_layer) if part)
+    yield layer, f"{said}: other preprocessing, augmentation or another source", _fix(e)
+
+
+def _fix(e: Evidence) -> dict[str, str]:
+    own, line = e.evaluation, e.difference.line
+    undo = ""
+    if line is not None and line[0]:
+        undo = f": (x - {line[1]:.3g}) / {line[0]:.3g}"
+    if own.measured and own.helps:
+        return {"code": f"{own.what}  # or ", "undo": undo, "advice": ""}
+    if own.harms:
+        return {
+            "code": "",
+            "undo": undo,
+            "advice": "; do not recalibrate on evaluation data",
+        }
+    advice = "" if own.measured else "; if the data are meant to differ, recalibrate on unlabelled evaluation data"
+    return {"code": "", "undo": undo, "advice": advice}
+
+
+def broken() -> Example:
+    """Another mean."""
+    return Example(network(), batches(), {"eval_loader": [x + 1 for x in batches(50, seed=1)]})
+
+
+def healthy() -> Example:
+    """Other data of one distribution."""
+    return Example(network(), batches(), {"eval_loader": batches(50, seed=1)})

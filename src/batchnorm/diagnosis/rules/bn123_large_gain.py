@@ -1,0 +1,53 @@
+"""`weight / sqrt(running_var + eps)` above {GAIN} in a live channel: folding and quantising lose accuracy there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.rules.examples import batches, settle
+
+if TYPE_CHECKING:
+    from batchnorm.diagnosis.model.evidence import Evidence
+
+GAIN = 1000.0  # weight / sqrt(running_var + eps)
+
+CODES = {"model": "BN123"}
+TITLE = "large gain"
+SEVERITY = "note"
+FIX = "verify folded and quantised outputs against the original"
+
+
+def look(e: Evidence) -> Said:
+    """The largest of live channels."""
+    for layer in e.layers.values():
+        if layer.weight is None or layer.initial or not layer.sound:
+            continue
+        gain = layer.weight.abs() / layer.scale
+        live = gain[(layer.var > 0) & (layer.weight != 0)]
+        if live.numel() and float(live.max()) > GAIN:
+            yield (
+                layer.name,
+                f"weight / sqrt(running_var + eps) reaches {float(live.max()):.0f}: folding into a convolution, half "
+                "precision and quantisation lose accuracy there",
+            )
+
+
+def _gain(weight: float) -> Example:
+    layer, loader = nn.BatchNorm1d(8), [x * 1e-4 for x in batches()]
+    nn.init.constant_(layer.weight, weight)
+    model = nn.Sequential(layer)
+    settle(model, loader)
+    return Example(model, loader)
+
+
+def broken() -> Example:
+    """A gain of 16,000."""
+    return _gain(50.0)
+
+
+def healthy() -> Example:
+    """A gain of 300."""
+    return _gain(1.0)

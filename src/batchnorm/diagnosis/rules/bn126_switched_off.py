@@ -1,0 +1,59 @@
+"""A weight below a thousandth of the layer's median, or a bias above {FIXED} times the weight.
+
+The output, or its sign, does not depend on the input.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from batchnorm.diagnosis.facts import switched_off
+from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.rules.examples import batches, network, settle
+
+if TYPE_CHECKING:
+    from batchnorm.diagnosis.model.evidence import Evidence
+
+FIXED = 6.0
+
+CODES = {"model": "BN126"}
+TITLE = "channels switched off"
+SEVERITY = "note"
+FIX = "nothing to repair; such channels can be pruned"
+
+
+def look(e: Evidence) -> Said:
+    """Count both kinds."""
+    for layer in e.layers.values():
+        if layer.weight is None or layer.bias is None or layer.weight.numel() < 2:
+            continue
+        size = layer.weight.abs()
+        off = switched_off(layer.weight)
+        fixed = int(((layer.bias.abs() > FIXED * size) & (size > 0)).sum())
+        if off or fixed:
+            yield (
+                layer.name,
+                f"{off} of {size.numel()} channels have a weight of almost 0, in {fixed} the bias is more than "
+                f"{FIXED:g} times the weight: their output, or its sign, does not depend on the input",
+            )
+
+
+def _with(weight: float, bias: float) -> Example:
+    model = network()
+    with torch.no_grad():
+        model[1].weight[2] = weight
+        model[4].bias[1] = bias
+    settle(model, batches())
+    return Example(model, batches())
+
+
+def broken() -> Example:
+    """One weight of 0, one bias of 10."""
+    return _with(0.0, 10.0)
+
+
+def healthy() -> Example:
+    """A small weight, a large bias."""
+    return _with(0.01, 5.0)
