@@ -97,6 +97,8 @@ lint: $(LINT)
 bench: export OMP_PROC_BIND = true
 bench: $(TEST) $(DOCS)
 	$(BIN)/python benchmarks/kernels.py --compile --picture docs/images/kernels.png
+	$(BIN)/python benchmarks/kernels.py --compile --keep --out benchmarks/kernels-kept.json
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/methods/cost.py
 	$(BIN)/python benchmarks/network.py
 

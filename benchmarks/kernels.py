@@ -2,7 +2,7 @@
 
 `--clock cpu` counts processor time, for machines that others use at the same time; `--compile` adds torch.compile.
 `--keep` has glibc keep freed memory on both sides (`kernels.keep_memory`); without it both have the default allocator,
-whose fresh pages cost large tensors more than the arithmetic on them. Shapes where torch is faster are listed at the end.
+whose fresh pages cost large tensors more than the arithmetic on them. Shapes where torch is faster are listed last.
 `OMP_PROC_BIND=true` in the environment keeps two threads off one core, where each would wait for the other to spin.
 """
 

@@ -102,7 +102,9 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     if again and reads:
         statistics = _as_met(layer, statistics)
     call = _Call(layer, way, last, groups, sample_weight, statistics, moves, inplace, remembered)
-    joined = None if late or residual is None else native.like(residual.expand_as(x), x)
+    joined = None
+    if residual is not None and not late:
+        joined = native.like(residual if residual.shape == x.shape else residual.expand_as(x), x)
     if torch.is_grad_enabled():
         y: Any = Fused.apply(x, weight, bias, joined, call, places)
     else:
