@@ -220,6 +220,9 @@ class Statistics(_BatchNorm):
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         self._count_exchange(before)
+        mean, skipped = self.running_mean, self.num_batches_skipped
+        if mean is not None and skipped is not None and mean.is_cpu and mean.is_shared():
+            skipped.share_memory_()
         for name, new in self._buffers.items():
             old = before[name]
             if old is None or new is None:
