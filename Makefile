@@ -15,7 +15,8 @@ INTEROP := .venv-interop/.ready
 TRAINERS := .venv-trainers/.ready
 SOURCES := $(wildcard native/*.cpp native/*.h native/*.inl) native/CMakeLists.txt
 
-.PHONY: demo test test-slow test-interop test-trainers fuzz lint bench docs native wheel sanitize no-compiler clean
+.PHONY: demo test test-slow test-interop test-trainers fuzz fuzz-asan torch-suite lint bench docs native wheel sanitize
+.PHONY: no-compiler clean
 
 $(VENV): constraints.txt
 	@echo "Installing torch and the packages that batchnorm runs with: about half a minute, and the downloads."
@@ -127,6 +128,17 @@ sanitize: $(RUNTIME)
 	cmake -S native -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DBATCHNORM_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	cmake --build build/sanitize
 	build/sanitize/sanitize_passes
+
+# The random sequences with the extension built under AddressSanitizer; torch and Python keep what they allocate, so
+# no leak check.
+fuzz-asan: $(TEST)
+	cmake -S native -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Asan -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address -fno-omit-frame-pointer"
+	cmake --build build/asan
+	BATCHNORM_FUZZ=whole LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 BATCHNORM_SANITIZED=$$(ls build/asan/_native*.so) $(BIN)/python -m pytest -p tests.state_machine.sanitized -m fuzz tests/state_machine
+
+# PyTorch's own tests of batch norm against this package: `make torch-suite SOURCE=a checkout or a tarball of PyTorch`.
+torch-suite: $(TEST)
+	$(BIN)/python -m tests.torch_suite --source $(SOURCE)
 
 docs: $(DOCS)
 	$(BIN)/mkdocs build --strict

@@ -13,8 +13,12 @@ def cases(whole):
     return whole if WHOLE else max(1, whole // 10)
 
 
-def fuzz(whole):
-    """Mark a hypothesis test that has `whole` cases; the tenth is the same in every run."""
+def chosen(whole):
+    """The settings of a hypothesis test that has so many cases; the tenth is the same in every run."""
     health = list(HealthCheck)
-    chosen = settings(max_examples=cases(whole), deadline=None, suppress_health_check=health, derandomize=not WHOLE)
-    return lambda test: pytest.mark.fuzz(chosen(test))
+    return settings(max_examples=cases(whole), deadline=None, suppress_health_check=health, derandomize=not WHOLE)
+
+
+def fuzz(whole):
+    """Mark a hypothesis test that has `whole` cases."""
+    return lambda test: pytest.mark.fuzz(chosen(whole)(test))

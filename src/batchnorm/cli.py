@@ -131,13 +131,24 @@ def inspect(
 
 @app.command()
 def lint(
-    path: Annotated[Path, typer.Argument(help="A Python file, or a folder.")],
+    paths: Annotated[list[Path], typer.Argument(help="Python files, or folders.")],
+    select: Annotated[list[str] | None, typer.Option(help="Report these codes, or codes that begin so, alone.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Do not report these codes, or codes that begin so.")] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Show what --fix would change, and change nothing.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Show the fixes that are certain as a diff, then write them.")] = False,
     as_json: JsonOption = False,
     html: HtmlOption = None,
 ) -> None:
     """Say what Python source does wrong with running statistics; nothing is imported or run."""
     _check_html(html)
-    _show(lint_source(path), as_json, html)
+    given = [code for item in (select or []) for code in item.split(",")]
+    left_out = [code for item in (ignore or []) for code in item.split(",")]
+    report = lint_source(paths, select=given, ignore=left_out)
+    if diff or fix:
+        print(report.evidence.difference(), end="", file=sys.stderr if as_json else sys.stdout)
+    if fix and report.evidence.fix():
+        report = lint_source(paths, select=given, ignore=left_out)
+    _show(report, as_json, html)
 
 
 def _check_html(html: Path | None) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchnorm.models.state import preserved
 
 # None stands for anything that is not a module's own output or input.
 Ends = set[str | None]
@@ -52,16 +53,13 @@ class WholeLayers(fx.Tracer):
 
 def trace(model: nn.Module) -> fx.Graph | None:
     """The graph of a model, which is left as it was; None where it cannot be traced."""
-    before = set(model.__dict__)
-    try:
-        return WholeLayers().trace(model)
-    except Exception:
-        # Any model may fail in its own way under symbolic tracing.
-        return None
-    finally:
-        # fx stores tensors that it meets as constants on the model it traces.
-        for name in set(model.__dict__) - before:
-            del model.__dict__[name]
+    # A trace runs the forward, which may count or keep what it meets; fx keeps constants on the model.
+    with preserved(model):
+        try:
+            return WholeLayers().trace(model)
+        except Exception:
+            # Any model may fail in its own way under symbolic tracing.
+            return None
 
 
 _WHOLE = (
@@ -123,5 +121,5 @@ def linear_maps_before(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _fits(before: nn.Module, layer: _BatchNorm) -> bool:
-    weight = before.weight
-    return isinstance(weight, torch.Tensor) and weight.shape[0] == layer.num_features
+    # Not its weight, which may be parametrized and move when it is read.
+    return getattr(before, "out_channels", getattr(before, "out_features", None)) == layer.num_features

@@ -1,4 +1,4 @@
-"""Modes of a whole model: in eval for a while, and those that hold whatever `.train()` is called, frozen and paused."""
+"""Modes of a whole model that hold whatever `.train()` is called: frozen and paused."""
 
 from __future__ import annotations
 
@@ -14,20 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.layers import BatchNorm
 from batchnorm.layers.held import hold
 from batchnorm.models.find import present_layers
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The whole model in eval mode without gradients; its own flags afterwards."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        for module in flags:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def freeze(model: nn.Module, *, affine: bool = False) -> nn.Module:

@@ -17,6 +17,7 @@ from batchnorm.models.find import batch_norm_layers, present_layers
 from batchnorm.models.graph import linear_maps_before
 from batchnorm.models.modes import freeze
 from batchnorm.models.momentum import check_momentum, next_momentum
+from batchnorm.models.state import preserved
 
 _TO_OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
@@ -96,7 +97,8 @@ def convert(
         else:
             module.recipe = recipe
         if name in before:
-            module.attach(before[name])
+            with preserved(before[name]):  # in train mode, reading a parametrized weight may move it
+                module.attach(before[name])
         if starts[name] is not None and isinstance(recipe.estimator, Pooled):
             module.pooled_count.fill_(starts[name])
         elif starts[name] is not None:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.diagnosis.model.choices import Fresh, distance, swapped
 from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.models.batches import call
-from batchnorm.models.modes import evaluating
+from batchnorm.models.state import evaluating
 
 EXACT = 64  # layers measured one by one; above, groups are halved
 NOTHING = 1e-3  # relative distance of outputs below which a group of layers is cleared together

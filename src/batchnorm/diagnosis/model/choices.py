@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.models.batches import call, count_samples
-from batchnorm.models.modes import evaluating, is_frozen
+from batchnorm.models.modes import is_frozen
+from batchnorm.models.state import evaluating
 
 Metric = Callable[[Any, Any], Any]
 Fresh = dict[str, tuple[Tensor, Tensor]]

@@ -20,6 +20,7 @@ from batchnorm.models.batches import call, count_samples
 from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.recalibrate import Collected, collecting
+from batchnorm.models.state import evaluating, in_mode, preserved
 
 KEPT = 16  # batches of a loader that cannot be indexed, kept for the comparison of the choices
 SPREAD = 3.0  # of the batches' means, in units of what shuffled batches would give: above, batches are not alike
@@ -69,7 +70,7 @@ def gather(
     group = torch.distributed.is_available() and torch.distributed.is_initialized()
     on_cpu = all(getattr(m.running_mean, "is_cpu", False) for m in modules.values())
     evidence.sync_refused = group and on_cpu and any(type(m) is SyncBatchNorm for m in modules.values())
-    with _sync_on_cpu(modules):
+    with preserved(model), _sync_on_cpu(modules):
         kept = _measure(model, modules, evidence, loader, forward_fn)
         if any(layer.spread > SPREAD for layer in evidence.layers.values()):
             _measure_in_eval(model, modules, evidence.layers, kept, forward_fn)
@@ -159,7 +160,7 @@ def _measure_in_eval(
     with ExitStack() as stack:
         for name, module in modules.items():
             stack.callback(module.register_forward_pre_hook(watch(layers[name].in_eval)).remove)
-        stack.enter_context(_modes(model, training=False))
+        stack.enter_context(evaluating(model))
         for batch in batches:
             call(model, batch, forward_fn)
 
@@ -179,22 +180,6 @@ def _inputs(modules: dict[str, _BatchNorm], layers: dict[str, LayerEvidence]) ->
             handle.remove()
 
 
-@contextmanager
-def _modes(model: nn.Module, training: bool, but: Iterable[nn.Module] = ()) -> Iterator[None]:
-    """Every module in one mode, those in `but` in the other; their own flags afterwards."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            for module in flags:
-                module.training = training
-            for module in but:
-                module.training = not training
-            yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-
-
 def _evaluate(
     model: nn.Module,
     modules: dict[str, _BatchNorm],
@@ -210,7 +195,7 @@ def _evaluate(
         for name, module in modules.items():
             if is_frozen(module):
                 stack.callback(module.register_forward_pre_hook(watch(layers[name].collected)).remove)
-        stack.enter_context(_modes(model, training=False))
+        stack.enter_context(evaluating(model))
         return call(model, batch, forward_fn)
 
 
@@ -225,25 +210,19 @@ def _rest_in_train(
 ) -> tuple[float, float] | None:
     """Everything but batch norm in train mode: how far the output moves, and what the layers receive then."""
     normalising = list(batch_norm_layers(model).values())
-    with _same_random(model), _modes(model, True, but=normalising):
+    with preserved(model), torch.no_grad(), in_mode(model, True, but=normalising):
+        torch.manual_seed(0)
         noisy = distance(call(model, batch, forward_fn), evaluated)
     if noisy is None or noisy[0] == 0:
         return noisy
-    with _same_random(model), collecting(model, active) as got:
+    with preserved(model), collecting(model, active) as got:
+        torch.manual_seed(0)
         for module in model.modules():
             module.training = not isinstance(module, _BatchNorm) or module in active.values()
         call(model, batch, forward_fn)
     for name, part in got.items():
         layers[name].with_rest_in_train.merge(part)
     return noisy
-
-
-@contextmanager
-def _same_random(model: nn.Module) -> Iterator[None]:
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        yield
 
 
 def _random_modules(model: nn.Module) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.models.batches import call
+from batchnorm.models.state import preserved
 
 
 @dataclass
@@ -27,21 +28,16 @@ def probe_training_step(
     batch: Any,
     forward_fn: Callable[..., Any] | None,
 ) -> Probe | None:
-    """Run forward and backward as `model.train()` would, then put back every buffer, gradient and flag.
+    """Run forward and backward as `model.train()` would, then put everything back.
 
     None if the model cannot take such a step on this batch (one value per channel, no floating
     output); that is itself no finding.
     """
     probe = Probe({name: False for name in modules}, dict.fromkeys(modules, 0))
-    flags = {module: module.training for module in model.modules()}
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    gradients = [(p, p.grad) for p in model.parameters()]
     before = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in modules.items()}  # pyright: ignore
-
-    device_ids = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None})
     try:
-        with torch.random.fork_rng(devices=device_ids), torch.enable_grad():
-            for parameter, _ in gradients:
+        with preserved(model), torch.enable_grad():
+            for parameter in model.parameters():
                 parameter.grad = None
             model.train()
             total = _sum(call(model, batch, forward_fn))
@@ -58,14 +54,6 @@ def probe_training_step(
         return probe
     except (ValueError, RuntimeError, TypeError):
         return None
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
 
 
 def _same(a: Tensor, b: Tensor | None) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from batchnorm.errors import BatchNormError
+from batchnorm.models.state import preserved
 
 
 @dataclass
@@ -72,7 +73,7 @@ def observe(model: nn.Module, example: Example, names: Iterable[str]) -> dict[st
 
         return note
 
-    with ExitStack() as stack:
+    with preserved(model), ExitStack() as stack:
         for name in names:
             handle = modules[name].register_forward_hook(hook(name), with_kwargs=True)
             stack.callback(handle.remove)
@@ -133,7 +134,7 @@ def outputs_of(
 
         return keep
 
-    with ExitStack() as stack:
+    with preserved(model), ExitStack() as stack:
         for name in held:
             stack.callback(modules[name].register_forward_hook(hook(name)).remove)
         output = example.run(model, double=double)
@@ -143,14 +144,17 @@ def outputs_of(
 def seconds(models: list[nn.Module], example: Example, rounds: int) -> list[float]:
     """Median seconds of a forward of each model, taken in turn."""
     times: list[list[float]] = [[] for _ in models]
-    for turn in range(rounds + 1):
-        for model, spent in zip(models, times, strict=True):
-            _wait(example)
-            start = time.perf_counter()
-            example.run(model)
-            _wait(example)
-            if turn:
-                spent.append(time.perf_counter() - start)
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(preserved(model))
+        for turn in range(rounds + 1):
+            for model, spent in zip(models, times, strict=True):
+                _wait(example)
+                start = time.perf_counter()
+                example.run(model)
+                _wait(example)
+                if turn:
+                    spent.append(time.perf_counter() - start)
     return [sorted(spent)[len(spent) // 2] for spent in times]
 
 

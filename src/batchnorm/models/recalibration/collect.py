@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.layers import Moments
+from batchnorm.models.state import evaluating
 
 
 @dataclass
@@ -55,8 +56,10 @@ class Collected:
 
 @contextmanager
 def collecting(model: nn.Module, layers: dict[str, _BatchNorm]) -> Iterator[dict[str, Collected]]:
-    """Pool what each layer receives; layers normalise with the batch, all else is in eval, nothing moves."""
-    flags = {module: module.training for module in model.modules()}
+    """Pool what each layer receives; layers normalise with the batch, all else is in eval.
+
+    No statistic moves. What else a forward changes is the caller's to put back (`preserved`).
+    """
     collected = {name: Collected() for name in layers}
 
     def watch(name: str) -> Callable[..., None]:
@@ -65,10 +68,7 @@ def collecting(model: nn.Module, layers: dict[str, _BatchNorm]) -> Iterator[dict
 
         return hook
 
-    with ExitStack() as stack, torch.no_grad():
-        stack.callback(lambda: [setattr(m, "training", flag) for m, flag in flags.items()])
-        for module in flags:
-            module.training = False
+    with evaluating(model), ExitStack() as stack:
         for name, layer in layers.items():
             # A layer that does not track normalises with its batch, whatever its coupling, and moves nothing.
             stack.callback(setattr, layer, "track_running_stats", layer.track_running_stats)

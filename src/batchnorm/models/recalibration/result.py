@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from batchnorm.models.batches import as_text, counted
-from batchnorm.models.recalibration.quiet import Buffers, restore
 from batchnorm.models.recalibration.totals import FEWEST_BATCHES
+from batchnorm.models.state import Buffers, restore
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -58,7 +58,9 @@ class Recalibration:
     (sorted data) or the samples of a batch are alike (grouped data): the error bars do not hold
     then; None below 8 batches. skipped names the batches left out because they were not finite.
     in_stored_order says that the loader does not shuffle, which matters where it was not read to the end.
-    converged is False if a layer used several times did not settle (see its residual).
+    converged is False if a layer used several times did not settle (see its residual). plan is what was
+    said before a part of the data was read, "" where nothing was left out; spread says that the part
+    was drawn from all of the loader; forwards how often the data went through the model.
     """
 
     samples: int
@@ -75,6 +77,9 @@ class Recalibration:
     converged: bool
     passes: int
     in_stored_order: bool
+    plan: str
+    spread: bool
+    forwards: float
     _before: Buffers = field(repr=False)
 
     def undo(self) -> None:
@@ -109,12 +114,14 @@ class Recalibration:
             found.append("The statistics were fine: nothing needed doing.")
         if self.batches < FEWEST_BATCHES:
             found.append(f"{counted(self.batches, 'batch', 'batches')}: no error bar, which takes {FEWEST_BATCHES}.")
-        if self.offered is not None and self.samples < self.offered:
+        if self.plan:
+            found.append(f"A part of the data was read. {self.plan}")
+        elif self.offered is not None and self.samples < self.offered:
             found.append(f"{self.samples} of the {self.offered} samples offered were enough, or were asked for.")
-            if self.in_stored_order:
-                found.append(
-                    "They were the first in the order the data are stored in: shuffle, if that order means anything."
-                )
+        if self.offered is not None and self.samples < self.offered and self.in_stored_order and not self.spread:
+            found.append(
+                "They were the first in the order the data are stored in: shuffle, if that order means anything."
+            )
         if self.sorted:
             found.append(
                 "The order of the batches matters (sorted data?): the error bars do not hold; shuffle the data."
@@ -158,7 +165,19 @@ def summary(result: Recalibration) -> dict[str, Any]:
     """The result as numbers and strings, for JSON; NaN where something was not measured."""
     names = ("count", "mean_shift", "var_ratio", "moved", "standard_error", "residual")
     layers = {name: {key: getattr(row, key) for key in names} for name, row in result.layers.items()}
-    plain = ("samples", "batches", "offered", "upstream", "exchangeable", "sorted", "grouped", "converged", "needed")
+    plain = (
+        "samples",
+        "batches",
+        "offered",
+        "upstream",
+        "exchangeable",
+        "sorted",
+        "grouped",
+        "converged",
+        "needed",
+        "plan",
+        "forwards",
+    )
     return {
         **{key: getattr(result, key) for key in plain},
         "unreached": list(result.unreached),

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from batchnorm.models.recalibration.collect import rms
 from batchnorm.models.recalibration.fixed_point import distance, estimate
-from batchnorm.models.recalibration.quiet import restore, snapshot
 from batchnorm.models.recalibration.result import RecalibratedLayer, Recalibration
 from batchnorm.models.recalibration.run import Outcome
 from batchnorm.models.recalibration.targets import Target, Targets
 from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, errors_in_std
+from batchnorm.models.state import restore, snapshot
 
 
 def write(
@@ -53,6 +53,9 @@ def write(
         outcome.converged,
         outcome.passes,
         outcome.stored_order,
+        outcome.plan,
+        outcome.spread,
+        outcome.forwards,
         before,
     )
 
