@@ -56,8 +56,6 @@ def plain_step(model):
 def test_a_copy_starts_outside(context, kind, how):
     if kind == "stock" and context not in STOCK:
         pytest.skip("this context takes the package's layers alone")
-    if kind == "stock" and how == "copy of the layer":
-        pytest.skip("a shallow copy of a torch layer shares its hooks, and leaves a context with it")
     model = nn.Sequential((batchnorm if kind == "ours" else nn).BatchNorm1d(3))
     shares = how == "copy of the layer"
     with CONTEXTS[context](model):
@@ -134,3 +132,28 @@ def test_a_copy_of_a_copy_and_a_generator_left_open():
     generator.close()
     model(X)
     assert int(model[0].num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("context", STOCK)
+def test_a_copy_of_a_torch_layer_is_outside_before_it_runs_and_carries_nothing(context, how):
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    names = set(model[0].__dict__)
+    with STOCK[context](model):
+        copied = COPIES[how](model)
+    assert (copied[0].training, copied[0].track_running_stats) == (True, True)
+    assert set(copied[0].__dict__) == set(model[0].__dict__) == names
+    assert not copied[0]._forward_pre_hooks
+
+
+def test_accumulate_lands_in_the_bank_it_was_entered_in():
+    model = batchnorm.BatchNorm1d(3)
+    inside, around = batchnorm.accumulate(model), batchnorm.bank(model, "first")
+    around.__enter__()
+    inside.__enter__()
+    model(X)
+    around.__exit__(None, None, None)
+    inside.__exit__(None, None, None)
+    assert int(model.num_batches_tracked) == 0
+    assert int(model.bank_first_num_batches_tracked) == 1
+    assert model.active_bank is None

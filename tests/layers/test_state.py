@@ -134,3 +134,13 @@ def test_a_whole_saved_layer_loads():
     torch.save(with_a_skip(), file)
     file.seek(0)
     assert int(torch.load(file, weights_only=False).num_batches_skipped) == 1
+
+
+def test_a_shared_layer_shares_its_count_and_a_lazy_one_made_in_inference_mode_trains():
+    layer = batchnorm.BatchNorm1d(3).share_memory()
+    assert layer.num_batches_skipped.is_shared()
+    lazy = batchnorm.LazyBatchNorm1d().to("cpu").float()
+    with torch.inference_mode():
+        lazy(X)
+    lazy(X).sum().backward()
+    assert lazy.weight.grad is not None

@@ -58,4 +58,5 @@ def _near_mean(x: Tensor) -> Tensor:
     """
     some = (slice(None, None, max(1, x.shape[0] // 32)), slice(None))
     grid = tuple(slice(None, None, max(1, size // 2)) for size in x.shape[2:])
-    return x[some + grid].mean((0, *range(2, x.dim())))
+    # A shift that is not finite would make the mean of a channel with an infinity NaN, where torch's is infinite.
+    return x[some + grid].mean((0, *range(2, x.dim()))).nan_to_num(0.0, 0.0, 0.0)

@@ -89,7 +89,9 @@ def _reduce_run(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     deviation = _select(centred - _over(rounded, x), selected)
     rest = _weighted_sum(deviation, weight, wide)
     m2 = _weighted_sum(deviation.square(), weight, wide) - rest * rest / divisor
-    return n, n_squared, shift.to(wide) + rounded.to(wide) + rest / divisor, m2.clamp_min(0)
+    mean = shift.to(wide) + rounded.to(wide) + rest / divisor
+    # As torch: the mean of a channel with an infinity is infinite, and its variance NaN.
+    return n, n_squared, torch.where(torch.isfinite(first), mean, shift.to(wide) + first), m2.clamp_min(0)
 
 
 def _over(vector: Tensor, x: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ def _or_one(count: Tensor) -> Tensor:
 def _first_value(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return x.new_zeros(x.shape[0], x.shape[2])
-    return x.detach()[:, 0].reshape(x.shape[0], x.shape[2], -1)[..., 0]
+    return x.detach()[:, 0].reshape(x.shape[0], x.shape[2], -1)[..., 0].nan_to_num(posinf=0.0, neginf=0.0)
 
 
 def _weighted_sum(x: Tensor, weight: Tensor | None, wide: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.couplings import BatchCoupling, Coupling
-from batchnorm.layers.estimators import EMA, Estimator
+from batchnorm.layers.estimators import EMA, Estimator, Pooled, Window
 from batchnorm.layers.extents import Batch, Extent
 from batchnorm.layers.inference import Inference, Stored
 
@@ -63,7 +63,7 @@ class Recipe:
         for name, kind in kinds.items():
             value = getattr(self, name)
             check(isinstance(value, kind), name, f"one of the choices of {name}", repr(value))
-        reason = self.coupling.refuses(self) or _sequential_refuses(self)
+        reason = self.coupling.refuses(self) or _sequential_refuses(self) or _precisions_refuse(self)
         if reason is not None:
             raise BatchNormError(f"the choices must go together; they do not: {reason}")
 
@@ -84,6 +84,17 @@ def starting_momentum(momentum: Any, recipe: Recipe) -> Any:
         repr(momentum),
     )
     return momentum
+
+
+def _precisions_refuse(recipe: Recipe) -> str | None:
+    estimator = recipe.estimator
+    pools = isinstance(estimator, Pooled) or (isinstance(estimator, Window) and estimator.total)
+    if pools and recipe.policy.weights == "reliability":
+        return (
+            "a pooled variance counts values, and weights that are precisions have no count: use Policy(weights="
+            "'frequency'), or an average of the batches' variances such as EMA or Window"
+        )
+    return None
 
 
 def _sequential_refuses(recipe: Recipe) -> str | None:

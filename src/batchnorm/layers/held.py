@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 
 ABSENT: Any = object()
+_REDUCE = "__reduce_ex__"
 
 
 @dataclass
@@ -31,6 +31,7 @@ def hold(layer: nn.Module, attribute: str, value: Any) -> Callable[[], None]:
     token = object()
     with _lock:
         of_layer = _held.setdefault(layer, {})
+        layer.__dict__.setdefault(_REDUCE, _Outside(layer))
         if attribute not in of_layer:
             of_layer[attribute] = _Held(layer.__dict__.get(attribute, ABSENT))
         of_layer[attribute].values[token] = value
@@ -49,6 +50,7 @@ def hold(layer: nn.Module, attribute: str, value: Any) -> Callable[[], None]:
             del _held[layer][attribute]
             if not _held[layer]:
                 del _held[layer]
+                layer.__dict__.pop(_REDUCE, None)
 
     return release
 
@@ -62,6 +64,7 @@ def outside(layer: nn.Module) -> dict[str, Any]:
 def without_contexts(layer: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     """A layer's attributes, for a copy or a pickle, as they are outside every context."""
     state = dict(state)
+    state.pop(_REDUCE, None)
     for name, value in outside(layer).items():
         _put(state, name, value)
     return state
@@ -74,32 +77,18 @@ def _put(attributes: dict[str, Any], name: str, value: Any) -> None:
         attributes[name] = value
 
 
-class Leaving:
-    """A forward pre-hook on a layer that cannot be told how to copy itself: a copy puts itself right when it runs."""
+class _Outside:
+    """`__reduce_ex__` of a layer that a context holds: deepcopy, copy and pickle ask it what the layer is made of.
 
-    def __init__(self, before: dict[str, Any]) -> None:
-        self.before = before
+    Torch's own layers know nothing of contexts, and an attribute of the instance is all they can be told.
+    """
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        """Leave the context that the original is in."""
-        if torch.compiler.is_compiling():
-            return
-        if not any(name in outside(module) for name in self.before):
-            for name, value in self.before.items():
-                module.__dict__[name] = value
-            for key in [key for key, hook in module._forward_pre_hooks.items() if hook is self]:
-                del module._forward_pre_hooks[key]
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
 
-
-def hold_stock(layer: nn.Module, attribute: str, value: Any) -> Callable[[], None]:
-    """As `hold`, for torch's own layers, whose copies and pickles are made without us."""
-    before = outside(layer).get(attribute, ABSENT)
-    before = getattr(layer, attribute) if before is ABSENT else before
-    release = hold(layer, attribute, value)
-    hook = layer.register_forward_pre_hook(Leaving({attribute: before}))
-
-    def done() -> None:
-        hook.remove()
-        release()
-
-    return done
+    def __call__(self, protocol: Any) -> tuple[Any, ...]:
+        """What the class says, without what contexts set."""
+        reduced = list(type(self.layer).__reduce_ex__(self.layer, protocol))
+        if isinstance(reduced[2], dict):
+            reduced[2] = without_contexts(self.layer, reduced[2])
+        return tuple(reduced)

@@ -423,7 +423,8 @@ class BatchNorm(Moving):
         mean, var = torch.where(few, state.mean, plan.mean), torch.where(few, state.var, plan.var)
         ratio = None if plan.ratio is None else torch.where(few, 1.0, plan.ratio)
         offset = None if plan.offset is None else torch.where(few, 0.0, plan.offset)
-        return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset)
+        follows = None if plan.grad_ratio is None else torch.where(few, 1.0, plan.grad_ratio)
+        return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset, grad_ratio=follows)
 
     def _check_eps(self) -> None:
         """As torch from 2.13 on; before it, the output was NaN."""

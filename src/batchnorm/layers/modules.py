@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _LazyNormBase
 
@@ -112,7 +113,9 @@ class _Lazy(_LazyNormBase):
     def initialize_parameters(self, input: Any) -> None:
         """Take the number of channels from the input and the buffers the recipe needs."""
         fresh = self.has_uninitialized_params()  # pyright: ignore[reportAttributeAccessIssue]
-        super().initialize_parameters(input)
+        # Ordinary tensors, also where the first input comes in inference mode.
+        with torch.inference_mode(False):
+            super().initialize_parameters(input)
         if fresh:
             self.adopt(self.recipe)  # pyright: ignore[reportCallIssue]
 

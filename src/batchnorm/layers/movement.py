@@ -66,6 +66,11 @@ class Moving(Statistics):
         def pull(back: Returned) -> tuple[Tensor, Tensor]:
             held = buffers.now()
             u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
+            share = back.plan.share
+            if not coupling.takes_one_value and isinstance(share, torch.Tensor):
+                # Groups with too few values met the running statistics, which are constants to their gradient.
+                u, v = (torch.where(share == 0, 0.0, value) for value in (u, v))
+                new = {name: torch.where((share == 0).all(), held[name], value) for name, value in new.items()}
             if moves:
                 # An overflowing step of mixed precision must not stay in the controllers for ever.
                 finite = torch.isfinite(back.sum_g).all() & torch.isfinite(back.sum_gx).all()
@@ -110,10 +115,10 @@ class Moving(Statistics):
         present = everywhere(batch.count > 0)
         if self.recipe.policy.nonfinite == "propagate":
             return present
-        finite = everywhere(torch.isfinite(batch.mean) & torch.isfinite(batch.m2))
+        finite = everywhere(torch.isfinite(batch.mean) & torch.isfinite(batch.m2) & torch.isfinite(new.var))
         if self.recipe.policy.nonfinite == "raise":
             require((finite | ~present).all(), "batch statistics must be finite", self)
-        return finite & present & everywhere(torch.isfinite(new.var))
+        return finite & present
 
     @torch.no_grad()
     def _move(self, batch: Moments, memory: dict[str, Tensor] | None, now: Now | None = None) -> None:

@@ -56,7 +56,8 @@ def kept_by(recipe: Recipe, coupling: Coupling, momentum: Any) -> Kept | None:
     if type(estimator) is Pooled:
         averages = slab.kept("pooled", correction=estimator.correction, total=True)
         return _kept(averages, False, a=("pooled_count", 0))
-    if type(estimator) is Window:
+    # The kernels' window corrects by counts; precisions are corrected in torch.
+    if type(estimator) is Window and recipe.policy.weights == "frequency":
         k = estimator.size
         averages = slab.kept("window", size=k, correction=estimator.correction, total=estimator.total)
         rings = {"a": ("window_mean", k), "b": ("window_var", k), "c": ("window_count", 1 - k)}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError
@@ -220,6 +221,9 @@ class Statistics(_BatchNorm):
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         self._count_exchange(before)
+        mean, skipped = self.running_mean, self.num_batches_skipped
+        if mean is not None and skipped is not None and not is_lazy(mean) and mean.is_cpu and mean.is_shared():
+            skipped.share_memory_()
         for name, new in self._buffers.items():
             old = before[name]
             if old is None or new is None:

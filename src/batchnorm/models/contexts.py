@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm, Given, Renorm
-from batchnorm.layers.held import hold, hold_stock
+from batchnorm.layers.held import hold
 from batchnorm.models.find import batch_norm_layers
 
 
@@ -162,6 +162,7 @@ def accumulate(model: nn.Module, *, renorm: bool = False) -> Iterator[nn.Module]
                 )
         # Built before anything changes: choices that do not go with renorm refuse here.
         recipes = {name: replace(recipe, coupling=Renorm()) for name, recipe in recipes.items()}
+    banks = {name: layer.active_bank for name, layer in layers.items()}
     with _set(layers, "recipe", recipes.__getitem__):
         started: list[BatchNorm] = []
         try:
@@ -173,8 +174,10 @@ def accumulate(model: nn.Module, *, renorm: bool = False) -> Iterator[nn.Module]
             for layer in started:
                 layer.stop_accumulating(land=False)
             raise
-        for layer in started:
-            layer.stop_accumulating(land=True)
+        # The bank that the context was entered in, whichever ended first.
+        with _set(layers, "active_bank", banks.__getitem__):
+            for layer in started:
+                layer.stop_accumulating(land=True)
 
 
 @contextmanager
@@ -205,6 +208,5 @@ def _set(layers: dict[str, Any], attribute: str, value: Callable[[str], Any]) ->
     """Set an attribute of each layer, and put back what was there, class defaults included."""
     with ExitStack() as stack:
         for name, layer in layers.items():
-            how = hold if isinstance(layer, BatchNorm) else hold_stock
-            stack.callback(how(layer, attribute, value(name)))
+            stack.callback(hold(layer, attribute, value(name)))
         yield

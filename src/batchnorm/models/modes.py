@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.layers import BatchNorm
-from batchnorm.layers.held import hold, hold_stock
+from batchnorm.layers.held import hold
 from batchnorm.models.find import present_layers
 
 
@@ -126,4 +126,4 @@ def _pause(layer: _BatchNorm) -> Callable[[], None]:
     """
     if isinstance(layer, BatchNorm):
         return hold(layer, "paused", True)
-    return hold_stock(layer, "track_running_stats", False)
+    return hold(layer, "track_running_stats", False)
