@@ -474,7 +474,7 @@ def _on_thread(call: Callable[[], Any]) -> None:
         raise errors[0]
 
 
-def _refused(call: Callable[[], Any], part: str = "") -> None:
+def _refused(call: Callable[[], Any], part: str | None = None) -> None:
     """The call raises an error with these words, and changes nothing (which the invariant sees)."""
     with pytest.raises((ValueError, RuntimeError), match=part):
         call()

@@ -1,7 +1,8 @@
 """A pytest plugin: which tests make a batch norm layer, and what came of each.
 
 Settings come in the environment: BATCHNORM_SUITE_OURS=1 substitutes the classes, BATCHNORM_SUITE_ONLY names a file
-with the ids to run, BATCHNORM_SUITE_LOG the file that each test adds a line of JSON to.
+with the ids to run, BATCHNORM_SUITE_ALL=1 tries the tests whose text does not mention batch norm as well, and
+BATCHNORM_SUITE_LOG is the file that each test adds a line of JSON to.
 """
 
 import functools
@@ -13,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.testing._internal
 from torch.nn.modules import batchnorm as stock
 
+from tests.torch_suite.mentions import names_that_mention
 from tests.torch_suite.substitute import stand_in, substitute
 
 LIMIT_S = 300
+# Files of torch's that hold models for its tests.
+_HELPERS = [Path(torch.testing._internal.__path__[0]) / f"common_{name}.py" for name in ("nn", "quantization")]
 _LOG = Path(os.environ["BATCHNORM_SUITE_LOG"])
 _touched = {"made": False}
 _outcome: dict[str, Any] = {}
@@ -32,7 +37,7 @@ def pytest_configure(config: Any) -> None:
 
     @functools.wraps(made)
     def noted(self: Any, *args: Any, **kwargs: Any) -> None:
-        _touched["made"] = True
+        _touched["made"] |= isinstance(self, stock._BatchNorm)
         made(self, *args, **kwargs)
 
     stock._NormBase.__init__ = noted
@@ -51,10 +56,11 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
         chosen = set(Path(listed).read_text().splitlines())
         items[:] = [item for item in items if item.nodeid in chosen]
     else:
-        items[:] = [item for item in items if _may_make_a_layer(item)]
+        telling = {file: names_that_mention([file, *_HELPERS]) for file in {item.path for item in items}}
+        items[:] = [item for item in items if _may_make_a_layer(item, telling[item.path])]
 
 
-def _may_make_a_layer(item: Any) -> bool:
+def _may_make_a_layer(item: Any, telling: set[str]) -> bool:
     """Whether a test may: those drawn from a database are of one function, or of the module in their name."""
     try:
         arguments = inspect.signature(item.function).parameters
@@ -62,7 +68,11 @@ def _may_make_a_layer(item: Any) -> bool:
         arguments = {}
     if "op" in arguments:
         return False
-    return "module_info" not in arguments or "BatchNorm" in item.name
+    if "module_info" in arguments:
+        return "BatchNorm" in item.name
+    # Tests that are made for devices and parameters have more after their name.
+    named = any(item.name == name or item.name.startswith(f"{name}_") for name in telling if name.startswith("test"))
+    return named or "BATCHNORM_SUITE_ALL" in os.environ
 
 
 def _write(line: dict[str, Any]) -> None:
