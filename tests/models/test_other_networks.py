@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 import batchnorm
 from batchnorm import BatchNormError
@@ -67,11 +68,26 @@ class Masked(OwnLinear):
         return functional.linear(x, self.weight * (self.weight > 0), self.bias)
 
 
+class Listed(nn.Module):
+    """Parts in a list and a dict, a loop over names, a branch on a size, and a dict that comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.ModuleDict({"a": nn.ModuleList([Step(nn.ReLU())]), "b": nn.ModuleList([Step(nn.ReLU())])})
+
+    def forward(self, x, *names, **options):
+        for name in names or self.stages:
+            for step in self.stages[name]:
+                x = step(x) if x.numel() else x
+        return {"features": x.transpose(2, 3)}
+
+
 IMAGES = torch.randn(8, 4, 9, 9, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 NETWORKS = {
     "shared": (Shared, IMAGES),
     "flags": (Flags, IMAGES),
+    "listed": (Listed, IMAGES),
     "graph module": (
         lambda: fx.symbolic_trace(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())),
         IMAGES,
@@ -87,7 +103,7 @@ def test_every_layer_is_folded(name):
     result = batchnorm.fold(model, x, timing=0)
     assert result.left == {}
     assert result.exact_error < 1e-14
-    assert torch.allclose(result.model(x), model(x), atol=1e-5)
+    assert result.max_rel_error < 1e-5
 
 
 def test_a_linear_layer_that_changes_its_weight_is_not_taken_for_a_plain_one():
@@ -101,9 +117,9 @@ def test_a_linear_layer_that_changes_its_weight_is_not_taken_for_a_plain_one():
 def test_activations_are_fused_or_the_reason_is_said(name, capsys):
     make, x = NETWORKS[name]
     model = batchnorm.convert(trained(make(), x))
-    before = model(x)
+    before = tree_leaves(model(x))
     batchnorm.fuse_activations(model, x)
-    assert torch.allclose(model(x), before, atol=1e-6)
+    assert torch.allclose(*tree_leaves(model(x)), *before, atol=1e-6)
     fused = sum(layer.activation is not None for layer in batchnorm.models.batch_norm_layers(model).values())
     said = capsys.readouterr().err
     if name == "flags":
@@ -187,7 +203,8 @@ def test_a_model_that_draws_in_eval_mode_has_not_converged():
 def test_a_graph_module_saved_whole_is_inspected(tmp_path):
     model = trained(fx.symbolic_trace(nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))), IMAGES)
     torch.save(model, tmp_path / "whole.pt")
-    assert "1 batch norm layer, 5 channels" in str(batchnorm.inspect_checkpoint(tmp_path / "whole.pt"))
+    said = " ".join(str(batchnorm.inspect_checkpoint(tmp_path / "whole.pt")).split())
+    assert "1 batch norm layer, 5 channels" in said
 
 
 def test_fold_says_where_float64_cannot_run():

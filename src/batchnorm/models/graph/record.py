@@ -44,7 +44,9 @@ class _Recorder(TorchFunctionMode):
         self.leaves: dict[nn.Module, str] = {}
         for name, module in model.named_modules():
             inside = any(name.startswith(f"{leaf}.") for leaf in self.leaves.values() if leaf)
-            if name and not inside and tracer.is_leaf_module(module, name):
+            # Lists and dicts of modules are torch's, and never called.
+            container = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+            if name and not inside and not container and tracer.is_leaf_module(module, name):
                 self.leaves[module] = name
         held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self._paths = {id(value): name for name, value in held}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # A sequence shorter than this many times its correlation time says too little about it.
-ENOUGH = 20
+ENOUGH = 30
 _MOST_LAGS = 128
 
 

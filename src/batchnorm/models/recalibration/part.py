@@ -50,8 +50,9 @@ def part_of_data(pilot: Pilot, total: int | None, batch_bytes: int, free: int, m
         return Part(max(1, fits), None, fits > 1)
     if total <= fits:
         return Part(total, total, True)
-    # Layer by layer each batch takes a forward per layer, one that finds no more, and one that measures.
-    by_layers = min(total, MOST_FORWARDS * total // (pilot.layers + 2))
+    # Layer by layer each batch takes a forward per layer, one that finds no more, and one that measures; the
+    # first batch has been run twice before.
+    by_layers = min(total, (MOST_FORWARDS * total - 2) // (pilot.layers + 2))
     if by_layers == total or (fits < min(_FEWEST, total) and by_layers > fits):
         return Part(max(1, by_layers), total, False)
     return Part(max(1, fits), total, True)

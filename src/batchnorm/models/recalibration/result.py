@@ -112,7 +112,7 @@ class Recalibration:
     def error_bars_hold(self) -> bool | None:
         """Whether 95 % intervals can be relied on; None below 8 batches, where there are none.
 
-        False where the batches are too few to know how long they are correlated (fewer than 20 times as
+        False where the batches are too few to know how long they are correlated (fewer than 30 times as
         long), where their order matters in a way that correlation does not explain, and where tails are heavy.
         """
         if self.batches < FEWEST_BATCHES:
