@@ -60,7 +60,7 @@ class Objects:
         self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner
         self.read_through: dict[Obj, Obj] = {}  # a layer, and the attribute of a model that it was last read from
         self.conditions = self.ranks = self.second = self.depth_of_loops = 0
-        self.touches_tensors = any(name in info.module.text for name in STATISTICS)
+        self.touches_tensors = info.module.touches_statistics
 
     # The interpreter's, which the questions ask in turn.
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from batchnorm.diagnosis.source.values import Class, Const, External, Function, Namespace, Obj
+from batchnorm.diagnosis.source.values import STATISTICS, Class, Const, External, Function, Namespace, Obj
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -220,6 +220,11 @@ class Module:
         if inner is not None:
             return Namespace(inner)
         return External(f"{base.lstrip('.')}.{name}" if base.strip(".") else name)
+
+    @cached_property
+    def touches_statistics(self) -> bool:
+        """Whether the file names a running statistic."""
+        return any(name in self.text for name in STATISTICS)
 
     @cached_property
     def read_attributes(self) -> frozenset[str]:
