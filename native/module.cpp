@@ -11,7 +11,6 @@
 
 #include "averages.h"
 #include "call.h"
-#include "lend.h"
 #include "recurrence.h"
 #include "shared.h"
 #include "update.h"
@@ -490,11 +489,5 @@ NB_MODULE(_native, m) {
     m.def("instruction_sets", &instruction_sets);
     m.def("instruction_set", [] { return std::string(table().name); });
     m.def("choose", &choose);
-    m.def("serial", [] {
-        forked.store(true);
-        pool() = new Pool(pool()->limit());
-    });
-    m.def("lend", &lend);
-    m.def("keep_idle", [](int64_t bytes) { pool()->limit(static_cast<size_t>(bytes)); });
-    m.def("idle", [] { return static_cast<int64_t>(pool()->idle()); });
+    m.def("serial", [] { forked.store(true); });
 }

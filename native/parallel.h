@@ -17,21 +17,25 @@ static inline void streamed() {
 #endif
 }
 
-template <class Body>
-static inline void parallel(int threads, int64_t units, Body&& body) {
+// Not a template, so that each body is compiled once and not for every way it may run.
+static inline void run_units(int threads, int64_t units, void (*one)(const void*, int64_t), const void* body) {
     if (threads > units) threads = static_cast<int>(units);
 #ifdef _OPENMP
     if (threads > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
         for (int64_t i = 0; i < units; ++i) {
-            body(i);
+            one(body, i);
             streamed();
         }
         return;
     }
 #endif
-    for (int64_t i = 0; i < units; ++i) body(i);
+    for (int64_t i = 0; i < units; ++i) one(body, i);
     streamed();
+}
+
+template <class Body> static inline void parallel(int threads, int64_t units, const Body& body) {
+    run_units(threads, units, [](const void* b, int64_t i) { (*static_cast<const Body*>(b))(i); }, &body);
 }
 
 }  // namespace bn

@@ -1,6 +1,6 @@
 // The passes over whole tensors for one instruction set: who does which block, and what is merged in between.
 // Included by passes_*.cpp, each of which names its own namespace in BN_NS.
-#include "short.h"
+#include "loops.h"
 
 namespace bn {
 namespace BN_NS {
@@ -8,16 +8,16 @@ namespace BN_NS {
 // Planes: contiguous (N, C, S) ----------------------------------------------------------------------------------
 
 // Neighbouring channels go to one thread, so that short runs still make pages of contiguous memory.
-template <class T> BN_INLINE int64_t channels_of_chunk(const Shape& q) {
-    const int64_t bytes = q.s * static_cast<int64_t>(sizeof(T));
+BN_INLINE int64_t channels_of_chunk(const Shape& q, int64_t bytes_of_value) {
+    const int64_t bytes = q.s * bytes_of_value;
     const int64_t few = (4096 + bytes - 1) / bytes, share = q.c * q.groups / 8;
     const int64_t chunk = few < share ? few : share;
     return chunk < 1 ? 1 : chunk;
 }
 
 // body(group, channel) for every one; a thread takes several neighbouring channels.
-template <class T, class Body> BN_INLINE void each_channel(const Call& q, Body&& body) {
-    const int64_t chunk = channels_of_chunk<T>(q.shape), chunks = (q.shape.c + chunk - 1) / chunk;
+template <class Body> BN_INLINE void each_channel(const Call& q, int64_t bytes, const Body& body) {
+    const int64_t chunk = channels_of_chunk(q.shape, bytes), chunks = (q.shape.c + chunk - 1) / chunk;
     parallel(q.threads, q.shape.groups * chunks, [&](int64_t unit) {
         const int64_t group = unit / chunks, first = unit % chunks * chunk;
         for (int64_t c = first; c < least(first + chunk, q.shape.c); ++c) body(group, c);
@@ -29,9 +29,9 @@ BN_INLINE bool by_block(const Call& q, const Blocks& b) {
     return q.threads > 1 && b.count > 1 && q.shape.groups * q.shape.c < 2 * q.threads;
 }
 
-template <class T, class Body> BN_INLINE void each_block(const Call& q, const Blocks& b, Body&& body) {
+template <class Body> BN_INLINE void each_block(const Call& q, const Blocks& b, int64_t bytes, const Body& body) {
     if (!by_block(q, b)) {
-        each_channel<T>(q, [&](int64_t g, int64_t c) { for (int64_t k = 0; k < b.count; ++k) body(g, c, k); });
+        each_channel(q, bytes, [&](int64_t g, int64_t c) { for (int64_t k = 0; k < b.count; ++k) body(g, c, k); });
         return;
     }
     parallel(q.threads, q.shape.groups * q.shape.c * b.count, [&](int64_t unit) {
@@ -40,19 +40,19 @@ template <class T, class Body> BN_INLINE void each_block(const Call& q, const Bl
 }
 
 // The moments of every group and channel, for `done(at, channel, moments)`.
-template <class T, class A, bool W, class Done> BN_INLINE void reduce_planes(const Call& q, const Blocks& b, Done&& done) {
+template <class A, class Done> BN_INLINE void reduce_planes(const Call& q, const Blocks& b, const Loops<A>& l, const Done& done) {
     const int64_t c = q.shape.c;
     if (!by_block(q, b)) {
-        each_channel<T>(q, [&](int64_t g, int64_t ch) {
+        each_channel(q, l.bytes, [&](int64_t g, int64_t ch) {
             Moments m{0, 0, 0, 0};
-            for (int64_t k = 0; k < b.count; ++k) merge(m, reduce_block<T, A, W>(q, b, g, ch, k));
+            for (int64_t k = 0; k < b.count; ++k) merge(m, l.reduce(q, b, g, ch, k));
             done(g * c + ch, ch, m);
         });
         return;
     }
     Moments* parts = reinterpret_cast<Moments*>(q.scratch);
-    each_block<T>(q, b, [&](int64_t g, int64_t ch, int64_t k) {
-        parts[(g * c + ch) * b.count + k] = reduce_block<T, A, W>(q, b, g, ch, k);
+    each_block(q, b, l.bytes, [&](int64_t g, int64_t ch, int64_t k) {
+        parts[(g * c + ch) * b.count + k] = l.reduce(q, b, g, ch, k);
     });
     for (int64_t at = 0; at < q.shape.groups * c; ++at) {
         Moments m{0, 0, 0, 0};
@@ -61,71 +61,50 @@ template <class T, class A, bool W, class Done> BN_INLINE void reduce_planes(con
     }
 }
 
-template <class T, class A, bool W, int ACT, bool RES>
-static void apply_channel(const Call& q, const Blocks& b, int64_t g, int64_t ch, int64_t k, const Affine<A>& f) {
-    runs_of(q.shape, b, g, ch, k, [&](int64_t at, int64_t n, int64_t wat) {
-        apply_run<T, A, W, ACT, RES>(q, f, at, n, wat);
-    });
-}
-
-template <class T, class A, bool W, int ACT, bool RES> static void forward_planes(const Call& q) {
+template <class A> static void forward_planes(const Call& q, const Loops<A>& l) {
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c;
     if (q.plan.coupling == kStored) {
         for (int64_t at = 0; at < q.shape.groups * c; ++at) plan_channel(q, at, at % c, 0, 0, 0, 0);
         if (!q.out) return;
-    } else if (by_block(q, b)) {
-        reduce_planes<T, A, W>(q, b, [&](int64_t at, int64_t ch, const Moments& m) {
-            plan_channel(q, at, ch, m.n, m.n2, m.mean, m.m2);
-        });
     } else {
-        reduce_planes<T, A, W>(q, b, [&](int64_t at, int64_t ch, const Moments& m) {
+        const bool apart = by_block(q, b);
+        reduce_planes(q, b, l, [&](int64_t at, int64_t ch, const Moments& m) {
             plan_channel(q, at, ch, m.n, m.n2, m.mean, m.m2);
+            if (apart) return;
             // While the channel is in cache, last block first.
-            for (int64_t k = b.count; k-- > 0;)
-                apply_channel<T, A, W, ACT, RES>(q, b, at / c, ch, k, saved_affine<A>(q, at));
+            const Affine<A> f = saved_affine<A>(q, at);
+            for (int64_t k = b.count; k-- > 0;) l.apply(q, b, at / c, ch, k, f);
         });
-        return;
+        if (!apart) return;
     }
-    each_block<T>(q, b, [&](int64_t g, int64_t ch, int64_t k) {
-        apply_channel<T, A, W, ACT, RES>(q, b, g, ch, k, saved_affine<A>(q, g * c + ch));
+    each_block(q, b, l.bytes, [&](int64_t g, int64_t ch, int64_t k) {
+        l.apply(q, b, g, ch, k, saved_affine<A>(q, g * c + ch));
     });
 }
 
-template <class T, class A, bool W, int ACT, int SRC, bool RES, bool OUT> static void backward_planes(const Call& q) {
-    typedef Channel<A, SRC> Ch;
+// `at_once`: the sums' loop stores the gradient.
+template <class A> static void backward_planes(const Call& q, const Loops<A>& l, bool at_once) {
+    typedef Channel<A> Ch;
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c, all = q.shape.groups * c;
     const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
     auto seen = [&](int64_t at, int64_t ch) -> Seen<A> { return {Ch::seen(q, at, ch), slope, inverse}; };
     auto block_sums = [&](int64_t g, int64_t ch, int64_t k, double& sg, double& sx) {
-        const Seen<A> s = seen(g * c + ch, ch);
-        const A scale = OUT ? Ch::pulled(q, g * c + ch, ch).scale : 0;
-        Sums<A> t;
-        t.sum_g = t.sum_gx = 0;
-        Sums<A>::clear(t);
-        runs_of(q.shape, b, g, ch, k, [&](int64_t at, int64_t n, int64_t wat) {
-            sums_run<T, A, W, ACT, SRC, OUT, RES>(q, s, scale, at, n, wat, t);
-        });
-        Sums<A>::flush(t);
-        sg += t.sum_g;
-        sx += t.sum_gx;
+        const A scale = at_once ? Ch::pulled(q, g * c + ch, ch).scale : 0;
+        l.sums(q, b, g, ch, k, seen(g * c + ch, ch), scale, sg, sx);
     };
     auto pulled = [&](int64_t g, int64_t ch, int64_t k) {
-        const Pull<A> f = Ch::pulled(q, g * c + ch, ch);
-        const Seen<A> s = seen(g * c + ch, ch);
-        runs_of(q.shape, b, g, ch, k, [&](int64_t at, int64_t n, int64_t wat) {
-            pull_run<T, A, W, ACT, SRC, RES>(q, s, f, at, n, wat);
-        });
+        l.pull(q, b, g, ch, k, seen(g * c + ch, ch), Ch::pulled(q, g * c + ch, ch));
     };
-    const bool pulls = q.wants_dx && !OUT;
+    const bool pulls = q.wants_dx && !at_once;
     for (int64_t at = 0; at < all; ++at) q.sum_g[at] = q.sum_gx[at] = 0;
     if (!q.wants_sums) {
-        if (pulls) each_block<T>(q, b, pulled);
+        if (pulls) each_block(q, b, l.bytes, pulled);
         return;
     }
     if (!by_block(q, b)) {
-        each_channel<T>(q, [&](int64_t g, int64_t ch) {
+        each_channel(q, l.bytes, [&](int64_t g, int64_t ch) {
             double sg = 0, sx = 0;
             for (int64_t k = 0; k < b.count; ++k) block_sums(g, ch, k, sg, sx);
             Ch::settle(q, g * c + ch, ch, sg, sx);
@@ -134,7 +113,7 @@ template <class T, class A, bool W, int ACT, int SRC, bool RES, bool OUT> static
         return;
     }
     double* parts = q.scratch;
-    each_block<T>(q, b, [&](int64_t g, int64_t ch, int64_t k) {
+    each_block(q, b, l.bytes, [&](int64_t g, int64_t ch, int64_t k) {
         double* p = parts + 2 * ((g * c + ch) * b.count + k);
         p[0] = p[1] = 0;
         block_sums(g, ch, k, p[0], p[1]);
@@ -147,7 +126,7 @@ template <class T, class A, bool W, int ACT, int SRC, bool RES, bool OUT> static
         }
         Ch::settle(q, at, at % c, sg, sx);
     }
-    if (pulls) each_block<T>(q, b, pulled);
+    if (pulls) each_block(q, b, l.bytes, pulled);
 }
 
 // Rows: channels innermost ----------------------------------------------------------------------------------
@@ -158,7 +137,7 @@ template <class A> BN_INLINE Vectors<A> vectors_of(const Call& q, const Blocks& 
     return {p, p + all, p + 2 * all, p + 3 * all, p + 4 * all, p + 5 * all, p + 6 * all};
 }
 
-template <class Body> BN_INLINE void each_row_block(const Call& q, const Blocks& b, bool backwards, Body&& body) {
+template <class Body> BN_INLINE void each_row_block(const Call& q, const Blocks& b, bool backwards, const Body& body) {
     const int64_t units = q.shape.groups * b.count;
     parallel(q.threads, units, [&](int64_t unit) {
         // The rows read last are the ones still in cache.
@@ -168,7 +147,7 @@ template <class Body> BN_INLINE void each_row_block(const Call& q, const Blocks&
 }
 
 // body(at, group, channel), in parallel where there is much to merge.
-template <class Body> BN_INLINE void each_merge(const Call& q, const Blocks& b, Body&& body) {
+template <class Body> BN_INLINE void each_merge(const Call& q, const Blocks& b, const Body& body) {
     const int64_t all = q.shape.groups * q.shape.c, chunk = 64, chunks = (all + chunk - 1) / chunk;
     parallel(all * b.count > 16384 ? q.threads : 1, chunks, [&](int64_t unit) {
         for (int64_t at = unit * chunk; at < least(unit * chunk + chunk, all); ++at)
@@ -176,8 +155,8 @@ template <class Body> BN_INLINE void each_merge(const Call& q, const Blocks& b, 
     });
 }
 
-template <class T, class A, bool W, class Done> BN_INLINE void reduce_all_rows(const Call& q, const Blocks& b, Done&& done) {
-    each_row_block(q, b, false, [&](int64_t g, int64_t k) { reduce_rows<T, A, W>(q, b, g, k); });
+template <class A, class Done> BN_INLINE void reduce_all_rows(const Call& q, const Blocks& b, const Loops<A>& l, const Done& done) {
+    each_row_block(q, b, false, [&](int64_t g, int64_t k) { l.reduce_rows(q, b, g, k); });
     each_merge(q, b, [&](int64_t at, int64_t g, int64_t ch) {
         Moments m{0, 0, 0, 0};
         for (int64_t k = 0; k < b.count; ++k) {
@@ -194,13 +173,26 @@ template <class A> BN_INLINE void set_affine(const Vectors<A>& f, int64_t ch, co
     f.shift[ch] = a.shift;
 }
 
-template <class T, class A, bool W, int ACT, bool RES> static void apply_all_rows(const Call& q, const Blocks& b) {
+template <class A> BN_INLINE void set_pull(const Vectors<A>& to, int64_t ch, const Pull<A>& f) {
+    to.centre[ch] = f.centre;
+    to.pull_scale[ch] = f.scale;
+    to.u[ch] = f.u;
+    to.v[ch] = f.v;
+}
+
+template <class A> static void apply_all_rows(const Call& q, const Blocks& b, const Loops<A>& l) {
     each_row_block(q, b, true, [&](int64_t g, int64_t k) {
-        apply_rows<T, A, W, ACT, RES>(q, vectors_of<A>(q, b, g), whole_rows(q.shape), rows_of(q.shape, b, g, k));
+        l.apply_rows(q, vectors_of<A>(q, b, g), whole_rows(q.shape), rows_of(q.shape, b, g, k));
     });
 }
 
-template <class T, class A, bool W, int ACT, bool RES> static void forward_rows(const Call& q) {
+template <class A> static void pull_all_rows(const Call& q, const Blocks& b, const Loops<A>& l) {
+    each_row_block(q, b, true, [&](int64_t g, int64_t k) {
+        l.pull_rows(q, vectors_of<A>(q, b, g), whole_rows(q.shape), rows_of(q.shape, b, g, k));
+    });
+}
+
+template <class A> static void forward_rows(const Call& q, const Loops<A>& l) {
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c;
     auto done = [&](int64_t at, int64_t ch, const Moments& m) {
@@ -211,25 +203,47 @@ template <class T, class A, bool W, int ACT, bool RES> static void forward_rows(
         for (int64_t at = 0; at < q.shape.groups * c; ++at) done(at, at % c, Moments{0, 0, 0, 0});
         if (!q.out) return;
     } else {
-        reduce_all_rows<T, A, W>(q, b, done);
+        reduce_all_rows(q, b, l, done);
     }
-    apply_all_rows<T, A, W, ACT, RES>(q, b);
+    apply_all_rows(q, b, l);
 }
 
-template <class T, class A, bool W, int ACT, int SRC, bool RES, bool OUT> static void backward_rows(const Call& q) {
-    typedef Channel<A, SRC> Ch;
+// The sums of one block of rows, in its scratch; rows without weight are left out.
+template <class A> static void sums_of_block(const Call& q, const Blocks& b, const Loops<A>& l, int64_t group, int64_t block) {
+    const int64_t c = q.shape.c;
+    const Cols k = whole_rows(q.shape);
+    const Vectors<A> f = vectors_of<A>(q, b, group);
+    const BlockSums<A> t = BlockSums<A>::at(q.scratch, group * b.count + block, c);
+    const A* w = static_cast<const A*>(q.weights);
+    const Range rows = rows_of(q.shape, b, group, block);
+    for (int64_t i = 0; i < c; ++i) { t.mean[i] = t.m2[i] = 0; t.s1[i] = t.s2[i] = 0; }
+    for (int64_t r = rows.first; r < rows.last;) {
+        const int64_t end = least(r + kLastRows, rows.last);
+        if (w) {
+            for (int64_t one = r; one < end; ++one)
+                if (w[one] != 0) l.sums_rows(q, f, k, {one, one + 1}, t.s1, t.s2);
+        } else {
+            l.sums_rows(q, f, k, {r, end}, t.s1, t.s2);
+        }
+        r = end;
+        for (int64_t i = 0; i < c; ++i) {
+            t.mean[i] += static_cast<double>(t.s1[i]);
+            t.m2[i] += static_cast<double>(t.s2[i]);
+            t.s1[i] = t.s2[i] = 0;
+        }
+    }
+}
+
+template <class A> static void backward_rows(const Call& q, const Loops<A>& l, bool at_once) {
+    typedef Channel<A> Ch;
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c, all = q.shape.groups * c;
     for (int64_t at = 0; at < all; ++at) {
         set_affine(vectors_of<A>(q, b, at / c), at % c, Ch::seen(q, at, at % c));
         q.sum_g[at] = q.sum_gx[at] = 0;
-        if (OUT) vectors_of<A>(q, b, at / c).pull_scale[at % c] = Ch::pulled(q, at, at % c).scale;
+        if (at_once) vectors_of<A>(q, b, at / c).pull_scale[at % c] = Ch::pulled(q, at, at % c).scale;
     }
-    if (q.wants_sums) {
-        each_row_block(q, b, false, [&](int64_t g, int64_t k) {
-            sums_rows<T, A, W, ACT, SRC, OUT, RES>(q, vectors_of<A>(q, b, g), b, g, k);
-        });
-    }
+    if (q.wants_sums) each_row_block(q, b, false, [&](int64_t g, int64_t k) { sums_of_block(q, b, l, g, k); });
     each_merge(q, b, [&](int64_t at, int64_t g, int64_t ch) {
         double sg = 0, sx = 0;
         for (int64_t k = 0; q.wants_sums && k < b.count; ++k) {
@@ -238,82 +252,93 @@ template <class T, class A, bool W, int ACT, int SRC, bool RES, bool OUT> static
             sx += t.m2[ch];
         }
         Ch::settle(q, at, ch, sg, sx);
-        const Pull<A> f = Ch::pulled(q, at, ch);
-        const Vectors<A> to = vectors_of<A>(q, b, g);
-        to.centre[ch] = f.centre;
-        to.pull_scale[ch] = f.scale;
-        to.u[ch] = f.u;
-        to.v[ch] = f.v;
+        set_pull(vectors_of<A>(q, b, g), ch, Ch::pulled(q, at, ch));
     });
-    if (!q.wants_dx || OUT) return;
-    each_row_block(q, b, true, [&](int64_t g, int64_t k) {
-        pull_rows<T, A, W, ACT, SRC, RES>(q, vectors_of<A>(q, b, g), whole_rows(q.shape), rows_of(q.shape, b, g, k));
-    });
+    if (q.wants_dx && !at_once) pull_all_rows(q, b, l);
 }
 
-// The single passes ---------------------------------------------------------------------------------------------
+// Strips: contiguous with short runs, some channels at a time ---------------------------------------------------
 
-template <class T, class A, bool W> static void reduce_pass(const Call& q) {
-    if constexpr (!W) {
-        if (short_runs<T>(q)) return reduce_short<T, A>(q);
-    }
-    const Blocks b = blocks_of(q.shape);
-    const int64_t all = q.shape.groups * q.shape.c;
-    auto done = [&](int64_t at, int64_t, const Moments& m) {
-        q.saved[kCount * all + at] = m.n;
-        q.saved[kCountSquared * all + at] = m.n2;
-        q.saved[kBatchMean * all + at] = m.mean;
-        q.saved[kM2 * all + at] = m.m2;
-    };
-    if (q.shape.last) reduce_all_rows<T, A, W>(q, b, done);
-    else reduce_planes<T, A, W>(q, b, done);
-}
-
-template <class T, class A, bool W> static void apply_pass(const Call& q) {
-    const Blocks b = blocks_of(q.shape);
-    const int64_t c = q.shape.c;
-    auto at_row = [&](int64_t at) { return affine<A>(q.row_mean[at], q.row_scale[at], q.row_shift[at]); };
-    if (q.shape.last) {
-        for (int64_t at = 0; at < q.shape.groups * c; ++at) set_affine(vectors_of<A>(q, b, at / c), at % c, at_row(at));
-        apply_all_rows<T, A, W, kNone, false>(q, b);
-        return;
-    }
-    each_block<T>(q, b, [&](int64_t g, int64_t ch, int64_t k) {
-        apply_channel<T, A, W, kNone, false>(q, b, g, ch, k, at_row(g * c + ch));
+// body(strip) for all; several to a thread only where there are enough.
+template <class A, class Body> BN_INLINE void each_strip(const Call& q, const Body& body) {
+    const Shape& s = q.shape;
+    int64_t columns = s.c * s.s / 16;
+    columns = columns < 256 ? 256 : columns > kColumns ? kColumns : columns;
+    const int64_t channels = columns / s.s < 1 ? 1 : columns / s.s, strips = (s.c + channels - 1) / channels;
+    parallel(q.threads, s.groups * strips, [&](int64_t unit) {
+        Strip<A> p;
+        p.group = unit / strips;
+        p.first = unit % strips * channels;
+        p.channels = least(channels, s.c - p.first);
+        p.cols = {p.first * s.s, p.channels * s.s, s.c * s.s};
+        p.rows = group_range(s, p.group);
+        body(p);
     });
 }
 
-template <class T, class A, bool W> static void backward_apply_pass(const Call& q) {
-    const Blocks b = blocks_of(q.shape);
-    const int64_t c = q.shape.c;
-    auto at_row = [&](int64_t at) { return pull<A>(q.row_centre[at], q.row_scale[at], q.row_u[at], q.row_v[at]); };
-    if (q.shape.last) {
-        for (int64_t at = 0; at < q.shape.groups * c; ++at) {
-            const Vectors<A> to = vectors_of<A>(q, b, at / c);
-            const Pull<A> f = at_row(at);
-            set_affine(to, at % c, Affine<A>{f.centre, 0, 0});
-            to.centre[at % c] = f.centre;
-            to.pull_scale[at % c] = f.scale;
-            to.u[at % c] = f.u;
-            to.v[at % c] = f.v;
+template <class A> BN_INLINE void spread_affine(Strip<A>& p, int64_t i, int64_t s, const Affine<A>& f) {
+    spread(p.mean, i, s, f.mean);
+    spread(p.scale, i, s, f.scale);
+    spread(p.shift, i, s, f.shift);
+}
+
+template <class A> static void forward_strips(const Call& q, const Loops<A>& l) {
+    each_strip<A>(q, [&](Strip<A>& p) {
+        Moments m[kColumns];
+        const bool stored = q.plan.coupling == kStored;
+        if (!stored) l.reduce_strip(q, p, m);
+        for (int64_t i = 0; i < p.channels; ++i) {
+            const int64_t ch = p.first + i, at = p.group * q.shape.c + ch;
+            const Moments found = stored ? Moments{0, 0, 0, 0} : m[i];
+            plan_channel(q, at, ch, found.n, found.n2, found.mean, found.m2);
+            spread_affine(p, i, q.shape.s, saved_affine<A>(q, at));
         }
-        each_row_block(q, b, true, [&](int64_t g, int64_t k) {
-            pull_rows<T, A, W, kNone, kRecompute, false>(q, vectors_of<A>(q, b, g), whole_rows(q.shape), rows_of(q.shape, b, g, k));
-        });
-        return;
-    }
-    each_block<T>(q, b, [&](int64_t g, int64_t ch, int64_t k) {
-        const Pull<A> f = at_row(g * c + ch);
-        const Seen<A> s{{f.centre, 0, 0}, 0, 0};
-        runs_of(q.shape, b, g, ch, k, [&](int64_t at, int64_t n, int64_t wat) {
-            pull_run<T, A, W, kNone, kRecompute, false>(q, s, f, at, n, wat);
-        });
+        if (q.out) l.apply_rows(q, Strip<A>::vectors(p), p.cols, p.rows);
     });
 }
 
-// From run-time codes to instantiations ----------------------------------------------------------------------
+template <class A> static void backward_strips(const Call& q, const Loops<A>& l, bool at_once) {
+    typedef Channel<A> Ch;
+    const int64_t s = q.shape.s;
+    each_strip<A>(q, [&](Strip<A>& p) {
+        const int64_t base = p.group * q.shape.c + p.first;
+        double sg[kColumns], sx[kColumns];
+        for (int64_t i = 0; i < p.channels; ++i) {
+            const int64_t at = base + i, ch = p.first + i;
+            spread_affine(p, i, s, Ch::seen(q, at, ch));
+            q.sum_g[at] = q.sum_gx[at] = 0;
+            if (at_once) spread(p.pull_scale, i, s, Ch::pulled(q, at, ch).scale);
+            sg[i] = sx[i] = 0;
+        }
+        const Vectors<A> f = Strip<A>::vectors(p);
+        if (q.wants_sums) {
+            clear_sums(p);
+            for (int64_t r = p.rows.first; r < p.rows.last; r += kLastRows) {
+                l.sums_rows(q, f, p.cols, {r, least(r + kLastRows, p.rows.last)}, p.s1, p.s2);
+                for (int64_t i = 0; i < p.channels; ++i) {
+                    sg[i] += sum(p.s1 + i * s, s);
+                    sx[i] += sum(p.s2 + i * s, s);
+                }
+                clear_sums(p);
+            }
+            for (int64_t i = 0; i < p.channels; ++i) Ch::settle(q, base + i, p.first + i, sg[i], sx[i]);
+        }
+        if (at_once || !q.wants_dx) return;
+        for (int64_t i = 0; i < p.channels; ++i) {
+            const Pull<A> t = Ch::pulled(q, base + i, p.first + i);
+            spread(p.centre, i, s, t.centre);
+            spread(p.pull_scale, i, s, t.scale);
+            spread(p.u, i, s, t.u);
+            spread(p.v, i, s, t.v);
+        }
+        l.pull_rows(q, f, p.cols, p.rows);
+    });
+}
 
-template <class Body> static void by_type(int dtype, Body&& body) {
+// The entry points ----------------------------------------------------------------------------------------------
+
+// body(value of the data's type, value of the arithmetic's).
+template <class Body> static void by_type(int dtype, const Body& body) {
     switch (dtype) {
         case kFloat32: body(float{}, float{}); break;
         case kFloat64: body(double{}, double{}); break;
@@ -322,81 +347,102 @@ template <class Body> static void by_type(int dtype, Body&& body) {
     }
 }
 
-template <class T, class A, bool W, int ACT, bool RES> static void forward_layout(const Call& q) {
-    if constexpr (!W) {
-        if (short_runs<T>(q)) return forward_short<T, A, ACT, RES>(q);
-    }
-    if (q.shape.last) forward_rows<T, A, W, ACT, RES>(q);
-    else forward_planes<T, A, W, ACT, RES>(q);
-}
-
-template <class T, class A, bool W, int ACT, int SRC, bool RES> static void backward_layout(const Call& q) {
-    if constexpr (!W) {
-        if (short_runs<T>(q)) return backward_short<T, A, ACT, SRC, RES>(q);
-        // Nothing of dx waits for the sums: one pass instead of two.
-        if constexpr (SRC != kInvert) {
-            if (without_share(q) && q.wants_sums && q.wants_dx) {
-                if (q.shape.last) return backward_rows<T, A, W, ACT, SRC, RES, true>(q);
-                return backward_planes<T, A, W, ACT, SRC, RES, true>(q);
-            }
-        }
-    }
-    if (q.shape.last) backward_rows<T, A, W, ACT, SRC, RES, false>(q);
-    else backward_planes<T, A, W, ACT, SRC, RES, false>(q);
+template <class A> static void forward_with(const Call& q, const Loops<A>& l) {
+    if (short_runs(q, l.bytes)) forward_strips(q, l);
+    else if (q.shape.last) forward_rows(q, l);
+    else forward_planes(q, l);
 }
 
 static void forward(const Call& q) {
-    by_type(q.dtype, [&](auto t, auto a) {
-        typedef decltype(t) T;
-        typedef decltype(a) A;
-        const bool res = q.residual != nullptr;
-        if (q.weights) forward_layout<T, A, true, kNone, false>(q);
-        else if (q.activation == kRelu && res) forward_layout<T, A, false, kRelu, true>(q);
-        else if (q.activation == kRelu) forward_layout<T, A, false, kRelu, false>(q);
-        else if (q.activation == kLeakyRelu && res) forward_layout<T, A, false, kLeakyRelu, true>(q);
-        else if (q.activation == kLeakyRelu) forward_layout<T, A, false, kLeakyRelu, false>(q);
-        else if (res) forward_layout<T, A, false, kNone, true>(q);
-        else forward_layout<T, A, false, kNone, false>(q);
-    });
+    by_type(q.dtype, [&](auto t, auto a) { forward_with(q, going_forward<decltype(t), decltype(a)>(q)); });
+}
+
+template <class A> static void backward_with(const Call& q, const Loops<A>& l, bool at_once) {
+    if (short_runs(q, l.bytes)) backward_strips(q, l, at_once);
+    else if (q.shape.last) backward_rows(q, l, at_once);
+    else backward_planes(q, l, at_once);
 }
 
 static void backward(const Call& q) {
-    by_type(q.dtype, [&](auto t, auto a) {
-        typedef decltype(t) T;
-        typedef decltype(a) A;
-        if (q.weights) backward_layout<T, A, true, kNone, kRecompute, false>(q);
-        else if (q.source == kInvert) backward_layout<T, A, false, kLeakyRelu, kInvert, false>(q);
-        else if (q.activation == kRelu && q.source == kOutput) backward_layout<T, A, false, kRelu, kOutput, true>(q);
-        else if (q.activation == kLeakyRelu && q.source == kOutput)
-            backward_layout<T, A, false, kLeakyRelu, kOutput, true>(q);
-        else if (q.activation == kRelu) backward_layout<T, A, false, kRelu, kRecompute, false>(q);
-        else if (q.activation == kLeakyRelu) backward_layout<T, A, false, kLeakyRelu, kRecompute, false>(q);
-        else backward_layout<T, A, false, kNone, kRecompute, false>(q);
-    });
-}
-
-static void reduce(const Call& q) {
-    by_type(q.dtype, [&](auto t, auto a) {
-        if (q.weights) reduce_pass<decltype(t), decltype(a), true>(q);
-        else reduce_pass<decltype(t), decltype(a), false>(q);
-    });
-}
-
-static void apply(const Call& q) {
-    by_type(q.dtype, [&](auto t, auto a) {
-        if (q.weights) apply_pass<decltype(t), decltype(a), true>(q);
-        else apply_pass<decltype(t), decltype(a), false>(q);
-    });
+    // Nothing of dx waits for the sums: one pass instead of two.
+    const bool at_once = !q.weights && q.source != kInvert && without_share(q) && q.wants_sums && q.wants_dx;
+    by_type(q.dtype, [&](auto t, auto a) { backward_with(q, going_back<decltype(t), decltype(a)>(q, at_once), at_once); });
 }
 
 // The sums alone are the backward without its second half.
 static void backward_reduce(const Call& q) { backward(q); }
 
-static void backward_apply(const Call& q) {
+template <class A> static void reduce_with(const Call& q, const Loops<A>& l) {
+    const Blocks b = blocks_of(q.shape);
+    const int64_t all = q.shape.groups * q.shape.c;
+    auto done = [&](int64_t at, int64_t, const Moments& m) {
+        q.saved[kCount * all + at] = m.n;
+        q.saved[kCountSquared * all + at] = m.n2;
+        q.saved[kBatchMean * all + at] = m.mean;
+        q.saved[kM2 * all + at] = m.m2;
+    };
+    if (short_runs(q, l.bytes)) {
+        each_strip<A>(q, [&](Strip<A>& p) {
+            Moments m[kColumns];
+            l.reduce_strip(q, p, m);
+            for (int64_t i = 0; i < p.channels; ++i) done(p.group * q.shape.c + p.first + i, 0, m[i]);
+        });
+    } else if (q.shape.last) {
+        reduce_all_rows(q, b, l, done);
+    } else {
+        reduce_planes(q, b, l, done);
+    }
+}
+
+static void reduce(const Call& q) {
+    by_type(q.dtype, [&](auto t, auto a) { reduce_with(q, reducing<decltype(t), decltype(a)>(q)); });
+}
+
+template <class A> static void apply_with(const Call& q, const Loops<A>& l) {
+    const Blocks b = blocks_of(q.shape);
+    const int64_t c = q.shape.c;
+    auto at_row = [&](int64_t at) { return affine<A>(q.row_mean[at], q.row_scale[at], q.row_shift[at]); };
+    if (q.shape.last) {
+        for (int64_t at = 0; at < q.shape.groups * c; ++at) set_affine(vectors_of<A>(q, b, at / c), at % c, at_row(at));
+        apply_all_rows(q, b, l);
+        return;
+    }
+    each_block(q, b, l.bytes, [&](int64_t g, int64_t ch, int64_t k) { l.apply(q, b, g, ch, k, at_row(g * c + ch)); });
+}
+
+static void apply(const Call& q) {
     by_type(q.dtype, [&](auto t, auto a) {
-        if (q.weights) backward_apply_pass<decltype(t), decltype(a), true>(q);
-        else backward_apply_pass<decltype(t), decltype(a), false>(q);
+        Loops<decltype(a)> l{};
+        l.bytes = sizeof(t);
+        choose_plain_apply<decltype(t)>(q, l);
+        apply_with(q, l);
     });
+}
+
+template <class A> static void backward_apply_with(const Call& q, const Loops<A>& l) {
+    const Blocks b = blocks_of(q.shape);
+    const int64_t c = q.shape.c;
+    auto at_row = [&](int64_t at) { return pull<A>(q.row_centre[at], q.row_scale[at], q.row_u[at], q.row_v[at]); };
+    if (q.shape.last) {
+        for (int64_t at = 0; at < q.shape.groups * c; ++at) {
+            const Pull<A> f = at_row(at);
+            set_affine(vectors_of<A>(q, b, at / c), at % c, Affine<A>{f.centre, 0, 0});
+            set_pull(vectors_of<A>(q, b, at / c), at % c, f);
+        }
+        pull_all_rows(q, b, l);
+        return;
+    }
+    each_block(q, b, l.bytes, [&](int64_t g, int64_t ch, int64_t k) {
+        const Pull<A> f = at_row(g * c + ch);
+        l.pull(q, b, g, ch, k, Seen<A>{{f.centre, 0, 0}, 0, 0}, f);
+    });
+}
+
+static void backward_apply(const Call& given) {
+    Call q = given;
+    q.activation = kNone;
+    q.source = kRecompute;
+    by_type(q.dtype, [&](auto t, auto a) { backward_apply_with(q, going_back<decltype(t), decltype(a)>(q, false)); });
 }
 
 }  // namespace BN_NS

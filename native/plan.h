@@ -116,20 +116,20 @@ template <class A> BN_INLINE Affine<A> saved_affine(const Call& q, int64_t at) {
 // Whether dx is known before the sums are: the batch has no share in the statistics that normalised it.
 BN_INLINE bool without_share(const Call& q) { return q.plan.coupling == kStored || q.plan.detached; }
 
-// What a backward asks of one channel. Where the output is inverted (SRC is kInvert), the data are z = gamma * xhat + beta.
-template <class A, int SRC> struct Channel {
+// What a backward asks of one channel. Where the output is inverted, the data are z = gamma * xhat + beta.
+template <class A> struct Channel {
     BN_INLINE double middle(const Call& q, int64_t at, int64_t ch) {
-        if (SRC == kInvert) return q.beta ? q.beta[ch] : 0;
+        if (q.source == kInvert) return q.beta ? q.beta[ch] : 0;
         return q.saved[kMean * q.shape.groups * q.shape.c + at];
     }
     // xhat is the centred data times this.
     BN_INLINE double unit(const Call& q, int64_t at, int64_t ch) {
-        if (SRC == kInvert) return 1 / (q.gamma ? q.gamma[ch] : 1);
+        if (q.source == kInvert) return 1 / (q.gamma ? q.gamma[ch] : 1);
         return q.saved[kInvstd * q.shape.groups * q.shape.c + at];
     }
     // For the sign that the activation saw; its mean also centres the sums.
     BN_INLINE Affine<A> seen(const Call& q, int64_t at, int64_t ch) {
-        return SRC == kInvert ? affine<A>(middle(q, at, ch), 0, 0) : saved_affine<A>(q, at);
+        return q.source == kInvert ? affine<A>(middle(q, at, ch), 0, 0) : saved_affine<A>(q, at);
     }
     // The sums were centred about the high part of the mean.
     BN_INLINE void settle(const Call& q, int64_t at, int64_t ch, double sg, double sx) {
@@ -141,7 +141,7 @@ template <class A, int SRC> struct Channel {
         const int64_t all = q.shape.groups * q.shape.c;
         double scale, u, v, centre = q.saved[kCentre * all + at];
         pull_channel(q, at, ch, q.sum_g[at], q.sum_gx[at], scale, u, v);
-        if (SRC == kInvert) {
+        if (q.source == kInvert) {
             centre = middle(q, at, ch);
             v = u == 0 && v == 0 ? 0 : v / q.saved[kInvstd * all + at] * unit(q, at, ch);
         }

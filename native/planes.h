@@ -31,7 +31,7 @@ BN_INLINE void runs_of(const Shape& q, const Blocks& b, int64_t group, int64_t c
 }
 
 template <class T, class A, bool W>
-static Moments reduce_wide(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block) {
+BN_LOOP Moments reduce_wide(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block) {
     // Squares overflowed float: once more in double. NaN and infinity come here too and stay what they are.
     const T* x = static_cast<const T*>(q.x);
     const A* w = static_cast<const A*>(q.weights);
@@ -52,7 +52,7 @@ static Moments reduce_wide(const Call& q, const Blocks& b, int64_t group, int64_
 }
 
 template <class T, class A, bool W>
-static Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block) {
+BN_LOOP Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block) {
     const T* x = static_cast<const T*>(q.x);
     const A* w = static_cast<const A*>(q.weights);
     Tile<A, W> t;
@@ -92,7 +92,7 @@ template <int ACT, class V, class A> BN_INLINE V gated(V g, V y, A slope) {
 }
 
 template <class T, class A, bool W, int ACT, bool RES>
-static void apply_run(const Call& q, const Affine<A>& f, int64_t at, int64_t n, int64_t wat) {
+BN_INLINE void apply_run(const Call& q, const Affine<A>& f, int64_t at, int64_t n, int64_t wat) {
     typedef typename VecOf<A>::type V;
     constexpr int L = width<A>();
     const T* x = static_cast<const T*>(q.x) + at;
@@ -123,6 +123,13 @@ static void apply_run(const Call& q, const Affine<A>& f, int64_t at, int64_t n, 
         for (; i + L <= n; i += L) store(y + i, whole(i));
     }
     if (i < n) part(i, static_cast<int>(n - i));
+}
+
+template <class T, class A, bool W, int ACT, bool RES>
+BN_LOOP void apply_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, const Affine<A>& f) {
+    runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t n, int64_t wat) {
+        apply_run<T, A, W, ACT, RES>(q, f, at, n, wat);
+    });
 }
 
 // What the backward's loops share: the data about its mean, and the gradient behind the activation.
@@ -234,7 +241,7 @@ BN_INLINE void sums_run(const Call& q, const Seen<A>& k, A scale, int64_t at, in
 }
 
 template <class T, class A, bool W, int ACT, int SRC, bool RES>
-static void pull_run(const Call& q, const Seen<A>& k, const Pull<A>& f, int64_t at, int64_t n, int64_t wat) {
+BN_INLINE void pull_run(const Call& q, const Seen<A>& k, const Pull<A>& f, int64_t at, int64_t n, int64_t wat) {
     typedef typename VecOf<A>::type V;
     typedef Gradient<T, A, W, ACT, SRC> G;
     constexpr int L = width<A>();
@@ -269,6 +276,29 @@ static void pull_run(const Call& q, const Seen<A>& k, const Pull<A>& f, int64_t 
         const int rest = static_cast<int>(n - i);
         store(dx + i, one(i, rest, false), rest);
     }
+}
+
+// Both blocks' loops take what the activation saw, and what the gradient is scaled with.
+template <class T, class A, bool W, int ACT, int SRC, bool OUT, bool RES>
+BN_LOOP void sums_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, const Seen<A>& seen,
+                        A scale, double& sum_g, double& sum_gx) {
+    Sums<A> t;
+    t.sum_g = t.sum_gx = 0;
+    Sums<A>::clear(t);
+    runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t n, int64_t wat) {
+        sums_run<T, A, W, ACT, SRC, OUT, RES>(q, seen, scale, at, n, wat, t);
+    });
+    Sums<A>::flush(t);
+    sum_g += t.sum_g;
+    sum_gx += t.sum_gx;
+}
+
+template <class T, class A, bool W, int ACT, int SRC, bool RES>
+BN_LOOP void pull_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, const Seen<A>& seen,
+                        const Pull<A>& f) {
+    runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t n, int64_t wat) {
+        pull_run<T, A, W, ACT, SRC, RES>(q, seen, f, at, n, wat);
+    });
 }
 
 }  // namespace BN_NS

@@ -31,7 +31,7 @@ template <class A> struct BlockSums {
     }
 };
 
-template <class A> static void flush_rows(const BlockSums<A>& t, int64_t c, double n, double n2) {
+template <class A> BN_LOOP void flush_rows(const BlockSums<A>& t, int64_t c, double n, double n2) {
     if (n > 0) {
         const double before = *t.n, total = before + n, share = n / total, each = 1 / n;
         for (int64_t i = 0; i < c; ++i) {
@@ -51,7 +51,7 @@ template <class A> static void flush_rows(const BlockSums<A>& t, int64_t c, doub
 }
 
 template <class T, class A, int R>
-BN_INLINE void add_rows(const T* x, int64_t c, int64_t stride, const A* k, A* s1, A* s2) {
+BN_INLINE void add_some_rows(const T* x, int64_t c, int64_t stride, const A* k, A* s1, A* s2) {
     typedef typename VecOf<A>::type V;
     constexpr int L = width<A>();
     int64_t i = 0;
@@ -81,8 +81,15 @@ BN_INLINE void add_rows(const T* x, int64_t c, int64_t stride, const A* k, A* s1
     }
 }
 
+// Adds the rows from `first` to `end`, eight at a time.
 template <class T, class A>
-static void add_weighted_row(const T* x, A weight, int64_t c, const A* k, A* s1, A* s2) {
+BN_LOOP void add_rows(const T* x, int64_t first, int64_t end, int64_t c, int64_t stride, const A* k, A* s1, A* s2) {
+    for (; first + 8 <= end; first += 8) add_some_rows<T, A, 8>(x + first * stride, c, stride, k, s1, s2);
+    for (; first < end; ++first) add_some_rows<T, A, 1>(x + first * stride, c, stride, k, s1, s2);
+}
+
+template <class T, class A>
+BN_LOOP void add_weighted_row(const T* x, A weight, int64_t c, const A* k, A* s1, A* s2) {
     typedef typename VecOf<A>::type V;
     constexpr int L = width<A>();
     const V w = splat(weight);
@@ -101,7 +108,7 @@ static void add_weighted_row(const T* x, A weight, int64_t c, const A* k, A* s1,
 }
 
 template <class T, class A, bool W>
-static void rows_wide(const Call& q, const BlockSums<A>& t, Range rows, int64_t channel) {
+BN_LOOP void rows_wide(const Call& q, const BlockSums<A>& t, Range rows, int64_t channel) {
     const T* x = static_cast<const T*>(q.x);
     const A* w = static_cast<const A*>(q.weights);
     double n = 0, s = 0, m2 = 0;
@@ -120,7 +127,7 @@ static void rows_wide(const Call& q, const BlockSums<A>& t, Range rows, int64_t 
 }
 
 template <class T, class A, bool W>
-static void reduce_rows(const Call& q, const Blocks& b, int64_t group, int64_t block) {
+BN_LOOP void reduce_rows(const Call& q, const Blocks& b, int64_t group, int64_t block) {
     const int64_t c = q.shape.c;
     const BlockSums<A> t = BlockSums<A>::at(q.scratch, group * b.count + block, c);
     const T* x = static_cast<const T*>(q.x);
@@ -148,8 +155,8 @@ static void reduce_rows(const Call& q, const Blocks& b, int64_t group, int64_t b
                 add_weighted_row<T, A>(x + r * c, w[r], c, t.k, t.s1, t.s2);
             }
         } else {
-            for (; r + 8 <= end; r += 8) add_rows<T, A, 8>(x + r * c, c, c, t.k, t.s1, t.s2);
-            for (; r < end; ++r) add_rows<T, A, 1>(x + r * c, c, c, t.k, t.s1, t.s2);
+            add_rows<T, A>(x, r, end, c, c, t.k, t.s1, t.s2);
+            r = end;
         }
         flush_rows<A>(t, c, n, n2);
         if (target < kLastRows) target *= 4;
@@ -170,24 +177,27 @@ template <class T, int L> BN_INLINE bool streamable(const Call& q, const T* out,
     return q.streams && until_aligned<T, L>(out + k.first) == 0 && k.stride % L == 0;
 }
 
-template <class T, class A, bool W, int ACT, bool RES>
-static void apply_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range rows) {
+// A row of zeros: what a sample of no weight gets.
+template <class T, class A> BN_LOOP void zero_row(T* row, int64_t c) {
+    typedef typename VecOf<A>::type V;
+    constexpr int L = width<A>();
+    for (int64_t i = 0; i < c; i += L) {
+        const int n = static_cast<int>(least(L, c - i));
+        if (n == L) store(row + i, V{});
+        else store(row + i, V{}, n);
+    }
+}
+
+template <class T, class A, int ACT, bool RES>
+BN_LOOP void apply_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range rows) {
     typedef typename VecOf<A>::type V;
     constexpr int L = width<A>();
     const int64_t c = k.count, stride = k.stride;
     const T* x = static_cast<const T*>(q.x) + k.first;
     const T* res = RES ? static_cast<const T*>(q.residual) + k.first : nullptr;
-    const A* w = static_cast<const A*>(q.weights);
     T* y = static_cast<T*>(q.out) + k.first;
     const A slope = static_cast<A>(q.slope);
     const bool streams = streamable<T, L>(q, static_cast<const T*>(q.out), k);
-    auto zero_row = [&](int64_t r) {
-        for (int64_t i = 0; i < c; i += L) {
-            const int n = static_cast<int>(least(L, c - i));
-            if (n == L) store(y + r * stride + i, V{});
-            else store(y + r * stride + i, V{}, n);
-        }
-    };
     auto some = [&](int64_t r, int count, bool past) __attribute__((always_inline)) {
         int64_t i = 0;
         for (; i + L <= c; i += L) {
@@ -214,16 +224,18 @@ static void apply_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range 
         }
     };
     int64_t r = rows.first;
-    if (W) {
-        for (; r < rows.last; ++r) {
-            if (w[r] == 0) zero_row(r);
-            else some(r, 1, false);
-        }
-        return;
-    }
     if (streams) for (; r + 4 <= rows.last; r += 4) some(r, 4, true);
     for (; r + 4 <= rows.last; r += 4) some(r, 4, false);
     for (; r < rows.last; ++r) some(r, 1, false);
+}
+
+template <class T, class A>
+BN_LOOP void apply_weighted_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range rows) {
+    const A* w = static_cast<const A*>(q.weights);
+    for (int64_t r = rows.first; r < rows.last; ++r) {
+        if (w[r] == 0) zero_row<T, A>(static_cast<T*>(q.out) + k.first + r * k.stride, k.count);
+        else apply_rows<T, A, kNone, false>(q, f, k, {r, r + 1});
+    }
 }
 
 // One vector of channels in one row: g behind the activation, and the data. The addresses are held here, since the stores
@@ -258,7 +270,7 @@ template <class T, class A, int ACT, int SRC> struct RowGradient {
 
 // What a row's gradient is stored as, where the sums alone decide nothing of it (OUT): dx is g times a scale.
 template <class T, class A, int ACT, int SRC, bool OUT, bool RES>
-BN_INLINE void sums_of_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, int64_t r, int64_t end, A* s1, A* s2) {
+BN_LOOP void sums_of_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, Range rows, A* s1, A* s2) {
     typedef typename VecOf<A>::type V;
     constexpr int L = width<A>();
     const RowGradient<T, A, ACT, SRC> read_at(q);
@@ -292,37 +304,13 @@ BN_INLINE void sums_of_rows(const Call& q, const Vectors<A>& vectors, const Cols
         for (; i + L <= columns; i += L) part(r, count, i, L);
         if (i < columns) part(r, count, i, static_cast<int>(columns - i));
     };
-    for (; r + 8 <= end; r += 8) some(r, 8);
-    for (; r < end; ++r) some(r, 1);
-}
-
-template <class T, class A, bool W, int ACT, int SRC, bool OUT, bool RES>
-static void sums_rows(const Call& q, const Vectors<A>& f, const Blocks& b, int64_t group, int64_t block) {
-    const int64_t c = q.shape.c;
-    const Cols k = whole_rows(q.shape);
-    const BlockSums<A> t = BlockSums<A>::at(q.scratch, group * b.count + block, c);
-    const A* w = static_cast<const A*>(q.weights);
-    const Range rows = rows_of(q.shape, b, group, block);
-    for (int64_t i = 0; i < c; ++i) { t.mean[i] = t.m2[i] = 0; t.s1[i] = t.s2[i] = 0; }
-    for (int64_t r = rows.first; r < rows.last;) {
-        const int64_t end = least(r + kLastRows, rows.last);
-        if (W) {
-            for (int64_t one = r; one < end; ++one)
-                if (w[one] != 0) sums_of_rows<T, A, ACT, SRC, false, false>(q, f, k, one, one + 1, t.s1, t.s2);
-        } else {
-            sums_of_rows<T, A, ACT, SRC, OUT, RES>(q, f, k, r, end, t.s1, t.s2);
-        }
-        r = end;
-        for (int64_t i = 0; i < c; ++i) {
-            t.mean[i] += static_cast<double>(t.s1[i]);
-            t.m2[i] += static_cast<double>(t.s2[i]);
-            t.s1[i] = t.s2[i] = 0;
-        }
-    }
+    int64_t r = rows.first;
+    for (; r + 8 <= rows.last; r += 8) some(r, 8);
+    for (; r < rows.last; ++r) some(r, 1);
 }
 
 template <class T, class A, bool W, int ACT, int SRC, bool RES>
-static void pull_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, Range rows) {
+BN_LOOP void pull_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, Range rows) {
     typedef typename VecOf<A>::type V;
     constexpr int L = width<A>();
     const RowGradient<T, A, ACT, SRC> read_at(q);
@@ -359,18 +347,10 @@ static void pull_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, R
         for (; i + L <= c; i += L) part(r, count, weight, i, L, past);
         if (i < c) part(r, count, weight, i, static_cast<int>(c - i), false);
     };
-    auto zero_row = [&](int64_t r) {
-        T* row = dx + r * stride + begin;
-        for (int64_t i = 0; i < c; i += L) {
-            const int n = static_cast<int>(least(L, c - i));
-            if (n == L) store(row + i, V{});
-            else store(row + i, V{}, n);
-        }
-    };
     int64_t r = rows.first;
     if (W) {
         for (; r < rows.last; ++r) {
-            if (w[r] == 0) zero_row(r);
+            if (w[r] == 0) zero_row<T, A>(dx + r * stride + begin, c);
             else some(r, 1, w[r], false);
         }
         return;

@@ -17,6 +17,14 @@
 #define BN_BYTES 16
 #endif
 #define BN_INLINE static inline __attribute__((always_inline))
+// A loop over data: compiled once for each kind of data and called through loops.h, never copied into its callers.
+#define BN_LOOP static __attribute__((noinline))
+// Conversions and parts of vectors. Without the instructions for them they are long, so x86's oldest machines call them.
+#if defined(__x86_64__) && !defined(__AVX2__)
+#define BN_EDGE BN_LOOP
+#else
+#define BN_EDGE BN_INLINE
+#endif
 
 namespace bn {
 namespace BN_NS {
@@ -46,13 +54,16 @@ BN_INLINE VD splat(double v) { return VD{} + v; }
 
 // Whole vectors ---------------------------------------------------------------------------------------------
 
-BN_INLINE VF load(const float* p) { VF v; std::memcpy(&v, p, sizeof v); return v; }
-BN_INLINE VD load(const double* p) { VD v; std::memcpy(&v, p, sizeof v); return v; }
-BN_INLINE void store(float* p, VF v) { std::memcpy(p, &v, sizeof v); }
-BN_INLINE void store(double* p, VD v) { std::memcpy(p, &v, sizeof v); }
+// Not memcpy: for AVX2 GCC makes of it two halves that pass through the stack, which waits for them each time.
+typedef float AnyVF __attribute__((vector_size(BN_BYTES), aligned(1), may_alias));
+typedef double AnyVD __attribute__((vector_size(BN_BYTES), aligned(1), may_alias));
+BN_INLINE VF load(const float* p) { return (VF)*reinterpret_cast<const AnyVF*>(p); }
+BN_INLINE VD load(const double* p) { return (VD)*reinterpret_cast<const AnyVD*>(p); }
+BN_INLINE void store(float* p, VF v) { *reinterpret_cast<AnyVF*>(p) = (AnyVF)v; }
+BN_INLINE void store(double* p, VD v) { *reinterpret_cast<AnyVD*>(p) = (AnyVD)v; }
 
-BN_INLINE VF from_bf16(VH h) { return (VF)(__builtin_convertvector(h, VU) << 16); }
-BN_INLINE VH to_bf16(VF v) {
+BN_EDGE VF from_bf16(VH h) { return (VF)(__builtin_convertvector(h, VU) << 16); }
+BN_EDGE VH to_bf16(VF v) {
     VU b = (VU)v;
     VU rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
     VU nan = VU{} + 0x7fc0u;
@@ -67,14 +78,14 @@ BN_INLINE VF from_f16(VH h) { return (VF)_mm256_cvtph_ps((__m128i)h); }
 BN_INLINE VH to_f16(VF v) { return (VH)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
 #else
 // The bit arithmetic of IEEE half precision: scale the exponent, let the float unit round.
-BN_INLINE VF from_f16(VH h) {
+BN_EDGE VF from_f16(VH h) {
     VU w = __builtin_convertvector(h, VU) << 16;
     VU sign = w & 0x80000000u, twice = w + w;
     VF normal = (VF)((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
     VF subnormal = (VF)((twice >> 17) | (126u << 23)) - 0.5f;
     return (VF)(sign | (twice < (1u << 27) ? (VU)subnormal : (VU)normal));
 }
-BN_INLINE VH to_f16(VF v) {
+BN_EDGE VH to_f16(VF v) {
     VU w = (VU)v, sign = w & 0x80000000u, twice = w + w;
     VF base = ((VF)(w & 0x7fffffffu) * 0x1.0p+112f) * 0x1.0p-110f;
     VU bias = twice & 0xFF000000u, least = VU{} + 0x71000000u;
@@ -151,13 +162,13 @@ BN_INLINE VU lanes() {
     for (int i = 0; i < kWF; ++i) v[i] = static_cast<uint32_t>(i);
     return v;
 }
-BN_INLINE VF keep(VF v, int n, VF fill) { return lanes() < static_cast<uint32_t>(n) ? v : fill; }
-BN_INLINE VH load_bits(const uint16_t* p, int n) {
+BN_EDGE VF keep(VF v, int n, VF fill) { return lanes() < static_cast<uint32_t>(n) ? v : fill; }
+BN_EDGE VH load_bits(const uint16_t* p, int n) {
     uint16_t b[kWF] = {};
     for (int i = 0; i < n; ++i) b[i] = p[i];
     return load_bits(b);
 }
-BN_INLINE void store_bits(uint16_t* p, VH h, int n) {
+BN_EDGE void store_bits(uint16_t* p, VH h, int n) {
     uint16_t b[kWF];
     std::memcpy(b, &h, sizeof h);
     for (int i = 0; i < n; ++i) p[i] = b[i];
@@ -167,19 +178,19 @@ BN_INLINE __m256i first8(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n)
 BN_INLINE VF load(const float* p, int n, VF fill) { return keep((VF)_mm256_maskload_ps(p, first8(n)), n, fill); }
 BN_INLINE void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, first8(n), (__m256)v); }
 #else
-BN_INLINE VF load(const float* p, int n, VF fill) {
+BN_EDGE VF load(const float* p, int n, VF fill) {
     for (int i = 0; i < n; ++i) fill[i] = p[i];
     return fill;
 }
-BN_INLINE void store(float* p, VF v, int n) {
+BN_EDGE void store(float* p, VF v, int n) {
     for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 #endif
-BN_INLINE VD load(const double* p, int n, VD fill) {
+BN_EDGE VD load(const double* p, int n, VD fill) {
     for (int i = 0; i < n; ++i) fill[i] = p[i];
     return fill;
 }
-BN_INLINE void store(double* p, VD v, int n) {
+BN_EDGE void store(double* p, VD v, int n) {
     for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 #endif

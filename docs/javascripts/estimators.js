@@ -115,6 +115,15 @@
     };
   }
 
+  // What a value of the data becomes, one standard deviation above their mean (exactly 1 with true statistics),
+  // normalised with these means and variances.
+  function normalised(data, mean, variance, eps = 1e-5) {
+    return Float64Array.from(mean, (m, t) => {
+      const value = data.mean[t] + Math.sqrt(data.variance[t]);
+      return (value - m) / Math.sqrt(variance[t] + eps);
+    });
+  }
+
   // Mean and standard deviation over channels of their running values, at every step.
   function spread(paths) {
     const steps = paths[0].length, mean = new Float64Array(steps), deviation = new Float64Array(steps);
@@ -128,7 +137,7 @@
     return { mean, deviation };
   }
 
-  const api = { KINDS, gain, running, truth, theory, closedForm, draws, batches, spread };
+  const api = { KINDS, gain, running, truth, theory, closedForm, draws, batches, normalised, spread };
   if (typeof module !== "undefined") module.exports = api;
   else root.Estimators = api;
 })(typeof self !== "undefined" ? self : this);

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from batchnorm.diagnosis import lint as lint
     from batchnorm.diagnosis import watch as watch
     from batchnorm.errors import BatchNormError as BatchNormError
+    from batchnorm.errors import OperandError as OperandError
     from batchnorm.kernels import backends as backends
     from batchnorm.layers import EMA as EMA
     from batchnorm.layers import MABN as MABN
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 # The same once more, for the interpreter; tests/cli/test_package.py holds the two together.
 _HOMES = {
     "diagnosis": "diagnose inspect_checkpoint lint watch",
-    "errors": "BatchNormError",
+    "errors": "BatchNormError OperandError",
     "kernels": "backends",
     "layers": (
         "BatchNorm BatchNorm1d BatchNorm2d BatchNorm3d CrossIteration Cumulative Diminishing EMA Ghost "

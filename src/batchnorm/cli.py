@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,9 @@ DataOption = Annotated[
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="A .pt or .safetensors state dict, read as data only.")
 ]
+KeyOption = Annotated[
+    str | None, typer.Option("--key", help="Where the state dict lies in the file, such as ema or state_dict.model.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -51,7 +55,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    asked: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """What stands before a command."""
 
@@ -59,12 +65,14 @@ def options(
 @app.command()
 def demo(
     report: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("batchnorm-demo.html"),
+    lang: Annotated[str | None, typer.Option(help="en or zh; by default that of the locale.")] = None,
 ) -> None:
     """Show the four steps of batch norm, then diagnose and repair a network that fails in eval mode."""
     from batchnorm.demo.run import run
+    from batchnorm.demo.words import words
 
     check_writable(report, "--report")
-    raise typer.Exit(run(report, Console()))
+    raise typer.Exit(run(report, Console(), words(lang)))
 
 
 @app.command("env")
@@ -88,6 +96,7 @@ def diagnose(
     model: ModelOption,
     data: DataOption,
     weights: WeightsOption = None,
+    key: KeyOption = None,
     metric: Annotated[
         str | None, typer.Option("--metric", help="MODULE:FUNCTION of output and batch, an accuracy or a loss.")
     ] = None,
@@ -99,12 +108,13 @@ def diagnose(
 ) -> None:
     """Say what is wrong with a model's batch norm, in which layer, and what fixes it."""
     _check_html(html)
-    net, loader = model_of(model, weights), batches(data)
+    net, loader = model_of(model, weights, key), batches(data)
     function = None if metric is None else metric_of(metric)
     others = None if eval_data is None else batches(eval_data, "--eval-data")
     with running(DOES_NOT_RUN):
         report = diagnose_model(net, loader, function, eval_loader=others)
-    given = f"--model {model} --data {data}" + ("" if weights is None else f" --weights {weights}")
+    given = f"--model {model} --data {data}"
+    given += "".join(f" --{name} {shlex.quote(str(v))}" for name, v in (("weights", weights), ("key", key)) if v)
     repairs = any("recalibrate" in finding.fix for finding in report.findings)
     last = f"\nThe same in a shell: batchnorm recalibrate {given} --out fixed.pt" if repairs else ""
     _show(report, as_json, html, last)
@@ -112,25 +122,39 @@ def diagnose(
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="A .pt or .safetensors file, read as data only.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A .pt, .safetensors or .onnx file, read as data only.")],
     other: Annotated[Path | None, typer.Argument(help="A second one: what moved, what did not, what it lacks.")] = None,
+    key: KeyOption = None,
     as_json: JsonOption = False,
     html: HtmlOption = None,
 ) -> None:
     """Say what is wrong with the batch norm in a checkpoint, from the file alone; no model code is needed."""
     _check_html(html)
-    _show(inspect_checkpoint(checkpoint, other), as_json, html)
+    _show(inspect_checkpoint(checkpoint, other, key=key), as_json, html)
 
 
 @app.command()
 def lint(
-    path: Annotated[Path, typer.Argument(help="A Python file, or a folder.")],
+    paths: Annotated[list[Path], typer.Argument(help="Python files, or folders.")],
+    select: Annotated[list[str] | None, typer.Option(help="Report these codes, or codes that begin so, alone.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Do not report these codes, or codes that begin so.")] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Show what --fix would change, and change nothing.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Show the fixes that are certain as a diff, then write them.")
+    ] = False,
     as_json: JsonOption = False,
     html: HtmlOption = None,
 ) -> None:
     """Say what Python source does wrong with running statistics; nothing is imported or run."""
     _check_html(html)
-    _show(lint_source(path), as_json, html)
+    given = [code for item in (select or []) for code in item.split(",")]
+    left_out = [code for item in (ignore or []) for code in item.split(",")]
+    report = lint_source(paths, select=given, ignore=left_out)
+    if diff or fix:
+        print(report.evidence.difference(), end="", file=sys.stderr if as_json else sys.stdout)
+    if fix and report.evidence.fix():
+        report = lint_source(paths, select=given, ignore=left_out)
+    _show(report, as_json, html)
 
 
 def _check_html(html: Path | None) -> None:
@@ -156,6 +180,7 @@ def recalibrate(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Where to write the repaired checkpoint (.pt or .safetensors).")],
     weights: WeightsOption = None,
+    key: KeyOption = None,
     variance: Annotated[str, typer.Option(help="'total' over all values, or 'within' batches.")] = "total",
     upstream: Annotated[str, typer.Option(help="What layers normalise with: 'population' or 'batch'.")] = "population",
     until: Annotated[float | None, typer.Option(help="Stop once the worst standard error, in std, is below.")] = None,
@@ -166,7 +191,7 @@ def recalibrate(
 ) -> None:
     """Re-estimate the running statistics from data and write the repaired checkpoint, all else in it as it was."""
     check_writable(out, "--out")
-    net, loader = model_of(model, weights), batches(data)
+    net, loader = model_of(model, weights, key), batches(data)
     with running(DOES_NOT_RUN):
         result = recalibrate_model(
             net,
@@ -178,11 +203,11 @@ def recalibrate(
             bank=bank,
             resume=resume,
         )
-    state = net.state_dict()
+    state, archive = net.state_dict(), None
     if weights is None:
         save_state(state, out)
     else:
-        archive = load_archive(weights)
+        archive = load_archive(weights, key).fitted(state, weights.name)
         save_archive(archive.replaced(changed(state, archive.state)), out)
     if as_json:
         print(json.dumps(finite({**summary(result), "out": str(out)}), indent=2))
@@ -191,6 +216,8 @@ def recalibrate(
         if until is not None and not result.standard_error <= until:
             Console().print(f"The data ended before --until {until}: the worst error is {result.standard_error:.3g}.")
         made = "" if weights is not None else " (without --weights, so with the weights that the factory gave it)"
+        if archive is not None and archive.objects:
+            made = f" ({weights} holds objects beside its tensors; they were not loaded and are not in it)"
         Console().print(f"wrote {out}{made}", soft_wrap=True)
 
 
@@ -198,11 +225,14 @@ def recalibrate(
 def translate(
     source: Annotated[Path, typer.Argument(help="A .pt, .safetensors, .keras, .h5, .msgpack, .npz or .onnx file.")],
     target: Annotated[Path, typer.Argument(help="The file to write; its ending says the format.")],
+    key: KeyOption = None,
     like: Annotated[Path | None, typer.Option(help="A file of the target's architecture.")] = None,
     model: Annotated[str | None, typer.Option(help="MODULE:FACTORY of the target's architecture, instead.")] = None,
     map_file: Annotated[Path | None, typer.Option("--map", help="JSON {source layer: target layer}.")] = None,
-    eps: Annotated[float | None, typer.Option(help="Of the source's batch norms, if it does not say.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="The same, the weight of the new batch.")] = None,
+    eps: Annotated[float | None, typer.Option(help="Epsilon of the source's layers, if the file lacks it.")] = None,
+    momentum: Annotated[
+        float | None, typer.Option(help="Momentum of the source's layers (torch's meaning), if the file lacks it.")
+    ] = None,
     count: Annotated[float | None, typer.Option(help="N*H*W of a training batch: rescale the variance.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps behind the statistics.")] = None,
     partial: Annotated[bool, typer.Option(help="Leave layers without a partner as they are.")] = False,
@@ -216,7 +246,15 @@ def translate(
 
     check_writable(target, "the target")
     template = like if model is None else model_of(model, None)
-    said = {"eps": eps, "momentum": momentum, "count": count, "steps": steps, "repair": repair, "flatten": flatten}
+    said = {
+        "key": key,
+        "eps": eps,
+        "momentum": momentum,
+        "count": count,
+        "steps": steps,
+        "repair": repair,
+        "flatten": flatten,
+    }
     run(source, target, map_file, as_json, like=template, partial=partial, trust_numbers=trust_numbers, **said)
 
 

@@ -9,9 +9,13 @@ import platform
 import torch
 
 from batchnorm import kernels
+from batchnorm.kernels.allocator import allocator
 
 _BESIDE = ("torch", "numpy", "safetensors", "onnx", "keras", "flax", "equinox", "lightning", "transformers", "timm")
-_VARIABLES = ("BATCHNORM_BACKEND", "BATCHNORM_IDLE_BYTES", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY")
+_VARIABLES = (
+    "BATCHNORM_BACKEND", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "LD_PRELOAD", "GLIBC_TUNABLES",
+    "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX",
+)  # fmt: skip
 
 
 def environment() -> dict[str, str]:
@@ -29,6 +33,7 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "native kernels": kernels.backends()["native"],
+        "allocator": allocator(),
         "threads": str(torch.get_num_threads()),
         "cuda": torch.version.cuda or "none in this torch",
     }

@@ -16,6 +16,21 @@ class BatchNormError(ValueError):
     """
 
 
+class OperandError(BatchNormError, RuntimeError):
+    """Tensors that cannot meet in one call: another number of channels, another dtype, another device.
+
+    Torch raises a `RuntimeError` there, so this is one as well.
+
+    Example:
+        >>> import batchnorm, torch
+        >>> try:
+        ...     batchnorm.BatchNorm1d(4)(torch.ones(2, 5))
+        ... except RuntimeError as error:
+        ...     print(error)
+        input must have 4 channels on axis 1, as many as running_mean of layer BatchNorm1d(4); it had 5, in shape (2, 5)
+    """
+
+
 def check(condition: bool, argument: str, legal: str, value: object) -> None:
     """Raise a `BatchNormError` that names the argument, what is legal and what it was."""
     if not condition:

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
-from batchnorm.files import load_state
+from batchnorm.files import load_archive
 
 # Where set, an error of the caller's own code is raised with all its frames.
 TRACEBACK = "BATCHNORM_TRACEBACK"
@@ -50,14 +50,14 @@ def _place(error: BaseException) -> str:
     return f" in {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
 
 
-def model_of(reference: str, weights: Path | None) -> nn.Module:
-    """The model that `--model` names, with the state of `--weights`."""
+def model_of(reference: str, weights: Path | None, key: str | None = None) -> nn.Module:
+    """The model that `--model` names, with the state of `--weights`, of which `--key` says where it lies."""
     made = make(reference, "--model")
     if not isinstance(made, nn.Module):
         raise BatchNormError(f"--model must name a factory of a torch.nn.Module; {reference} gave {_kind(made)}")
     if weights is not None:
         try:
-            made.load_state_dict(load_state(weights))
+            made.load_state_dict(load_archive(weights, key).fitted(made.state_dict(), weights.name).state)
         except RuntimeError as error:
             first = str(error).splitlines()[-1].strip()
             raise BatchNormError(f"--weights must fit the model; {weights.name} does not: {first}") from error

@@ -16,6 +16,7 @@ def quick(tmp_path_factory):
     return json.loads(out.read_text())["experiments"], out.with_suffix(".md").read_text()
 
 
+@pytest.mark.slow
 def test_every_experiment_gives_finite_rows_and_a_table(quick):
     experiments, table = quick
     assert list(experiments) == list(EXPERIMENTS)
@@ -24,6 +25,7 @@ def test_every_experiment_gives_finite_rows_and_a_table(quick):
         assert all(row["method"] in table for row in rows)
 
 
+@pytest.mark.slow
 def test_a_slow_average_lags_behind_forty_steps_and_the_others_do_not(quick):
     errors = {row["method"]: row["mean"] for row in quick[0]["ema_lag"]}
     assert errors["EMA, gain 0.01"] > 2 * errors["recalibrated"]

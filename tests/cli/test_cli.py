@@ -1,11 +1,11 @@
 """The command line as a person runs it, in another process."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+
+from tests.command import run
 
 FACTORIES = """
 import torch
@@ -39,11 +39,6 @@ def word(output, batch):
 def folder(tmp_path):
     (tmp_path / "mine.py").write_text(FACTORIES)
     return tmp_path
-
-
-def run(folder, *arguments):
-    command = [sys.executable, "-m", "batchnorm.cli", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_diagnose_then_recalibrate_then_diagnose(folder):
@@ -95,7 +90,8 @@ def test_safetensors(folder):
         (["--model", "mine:model", "--data", "mine:fails"], "OSError in mine.py:23: the disk is away"),
         (["--model", "mine:model", "--data", "mine:data", "--weights", "empty.pt"], "empty.pt is empty"),
         (["--model", "mine:model", "--data", "mine:data", "--weights", "cut.pt"], "cut.pt is cut off or damaged"),
-        (["--model", "mine:model", "--data", "mine:data", "--weights", "whole.pt"], "save model.state_dict() in place"),
+        (["--model", "mine:model", "--data", "mine:data", "--weights", "two.pt"], "Add --key model"),
+        (["--model", "mine:model", "--data", "mine:data", "--weights", "two.pt", "--key", "emma"], "it was 'emma'"),
         (["--model", "mine:absent", "--data", "mine:data"], "absent"),
         (["--model", "mine:NUMBER", "--data", "mine:data"], "must name a function"),
         (["--model", "mine:data", "--data", "mine:data"], "must name a factory of a torch.nn.Module"),
@@ -107,7 +103,8 @@ def test_safetensors(folder):
 @pytest.mark.parametrize("verb", ["diagnose", "recalibrate"])
 def test_bad_input_is_one_sentence_exit_code_two_and_no_file(folder, verb, arguments, sentence):
     torch.save({"weight": torch.zeros(1)}, folder / "other.pt")
-    torch.save(torch.nn.Linear(1, 1), folder / "whole.pt")
+    two = {name: torch.nn.BatchNorm2d(4).state_dict() for name in ("model", "ema")}
+    torch.save(two, folder / "two.pt")
     (folder / "cut.pt").write_bytes((folder / "other.pt").read_bytes()[:400])
     (folder / "empty.pt").touch()
     (folder / "needs.py").write_text("import torch\nimport nope\n")
@@ -178,8 +175,9 @@ def test_inspect_one_file_and_two(folder):
     model(torch.randn(32, 3))
     torch.save(model.state_dict(), folder / "b.pt")
     second = run(folder, "inspect", "a.pt", "b.pt", "--html", "r.html")
-    assert second.returncode == 0, second.stderr
+    assert second.returncode == 1, second.stderr
     assert "BN223" in second.stdout
+    assert "in a.pt: running_mean is 0" in " ".join(second.stdout.split())
     assert (folder / "r.html").exists()
     assert run(folder, "inspect", "absent.pt").returncode == 2
 

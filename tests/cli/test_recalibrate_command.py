@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from test_cli import folder as folder
-from test_cli import run
 from torch import nn
+
+from tests.command import run
 
 
 @pytest.mark.parametrize("nested", [(), ("state_dict",), ("model",)])

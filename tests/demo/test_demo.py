@@ -1,8 +1,10 @@
 import io
+import re
 
 import numpy as np
 import pytest
 import torch
+from rich.cells import cell_len
 from rich.console import Console
 
 import batchnorm
@@ -10,6 +12,7 @@ from batchnorm.demo.broken_network import score, train
 from batchnorm.demo.data import load_digits
 from batchnorm.demo.four_steps import four_steps
 from batchnorm.demo.run import run
+from batchnorm.demo.words import CHINESE, ENGLISH, Words, words
 
 
 @pytest.fixture
@@ -37,6 +40,33 @@ def test_four_steps_equal_the_formula(console):
     assert shown.initial_left == pytest.approx(0.9**5)
     assert shown.inference_error < 1e-5
     assert shown.recipe_change < 1e-6
+
+
+@pytest.mark.parametrize("name", Words._fields)
+def test_both_languages_fill_in_the_same_values(name):
+    def places(value):
+        return sorted(re.findall(r"{(\w+)", value if isinstance(value, str) else " ".join(value)))
+
+    assert places(getattr(ENGLISH, name)) == places(getattr(CHINESE, name))
+
+
+def test_the_language_is_the_locales_or_the_one_asked_for(monkeypatch):
+    for variable in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(variable, raising=False)
+    assert words(None) is ENGLISH
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    assert words(None) is CHINESE
+    assert words("en") is ENGLISH
+    with pytest.raises(batchnorm.BatchNormError, match="--lang must be en or zh; it was 'fr'"):
+        words("fr")
+
+
+def test_the_point_comes_before_the_tables(console, tmp_path):
+    run(tmp_path / "demo.html", console, CHINESE)
+    text = console.export_text()
+    assert "永远不要手工更新它们" in text[:600]
+    assert text.index("同一组权重") < text.index("Diagnosis")
+    assert max(cell_len(line) for line in text.splitlines() if "/" not in line and "fix:" not in line) <= 80
 
 
 def test_the_network_is_broken_for_its_reason_and_repaired():

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -18,6 +18,7 @@ from batchnorm.diagnosis import inspect_checkpoint
 from batchnorm.diagnosis.checkpoint.compare import COMPARISON_RULES
 from batchnorm.diagnosis.checkpoint.rules import CHECKPOINT_RULES
 from batchnorm.errors import BatchNormError
+from tests.fuzzing import fuzz
 
 
 def trained(channels=8, layers=3):
@@ -424,7 +425,7 @@ def files(tmp_path_factory):
     return [*new, (folder / "b.pt").read_bytes()], folder
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@fuzz(1500)
 @given(data=st.data())
 def test_fuzzed_files_are_read_or_refused_in_a_sentence(files, data):
     contents, folder = files

@@ -33,7 +33,8 @@ def refusal(call):
 def signatures(rank, ranks):
     """Everything a rank may bring that is not the others'; each pair of layers is met anew."""
     told, x = {}, torch.randn(4, 2, dtype=torch.float64)
-    told["dtype"] = refusal(lambda: layer().to(torch.float64 if rank else torch.float32)(x))
+    dtype = torch.float64 if rank else torch.float32
+    told["dtype"] = refusal(lambda: layer().to(dtype)(x.to(dtype)))
     momentum = layer()
     momentum.momentum = 0.1 if rank else 0.2
     told["momentum"] = refusal(lambda: momentum(x))

@@ -1,6 +1,5 @@
 """A few gloo processes on this machine: run a function in each, and bring back what they return."""
 
-import multiprocessing
 import os
 import tempfile
 from datetime import timedelta
@@ -9,15 +8,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# One process imports everything once; the ranks are forks of it, which take a tenth of a second to start.
-multiprocessing.set_forkserver_preload(["batchnorm", "torch.nn.parallel", "torch.utils.checkpoint", "torch._dynamo"])
+from tests.processes import CONTEXT
 
 
 def run(function, ranks, *arguments, timeout=60.0):
     """Call `function(rank, ranks, *arguments)` in every process; a list of results by rank."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = (function, ranks, folder, timeout, arguments)
-        mp.start_processes(_process, arguments, nprocs=ranks, join=True, start_method="forkserver")
+        mp.start_processes(_process, arguments, nprocs=ranks, join=True, start_method=CONTEXT.get_start_method())
         return [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=False) for rank in range(ranks)]
 
 

@@ -75,6 +75,19 @@ def test_the_page_computes_what_the_package_computes():
         assert next(found) == pytest.approx([var for _, var in kept], abs=1e-9), (kind, options)
 
 
+@with_node
+def test_one_value_in_train_and_in_eval_mode():
+    """The first chart: batch statistics, running statistics, and exactly 1 with true ones."""
+    data = {"mean": [2.0, 3.0], "variance": [4.0, 9.0]}
+    cases = ((data["mean"], data["variance"]), ([0.0, 2.0], [1.0, 4.0]))
+    true, off = call(*(["normalised", [data, mean, variance, 0]] for mean, variance in cases))
+    assert list(true) == pytest.approx([1, 1])
+    assert list(off) == pytest.approx([4, 2])
+    x, layer = torch.tensor([[4.0]]).double(), torch.nn.BatchNorm1d(1).double().eval()
+    (initial,) = call(["normalised", [{"mean": [2.0], "variance": [4.0]}, [0.0], [1.0]]])
+    assert list(initial) == pytest.approx(layer(x).flatten().tolist())
+
+
 @functools.cache
 def _drawn(channels, steps, batch):
     data, rows = call(["truth", [steps, 0.02]], ["draws", [3, channels, steps, batch]])
@@ -165,9 +178,18 @@ def test_the_page_loads_nothing_and_is_small():
     assert sum(file.stat().st_size for file in files) < 40_000
 
 
+def test_the_explorer_says_everything_in_both_languages():
+    text = re.sub(r'"[^"\n]*"', '""', (SCRIPTS / "explorer.js").read_text())
+    keys = [set(re.findall(r"(?<![\w.])(\w+): (?:\"|\[|\{|\(n|\(\))", block))
+            for block in re.findall(r"\n    (?:en|zh): \{(.*?)\n    \}", text, re.S)]  # fmt: skip
+    assert len(keys) == 2
+    assert keys[0] == keys[1]
+    assert len(keys[0]) > 20
+
+
 PAGE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <script>var errors = []; window.onerror = (m) => errors.push(m);</script>
-<style>body { margin: 12px } STYLE</style><body data-md-color-scheme="SCHEME"><div id="explorer"></div>
+<style>body { margin: 12px } STYLE</style><body data-md-color-scheme="SCHEME"><div id="explorer" LANGUAGE></div>
 <script>ESTIMATORS</script><script>EXPLORER</script>"""
 
 # What the page then shows, as text.
@@ -183,8 +205,9 @@ SMALL = """[...document.querySelectorAll("fieldset label, button, .slider:not([h
   .filter((e) => e.getBoundingClientRect().height < 24).length"""
 
 
-def _page(folder, scheme):
+def _page(folder, scheme, language=""):
     parts = {
+        "LANGUAGE": language,
         "SCHEME": scheme,
         "STYLE": (DOCS / "stylesheets" / "explorer.css").read_text(),
         "ESTIMATORS": (SCRIPTS / "estimators.js").read_text(),
@@ -196,6 +219,17 @@ def _page(folder, scheme):
     page = Path(folder, "a.html")
     page.write_text(text)
     return page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_a_browser_draws_it_in_chinese():
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Browser(f"{folder}/profile") as browser:
+        browser.show(_page(folder, "default", 'data-lang="zh"'), 400)
+        assert browser.ask(SLIDERS) == "momentum batch drift at"
+        assert "在评估模式下变成" in browser.ask(WORDS)
+        assert not re.search(r"[A-Za-z]{4}", browser.ask(WORDS).replace("momentum", ""))
+        assert browser.ask("errors") == []
 
 
 @pytest.mark.slow

@@ -7,13 +7,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
 from batchnorm import BatchNormError
 from batchnorm.cli import main
 from batchnorm.interop import translate
+from tests import command
+from tests.fuzzing import fuzz
 
 MODEL = """
 from torch import nn
@@ -34,8 +36,7 @@ def folder(tmp_path):
 
 
 def run(folder, *arguments):
-    command = [sys.executable, "-m", "batchnorm.cli", "translate", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return command.run(folder, "translate", *arguments)
 
 
 def test_there_and_back(folder):
@@ -88,7 +89,7 @@ NEEDS = {".keras": "h5py", ".h5": "h5py", ".weights.h5": "h5py", ".msgpack": "ms
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@settings(max_examples=20, deadline=None)
+@fuzz(200)
 @example(data=b"\x80")  # an empty map of msgpack: read, and nothing in it
 @given(data=st.binary(max_size=300))
 def test_noise_is_refused_in_a_sentence(tmp_path_factory, ending, data):

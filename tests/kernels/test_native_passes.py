@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnorm import kernels
 from batchnorm.kernels import native, reference
+from tests.fuzzing import fuzz
 
 pytestmark = pytest.mark.skipif(not native.built(), reason="the native kernels were not built")
 SETS = native.instruction_sets() or ["none"]
@@ -69,7 +70,7 @@ def drawn(call):
 
 
 @pytest.mark.parametrize("instructions", SETS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@fuzz(600)
 @given(call=calls())
 def test_every_pass_equals_the_reference(instructions, call):
     kernels.use(instructions)

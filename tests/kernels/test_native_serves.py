@@ -158,3 +158,80 @@ def test_backends_say_which_serves_and_can_be_told():
     finally:
         kernels.use()
     assert native.instruction_set() == native.instruction_sets()[-1]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_default_device_changes_neither_the_path_nor_the_numbers(device):
+    layer, x = batchnorm.BatchNorm2d(4), torch.randn(8, 4, 5, 5, requires_grad=True)
+    expected = batchnorm.BatchNorm2d(4)(x)
+    (dx,) = torch.autograd.grad(expected.square().sum(), x)
+    with torch.device(device):
+        y = layer(x)
+        (got,) = torch.autograd.grad(y.square().sum(), x)
+    assert type(y.grad_fn).__name__ == "FusedBackward"
+    assert torch.equal(y, expected)
+    assert torch.equal(got, dx)
+    torch.set_default_device(device)
+    try:
+        assert torch.equal(batchnorm.BatchNorm2d(4, device="cpu")(x), expected)
+        passes = kernels.select(x)
+        assert passes.name == "native"
+        assert passes.reduce(x, None, 2).mean.is_cpu
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (8, 1, 5, 5), (5,), (), (4, 5, 5), (8, 4, 5, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_residual_that_broadcasts_keeps_the_numbers(backend, shape, dtype, last):
+    """At mean 1e6, where torch's own channels_last statistics are off by 2e-5."""
+    if backend and last:
+        pytest.skip("torch's own sums: docs/numerics.md")
+    x = torch.randn(8, 4, 5, 5) + 1e6
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    residual = torch.randn(shape).to(dtype).requires_grad_()
+    layer = batchnorm.BatchNorm2d(4, activation="relu", momentum=1.0)
+    kernels.use(backend)
+    try:
+        y = layer(x, residual=residual)
+        y.sum().backward()
+    finally:
+        kernels.use()
+    exact = nn.functional.batch_norm(x.double(), None, None, training=True) + residual.double()
+    assert y.dtype is (torch.float64 if dtype is torch.float64 and shape else torch.float32)
+    assert torch.allclose(y.double(), exact.relu(), atol=2e-6)
+    assert torch.allclose(layer.running_var.double(), x.double().var((0, 2, 3)), rtol=3e-7)
+    positive = (exact > 0).double().sum_to_size(shape)
+    assert torch.allclose(residual.grad.double(), positive, rtol=1e-2)
+
+
+def test_a_residual_larger_than_the_output_adds_axes_as_plus_does():
+    x, residual = torch.randn(8, 4), torch.randn(3, 8, 4)
+    y = batchnorm.BatchNorm1d(4)(x, residual=residual)
+    assert torch.allclose(y, batchnorm.BatchNorm1d(4)(x) + residual, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("slope", [-0.3, 0.0, 0.2, 1.5])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("how", ["", "residual", "broadcast", "mask"])
+def test_leaky_relu_of_any_slope_has_its_derivative(backend, slope, training, how):
+    layer = batchnorm.BatchNorm1d(3, activation="leaky_relu", negative_slope=slope, dtype=torch.float64).train(training)
+    layer.paused = True
+    x = torch.randn(6, 3, 2, dtype=torch.float64, requires_grad=True)
+    residual = torch.randn((6, 3, 2) if how == "residual" else (3, 1), dtype=torch.float64, requires_grad=True)
+    given = {"mask": torch.tensor([[1, 1], [1, 0], [1, 1], [0, 0], [1, 1], [1, 1]]).bool()} if how == "mask" else {}
+    kernels.use(backend)
+    try:
+        assert torch.autograd.gradcheck(
+            lambda x, r: layer(x, residual=None if how == "" else r, **given), (x, residual), atol=1e-6
+        )
+    finally:
+        kernels.use()
+    plain = batchnorm.BatchNorm1d(3, dtype=torch.float64).train(training)
+    z = plain(x, **given) if how == "" else plain(x, **given) + residual
+    expected = nn.functional.leaky_relu(z, slope)
+    expected = torch.where(given["mask"][:, None], expected, 0) if given else expected
+    assert torch.allclose(layer(x, residual=None if how == "" else residual, **given), expected, atol=1e-9)

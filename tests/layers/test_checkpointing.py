@@ -1,14 +1,16 @@
 """Activation checkpointing: one update, and the gradients of the run without it."""
 
 import copy
+import functools
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from batchnorm import MABN, BatchNorm2d, BatchNormError, accumulate, bank, masked, pause
+from batchnorm import MABN, BatchNorm2d, BatchNormError, accumulate, bank, kernels, masked, pause
 from batchnorm.layers import METHODS
 from tests.subjects import Subject
 
@@ -162,3 +164,153 @@ def test_more_forwards_than_the_record_is_long_fall_back_on_the_present_context(
     twin = inputs[0].detach().requires_grad_()
     BatchNorm2d(2, affine=False).double()(twin).square().mean().backward()
     assert torch.allclose(inputs[0].grad, twin.grad, rtol=1e-10)
+
+
+def on_output(forward):
+    y = torch.ones(4, 3, requires_grad=True) * 2
+    y.register_hook(forward)
+    return y.sum()
+
+
+def on_module(register):
+    def run(forward):
+        module = nn.Linear(3, 3)
+        getattr(module, register)(forward)
+        return module(torch.ones(4, 3, requires_grad=True)).sum()
+
+    return run
+
+
+def on_parameter(forward):
+    module = nn.Linear(3, 3)
+    module.weight.register_post_accumulate_grad_hook(forward)
+    return module(torch.ones(4, 3)).sum()
+
+
+def on_node(register):
+    def run(forward):
+        y = (torch.ones(4, 3, requires_grad=True) * 2).sum()
+        getattr(y.grad_fn, register)(forward)
+        return y
+
+    return run
+
+
+def inside_a_checkpoint(reentrant):
+    def run(forward):
+        module = nn.Linear(3, 3)
+        module.register_full_backward_hook(forward)
+        return checkpoint(module, torch.ones(4, 3, requires_grad=True), use_reentrant=reentrant).sum()
+
+    return run
+
+
+HOOKS = {
+    "tensor": on_output,
+    "module": on_module("register_full_backward_hook"),
+    "module before": on_module("register_full_backward_pre_hook"),
+    "parameter": on_parameter,
+    "node": on_node("register_hook"),
+    "node before": on_node("register_prehook"),
+    "inside a checkpoint": inside_a_checkpoint(False),
+    "inside a reentrant checkpoint": inside_a_checkpoint(True),
+}
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_forward_inside_a_gradient_hook_moves_the_statistics(name, native):
+    layer, x = BatchNorm2d(3), torch.randn(4, 3, 2, 2)
+    outside = copy.deepcopy(layer)
+    if not native:
+        kernels.use("reference")
+    try:
+        outside(x)
+        HOOKS[name](lambda *_: (layer(x), None)[1]).backward()
+    finally:
+        kernels.use()
+    assert int(layer.num_batches_tracked) == 1
+    assert torch.equal(layer.running_var, outside.running_var)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_inside_a_hook_moves_the_statistics_once(reentrant):
+    layer = BatchNorm2d(3)
+
+    def hook(_):
+        with torch.enable_grad():
+            x = torch.randn(4, 3, 2, 2, requires_grad=True)
+            checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
+
+    on_output(hook).backward()
+    assert int(layer.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("outer", [True, False])
+@pytest.mark.parametrize("inner", [True, False])
+def test_nested_checkpoints_move_once(outer, inner):
+    layers = BatchNorm2d(3), BatchNorm2d(3)
+
+    def both(x):
+        return layers[1](checkpoint(layers[0], x, use_reentrant=inner))
+
+    x = torch.randn(4, 3, 2, 2, requires_grad=True)
+    checkpoint(both, x, use_reentrant=outer).square().sum().backward()
+    assert [int(layer.num_batches_tracked) for layer in layers] == [1, 1]
+
+
+def test_a_hook_of_a_gradient_inside_a_checkpoint_is_recomputed_too():
+    layer, other, x = BatchNorm2d(3), BatchNorm2d(3), torch.randn(4, 3, 2, 2, requires_grad=True)
+
+    def penalised(x):
+        y = layer(x) * 1
+        hook = y.register_hook(lambda _: (other(x.detach()), None)[1])
+        (g,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
+        hook.remove()
+        return y * g.norm()
+
+    checkpoint(penalised, x, use_reentrant=False).sum().backward()
+    assert (int(layer.num_batches_tracked), int(other.num_batches_tracked)) == (1, 1)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_function_that_recomputes_in_its_own_backward_moves_once(once):
+    layer = BatchNorm2d(3)
+
+    class Recomputed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            with torch.no_grad():
+                return layer(x)
+
+        @staticmethod
+        def backward(ctx, g):
+            with torch.enable_grad():
+                x = ctx.saved_tensors[0].detach().requires_grad_()
+                layer(x).backward(g)
+            return x.grad
+
+    if once:
+        Recomputed.backward = staticmethod(once_differentiable(Recomputed.backward))
+    Recomputed.apply(torch.randn(4, 3, 2, 2, requires_grad=True)).square().sum().backward()
+    assert int(layer.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("policy", ["MUST_SAVE", "PREFER_RECOMPUTE"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("cbn", "masked")])
+def test_selective_checkpoints_hand_back_what_they_kept(method, policy):
+    # The mask of `masked` is filled in place here, which such a checkpoint refuses for every module.
+    plain = nn.Sequential(nn.Linear(3, 3), Subject(method, 3, rank=2), nn.Linear(3, 3)).double()
+    saved = copy.deepcopy(plain)
+    contexts = functools.partial(
+        create_selective_checkpoint_contexts, lambda *_, **__: getattr(CheckpointPolicy, policy)
+    )
+    for _ in range(3):
+        x = torch.randn(8, 3, dtype=torch.float64) + 1
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        plain(a).square().sum().backward()
+        checkpoint(saved, b, use_reentrant=False, context_fn=contexts).square().sum().backward()
+        assert torch.allclose(a.grad, b.grad, rtol=1e-9, atol=1e-11)
+    for (name, a), (_, b) in zip(plain.named_buffers(), saved.named_buffers(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12), name

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import batchnorm
 from batchnorm import Moments
+from tests.fuzzing import fuzz
 
 
 def reference(x, axis, weight=None):
@@ -70,7 +71,7 @@ def test_groups_are_even_and_pool_to_the_whole():
     assert np.allclose(pooled.m2, whole.m2, rtol=1e-13)
 
 
-@settings(max_examples=50, deadline=None)
+@fuzz(500)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 9), min_size=1, max_size=6), st.floats(-1e6, 1e6))
 def test_merging_any_split_equals_the_whole(seed, sizes, mean):
     x = torch.randn(sum(sizes) + 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + mean

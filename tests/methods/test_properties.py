@@ -1,13 +1,14 @@
 """Moments, ghost groups and channel axes over shapes, ranks, masks and weights that hypothesis makes up."""
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnorm import BatchNorm, Ghost, Moments
+from tests.fuzzing import fuzz
 from tests.methods.plain import batch_norm, close, randn, run
 
-several = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+several = fuzz(600)
 sizes = st.lists(st.integers(1, 4), min_size=0, max_size=3)
 
 

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 import batchnorm
 from batchnorm.layers import METHODS
 from batchnorm.models import ChannelAffine, fold, freeze
+from batchnorm.models.graph.flow import flow_of
 from tests.subjects import Subject
 
 
@@ -360,9 +361,8 @@ class Untraceable(nn.Module):
 
 def test_parts_of_a_model_that_cannot_be_traced():
     result = folded(trained(Untraceable()), random(2, 3, 6, 6))
-    assert set(result.left) == {"bn"}
-    assert "not certain" in result.left["bn"]
-    assert isinstance(result.model.bn, ChannelAffine)
+    assert result.left == {}
+    assert isinstance(result.model.bn, nn.Identity)
 
 
 def test_parts_used_behind_the_back_of_their_owner_are_found_on_the_example():
@@ -371,14 +371,14 @@ def test_parts_used_behind_the_back_of_their_owner_are_found_on_the_example():
             return super().forward(x) + self.stem[0](x)
 
     result = folded(trained(Behind()), random(2, 3, 6, 6))
-    assert "another number of times" in result.left["stem.2"]
+    assert "stem.0" in result.left["stem.2"] or "goes" in result.left["stem.2"]
 
     class Reads(Untraceable):
         def forward(self, x):
             return super().forward(x) + self.stem[0].weight.sum() + self.stem[2].weight.sum()
 
     result = folded(trained(Reads()), random(2, 3, 6, 6))
-    assert {"stem.2", "bn"} <= set(result.left)
+    assert "stem.2" in result.left
     assert "block.bn1" not in result.left
 
 
@@ -463,7 +463,7 @@ def test_tracing_leaves_nothing_on_the_model_and_compiled_models_are_folded_befo
 
     model = trained(Through(read, nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     before = set(vars(model))
-    batchnorm.models.graph.links(model)
+    flow_of(model)
     assert set(vars(model)) == before
     assert "would differ" in folded(model, random(2, 3, 6, 6)).left["parts.1"]
     plain = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))

@@ -3,12 +3,13 @@
 import copy
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import batchnorm
 from batchnorm.models import batch_norm_layers, fold
+from tests.fuzzing import fuzz
 from tests.models.test_fold import trained
 
 # As many positions as channels: what is told apart by size alone is told apart wrongly.
@@ -86,7 +87,6 @@ MAKERS = {
 }  # fmt: skip
 KINDS = (*MAKERS, "stock", "relu", "add", "transpose", "again", "read")
 PADDING = st.sampled_from(["refuse", "explicit"])
-SETTINGS = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
 ROWS = st.tuples(
     st.sampled_from(KINDS),
     st.sampled_from([0, 0, 0, 0, 1, 2]),
@@ -120,7 +120,7 @@ def check(plan, branch, padding):
     return len(gone), len(names)
 
 
-@settings(max_examples=120, **SETTINGS)
+@fuzz(1200)
 @given(plan=st.lists(ROWS, min_size=2, max_size=9), branch=st.booleans(), padding=PADDING)
 def test_folded_equals_unfolded(plan, branch, padding):
     check(plan, branch, padding)
@@ -133,7 +133,7 @@ CHAINS = st.lists(
 )
 
 
-@settings(max_examples=60, **SETTINGS)
+@fuzz(600)
 @given(kinds=CHAINS, groups=st.sampled_from([1, 2, 4]), flag=st.booleans(), padding=PADDING)
 def test_chains(kinds, groups, flag, padding):
     plan = [(kind, 0, index, 3, groups, flag, "zeros") for index, kind in enumerate(kinds)]

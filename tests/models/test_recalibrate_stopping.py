@@ -164,7 +164,7 @@ def run(upstream, path, pause):
             for _ in range(30):
                 time.sleep(pause)
                 yield torch.randn(20, 8, generator=generator)
-    result = batchnorm.recalibrate(model, Loader(), upstream=upstream, resume=path, memory=1)
+    result = batchnorm.recalibrate(model, Loader(), upstream=upstream, resume=path, memory=1, exact=True)
     return [*model.state_dict().values()], result.layers["1"].standard_error
 """
 

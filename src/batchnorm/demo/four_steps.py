@@ -11,8 +11,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import batchnorm
+from batchnorm.demo.words import ENGLISH, Words
 
-CHANNELS = (0, 1, 2)
+CHANNEL = 0
 
 
 @dataclass(frozen=True)
@@ -41,33 +42,22 @@ class FourSteps:
     recipe_change: float
 
 
-def four_steps(console: Console, batches: int = 5, seed: int = 0) -> FourSteps:
-    """Run BatchNorm1d(10) and Linear(10, 1) on batches of 32 and print every step."""
+def four_steps(console: Console, said: Words = ENGLISH, batches: int = 5, seed: int = 0) -> FourSteps:
+    """Run BatchNorm1d(10) and Linear(10, 1) on batches of 32 and print what one channel does at every step."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model = nn.Sequential(batchnorm.BatchNorm1d(10), nn.Linear(10, 1)).train()
     layer: Any = model[0]
-    console.rule("The four steps", align="left")
-    console.print(
-        "Does batch norm use the batch or a moving average? Both: the batch while training, the moving average at "
-        "inference. In training each batch is (1) measured, (2) normalised with its own mean and biased variance, "
-        "and (3) the running statistics move a little towards it, with the unbiased variance. Inference (4) uses "
-        "the running statistics.\n"
-        f"momentum is {layer.momentum}: in torch the weight of the NEW batch; Keras and Flax call the weight of the "
-        "old value momentum, 0.9 for the same thing.\n"
-    )
-    steps = []
-    for index in range(batches):
-        step = _train_step(model, torch.randn(32, 10, generator=generator) * 2 + 3)
-        steps.append(step)
-        console.print(_table(index + 1, step))
+    console.rule(said.title, align="left")
+    console.print(said.answer.format(momentum=layer.momentum, old=1 - layer.momentum))
+    steps = [_train_step(model, torch.randn(32, 10, generator=generator) * 2 + 3) for _ in range(batches)]
+    console.print(_table(steps, said))
     left = (1 - layer.momentum) ** batches
-    console.print(
-        f"After {batches} batches (1 - momentum)^{batches} = {left:.1%} of the initial mean 0 and variance 1 is "
-        "still in the running statistics.\n"
-    )
-    error = _inference(console, model, torch.randn(32, 10, generator=generator) * 2 + 3)
-    change = _recipe(console, model)
+    console.print(said.left.format(batches=batches, left=left))
+    error = _inference(model, torch.randn(32, 10, generator=generator) * 2 + 3)
+    console.print(said.inference.format(error=error))
+    change = _recipe(model)
+    console.print(said.recipe.format(change=change), highlight=False)
     return FourSteps(steps, left, error, change)
 
 
@@ -91,17 +81,15 @@ def _train_step(model: nn.Sequential, x: Tensor) -> Step:
     )
 
 
-def _table(number: int, step: Step) -> Table:
-    table = Table(title=f"batch {number}", title_justify="left")
-    table.add_column("channel")
-    for heading in ("batch", "normalised", "running before", "after", "by hand"):
+def _table(steps: list[Step], said: Words) -> Table:
+    table = Table(said.columns[0], title=said.table, title_justify="left")
+    for heading in said.columns[1:]:
         table.add_column(heading, justify="right")
-    for c in CHANNELS:
-        hand, after = step.mean_by_hand[c], step.mean_after[c]
-        values = (step.batch_mean[c], step.normalised_mean[c], step.mean_before[c], after, hand)
-        table.add_row(f"{c} mean", *(_number(v) for v in values))
-        values = (step.batch_var[c], step.normalised_var[c], step.var_before[c], step.var_after[c], step.var_by_hand[c])
-        table.add_row(f"{c} var", *(_number(v) for v in values))
+    for number, step in enumerate(steps, start=1):
+        means = (step.batch_mean, step.normalised_mean, step.mean_before, step.mean_after, step.mean_by_hand)
+        variances = (step.batch_var, step.normalised_var, step.var_before, step.var_after, step.var_by_hand)
+        for name, values in ((said.mean, means), (said.var, variances)):
+            table.add_row(name.format(batch=number), *(_number(value[CHANNEL]) for value in values))
     return table
 
 
@@ -110,33 +98,18 @@ def _number(value: Tensor) -> str:
     return f"{float(value) + 0.0 if abs(float(value)) >= 5e-5 else 0.0:.4f}"
 
 
-def _inference(console: Console, model: nn.Sequential, x: Tensor) -> float:
+def _inference(model: nn.Sequential, x: Tensor) -> float:
     model.eval()
     layer: Any = model[0]
     by_hand = (x - layer.running_mean) / (layer.running_var + layer.eps).sqrt()
     with torch.no_grad():
-        error = float((layer(x) - by_hand).abs().max())
-    console.print(
-        "Step 4, inference: y = (x - running_mean) / sqrt(running_var + eps). Largest difference between the layer "
-        f"and this formula on a new batch: {error:.1e}.\n"
-    )
-    return error
+        return float((layer(x) - by_hand).abs().max())
 
 
-def _recipe(console: Console, model: nn.Sequential) -> float:
+def _recipe(model: nn.Sequential) -> float:
     """The recipe found in tutorials, carried out as they do: after eval(), mixing a value with itself."""
     layer: Any = model[0]
-    before = layer.running_mean.clone(), layer.running_var.clone()
     m = layer.momentum
     mean = m * layer.running_mean + (1 - m) * layer.running_mean
     var = m * layer.running_var + (1 - m) * layer.running_var
-    change = max(float((mean - before[0]).abs().max()), float((var - before[1]).abs().max()))
-    console.print(
-        "A recipe found in tutorials 'updates' the statistics by hand after eval(): "
-        "running = m * running + (1 - m) * running.\n"
-        f"It mixes the value with itself: the largest change is {change:.1e}, rounding. It also does so in eval "
-        "mode, in which nothing should move. There is nothing to do by hand: a forward in train mode moves the "
-        "statistics (step 3), and batchnorm.recalibrate(model, loader) measures them anew.\n",
-        highlight=False,
-    )
-    return change
+    return max(float((mean - layer.running_mean).abs().max()), float((var - layer.running_var).abs().max()))

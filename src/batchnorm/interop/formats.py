@@ -21,14 +21,14 @@ _KERAS, _TREES, _TORCH = (".keras", ".h5", ".hdf5"), (".msgpack", ".npz"), (".pt
 SUFFIXES = (*_TORCH, *_KERAS, *_TREES, ".onnx")
 
 
-def read(source: Any, argument: str = "source") -> Weights:
+def read(source: Any, argument: str = "source", key: str | None = None) -> Weights:
     """The layers of a model, a collection of weights, or a file.
 
     Raises:
         BatchNormError: nothing here reads it.
     """
     if isinstance(source, str | Path):
-        return _read_file(Path(source), argument)
+        return _read_file(Path(source), argument, key)
     if _comes_from(source, "keras"):  # with the torch backend these are torch modules too
         return keras_models.read_keras_model(source)
     if isinstance(source, nn.Module):
@@ -52,16 +52,16 @@ def read(source: Any, argument: str = "source") -> Weights:
     )
 
 
-def _read_file(path: Path, argument: str) -> Weights:
+def _read_file(path: Path, argument: str, key: str | None) -> Weights:
     if not path.is_file():
         raise BatchNormError(f"{argument} must be an existing file; there is none at {path}")
-    found = _by_suffix(path, argument)
+    found = _by_suffix(path, argument, key)
     if not found.layers:
         raise BatchNormError(f"{argument} must hold the weights of layers; {path.name} holds none")
     return found
 
 
-def _by_suffix(path: Path, argument: str) -> Weights:
+def _by_suffix(path: Path, argument: str, key: str | None) -> Weights:
     if path.suffix in _KERAS:
         return keras_files.read_keras_file(path)
     if path.suffix in _TREES:
@@ -69,7 +69,7 @@ def _by_suffix(path: Path, argument: str) -> Weights:
     if path.suffix == ".onnx":
         return onnx_format.read_onnx(path)
     if path.suffix in _TORCH:
-        return torch_.read_state(load_state(path))
+        return torch_.read_state(load_state(path, key))
     raise BatchNormError(f"{argument} must end in one of {', '.join(SUFFIXES)}; it was {path.name}")
 
 

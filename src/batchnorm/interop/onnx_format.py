@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from batchnorm.errors import BatchNormError
+from batchnorm.files.onnx_file import INPUTS, layer_name
 from batchnorm.interop.extras import needs
 from batchnorm.interop.statistics import torch_momentum
 from batchnorm.interop.weights import Layer, Slot, Weights
 from batchnorm.interop.whole_files import write_bytes
-
-_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def read_onnx(path: Path) -> Weights:
@@ -52,9 +51,9 @@ def _layer(node: Any, raw: Mapping[str, Any], model: Any) -> Layer | None:
         missing = [k for k in keys if k not in raw]
         if missing:
             raise BatchNormError(f"source must hold batch norm's inputs as initializers; {missing[0]} is computed")
-        slots = {role: Slot(key, "") for role, key in zip(_BATCH_NORM, keys, strict=True)}
+        slots = {role: Slot(key, "") for role, key in zip(INPUTS, keys, strict=True)}
         eps, momentum = settings.get("epsilon", 1e-5), settings.get("momentum", 0.9)
-        return Layer(_name(keys, node), "batch_norm", slots, _short(eps), torch_momentum(_short(momentum)))
+        return Layer(layer_name(keys, node), "batch_norm", slots, _short(eps), torch_momentum(_short(momentum)))
     if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in raw:
         kind = "conv" if node.op_type == "Conv" else "conv_transpose"
         return _with_bias(node, kind, "", raw, node.input[2:3])
@@ -72,14 +71,7 @@ def _layer(node: Any, raw: Mapping[str, Any], model: Any) -> Layer | None:
 def _with_bias(node: Any, kind: str, layout: str, raw: Mapping[str, Any], bias: Any) -> Layer:
     slots = {"weight": Slot(node.input[1], layout)}
     slots |= dict([("bias", Slot(key, "")) for key in bias if key in raw][:1])
-    return Layer(_name([s.key for s in slots.values()], node), kind, slots)
-
-
-def _name(keys: list[Any], node: Any) -> str:
-    """The module path that the initializers share, or the node's own name."""
-    paths = {str(key).rpartition(".")[0] for key in keys}
-    path = paths.pop() if len(paths) == 1 else ""
-    return path or node.name or node.output[0]
+    return Layer(layer_name([s.key for s in slots.values()], node), kind, slots)
 
 
 def _short(value: float) -> float:

@@ -12,7 +12,8 @@ from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.states import scale_in_place_abn
 from batchnorm.layers import BatchNorm
 from batchnorm.models import freeze
-from batchnorm.models.graph import linear_maps_before
+from batchnorm.models.find import frozen_eps, is_frozen_copy
+from batchnorm.models.graph.flow import linear_maps_before
 
 _RANKS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _ACTIVATIONS = {
@@ -98,7 +99,7 @@ def _new(name: str, module: nn.Module, before: nn.Module | None, dims: Any) -> n
         return _plain(module, _RANKS[_rank(name, before, dims)])
     if isinstance(module, _BatchNorm):
         return _subclass(name, module)
-    if names[0].startswith("FrozenBatchNorm"):
+    if names[0].startswith("FrozenBatchNorm") or is_frozen_copy(module):
         return _thawed(module)
     if "ABN" in names:
         return _abn(name, module, in_place=names[0].startswith("InPlace"))
@@ -151,7 +152,13 @@ def _followed(plain: nn.Module, module: nn.Module) -> nn.Module:
 
 def _thawed(module: Any) -> nn.Module:
     """A frozen layer's four buffers as a BatchNorm2d that `freeze` holds."""
-    new = nn.BatchNorm2d(module.weight.numel(), module.eps, device=module.weight.device, dtype=module.weight.dtype)
+    eps = frozen_eps(module)
+    new = nn.BatchNorm2d(
+        module.weight.numel(),
+        module.eps if eps is None else eps,
+        device=module.weight.device,
+        dtype=module.weight.dtype,
+    )
     with torch.no_grad():
         for role in ("weight", "bias", "running_mean", "running_var"):
             getattr(new, role).copy_(getattr(module, role))

@@ -72,6 +72,7 @@ def translate(
     trust_numbers: bool = False,
     repair: bool = False,
     flatten: Flatten | None = None,
+    key: str | None = None,
 ) -> Translation:
     """Carry a model's weights and running statistics into another framework, in its conventions.
 
@@ -99,7 +100,7 @@ def translate(
             or state dict, a Keras model, Flax linen variables, an nnx module or its pure dictionary,
             (model, state) of Equinox, (params, state) of Haiku.
         target: the same; a torch module, Keras model or nnx module is changed in place, the others
-            are answered anew. Or "torch" or "flax" for a fresh state dict or variables, named as the source.
+            are returned as new objects. Or "torch" or "flax" for a fresh state dict or variables, named as the source.
         like: for a file, a file or model of the target's architecture. It gives the names; needed for
             .keras, .h5 and .onnx, which hold more than weights.
         map: {layer of the source: layer of the target}, for what names, shapes and order leave open.
@@ -114,6 +115,7 @@ def translate(
         repair: take out the initial variance that Equinox's mode "batch" leaves in its debiased one.
         flatten: {linear layer of the target: (C, H, W)} for each that follows a flatten of that shape, which
             Keras, Flax and Haiku do with channels last.
+        key: where the state dict of the source lies in its file, if there are several: `ema`, `state_dict.model`.
 
     Raises:
         BatchNormError: see each argument; also tensors a target cannot hold. Nothing is changed or written.
@@ -121,7 +123,7 @@ def translate(
     for name, value in (("eps", eps), ("momentum", momentum)):
         check(value is None or 0 <= value <= 1, name, "in [0, 1]", value)
     check(steps is None or steps >= 0, "steps", "0 or more", steps)
-    have = read(source)
+    have = read(source, key=key)
     want, path = target_for(target, like, have)
     pairs = pair(have, want, map, partial=partial, trust_numbers=trust_numbers)
     given = Given(eps, momentum, count, steps, repair, flatten or {})

@@ -5,7 +5,8 @@ with different arithmetic on channel vectors in between. Tensors here are `(N, C
 vectors are `(groups, C)`, in float64 wherever the device has it.
 """
 
-from batchnorm.kernels import native
+from batchnorm.kernels import memory, native
+from batchnorm.kernels.allocator import keep_memory as keep_memory
 from batchnorm.kernels.choice import backends as backends
 from batchnorm.kernels.choice import from_environment
 from batchnorm.kernels.choice import use as use
@@ -22,3 +23,4 @@ from batchnorm.kernels.verify import verify as verify
 if native.built():
     register(native.PASSES)
 from_environment()
+memory.from_environment()

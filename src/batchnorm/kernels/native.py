@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
-from batchnorm.kernels import memory, reference
+from batchnorm.errors import BatchNormError, OperandError
+from batchnorm.kernels import reference
 from batchnorm.kernels.extension import DTYPES
 from batchnorm.kernels.extension import extension as _native
 from batchnorm.kernels.registry import Passes
 from batchnorm.kernels.shapes import RawMoments
 
 _WEIGHTS = {torch.bool: 1, torch.float32: 2, torch.float64: 3}
+_INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _PLAIN = (Tensor, torch.nn.Parameter)
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 _C: Any = torch._C
@@ -65,10 +68,16 @@ def unwatched() -> bool:
         and _functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and _C._len_torch_dispatch_stack() == 0
-        and _C._len_torch_function_stack() == 0
+        and (_C._len_torch_function_stack() == 0 or _only_default_devices())
         and _C._get_tracing_state() is None
         and torch._ops._len_torch_dispatch_stack_pre_dispatch() == 0
     )
+
+
+def _only_default_devices() -> bool:
+    """Whether the modes that see functions only say where new tensors go, which these kernels say themselves."""
+    modes = (_C._get_function_stack_at(i) for i in range(_C._len_torch_function_stack()))
+    return all(type(mode) is DeviceContext for mode in modes)
 
 
 def plain(x: Tensor) -> bool:
@@ -116,7 +125,33 @@ def arranged(x: Tensor) -> tuple[Tensor, bool]:
         return x, x.dim() == 2
     if innermost(x):
         return x, True
+    if suggests_innermost(x):
+        return x.contiguous(memory_format=_INNERMOST[x.dim()]), True
     return x.contiguous(), x.dim() == 2
+
+
+def blank(x: Tensor) -> Tensor:
+    """Room for an output or a gradient beside an arranged x, in the strides that torch would give it."""
+    if suggests_innermost(x):
+        return torch.empty_like(x, memory_format=_INNERMOST[x.dim()])
+    # Axes of size 1 may have any stride in a contiguous tensor.
+    other = torch.contiguous_format if x.is_contiguous() else _INNERMOST.get(x.dim(), torch.preserve_format)
+    return torch.empty_like(x, memory_format=other)
+
+
+def suggests_innermost(x: Tensor) -> bool:
+    """Whether the strides say channels_last, with gaps too, and by torch's rule where sizes of 1 say both."""
+    dims, least = x.dim(), 0
+    if dims not in _INNERMOST:
+        return False
+    sizes, strides = x.shape, x.stride()
+    if strides[1] == 0:
+        return False
+    for axis in (1, *range(dims - 1, 1, -1), 0):
+        if strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * max(sizes[axis], 1)
+    return True
 
 
 def innermost(x: Tensor) -> bool:
@@ -127,6 +162,24 @@ def innermost(x: Tensor) -> bool:
     if dims == 5:
         return x.is_contiguous(memory_format=torch.channels_last_3d)
     return x.movedim(1, -1).is_contiguous()
+
+
+def laid_out(x: Tensor, last: bool) -> bool:
+    """Whether `arranged` would leave this tensor as it is, and say the same of its layout."""
+    return (x.is_contiguous() and last is (x.dim() == 2)) or (last and not x.is_contiguous() and innermost(x))
+
+
+def no_values(t: Tensor) -> int:
+    """The address of a tensor that has none: 0 for an empty one.
+
+    Raises:
+        BatchNormError: its storage has been freed, as sharded training does between steps.
+    """
+    if t.numel() == 0:
+        return 0
+    raise BatchNormError(
+        f"a tensor must have its values in memory; the storage of one of shape {tuple(t.shape)} is empty"
+    )
 
 
 def like(x: Tensor, pattern: Tensor) -> Tensor:
@@ -146,21 +199,54 @@ def spread(weight: Tensor | None, x: Tensor) -> tuple[Tensor | None, int, int]:
     """A mask or sample weights as `(N, *)` in memory, their address and their kind."""
     if weight is None:
         return None, 0, 0
+    if not weight.is_cpu:
+        raise OperandError(f"mask and weights must be on the CPU, as the input is; they were on {weight.device}")
     if weight.dtype not in _WEIGHTS:
         weight = weight.to(torch.float32)
     weight = weight.expand(x.shape[0], 1, *x.shape[2:]).contiguous()
     return weight, weight.data_ptr(), _WEIGHTS[weight.dtype]
 
 
-def _vector(v: Tensor) -> Tensor:
-    return v.to(torch.float64).contiguous()
+def _vectors(x: Tensor, g: Tensor | None, *given: Tensor) -> list[Tensor]:
+    """Channel vectors `(groups, C)` as the kernels read them, once x, g and they are known to go together.
+
+    Raises:
+        OperandError: sizes that do not, or a vector on another device.
+    """
+    first = given[0]
+    if g is not None and g.shape != x.shape:
+        raise OperandError(f"g must have the shape of x, {tuple(x.shape)}; it was {tuple(g.shape)}")
+    if (
+        first.dim() != 2
+        or first.shape[1] != x.shape[1]
+        or any(v.shape[-1:] not in (first.shape[1:], (1,)) for v in given)
+    ):
+        shapes = ", ".join(str(tuple(v.shape)) for v in given)
+        raise OperandError(
+            f"channel vectors must be (groups, {x.shape[1]}) for x of shape {tuple(x.shape)}; they were {shapes}"
+        )
+    if not all(v.is_cpu for v in given):
+        raise OperandError(f"channel vectors must be on the CPU, as x is; one was on {[v.device for v in given]}")
+    return [v.detach().expand_as(first).to(torch.float64).contiguous() for v in given]
+
+
+def require_channels(x: Tensor, **vectors: Tensor | None) -> None:
+    """Refuse channel vectors that the kernels may not read beside x.
+
+    Raises:
+        OperandError: another size than x's channels, another device or dtype.
+    """
+    for name, v in vectors.items():
+        if v is not None and not vector(v, x.shape[1]):
+            legal = f"{x.shape[1]} contiguous values on the CPU for x of shape {tuple(x.shape)}"
+            raise OperandError(f"{name} must be {legal}; it was {v.dtype} of shape {tuple(v.shape)} on {v.device}")
 
 
 def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1) -> RawMoments:
     """As `reference.reduce`."""
     x, last = arranged(x.detach())
     held, address, kind = spread(weight, x)
-    rows = torch.empty(4, groups, x.shape[1], dtype=torch.float64)
+    rows = torch.empty(4, groups, x.shape[1], dtype=torch.float64, device="cpu")
     _native.reduce(data(x, last, groups), x.data_ptr(), address, kind, rows.data_ptr())
     del held
     return RawMoments(*rows.unbind(0))
@@ -170,8 +256,8 @@ def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor 
     """As `reference.apply`."""
     x, last = arranged(x.detach())
     held, address, kind = spread(weight, x)
-    vectors = [_vector(v.detach().expand_as(mean)) for v in (mean, scale, shift)]
-    y = memory.like(x)
+    vectors = _vectors(x, None, mean, scale, shift)
+    y = blank(x)
     told = data(x, last, len(mean))
     _native.apply(told, x.data_ptr(), y.data_ptr(), address, kind, *(v.data_ptr() for v in vectors))
     del held
@@ -185,10 +271,10 @@ def backward_reduce(
     if not plain(g):  # gradients batched by vmap
         return reference.backward_reduce(g, x, mean, invstd, weight)
     x, last = arranged(x.detach())
+    vectors = _vectors(x, g, mean, invstd)
     g = like(g.detach(), x)
     held, address, kind = spread(weight, x)
-    vectors = [_vector(v.detach().expand_as(mean)) for v in (mean, invstd)]
-    sums = torch.empty(2, *mean.shape, dtype=torch.float64)
+    sums = torch.empty(2, *mean.shape, dtype=torch.float64, device="cpu")
     told = data(x, last, len(mean))
     addresses = [v.data_ptr() for v in (*vectors, *sums.unbind(0))]
     _native.backward_reduce(told, g.data_ptr(), x.data_ptr(), address, kind, *addresses)
@@ -203,10 +289,10 @@ def backward_apply(
     if not plain(g):
         return reference.backward_apply(g, x, centre, scale, u, v, weight)
     x, last = arranged(x.detach())
+    vectors = _vectors(x, g, centre, scale, u, v)
     g = like(g.detach(), x)
     held, address, kind = spread(weight, x)
-    vectors = [_vector(t.detach().expand_as(centre)) for t in (centre, scale, u, v)]
-    dx = memory.like(x)
+    dx = blank(x)
     told = data(x, last, len(centre))
     _native.backward_apply(
         told, g.data_ptr(), x.data_ptr(), dx.data_ptr(), address, kind, *(t.data_ptr() for t in vectors)

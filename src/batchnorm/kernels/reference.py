@@ -24,6 +24,8 @@ class _Run(NamedTuple):
     samples: slice
 
     def view(self, x: Tensor) -> Tensor:
+        if self.samples == slice(None):
+            return x[None]
         part = x[self.samples]
         return part.reshape(self.groups, part.shape[0] // self.groups, *x.shape[1:])
 
@@ -33,8 +35,12 @@ class _Run(NamedTuple):
 
 
 def _runs(n: int, groups: int) -> Iterator[_Run]:
+    if groups == 1:
+        # No sizes, so that a trace is as good for another number of samples.
+        yield _Run(slice(0, 1), 1, slice(None))
+        return
     sample, row = 0, 0
-    for size, count in group_blocks(n, groups):
+    for size, count in group_blocks(int(n), int(groups)):
         yield _Run(slice(row, row + count), count, slice(sample, sample + size))
         sample, row = sample + size, row + count
 

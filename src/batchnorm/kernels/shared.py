@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import memory, native
+from batchnorm.kernels import native
 from batchnorm.kernels.slab import NOT_FINITE as NOT_FINITE
-from batchnorm.kernels.slab import ROWS, Statistics, addresses, parameters
+from batchnorm.kernels.slab import ROWS, Statistics, address, addresses, parameters
 from batchnorm.kernels.slab import SKIPPED as SKIPPED
 from batchnorm.kernels.slab import TOO_FEW as TOO_FEW
 
@@ -38,8 +38,8 @@ class Arranged:
 
 def message(batch: Arranged, shift: Tensor, tag: float) -> tuple[Tensor, Tensor]:
     """This rank's message about its batch, and its own moments as rows: count, its squares, mean, m2."""
-    rows = torch.empty(4, batch.channels, dtype=torch.float64)
-    sent = torch.empty(2 * batch.channels + 5, dtype=torch.float64)
+    rows = torch.empty(4, batch.channels, dtype=torch.float64, device="cpu")
+    sent = torch.empty(2 * batch.channels + 5, dtype=torch.float64, device="cpu")
     native._native.shared_message(
         batch.data, batch.x.data_ptr(), shift.data_ptr(), sent.data_ptr(), tag, rows.data_ptr()
     )
@@ -49,7 +49,7 @@ def message(batch: Arranged, shift: Tensor, tag: float) -> tuple[Tensor, Tensor]
 def moments(received: Tensor, tag: float, far: float, rounding: float, shift: Tensor) -> tuple[Tensor, int]:
     """The rows that a forward saves, moments filled in, from the sum of messages; moves the shift."""
     channels = shift.numel()
-    saved = torch.empty(ROWS, channels, dtype=torch.float64)
+    saved = torch.empty(ROWS, channels, dtype=torch.float64, device="cpu")
     status = native._native.shared_moments(
         channels, received.data_ptr(), tag, far, rounding, shift.data_ptr(), saved.data_ptr()
     )
@@ -66,7 +66,7 @@ def forward(
     moves: bool,
 ) -> tuple[Tensor, int]:
     """The output, and what became of the running statistics; fills in the rest of saved."""
-    y = memory.like(batch.x)
+    y = native.blank(batch.x)
     status = native._native.shared_forward(
         spec,
         batch.data,
@@ -84,10 +84,10 @@ def sums(
     batch: Arranged, g: Tensor, saved: Tensor, tag: float, wants: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """This rank's message of the backward, and its gradients of weight and bias; g has the strides of x."""
-    sent = torch.empty(2 * batch.channels + 5, dtype=torch.float64)
+    sent = torch.empty(2 * batch.channels + 5, dtype=torch.float64, device="cpu")
     wide = batch.x.dtype is torch.float64
     dtype = torch.float64 if wide else torch.float32
-    dw, db = (torch.empty(batch.channels, dtype=dtype) if wanted else None for wanted in wants)
+    dw, db = (torch.empty(batch.channels, dtype=dtype, device="cpu") if wanted else None for wanted in wants)
     native._native.shared_sums(
         batch.data,
         g.data_ptr(),
@@ -106,7 +106,7 @@ def backward(
     batch: Arranged, g: Tensor, saved: Tensor, received: Tensor, tag: float, weight: Tensor | None, wanted: bool
 ) -> tuple[Tensor | None, int]:
     """The gradient of x from the sum of messages."""
-    dx = memory.like(batch.x) if wanted else None
+    dx = native.blank(batch.x) if wanted else None
     status = native._native.shared_backward(
         batch.data,
         g.data_ptr(),
@@ -115,7 +115,7 @@ def backward(
         saved.data_ptr(),
         received.data_ptr(),
         tag,
-        0 if weight is None else weight.data_ptr(),
+        0 if weight is None else address(weight),
         0 if weight is None else native.DTYPES[weight.dtype],
     )
     return dx, status

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import memory, native
+from batchnorm.kernels import native
 
 COUPLINGS = ("batch", "second moment", "renorm", "population", "population total", "stored")
 ACTIVATIONS = (None, "relu", "leaky_relu")
@@ -26,6 +26,15 @@ RECOMPUTE, OUTPUT, INVERT = 0, 1, 2
 ROWS = 12
 
 
+def address(t: Tensor) -> int:
+    """Where a tensor's values lie at this moment, for one call: whatever owns the tensor may move them before the next.
+
+    Raises:
+        BatchNormError: a storage that has been freed under the tensor.
+    """
+    return t.data_ptr() or native.no_values(t)
+
+
 def size(groups: int, channels: int) -> int:
     """How many numbers a forward leaves."""
     return (ROWS * groups + 2) * channels + 1
@@ -38,7 +47,9 @@ class Saved:
 
     def __init__(self, groups: int, channels: int, values: Tensor | None = None) -> None:
         self.groups, self.channels = groups, channels
-        self.values = torch.empty(size(groups, channels), dtype=torch.float64) if values is None else values
+        self.values = (
+            torch.empty(size(groups, channels), dtype=torch.float64, device="cpu") if values is None else values
+        )
 
     def row(self, index: int) -> Tensor:
         """One row: count, its squares, mean, m2; mean, invstd, centre, share / count, ratio, offset; scale, shift."""
@@ -67,16 +78,16 @@ def addresses(statistics: Statistics | None) -> tuple[int, int, bool, int, int]:
     if statistics is None:
         return 0, 0, False, 0, 0
     mean, var, tracked, skipped = statistics
-    counters = [0 if counter is None else counter.data_ptr() for counter in (tracked, skipped)]
-    return mean.data_ptr(), var.data_ptr(), mean.dtype is torch.float64, counters[0], counters[1]
+    counters = [0 if counter is None else address(counter) for counter in (tracked, skipped)]
+    return address(mean), address(var), mean.dtype is torch.float64, counters[0], counters[1]
 
 
 def parameters(weight: Tensor | None, bias: Tensor | None) -> tuple[int, int, int]:
     """Where it finds weight and bias, and their dtype."""
     one = weight if weight is not None else bias
     return (
-        0 if weight is None else weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
+        0 if weight is None else address(weight),
+        0 if bias is None else address(bias),
         0 if one is None else native.DTYPES[one.dtype],
     )
 
@@ -96,11 +107,19 @@ def spec(**choices: Any) -> Any:
 
 
 class Remembered(NamedTuple):
-    """Averages over past batches: what they are, the buffers of one layer, and their addresses."""
+    """Averages over past batches: what they are, and the buffers of one layer where the kernel looks for each."""
 
     kept: Any
-    buffers: dict[str, Tensor]
-    addresses: Any
+    # Rings or vectors a, b and c, then two counters; None for what there is not.
+    places: tuple[Tensor | None, ...]
+
+
+def _memory(remembered: Remembered) -> Any:
+    """Where the buffers lie at this moment: their storage may be another one at the next call."""
+    if remembered is NOTHING:
+        return _NO_MEMORY
+    wide = any(v is not None and v.dtype is torch.float64 for v in remembered.places)
+    return native._native.Memory(*(0 if v is None else address(v) for v in remembered.places), wide)
 
 
 def kept(kind: str, **choices: Any) -> Any:
@@ -112,7 +131,8 @@ def kept(kind: str, **choices: Any) -> Any:
     return averages
 
 
-NOTHING = Remembered(native._native.Averages(), {}, native._native.Memory()) if native.built() else None
+NOTHING: Any = Remembered(native._native.Averages(), ()) if native.built() else None
+_NO_MEMORY: Any = native._native.Memory() if native.built() else None
 
 
 def forward(
@@ -134,23 +154,23 @@ def forward(
     With y given only the channel vectors are filled in.
     """
     given = y is not None
-    y = memory.like(x) if y is None else y
+    y = native.blank(x) if y is None else y
     saved = Saved(groups, x.shape[1])
-    held, address, kind = native.spread(sample_weight, x)
+    held, spread, kind = native.spread(sample_weight, x)
     status = native._native.forward(
         chosen,
         native.data(x, last, groups),
-        x.data_ptr(),
+        address(x),
         0 if given else y.data_ptr(),
-        0 if residual is None else residual.data_ptr(),
-        address,
+        0 if residual is None else address(residual),
+        spread,
         kind,
         *parameters(weight, bias),
         saved.values.data_ptr(),
         *addresses(statistics),
         moves,
         remembered.kept,
-        remembered.addresses,
+        _memory(remembered),
     )
     del held
     return y, saved, status
@@ -173,23 +193,23 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight, bias and the residual; g has the strides of x (of y where x is found again)."""
     pattern: Any = x if x is not None else y
-    dx = memory.like(pattern) if wants[0] or source == OUTPUT else None
+    dx = native.blank(pattern) if wants[0] or source == OUTPUT else None
     # The residual's gradient is written on the way; without an activation it is g itself, and this is not asked.
-    dr = memory.like(pattern) if source == OUTPUT else None
+    dr = native.blank(pattern) if source == OUTPUT else None
     wide = pattern.dtype is torch.float64
     dtype = torch.float64 if wide else torch.float32
-    dw = torch.empty(saved.channels, dtype=dtype) if wants[1] else None
-    db = torch.empty(saved.channels, dtype=dtype) if wants[2] else None
-    held, address, kind = native.spread(sample_weight, pattern)
+    dw = torch.empty(saved.channels, dtype=dtype, device="cpu") if wants[1] else None
+    db = torch.empty(saved.channels, dtype=dtype, device="cpu") if wants[2] else None
+    held, spread, kind = native.spread(sample_weight, pattern)
     native._native.backward(
         chosen,
         native.data(pattern, last, saved.groups),
-        g.data_ptr(),
-        0 if x is None else x.data_ptr(),
-        0 if y is None else y.data_ptr(),
+        address(g),
+        0 if x is None else address(x),
+        0 if y is None else address(y),
         0 if dx is None else dx.data_ptr(),
         0 if dr is None else dr.data_ptr(),
-        address,
+        spread,
         kind,
         *parameters(weight, bias),
         saved.values.data_ptr(),
@@ -198,7 +218,7 @@ def backward(
         wide,
         source,
         remembered.kept,
-        remembered.addresses,
+        _memory(remembered),
         moves,
     )
     del held

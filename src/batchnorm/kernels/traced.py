@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchnorm.errors import OperandError
 from batchnorm.kernels import native, slab
 
 # A layer's choices as two lists, which a graph can hold; the words are those of `slab`.
@@ -56,8 +57,8 @@ def _spec(ints: tuple[int, ...], floats: tuple[float, ...]) -> Any:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """The strides of the output: those of x where a kernel knows them."""
-    return torch.empty_like(x) if x.is_contiguous() or native.innermost(x) else x.new_empty(x.shape)
+    """Room for the output in the strides that the operator gives it."""
+    return native.blank(native.arranged(x)[0])
 
 
 @torch.library.custom_op("batchnorm::train", mutates_args=(), device_types="cpu")
@@ -78,9 +79,10 @@ def train(
     """The output, the rows of channel vectors, and the running statistics and counters as they become."""
     x, last = native.arranged(x)
     to = slab.Statistics(mean.clone(), var.clone(), tracked.clone(), skipped.clone())
-    residual = None if residual is None else native.like(residual, x)
+    residual = None if residual is None else native.like(residual.expand_as(x), x)
     spec = _spec(tuple(ints), tuple(floats))
     weight, bias = (None if v is None else v.contiguous() for v in (weight, bias))
+    native.require_channels(x, weight=weight, bias=bias, mean=to.mean, var=to.var)
     y, saved, _ = slab.forward(spec, x, last, groups, weight, bias, residual, None, to, moves)
     return y, saved.values, to.mean, to.var, to.tracked, to.skipped  # pyright: ignore[reportReturnType]
 
@@ -105,13 +107,16 @@ def train_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and the residual; empty where there is none."""
     x, last = native.arranged(x)
-    y = None if y is None else native.like(y, x)
+    y = None if y is None else native.like(y.expand_as(x), x)
     weight, bias = (None if v is None else v.contiguous() for v in (weight, bias))
+    native.require_channels(x, weight=weight, bias=bias)
+    if saved.numel() != slab.size(groups, x.shape[1]):
+        raise OperandError(f"saved must hold {slab.size(groups, x.shape[1])} values; it held {saved.numel()}")
     rows = slab.Saved(groups, x.shape[1], saved)
     source = slab.RECOMPUTE if y is None else slab.OUTPUT
     wants = (True, weight is not None, bias is not None)
     spec = _spec(tuple(ints), tuple(floats))
-    found = slab.backward(spec, native.like(g, x), x, y, last, weight, bias, None, rows, source, wants)
+    found = slab.backward(spec, native.like(g.expand_as(x), x), x, y, last, weight, bias, None, rows, source, wants)
     return tuple(g.new_empty(0) if v is None else v for v in found)  # pyright: ignore[reportReturnType]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
-from batchnorm.kernels import memory, native, reference, slab
+from batchnorm.kernels import native, reference, slab
 from batchnorm.layers import normalise
 from batchnorm.layers.activation import activate
 from batchnorm.layers.couplings import Plan, Returned, SecondMoment
@@ -22,10 +22,18 @@ from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import require_invertible
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
+from batchnorm.layers.operands import (
+    affine_of,
+    joins,
+    require_unchanged,
+    selects,
+    statistics_of,
+    usable,
+)
 from batchnorm.layers.recompute import recomputing
-from batchnorm.layers.remembered import find
+from batchnorm.layers.remembered import Remembered
 from batchnorm.layers.statistics import NARROW
-from batchnorm.layers.ways import Way, affine_of, fits, groups_of, statistics_of, usable, way_of
+from batchnorm.layers.ways import Way, groups_of, way_of
 
 if TYPE_CHECKING:
     from batchnorm.layers.module import BatchNorm
@@ -62,43 +70,43 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     inplace = layer.inplace and layer.training and not stored
     if inplace and (residual is not None or sample_weight is not None):
         return None
-    late = sample_weight is not None and (activation is not None or residual is not None)
+    together = residual is None or joins(layer, residual, x)
+    # Activation and residual follow in torch.
+    late = not together or (sample_weight is not None and (activation is not None or residual is not None))
     way = way_of(layer, "stored" if stored else "tracks" if tracks else "alone", None if late else activation)
     if way is None:
         return None
     weight, bias = affine_of(layer)
-    if not usable(weight, bias, x.shape[1]):
+    if not usable(weight, bias, x) or not (sample_weight is None or selects(sample_weight)):
         return None
     statistics = None
     if stored or tracks:
-        statistics = statistics_of(layer, x.shape[1])
+        statistics = statistics_of(layer, x)
         if statistics is None:
             return None
-    if residual is not None and not late and not fits(residual, x):
-        return None
     if inplace and weight is not None:
         require_invertible(weight, layer)
     again = tracks and recomputing()
-    remembered = slab.NOTHING
+    remembered, places = None, slab.NOTHING
     if way.kept is not None:
         if way.kept.normalises and "_forward" in layer.__dict__:
             # Where a forward may run again, a record keeps what it met; the slower spelling has one.
             return None
-        remembered = find(layer, way.kept, x.shape[1])
-        if remembered is None:
+        remembered = Remembered(layer, way.kept, x.shape[1])
+        places = remembered.places()
+        if places is None:
             return None
     moves = tracks and way.estimator_is_native and not (layer.paused or layer.accumulating or again)
     x, last = native.arranged(x)
     reads = tracks and way.coupling.reads_population
     if again and reads:
         statistics = _as_met(layer, statistics)
-    call = _Call(way, last, groups, sample_weight, statistics, moves, inplace, remembered)
-    if not late and residual is not None:
-        residual = native.like(residual, x)
+    call = _Call(layer, way, last, groups, sample_weight, statistics, moves, inplace, remembered)
+    joined = None if late or residual is None else native.like(residual.expand_as(x), x)
     if torch.is_grad_enabled():
-        y: Any = Fused.apply(x, weight, bias, None if late else residual, call)
+        y: Any = Fused.apply(x, weight, bias, joined, call, places)
     else:
-        y = _run(call, x, weight, bias, None if late else residual)
+        y = _run(call, x, weight, bias, joined, places)
     saved, status = call.saved, call.status
     if status:
         if status == slab.TOO_FEW:
@@ -110,10 +118,10 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
             _remember(layer, saved)
         if not (moves or layer.paused):
             layer._move(_pooled(saved, recipe.policy.weights == "reliability"), {}, None)
-    if not late or sample_weight is None:
+    if not late:
         return y
     y = activate(y, activation, layer.negative_slope, residual)
-    return y if residual is None else torch.where(sample_weight != 0, y, 0)
+    return y if residual is None or sample_weight is None else torch.where(sample_weight != 0, y, 0)
 
 
 def unweighted(layer: BatchNorm) -> bool:
@@ -150,11 +158,13 @@ class _Call:
     """One forward: what to do, and in `saved` and `status` what came of it."""
 
     __slots__ = (
-        "groups", "inplace", "last", "moves", "remembered", "sample_weight", "saved", "statistics", "status", "way",
+        "groups", "inplace", "last", "layer", "moves", "remembered", "sample_weight", "saved", "statistics", "status",
+        "way",
     )  # fmt: skip
 
     def __init__(
         self,
+        layer: BatchNorm,
         way: Way,
         last: bool,
         groups: int,
@@ -164,25 +174,25 @@ class _Call:
         inplace: bool,
         remembered: Any,
     ) -> None:
-        self.remembered = remembered
+        self.layer, self.remembered = layer, remembered
         self.way, self.last, self.groups, self.sample_weight = way, last, groups, sample_weight
         self.statistics, self.moves, self.inplace = statistics, moves, inplace
 
 
-def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any) -> Tensor:
+def _run(call: _Call, x: Tensor, weight: Any, bias: Any, residual: Any, places: Any) -> Tensor:
     way, y = call.way, None
     held = call.statistics
     if way.stored and held is not None and way.activation is None and residual is None and call.sample_weight is None:
         # torch's own output, to the last bit: `to_stock` promises it, and only its backward is slow.
         dtype = held.mean.dtype
         weight_wide, bias_wide = (v if v is None or v.dtype not in NARROW else v.to(dtype) for v in (weight, bias))
-        nothing = torch.empty(2, 0, dtype=dtype if x.dtype in NARROW else x.dtype).unbind(0)
-        y = memory.like(x)
+        nothing = torch.empty(2, 0, dtype=dtype if x.dtype in NARROW else x.dtype, device="cpu").unbind(0)
+        y = native.blank(x)
         stored = (held.mean, held.var, False, 0.0, way.eps)
         torch.native_batch_norm(x, weight_wide, bias_wide, *stored, out=(y, *nothing))
     y, saved, status = slab.forward(
         way.spec, x, call.last, call.groups, weight, bias, residual, call.sample_weight, call.statistics, call.moves, y,
-        call.remembered,
+        places,
     )  # fmt: skip
     call.saved, call.status = saved, status
     return y
@@ -192,9 +202,9 @@ class Fused(torch.autograd.Function):
     """The native forward and its backward; second derivatives go through the spelled forward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, residual: Any, call: _Call) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, residual: Any, call: _Call, places: Any) -> Tensor:
         """Keep x, or the output alone in the in-place form, or both where the activation saw a residual."""
-        y = _run(call, x, weight, bias, residual)
+        y = _run(call, x, weight, bias, residual, places)
         keeps_y = call.inplace or (residual is not None and call.way.activation is not None)
         ctx.save_for_backward(None if call.inplace else x, weight, bias, y if keeps_y else None, call.sample_weight)
         ctx.call, ctx.residual = call, residual is not None
@@ -207,18 +217,38 @@ class Fused(torch.autograd.Function):
         x, weight, bias, y, sample_weight = ctx.saved_tensors
         call, needs = ctx.call, ctx.needs_input_grad
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_respelled(ctx, g, x, weight, bias, y), None
+            return *_respelled(ctx, g, x, weight, bias, y), None, None
         pattern = x if x is not None else y
-        if not (native.unwatched() and native.plain(g) and native.plain(pattern)):
-            return *_in_torch(ctx, g, x, weight, bias, y, sample_weight), None
+        places = _readable(call, g, pattern, weight, bias)
+        if places is None:
+            return *_in_torch(ctx, g, x, weight, bias, y, sample_weight), None, None
         source = slab.INVERT if call.inplace else slab.OUTPUT if y is not None else slab.RECOMPUTE
         dx, dw, db, dr = slab.backward(
             call.way.spec, native.like(g, pattern), x, y, call.last, weight, bias, sample_weight, call.saved, source,
-            (needs[0], weight is not None and needs[1], bias is not None and needs[2]), call.remembered, call.moves,
+            (needs[0], weight is not None and needs[1], bias is not None and needs[2]), places, call.moves,
         )  # fmt: skip
         if ctx.residual and needs[3] and dr is None:
             dr = g
-        return dx if needs[0] else None, dw, db, dr if needs[3] else None, None
+        return dx if needs[0] else None, dw, db, dr if needs[3] else None, None, None
+
+
+def _readable(call: _Call, g: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> slab.Remembered | None:
+    """The layer's memory, where a kernel may read all that the forward left; owners may have moved it since.
+
+    Raises:
+        OperandError: a tensor of another size than in the forward.
+    """
+    channels = call.saved.channels
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is not None and t.numel() != channels:
+            require_unchanged(call.layer, name, t, torch.Size((channels,)))
+    if not (native.unwatched() and native.plain(g) and native.plain(x)):
+        return None
+    require_unchanged(call.layer, "input", x, g.shape)
+    if not (usable(weight, bias, x) and native.laid_out(x, call.last)):
+        return None
+    kept = call.way.kept
+    return slab.NOTHING if kept is None or not kept.normalises else call.remembered.places()
 
 
 def _respelled(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any) -> tuple[Tensor | None, ...]:
@@ -296,14 +326,15 @@ def _pulled(call: _Call, scale: Tensor, sum_g: Tensor, sum_gx: Tensor) -> tuple[
     invstd = saved.row(5)
     var = torch.where(step > 0, 1 / invstd.square() - way.eps, batch.var(0))
     plan = Plan(saved.row(4), var, 1.0, saved.row(6), saved.row(8), None, False, saved.row(7))
+    buffers = {} if call.remembered is None else call.remembered.buffers()
     memory = {name: buffer.to(sum_g.dtype) if buffer.is_floating_point() else buffer.clone()
-              for name, buffer in call.remembered.buffers.items()}  # fmt: skip
+              for name, buffer in buffers.items()}  # fmt: skip
     state = State(saved.met[0], saved.met[1], memory)
     now = Now(step.abs(), None, way.eps)
     u, v, new = way.coupling.pull(Returned(plan, batch, invstd, scale, sum_g, sum_gx), state, now)
     if call.moves:
         ok = torch.isfinite(sum_g).all() & torch.isfinite(sum_gx).all() & (batch.count > 0).any()
         for name, value in new.items():
-            buffer = call.remembered.buffers[name]
+            buffer = buffers[name]
             buffer.copy_(torch.where(ok, value, buffer))
     return u, v

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from batchnorm.errors import check
+from batchnorm.layers.asserting import require, transformed
 
 
 class Given(NamedTuple):
@@ -50,6 +51,14 @@ class Given(NamedTuple):
         if self.resize and given.dim() > 1 and given.shape[1:] != x.shape[2:]:
             given = _resized(given, x)
         return against(x, given)
+
+
+def require_weights(weights: Tensor, layer: nn.Module | None = None) -> None:
+    """Refuse weights that are NaN, infinite or negative, without waiting for their device."""
+    if transformed() or not weights.is_floating_point():
+        return
+    message = "weights must be finite and not negative, 0 for what is no data"
+    require(((weights >= 0) & (weights < torch.inf)).all(), message, layer)
 
 
 def _described(x: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -13,17 +14,26 @@ from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import fused, normalise, shared, traced
 from batchnorm.layers.activation import InPlace, activate, check_activation
+from batchnorm.layers.asserting import tracing, transformed
 from batchnorm.layers.choices import starting_momentum
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
 from batchnorm.layers.cross_iteration import look_back
 from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.inference import Mixture
-from batchnorm.layers.masks import Given
+from batchnorm.layers.masks import Given, require_weights
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
-from batchnorm.layers.recompute import ForwardRecord, as_first, circumstances_of, may_run_again, recomputing
+from batchnorm.layers.operands import require as require_operands
+from batchnorm.layers.recompute import (
+    ForwardRecord,
+    as_first,
+    bookkeeping,
+    circumstances_of,
+    may_run_again,
+    recomputing,
+)
 from batchnorm.layers.spelling import differences
 from batchnorm.layers.statistics import NARROW
 from batchnorm.layers.table import recipe_for
@@ -108,11 +118,18 @@ class BatchNorm(Moving):
             named = {"mask": mask, "lengths": lengths, "weights": weights, "residual": residual}
             named = {name: value for name, value in named.items() if value is not None}
             tracer: Any = input.tracer
+            if type(tracer).__name__ == "QuantizationTracer":
+                warnings.warn(
+                    f"FX quantization fuses torch's own classes alone and leaves {type(self).__name__} "
+                    f"{tracer.path_of_module(self)!r} unfused; call batchnorm.to_stock(model) first",
+                    stacklevel=2,
+                )
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), named)
         if self.channel_axis != 1:
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
+        self._check_eps()
         given = None if mask is None and lengths is None and weights is None else Given(mask, lengths, weights)
         if self.training and not self.frozen and not torch.compiler.is_compiling():
             y = self._on_record(input, given, residual)
@@ -124,14 +141,16 @@ class BatchNorm(Moving):
         """The output; remembered where it may be recomputed, and then as it was the first time."""
         record = self.__dict__.get("_record")
         if record is not None and recomputing():
-            first = record.recall(x)
+            with bookkeeping():
+                first = record.recall(x)
             if first is not None:
                 with as_first(self, first):
                     return self._output(x, given, residual)
-        elif may_run_again() and not normalise.transformed():
+        elif may_run_again() and not transformed():
             if record is None:
                 record = self.__dict__["_record"] = ForwardRecord()
-            self.__dict__["_forward"] = record.begin(x, circumstances_of(self))
+            with bookkeeping():
+                self.__dict__["_forward"] = record.begin(x, circumstances_of(self))
             try:
                 return self._output(x, given, residual)
             finally:
@@ -144,7 +163,12 @@ class BatchNorm(Moving):
             sample_weight = self._weight_of(input, given or Given())
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
+        if input.dim() == 3 and self.channel_axis == 1 and not self._stored_alone() and not input.is_contiguous():
+            # As torch, which keeps channels innermost from four axes on: its outputs and gradients can be viewed.
+            input = input.contiguous()
         y = self._natively(input, sample_weight, residual)
+        if y is None:
+            require_operands(self, input, residual)
         if y is None and self._goes_in_place(input, sample_weight):
             y = self._in_place(input)
         elif y is None:
@@ -152,6 +176,10 @@ class BatchNorm(Moving):
             if residual is not None and sample_weight is not None:
                 y = torch.where(sample_weight != 0, y, 0)
         return y
+
+    def _stored_alone(self) -> bool:
+        """Whether torch's own kernel with the stored statistics makes the output, in strides of its own."""
+        return (self.frozen or not self.training) and self.running_mean is not None and self.activation is None
 
     def _natively(self, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
         """The whole call by the native kernels, or None where they do not serve it."""
@@ -173,9 +201,12 @@ class BatchNorm(Moving):
         if self.recipe.coupling.looks_back:
             raise BatchNormError(f"{given.kind} must be None: {self.recipe.coupling!r} cannot leave samples out")
         try:
-            return given.check().on(x)
+            weight = given.check().on(x)
         except BatchNormError as error:
             raise BatchNormError(f"{error}, in {describe(self)}") from None
+        if given.weights is not None and weight is not None:
+            require_weights(weight, self)
+        return weight
 
     def _normalised(self, x: Tensor, weight: Tensor | None) -> Tensor:
         if self.running_mean is not None and self.running_mean.dtype in NARROW:
@@ -212,6 +243,13 @@ class BatchNorm(Moving):
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
         return coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
 
+    def __prepare_scriptable__(self) -> BatchNorm:
+        """What `torch.jit.script` asks before it compiles."""
+        raise BatchNormError(
+            f"torch.jit.script must be given torch's layers, it cannot compile {describe(self)}: call "
+            "batchnorm.to_stock(model) first, or use torch.jit.trace"
+        )
+
     def part(self, input: Tensor) -> shared.Part | None:
         """This layer's part of a message that several layers share, or None where it must run alone."""
         x = input if self.channel_axis == 1 else input.movedim(self.channel_axis, 1)
@@ -227,8 +265,8 @@ class BatchNorm(Moving):
     def _with_stored(self, x: Tensor, sample_weight: Tensor | None) -> Tensor:
         mean, var = self.stat("running_mean"), self.stat("running_var")
         weight, bias = self._affine()
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Backward holds its own copies: the buffers may move before it runs.
+        if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or tracing()):
+            # Backward holds its own copies: the buffers may move before it runs. (A trace must not go by gradients.)
             mean, var = mean.clone(), var.clone()
         # CPU kernels refuse half-precision parameters beside float32 statistics.
         if weight is not None and weight.dtype in NARROW:
@@ -257,8 +295,9 @@ class BatchNorm(Moving):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         y, mean, var = kernels.batch_norm_train(x, *self._affine(), self.eps, dtype)
         if tracks and not self.paused and not recomputing():
-            n = torch.full_like(mean, x.numel() // x.shape[1])
-            self._move(Moments(n, mean.detach(), var.detach() * (n - 1)), None)
+            with bookkeeping():
+                n = torch.full_like(mean, x.numel() // x.shape[1])
+                self._move(Moments(n, mean.detach(), var.detach() * (n - 1)), None)
         return y
 
     def _goes_in_place(self, x: Tensor, weight: Tensor | None) -> bool:
@@ -307,10 +346,11 @@ class BatchNorm(Moving):
 
         pull = None if coupling.exact else self._puller(coupling, now)
         y = self._spell_or_pass(x, sharing, plan_of, pull, batch, None if before is None else before["live"])
-        if moves and final is None:
-            self._move(pooled, coupling.step(pooled, state, now), now)
-        elif moves and final is not None and ok is not None:
-            self._commit(final, ok.any(), (~ok).any())
+        with bookkeeping():
+            if moves and final is None:
+                self._move(pooled, coupling.step(pooled, state, now), now)
+            elif moves and final is not None and ok is not None:
+                self._commit(final, ok.any(), (~ok).any())
         return y
 
     def _spell_or_pass(
@@ -329,10 +369,15 @@ class BatchNorm(Moving):
 
         if pull is None and normalise.needs_spelling(x):
             return spell(x, weight, bias)
-        if pull is not None and not torch.compiler.is_compiling() and normalise.transformed():
+        if pull is not None and not torch.compiler.is_compiling() and transformed():
             raise BatchNormError(
                 f"coupling {type(self.recipe.coupling).__name__} cannot be transformed by torch.func in training: its "
                 "backward is an estimate with a memory, not a derivative; use eval mode, or autograd"
+            )
+        if tracing():
+            raise BatchNormError(
+                f"{describe(self)} must be traced in eval mode: the backward of {type(self.recipe.coupling).__name__} "
+                "has a memory, which a trace cannot hold"
             )
         found = normalise.batch_moments(x, sharing) if batch is None else batch
         plan = plan_of(found)
@@ -347,10 +392,9 @@ class BatchNorm(Moving):
             )
         if self._ranks() is not None:
             raise BatchNormError(f"{describe(self)} must run in one process: the slopes of cross-iteration are its own")
-        if torch.compiler.is_compiling():
-            raise BatchNormError(
-                "cross-iteration takes a derivative inside its forward, which torch.compile cannot trace"
-            )
+        if torch.compiler.is_compiling() or tracing():
+            tool = "torch.jit.trace" if tracing() else "torch.compile"
+            raise BatchNormError(f"cross-iteration takes a derivative inside its forward, which {tool} cannot trace")
         if again:
             raise BatchNormError(
                 f"activation checkpointing must not wrap {describe(self)}: cross-iteration needs the graph"
@@ -380,6 +424,13 @@ class BatchNorm(Moving):
         ratio = None if plan.ratio is None else torch.where(few, 1.0, plan.ratio)
         offset = None if plan.offset is None else torch.where(few, 0.0, plan.offset)
         return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset)
+
+    def _check_eps(self) -> None:
+        """As torch from 2.13 on; before it, the output was NaN."""
+        trains = self.training and not self.frozen
+        if not (self.eps > 0 or (self.eps == 0 and not trains)):
+            legal = "positive in training" if trains else "0 or more"
+            raise BatchNormError(f"eps of {describe(self)} must be {legal}; it was {self.eps}")
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:

@@ -104,7 +104,9 @@ class _Lazy(_LazyNormBase):
         recipe = recipe_for(method, **choices)
         check_activation(activation, negative_slope, False)
         start: Any = starting_momentum(momentum, recipe)
-        super().__init__(eps, start, affine, track_running_stats, device, dtype, bias=bias)
+        # bias= came to torch's layers after the oldest torch this package supports.
+        extra = {} if bias else {"bias": bias}
+        super().__init__(eps, start, affine, track_running_stats, device, dtype, **extra)
         self.recipe, self.activation, self.negative_slope = recipe, activation, negative_slope
 
     def initialize_parameters(self, input: Any) -> None:

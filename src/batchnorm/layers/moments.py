@@ -9,7 +9,7 @@ from torch import Tensor
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
-from batchnorm.layers.masks import against
+from batchnorm.layers.masks import against, require_weights
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Moments:
             check(mask.dtype == torch.bool, "mask", "a boolean tensor, True where data is", mask.dtype)
         given = mask if mask is not None else weight
         spread = None if given is None else against(channels_second, given)
+        if spread is not None and mask is None:
+            require_weights(spread)
         raw = kernels.select(channels_second).reduce(channels_second, spread, k)
         found = Moments(raw.count, raw.mean, raw.m2, raw.count_squared)
         return found if groups is not None else found.row(0)

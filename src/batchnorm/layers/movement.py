@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm import kernels
-from batchnorm.errors import BatchNormError
 from batchnorm.layers.activation import SMALLEST_WEIGHT
+from batchnorm.layers.asserting import require, transformed
 from batchnorm.layers.couplings import Coupling, Returned
 from batchnorm.layers.estimators import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.ranks import Ranks, TracedRanks
-from batchnorm.layers.statistics import Statistics
+from batchnorm.layers.recompute import bookkeeping
+from batchnorm.layers.remembered import Buffers
+from batchnorm.layers.statistics import PENDING, Statistics
 from batchnorm.layers.streams import stream
 
 
@@ -59,9 +61,10 @@ class Moving(Statistics):
 
     def _puller(self, coupling: Coupling, now: Now) -> Any:
         # By the time backward runs, the bank, the pause or the functional call of this forward may be over.
-        held, moves = self._held(), not self.paused
+        buffers, moves = Buffers(self, self.memory_names), not self.paused
 
         def pull(back: Returned) -> tuple[Tensor, Tensor]:
+            held = buffers.now()
             u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
             if moves:
                 # An overflowing step of mixed precision must not stay in the controllers for ever.
@@ -75,13 +78,14 @@ class Moving(Statistics):
     def _situation(self, pooled: Moments, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
         """The statistics and the step this forward meets; a recomputed one meets those of its first."""
         forward = self.__dict__.get("_forward") if self.recipe.coupling.reads_population else None
-        found = forward.situation() if again and forward is not None else None
-        if found is not None:
-            return found
-        state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
-        if forward is not None and not again:
-            forward.met(state, now)
-        return state, now
+        with bookkeeping():
+            found = forward.situation() if again and forward is not None else None
+            if found is not None:
+                return found
+            state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
+            if forward is not None and not again:
+                forward.met(state, now)
+            return state, now
 
     @torch.no_grad()
     def _stream(self, batch: Moments, state: State, now: Now) -> tuple[State, State, Tensor]:
@@ -114,15 +118,16 @@ class Moving(Statistics):
     @torch.no_grad()
     def _move(self, batch: Moments, memory: dict[str, Tensor] | None, now: Now | None = None) -> None:
         """Step 3: move the running statistics, unless the batch is not finite."""
-        if self.accumulating:
-            self._pend(batch)
-            return
-        state = self._state(batch.mean.dtype)
-        new = self.recipe.estimator.step(state, batch, self._now(batch.mean.device) if now is None else now)
-        ok = self._acceptable(batch, new)
-        if memory:
-            new = replace(new, memory={**new.memory, **memory})
-        self._commit(new, ok, ~ok)
+        with bookkeeping():
+            if self.accumulating:
+                self._pend(batch)
+                return
+            state = self._state(batch.mean.dtype)
+            new = self.recipe.estimator.step(state, batch, self._now(batch.mean.device) if now is None else now)
+            ok = self._acceptable(batch, new)
+            if memory:
+                new = replace(new, memory={**new.memory, **memory})
+            self._commit(new, ok, ~ok)
 
     def _commit(self, new: State, ok: Tensor, skipped: Tensor) -> None:
         for name, value in (("running_mean", new.mean), ("running_var", new.var)):
@@ -132,8 +137,12 @@ class Moving(Statistics):
         tracked = self.stat("num_batches_tracked")
         if tracked is not None:
             tracked.add_(ok)
-        count = getattr(self, "num_batches_skipped", None)
-        if count is not None:
+        self._count(skipped)
+
+    def _count(self, skipped: Tensor) -> None:
+        """Count a batch that was left out; the count is not a part of the model, so exports and transforms leave it."""
+        count = self.num_batches_skipped
+        if count is not None and not torch.compiler.is_exporting() and not transformed():
             count.add_(skipped)
 
     def _pend(self, batch: Moments) -> None:
@@ -146,7 +155,7 @@ class Moving(Statistics):
             buffer.copy_(torch.where(ok, value, buffer))
         squares = new.count if new.count_squared is None else new.count_squared
         self.pending_count_squared.copy_(torch.where(ok, squares, self.pending_count_squared))  # pyright: ignore
-        self.num_batches_skipped.add_(~ok)  # pyright: ignore[reportOptionalMemberAccess]
+        self._count(~ok)
 
     def _pending(self) -> Moments:
         count, mean, m2, squares = (getattr(self, f"pending_{n}") for n in ("count", "mean", "m2", "count_squared"))
@@ -156,10 +165,10 @@ class Moving(Statistics):
 
     def start_accumulating(self) -> None:
         """Collect moments instead of moving; see `batchnorm.accumulate`."""
-        wide = kernels.wide_dtype(self.running_mean.device)  # pyright: ignore[reportOptionalMemberAccess]
-        for name in ("count", "count_squared", "mean", "m2"):
-            zero = torch.zeros(self.num_features, dtype=wide, device=self.running_mean.device)  # pyright: ignore
-            self.register_buffer(f"pending_{name}", zero, persistent=False)
+        device: Any = self.running_mean.device  # pyright: ignore[reportOptionalMemberAccess]
+        with torch.inference_mode(False):
+            for name in PENDING:
+                self.__dict__[name] = torch.zeros(self.num_features, dtype=kernels.wide_dtype(device), device=device)
         self.accumulating = True
 
     @torch.no_grad()
@@ -170,17 +179,8 @@ class Moving(Statistics):
         if land and bool((batch.count > 0).any()):
             state, now = self._state(batch.mean.dtype), self._now(batch.mean.device)
             self._move(batch, self.recipe.coupling.step(batch, state, now), now)
-        for name in ("count", "count_squared", "mean", "m2"):
-            del self._buffers[f"pending_{name}"]
-            self._non_persistent_buffers_set.discard(f"pending_{name}")
-
-
-def require(condition: Tensor, message: str, layer: nn.Module) -> None:
-    """Raise without waiting for the value: an error in eager mode, an assertion in compiled code."""
-    try:
-        torch._assert_async(condition, message)
-    except RuntimeError as error:
-        raise BatchNormError(f"{message}: {describe(layer)}") from error
+        for name in PENDING:
+            del self.__dict__[name]
 
 
 def require_invertible(weight: Tensor, layer: nn.Module) -> None:

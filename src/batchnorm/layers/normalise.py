@@ -17,6 +17,7 @@ from torch import Tensor
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import RawMoments, reference
+from batchnorm.layers.asserting import tracing, transformed
 from batchnorm.layers.couplings import Plan, Returned, about_zero
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.ranks import Ranks, TracedRanks
@@ -184,13 +185,5 @@ class FourPasses(torch.autograd.Function):
 
 
 def needs_spelling(x: Tensor) -> bool:
-    """Whether a transform, a compiler or forward-mode AD must see the operations themselves."""
-    return torch.compiler.is_compiling() or transformed()
-
-
-def transformed() -> bool:
-    """Whether a functorch transform or forward-mode AD is at work."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+    """Whether a transform, a compiler, `torch.jit.trace` or forward-mode AD must see the operations themselves."""
+    return torch.compiler.is_compiling() or tracing() or transformed()

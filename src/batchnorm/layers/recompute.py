@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.utils import _python_dispatch, checkpoint
 
+from batchnorm.layers.asserting import tracing
 from batchnorm.layers.estimators import Now, State
 
 # What contexts set on a layer: a mask, a bank, `accumulate(renorm=True)`, a pause.
@@ -19,12 +23,57 @@ _C: Any = torch._C
 _hooks: Any = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
+# What Python runs between the engine and a recomputed forward: the backward of an autograd function (reentrant
+# checkpoints, reversible networks), or the hook by which a checkpoint gives back a tensor that it did not save.
+_BACKWARDS = {
+    getattr(BackwardCFunction, name).__code__ for name in ("apply", "apply_boxed") if hasattr(BackwardCFunction, name)
+}
+_OF_FUNCTIONS = BackwardCFunction.apply.__code__.co_filename
+_OF_CHECKPOINTS = checkpoint.__file__
+# A backward that runs another one, of what it has recomputed: hooks in there are hooks.
+_ENGINES = {f.__code__ for f in (torch.autograd.backward, torch.autograd.grad, Tensor.backward)}
+
+
 def recomputing() -> bool:
-    """Whether this forward runs inside a backward pass, as activation checkpointing makes it."""
+    """Whether this forward is one of before that runs again inside a backward pass, as checkpointing makes it.
+
+    A forward that a gradient hook starts is a new one, though it runs inside a backward too. Torch does not say
+    which it is, so the call stack is read, in backward passes alone.
+    """
     if torch.compiler.is_compiling():
         return False
     # Private, and wrapped here once: the id of the autograd graph task that runs on this thread.
-    return _C._current_graph_task_id() != -1
+    return _C._current_graph_task_id() != -1 and _called_by_a_recomputation(sys._getframe(1))
+
+
+def _called_by_a_recomputation(frame: Any) -> bool:
+    below: Any = None  # the last frame that is not torch's wrapping of autograd functions,
+    beneath: Any = None  # and the one that it called
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _OF_CHECKPOINTS and code.co_name == "unpack_hook":
+            return True
+        # `below` is the function's backward here; where it called the engine itself, a hook called us.
+        if code in _BACKWARDS and (beneath is None or beneath.f_code not in _ENGINES):
+            return True
+        if code.co_filename != _OF_FUNCTIONS:
+            below, beneath = frame, below
+        frame = frame.f_back
+    return False
+
+
+def bookkeeping() -> AbstractContextManager[Any]:
+    """Around operations that a recomputed forward has more of, or fewer: the steps of statistics and what tells them.
+
+    A selective checkpoint hands a recomputed forward what it kept by the order of operations, so it must see the same
+    ones both times.
+    """
+    if torch.compiler.is_compiling() or _C._len_torch_dispatch_stack() == 0:
+        return nullcontext()
+    # Private, and wrapped here once.
+    modes = _python_dispatch._get_current_dispatch_mode_stack()
+    selective = any(type(mode).__module__ == checkpoint.__name__ for mode in modes)
+    return _python_dispatch._disable_current_modes() if selective else nullcontext()
 
 
 def may_run_again() -> bool:
@@ -33,7 +82,7 @@ def may_run_again() -> bool:
     Reentrant checkpoints (and reversible networks) first run without gradients, the others under hooks that
     pack what is saved; an ordinary training step does neither.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or tracing():
         return False
     if not torch.is_grad_enabled():
         return not torch.is_inference_mode_enabled()
@@ -44,21 +93,21 @@ def may_run_again() -> bool:
 class Forward:
     """One forward: some values of its input, what contexts had set, and the statistics it met."""
 
-    __slots__ = ("circumstances", "eps", "key", "shape", "vectors")
+    __slots__ = ("circumstances", "eps", "key", "momentum", "shape", "vectors")
 
     def __init__(self, x: Tensor, circumstances: tuple[Any, ...]) -> None:
         self.key, self.shape, self.circumstances = _some_values(x), x.shape, circumstances
         self.vectors: dict[str, Tensor] = {}
-        self.eps = 0.0
+        self.eps, self.momentum = 0.0, None
 
     def met(self, state: State, now: Now) -> None:
         """Keep the statistics; they are copies of the buffers already, which nothing writes to."""
         mean = state.mean
         self.vectors = {"mean": mean, "var": state.var, "step": now.step.clone()}
-        if now.momentum is not None:
-            self.vectors["momentum"] = torch.as_tensor(now.momentum, dtype=mean.dtype, device=mean.device)
+        if isinstance(now.momentum, Tensor):
+            self.vectors["momentum"] = now.momentum.to(mean.dtype)
         self.vectors.update({f"memory {name}": value for name, value in state.memory.items()})
-        self.eps = now.eps
+        self.eps, self.momentum = now.eps, None if isinstance(now.momentum, Tensor) else now.momentum
 
     def situation(self) -> tuple[State, Now] | None:
         """The statistics it met, where it reads any."""
@@ -66,7 +115,7 @@ class Forward:
             return None
         v = self.vectors
         memory = {name.removeprefix("memory "): value for name, value in v.items() if name.startswith("memory ")}
-        return State(v["mean"], v["var"], memory), Now(v["step"], v.get("momentum"), self.eps)
+        return State(v["mean"], v["var"], memory), Now(v["step"], v.get("momentum", self.momentum), self.eps)
 
 
 class ForwardRecord:
@@ -75,7 +124,7 @@ class ForwardRecord:
     A layer may run several times between two backwards and backwards may run in any order, so
     the position says nothing; the recomputed forward has the input of its first. Up to 512 values spread
     over the input are compared. The match is an argmin over tensors, and a value is waited for only
-    where forwards of one shape ran under different contexts. Copies and pickles start empty.
+    where forwards of one shape ran under different contexts or momenta. Copies and pickles start empty.
     """
 
     def __init__(self, length: int = 32) -> None:
@@ -106,7 +155,7 @@ class ForwardRecord:
             return first
         nearest = distances.argmin()[None]
         found = Forward(x, first.circumstances)
-        found.eps = first.eps
+        found.eps, found.momentum = first.eps, first.momentum
         for name in first.vectors:
             vectors = torch.stack([e.vectors[name] for e in entries])
             found.vectors[name] = vectors.index_select(0, nearest)[0]
@@ -121,6 +170,7 @@ class ForwardRecord:
 
 def _differ(a: Forward, b: Forward) -> bool:
     same = all(p is q or p == q for p, q in zip(a.circumstances[1:], b.circumstances[1:], strict=True))
+    same = same and a.momentum == b.momentum and a.eps == b.eps
     # Masks are compared by identity: their values would have to be waited for.
     return not (same and a.circumstances[0] is b.circumstances[0] and a.vectors.keys() == b.vectors.keys())
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from batchnorm.errors import OperandError
 from batchnorm.kernels import slab
 from batchnorm.layers.couplings import BatchCoupling, Coupling, SecondMoment
 from batchnorm.layers.estimators import Pooled, Window
 from batchnorm.layers.moving import MABN, PowerNorm, UnifiedNorm
+from batchnorm.layers.naming import describe
 from batchnorm.layers.renorm import Renorm
 
 if TYPE_CHECKING:
     from batchnorm.layers.choices import Recipe
-    from batchnorm.layers.module import BatchNorm
 
 
 # The kernel's arguments, in their order: rings or vectors, then counters.
 _PLACES = ("a", "b", "c", "seen_a", "seen_b")
+_RUNNING = ("running_mean", "running_var")
 _FLOATS = (None, torch.float32, torch.float64)
 
 
@@ -66,7 +69,7 @@ def _of_coupling(coupling: Coupling) -> Kept | None:
         averages = slab.kept("power", warmup=coupling.warmup, decay=coupling.backward_decay)
         return _kept(averages, True, a=("backward_v", 1))
     seen = {"seen_a": ("forward_window_seen", 0), "seen_b": ("backward_window_seen", 0)}
-    if type(coupling) is MABN:
+    if type(coupling) is MABN and coupling.window > 1:
         k = coupling.window
         averages = slab.kept(
             "mabn", size=k, warmup=coupling.warmup, correct_after=coupling.correct_after, r_max=float(coupling.r_max)
@@ -82,23 +85,68 @@ def _of_coupling(coupling: Coupling) -> Kept | None:
     return None
 
 
-def find(layer: BatchNorm, kept: Kept, channels: int) -> slab.Remembered | None:
-    """The layer's buffers, of the bank in use, where the kernels can read and write them."""
-    buffers: dict[str, Tensor] = {}
-    addresses = [0, 0, 0, 0, 0]
-    dtype: Any = None
-    own = layer._buffers if layer.active_bank is None else None
-    for index, name, rows, counts in kept.places:
-        buffer: Any = own[name] if own is not None else layer.stat(name)
-        size = rows * channels if rows > 0 else 1 - rows
-        if type(buffer) is not Tensor or buffer.numel() != size or not (buffer.is_cpu and buffer.is_contiguous()):
-            return None
-        if counts is None:
-            dtype = dtype or buffer.dtype
-        if buffer.dtype is not (counts or dtype):
-            return None
-        buffers[name], addresses[index] = buffer, buffer.data_ptr()
-    if dtype not in _FLOATS:
-        return None
-    memory = slab.native._native.Memory(*addresses, dtype is torch.float64)
-    return slab.Remembered(kept.averages, buffers, memory)
+class Buffers:
+    """The buffers of one layer that a forward worked with, for its backward to find again.
+
+    Between the two a bank, a pause or `functional_call` may end, and then the backward still belongs to the tensors
+    of its forward. Or the layer's own tensors may be exchanged, by `.to()` or `load_state_dict(assign=True)`: then it
+    belongs to the ones that took their place. The layer counts such exchanges.
+    """
+
+    __slots__ = ("_bank", "_exchanges", "_held", "_layer", "_sizes")
+
+    def __init__(self, layer: Any, names: Iterable[str]) -> None:
+        self._layer, self._bank, self._exchanges = layer, layer.active_bank, layer.exchanges
+        self._held: dict[str, Tensor] = {name: layer.stat(name) for name in (*_RUNNING, *names)}
+        self._sizes = [held.numel() for held in self._held.values()]
+
+    def now(self) -> dict[str, Tensor]:
+        """The tensors by name, as they are at this moment.
+
+        Raises:
+            OperandError: a buffer of another size than it had in the forward.
+        """
+        if self._layer.exchanges != self._exchanges:
+            self._held = {name: self._successor(name, held) for name, held in self._held.items()}
+            self._exchanges = self._layer.exchanges
+        for (name, held), size in zip(self._held.items(), self._sizes, strict=True):
+            if held.numel() != size:
+                raise OperandError(
+                    f"{name} of {describe(self._layer)} must keep its {size} values between forward and backward; "
+                    f"it has {held.numel()}, in shape {tuple(held.shape)}"
+                )
+        return self._held
+
+    def _successor(self, name: str, held: Tensor) -> Tensor:
+        new = self._layer.stat_of(self._bank, name)
+        return held if new is None else new
+
+
+class Remembered:
+    """What the kernels remember for one layer: the choices, and the buffers, found anew for every call."""
+
+    __slots__ = ("_buffers", "_channels", "_kept")
+
+    def __init__(self, layer: Any, kept: Kept, channels: int) -> None:
+        self._kept, self._channels = kept, channels
+        self._buffers = Buffers(layer, [name for _, name, _, _ in kept.places])
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers by name."""
+        return self._buffers.now()
+
+    def places(self) -> slab.Remembered | None:
+        """Where a kernel finds them in the call that follows, or None where it cannot read and write them."""
+        held = self._buffers.now()
+        places: list[Tensor | None] = [None] * len(_PLACES)
+        dtype: Any = None
+        for index, name, rows, counts in self._kept.places:
+            buffer, size = held[name], rows * self._channels if rows > 0 else 1 - rows
+            if type(buffer) is not Tensor or buffer.numel() != size or not (buffer.is_cpu and buffer.is_contiguous()):
+                return None
+            if counts is None:
+                dtype = dtype or buffer.dtype
+            if buffer.dtype is not (counts or dtype):
+                return None
+            places[index] = buffer
+        return slab.Remembered(self._kept.averages, tuple(places)) if dtype in _FLOATS else None

@@ -20,9 +20,10 @@ from batchnorm.layers.estimators import EMA, Cumulative
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
+from batchnorm.layers.operands import affine_of, statistics_of, usable
 from batchnorm.layers.ranks import FAR, ROUNDING, Ranks, sealed
 from batchnorm.layers.recompute import recomputing
-from batchnorm.layers.ways import affine_of, statistics_of, usable, way_of
+from batchnorm.layers.ways import way_of
 
 if TYPE_CHECKING:
     from batchnorm.layers.module import BatchNorm
@@ -55,9 +56,9 @@ def part_of(layer: BatchNorm, x: Tensor, ranks: Any, tracks: bool) -> Part | Non
         return None
     way = way_of(layer, "tracks" if tracks else "alone", None)
     weight, bias = affine_of(layer)
-    if way is None or not usable(weight, bias, x.shape[1]):
+    if way is None or not usable(weight, bias, x):
         return None
-    statistics = statistics_of(layer, x.shape[1]) if tracks else None
+    statistics = statistics_of(layer, x) if tracks else None
     if tracks and statistics is None:
         return None
     return Part(layer, ranks, shared.Arranged(x), way, statistics)
@@ -92,7 +93,7 @@ def _pool(parts: list[Part]) -> None:
     for part in parts:
         ranks, channels = part.ranks, part.batch.channels
         ranks.begin("forward")
-        known = torch.zeros(channels, dtype=torch.float64) if ranks.shift is None else ranks.shift
+        known = torch.zeros(channels, dtype=torch.float64, device="cpu") if ranks.shift is None else ranks.shift
         # Copies, which move with the sums: after a sum that failed the shift is what it was.
         shifts.append(known.to(torch.float64, copy=True).reshape(channels))
         tags.append(ranks.tag("forward"))
@@ -182,7 +183,9 @@ class Shared(torch.autograd.Function):
         for index, (ranks, saved, _) in enumerate(ctx.parts):
             here = slice(3 * index, 3 * index + 3)
             ranks.begin("backward")
-            natively = native.unwatched() and native.plain(grads[index]) and native.plain(flat[here][0])
+            x, weight, bias = flat[here]
+            natively = native.unwatched() and native.plain(grads[index]) and native.plain(x)
+            natively = natively and x.shape == grads[index].shape and usable(weight, bias, x)
             steps.append((_Step if natively else _TorchStep)(ranks, saved, flat[here], grads[index], needs[here]))
         received = _cross(steps, [step.message for step in steps], "backward")
         return None, *(grad for step, sums in zip(steps, received, strict=True) for grad in step.gradients(sums))

@@ -13,10 +13,12 @@ from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices import Recipe
 from batchnorm.layers.couplings import BatchCoupling
 from batchnorm.layers.estimators import EMA, Now, State, resolve
+from batchnorm.layers.held import without_contexts
 
 NARROW = (torch.float16, torch.bfloat16)
 _STOCK = ("running_mean", "running_var", "num_batches_tracked")
-_TRANSIENT = ("num_batches_skipped", "pending_count", "pending_count_squared", "pending_mean", "pending_m2")
+# Of what is left behind by a copy: what `accumulate` has collected so far.
+PENDING = ("pending_count", "pending_count_squared", "pending_mean", "pending_m2")
 
 
 class Statistics(_BatchNorm):
@@ -26,19 +28,56 @@ class Statistics(_BatchNorm):
     memory_names: tuple[str, ...] = ()
     bank_names: tuple[str, ...] = ()
     active_bank: str | None = None
+    # How often other tensors took the place of the buffers' own, so that a backward finds those of its forward.
+    exchanges: int = 0
     # What the momentum was when the layer was a stock one, and what `convert` made of it.
     stock_momentum: tuple[Any, Any] | None = None
-    num_batches_skipped: Tensor | None
+
+    @property
+    def num_batches_skipped(self) -> Tensor | None:
+        """How many batches were left out because they were not finite; None where no statistics are kept.
+
+        It is no buffer, so that stock code meets torch's three; it follows the statistics to their device.
+        """
+        mean = self.running_mean
+        if mean is None:
+            return None
+        skipped: Tensor | None = self.__dict__.get("_skipped")
+        if skipped is None or skipped.device != mean.device:
+            with torch.inference_mode(False):
+                # A meta tensor has no count to go on with.
+                if skipped is None or skipped.is_meta:
+                    skipped = torch.zeros((), dtype=torch.long, device=mean.device)
+                skipped = skipped.to(mean.device)
+            self.__dict__["_skipped"] = skipped
+        return skipped
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = without_contexts(self, self.__dict__)
+        for name in ("accumulating", *PENDING):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Until 0.1.0 these were buffers.
+        for name in ("num_batches_skipped", *PENDING):
+            self._non_persistent_buffers_set.discard(name)
+            held = self._buffers.pop(name, None)
+            if held is not None and name == "num_batches_skipped":
+                self.__dict__["_skipped"] = held
 
     def adopt(self, recipe: Recipe) -> None:
         """Take a recipe and the buffers it needs; what is there already is kept."""
         self.recipe = recipe
         if self.running_mean is None:
             return
+        # Ordinary tensors, wherever they are made: an inference tensor could not be trained.
+        with torch.inference_mode(False):
+            self._adopt()
+
+    def _adopt(self) -> None:
         self._widen()
-        if "num_batches_skipped" not in self._buffers:
-            zero = torch.zeros((), dtype=torch.long, device=self.running_mean.device)
-            self.register_buffer("num_batches_skipped", zero, persistent=False)
         initial: dict[str, Tensor] = {}
         for bank in (None, *self.bank_names):
             initial = self._initial_memory(self._named(bank, "running_mean"), self._named(bank, "running_var"))
@@ -64,7 +103,7 @@ class Statistics(_BatchNorm):
         """Drop everything that a stock layer does not have; a bank's statistics become the layer's."""
         if bank is not None:
             self._copy_bank(bank)
-        for name in (*_TRANSIENT, *self.memory_names):
+        for name in self.memory_names:
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
         for owned in self.bank_names:
@@ -110,6 +149,10 @@ class Statistics(_BatchNorm):
         """A buffer of the active bank."""
         return getattr(self, _key(self.active_bank, name), None)
 
+    def stat_of(self, bank: str | None, name: str) -> Any:
+        """A buffer of a bank, active or not; None where there is none."""
+        return self._buffers.get(_key(bank, name))
+
     def affine_part(self, name: str) -> Tensor | None:
         """Weight or bias: the active bank's own where it has one."""
         own = None if self.active_bank is None else getattr(self, _key(self.active_bank, name), None)
@@ -120,11 +163,11 @@ class Statistics(_BatchNorm):
         for name in (*_STOCK, *self.memory_names):
             value = getattr(self, name, None)
             if value is not None and _key(bank, name) not in self._buffers:
-                self.register_buffer(_key(bank, name), value.detach().clone())
+                self.register_buffer(_key(bank, name), _ordinary(value))
         for name in ("weight", "bias"):
             value = getattr(self, name)
             if own_affine and value is not None and _key(bank, name) not in self._parameters:
-                self.register_parameter(_key(bank, name), nn.Parameter(value.detach().clone(), value.requires_grad))
+                self.register_parameter(_key(bank, name), nn.Parameter(_ordinary(value), value.requires_grad))
         if bank not in self.bank_names:
             self.bank_names = (*self.bank_names, bank)
 
@@ -176,6 +219,7 @@ class Statistics(_BatchNorm):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         before = dict(self._buffers)
         super()._apply(fn, recurse)
+        self._count_exchange(before)
         for name, new in self._buffers.items():
             old = before[name]
             if old is None or new is None:
@@ -203,7 +247,8 @@ class Statistics(_BatchNorm):
             for name in (*_STOCK, "weight", "bias", *self.memory_names):
                 key = prefix + _key(bank, name)
                 if key not in state_dict and self._named(bank, name) is not None and prefix + name in state_dict:
-                    state_dict[key] = state_dict[prefix + name]
+                    # A copy: with assign=True it becomes the buffer itself.
+                    state_dict[key] = state_dict[prefix + name].clone()
         for bank in (None, *self.bank_names):
             at = prefix + _key(bank, "")
             missing = [name for name in self.memory_names if at + name not in state_dict]
@@ -212,8 +257,14 @@ class Statistics(_BatchNorm):
                 # A stock checkpoint: what the choices remember starts from the statistics it holds.
                 initial = self._initial_memory(mean, var)
                 state_dict.update({at + name: initial[name] for name in missing})
+        before = dict(self._buffers)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._count_exchange(before)
         self._widen()
+
+    def _count_exchange(self, before: dict[str, Tensor | None]) -> None:
+        if any(self._buffers.get(name) is not old for name, old in before.items()):
+            self.exchanges += 1
 
     def _reads_counter(self) -> bool:
         """Whether a gain, a schedule or a warm-up goes by the number of batches, so that 0 would be a lie."""
@@ -230,10 +281,12 @@ class Statistics(_BatchNorm):
                 self.stat(name).fill_(value)
         if self.running_mean is None:
             return
-        for name in _TRANSIENT:
-            buffer = self._buffers.get(name)
-            if buffer is not None:
-                buffer.zero_()
+        for name in PENDING:
+            if name in self.__dict__:
+                self.__dict__[name].zero_()
+        skipped = self.num_batches_skipped
+        if skipped is not None:
+            skipped.zero_()
         if self.memory_names:
             initial = self._initial_memory(self.stat("running_mean"), self.stat("running_var"))
             for name in self.memory_names:
@@ -242,9 +295,15 @@ class Statistics(_BatchNorm):
 
 _OWN = (
     "recipe", "memory_names", "bank_names", "active_bank", "frozen", "paused", "accumulating", "channel_axis",
-    "activation", "negative_slope", "inplace", "fused_from", "_record", "_given", "_before", "_partners",
-    "stock_momentum",
+    "activation", "negative_slope", "inplace", "fused_from", "exchanges", "_record", "_given", "_before", "_partners",
+    "stock_momentum", "_skipped", *PENDING,
 )  # fmt: skip
+
+
+@torch.inference_mode(False)
+def _ordinary(value: Tensor) -> Tensor:
+    """A copy that can be trained, also inside `inference_mode`."""
+    return value.detach().clone()
 
 
 def _key(bank: str | None, name: str) -> str:

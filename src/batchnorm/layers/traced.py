@@ -13,6 +13,7 @@ from torch import Tensor
 
 from batchnorm.kernels import native, traced
 from batchnorm.layers.extents import Batch, Ghost
+from batchnorm.layers.operands import require
 from batchnorm.layers.ways import native_choices, native_coupling, native_move
 
 if TYPE_CHECKING:
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
 
 # Values from which the operators outweigh the cost of calling them.
 _WORTHWHILE = 1 << 19
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "num_batches_skipped")
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
     """The layer's output in training, or None where a compiler must see the operations."""
     if not _served(layer, x, sample_weight, residual):
         return None
+    require(layer, x, residual)
     recipe, n = layer.recipe, x.shape[0]
     groups = recipe.extent.groups(n)
     choices = _choices(layer)
     if choices is None or n // groups * (x.numel() // (n * x.shape[1])) == 1:
         return None
-    buffers: list[Any] = [layer._buffers[name] for name in _BUFFERS]
+    buffers: list[Any] = [*(layer._buffers[name] for name in _BUFFERS), layer.num_batches_skipped]
     moves = not layer.paused
     ints, floats = traced.listed(choices)
     found = traced.train(x, layer.weight, layer.bias, residual, *buffers, ints, floats, groups, moves)
@@ -53,7 +55,9 @@ def _served(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
         return False
     if type(layer.recipe.extent) not in (Batch, Ghost) or layer.recipe.extent.sequential:
         return False
-    if residual is not None and (residual.dtype is not x.dtype or residual.shape != x.shape):
+    if residual is not None and (
+        residual.dtype is not x.dtype or residual.shape != x.shape or layer.negative_slope < 0
+    ):
         return False
     buffers = [layer._buffers.get(name) for name in _BUFFERS]
     if any(buffer is None for buffer in buffers) or buffers[0].dtype not in (torch.float32, torch.float64):  # pyright: ignore

@@ -1,13 +1,12 @@
-"""What a layer's choices come to natively, and whether its tensors are such that their addresses may be used."""
+"""What a layer's choices come to natively."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from batchnorm.kernels import native, slab
+from batchnorm.kernels import slab
 from batchnorm.layers.couplings import BatchCoupling, Coupling, PopulationCoupling, SecondMoment
 from batchnorm.layers.estimators import EMA, Cumulative, Diminishing, Falling
 from batchnorm.layers.extents import Batch, Ghost, Masked, Sync, Weighted
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from batchnorm.layers.module import BatchNorm
 
 _EXTENTS = (Batch, Ghost, Masked, Weighted, Sync)
-_STATISTICS = (torch.float32, torch.float64)
 
 
 class Way(NamedTuple):
@@ -150,51 +148,3 @@ def groups_of(layer: BatchNorm, x: Tensor, tracks: bool) -> int:
     groups = extent.groups(n)
     fewest = n // groups * (x.numel() // (n * x.shape[1]))
     return 0 if fewest == 1 else groups
-
-
-def affine_of(layer: BatchNorm) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias, of the bank in use."""
-    if layer.active_bank is not None:
-        return layer.affine_part("weight"), layer.affine_part("bias")
-    parameters = layer._parameters
-    if "weight" in parameters and "bias" in parameters:
-        return parameters["weight"], parameters["bias"]
-    # A parametrized weight is no parameter of the layer's own.
-    return layer.weight, layer.bias
-
-
-def usable(weight: Tensor | None, bias: Tensor | None, channels: int) -> bool:
-    """Whether weight and bias may be read where they lie."""
-    if weight is None:
-        return bias is None or native.vector(bias, channels)
-    if not native.vector(weight, channels):
-        return False
-    return bias is None or (bias.dtype is weight.dtype and native.vector(bias, channels))
-
-
-def statistics_of(layer: BatchNorm, channels: int) -> slab.Statistics | None:
-    """The running statistics and counters, where they may be read and written where they lie."""
-    buffers: Any = layer._buffers
-    if layer.active_bank is None:
-        mean, var, tracked = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
-    else:
-        mean, var, tracked = (layer.stat(n) for n in ("running_mean", "running_var", "num_batches_tracked"))
-    skipped = buffers.get("num_batches_skipped")
-    if mean.dtype not in _STATISTICS or var.dtype is not mean.dtype:
-        return None
-    if not (native.vector(mean, channels) and native.vector(var, channels)):
-        return None
-    if tracked is not None and not _counts(tracked):
-        return None
-    if skipped is not None and not _counts(skipped):
-        return None
-    return slab.Statistics(mean, var, tracked, skipped)
-
-
-def _counts(counter: Tensor) -> bool:
-    return type(counter) is Tensor and counter.dtype is torch.int64 and counter.is_cpu
-
-
-def fits(residual: Tensor, x: Tensor) -> bool:
-    """Whether a residual may be read beside x."""
-    return native.plain(residual) and residual.shape == x.shape and residual.dtype is x.dtype

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from batchnorm.layers import BatchNorm
+from batchnorm.models.batches import counted
 from batchnorm.models.contexts import own_layers
-from batchnorm.models.graph import links
+from batchnorm.models.example import Example
+from batchnorm.models.graph.flow import Edge, Flow, flow_of
+from batchnorm.models.graph.record import recorded
+from batchnorm.models.state import evaluating
 
 
-def fuse_activations(model: nn.Module) -> nn.Module:
+@dataclass(frozen=True)
+class Fusing:
+    """What `fuse_activations` did: the activation that each layer took over, and why each other one was left."""
+
+    fused: dict[str, str]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        taken = len(set(self.fused.values()))
+        words = f"Fused {counted(taken, 'activation')} of {taken + len(self.left)} into batch norm layers."
+        return " ".join([words, *(f"{name or '(root)'} was left: {why}." for name, why in self.left.items())])
+
+
+def fuse_activations(model: nn.Module, example_input: Any = None, *, progress: bool = True) -> nn.Module:
     """Let each batch norm layer that is followed by ReLU or LeakyReLU apply it itself.
 
     Example:
@@ -23,35 +42,90 @@ def fuse_activations(model: nn.Module) -> nn.Module:
         (True, 'relu', Identity())
 
     The activation module is replaced by `nn.Identity`, which keeps every path of the model, and
-    `to_stock` puts it back. Only where it is certain: the layer's output goes to the activation
-    alone and the activation takes its input from nothing but such layers. Models that
-    `torch.fx` cannot trace are looked at inside `nn.Sequential` only.
+    `to_stock` puts the same object back. Only where it is certain: the layer's output goes to the
+    activation alone, the activation takes its input from nothing but such layers, and it has no
+    hooks. Models that `torch.fx` cannot trace are recorded on `example_input`; without one they
+    are looked at in their parts.
 
     Args:
         model: changed in place and returned.
+        example_input: a tensor, a tuple of the model's arguments, or a dict of its keyword arguments.
+        progress: say on stderr which activations were left, and why, if any was.
 
     Raises:
         BatchNormError: a model with torch's layers, or without any.
     """
     layers = own_layers(model, "fuse_activations()")
-    found, modules = links(model), dict(model.named_modules())
-    fused: dict[str, str] = {}
-    for name, layer in layers.items():
-        after = found.only_follower(name)
-        if after is None or layer.activation is not None or not isinstance(modules.get(after), nn.ReLU | nn.LeakyReLU):
-            continue
-        if all(feeder in layers and found.only_follower(feeder) == after for feeder in found.feeders[after] - {None}):
-            fused[name] = after
-    # Something other than these layers feeds the activation: it must stay.
-    fused = {name: after for name, after in fused.items() if None not in found.feeders[after]}
-    for name, after in fused.items():
+    run = None if example_input is None else Example(example_input).run
+    flow = flow_of(model, None if run is None else lambda: recorded(model, lambda m: _in_eval(m, run)))
+    modules = dict(model.named_modules())
+    plan = _plan(flow, layers, modules)
+    for name, after in plan.fused.items():
         layer, activation = layers[name], modules[after]
         layer.activation = "leaky_relu" if isinstance(activation, nn.LeakyReLU) else "relu"
         layer.negative_slope = getattr(activation, "negative_slope", layer.negative_slope)
         layer.fused_from = after
-    for after in set(fused.values()):
-        set_module(model, after, nn.Identity())
+    for after in set(plan.fused.values()):
+        place: Any = nn.Identity().train(modules[after].training)
+        # In a tuple, so that it is no part of the model; copies and pickles carry it.
+        place.stands_for = (modules[after],)
+        set_module(model, after, place)
+    if plan.left and progress:
+        print(f"batchnorm.fuse_activations: {plan}", file=sys.stderr)
     return model
+
+
+def _in_eval(model: nn.Module, run: Any) -> Any:
+    with evaluating(model):
+        return run(model)
+
+
+def _plan(flow: Flow, layers: dict[str, BatchNorm], modules: dict[str, nn.Module]) -> Fusing:
+    """Which layers take over which activation, and why the other activations stay."""
+    fused: dict[str, str] = {}
+    left: dict[str, str] = {}
+    for after, module in modules.items():
+        if not isinstance(module, _ACTIVATIONS):
+            continue
+        feeders = {edge.source: edge for edge in flow.into(after)}
+        reason = _why_not(after, module, feeders, flow, layers)
+        if reason is None:
+            fused.update({str(name): after for name in feeders})
+        else:
+            left[after] = reason
+    for name in layers:
+        functions = {edge.what for edge in flow.out_of(name) if edge.target is None} & _FUNCTIONS
+        if functions:
+            left[f"{functions.pop()} after {name}"] = "it is a function in forward, not a module that can be replaced"
+    return Fusing(fused, left)
+
+
+def _why_not(
+    after: str, module: nn.Module, feeders: dict[str | None, Edge], flow: Flow, layers: dict[str, BatchNorm]
+) -> str | None:
+    if type(module) not in (nn.ReLU, nn.LeakyReLU):
+        return f"layers apply ReLU and LeakyReLU, not {type(module).__name__}"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return "it has hooks, which would no longer run"
+    if not feeders:
+        return "what feeds it is not certain"
+    for name, edge in feeders.items():
+        if name is None or name not in layers:
+            return f"its input comes from {edge.what}"
+        if edge.via:
+            return f"the axes are moved between {name} and it"
+        if layers[name].activation is not None:
+            return f"{name} applies an activation already"
+        if {(e.target, e.via) for e in flow.out_of(name)} != {(after, ())}:
+            return f"{name} feeds something else too"
+    return None
+
+
+_FUNCTIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_", "silu", "gelu", "hardswish", "relu6", "hardtanh", "elu"}
+_ACTIVATIONS = (
+    nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU, nn.PReLU, nn.Sigmoid, nn.Tanh, nn.Mish,
+    nn.Softplus, nn.SELU, nn.CELU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid,
+)  # fmt: skip
 
 
 def activation_of(layer: BatchNorm) -> nn.Module:

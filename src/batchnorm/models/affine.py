@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from batchnorm.errors import BatchNormError
 from batchnorm.models.find import batch_norm_layers
-from batchnorm.models.graph import linear_maps_before
+from batchnorm.models.graph.flow import linear_maps_before
 
 
 class Centred(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm, Given, Renorm
+from batchnorm.layers.held import hold, hold_stock
 from batchnorm.models.find import batch_norm_layers
 
 
@@ -202,15 +203,8 @@ def mode(model: nn.Module, train: bool) -> Iterator[nn.Module]:
 @contextmanager
 def _set(layers: dict[str, Any], attribute: str, value: Callable[[str], Any]) -> Iterator[None]:
     """Set an attribute of each layer, and put back what was there, class defaults included."""
-    missing = object()
-    before = {name: layer.__dict__.get(attribute, missing) for name, layer in layers.items()}
-    for name, layer in layers.items():
-        setattr(layer, attribute, value(name))
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for name, layer in layers.items():
-            if before[name] is missing:
-                layer.__dict__.pop(attribute, None)
-            else:
-                layer.__dict__[attribute] = before[name]
+            how = hold if isinstance(layer, BatchNorm) else hold_stock
+            stack.callback(how(layer, attribute, value(name)))
+        yield

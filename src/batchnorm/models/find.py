@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,7 +35,7 @@ def present_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Those of a model that must have some; an error if there is none."""
     layers = batch_norm_layers(model)
     if not layers:
-        raise BatchNormError(f"model must contain a batch norm layer; {type(model).__name__} has none")
+        raise BatchNormError(f"model must contain a batch norm layer; {type(model).__name__} has none{pointer(model)}")
     return layers
 
 
@@ -40,6 +44,72 @@ def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     layers = {name: m for name, m in batch_norm_layers(model).items() if m.running_mean is not None}
     if not layers:
         raise BatchNormError(
-            f"model must contain a batch norm layer with running statistics; {type(model).__name__} has none"
+            "model must contain a batch norm layer with running statistics; "
+            f"{type(model).__name__} has none{pointer(model)}"
         )
     return layers
+
+
+def pointer(model: nn.Module) -> str:
+    """Where a model has frozen copies of batch norm layers: what can be done with them."""
+    found = [(name, module) for name, module in model.named_modules() if is_frozen_copy(module)]
+    if not found:
+        return ""
+    name, module = found[0]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f" whose statistics can move; those of {name or '(root)'} ({type(module).__name__}){more} are constants: fold "
+        "takes such layers, and batchnorm.interop.to_torch makes frozen layers of torch of them"
+    )
+
+
+def is_frozen_copy(module: nn.Module) -> bool:
+    """Whether a module is batch norm with constants, such as torchvision's `FrozenBatchNorm2d`, by what it is and does.
+
+    It has no parameters, and four buffers of one length, which a forward proves to be used as batch norm does.
+    """
+    return frozen_eps(module) is not None
+
+
+@torch.no_grad()
+def frozen_eps(module: nn.Module) -> float | None:
+    """The eps of a frozen copy, from its attribute or from one forward; None for any other module."""
+    if isinstance(module, _BatchNorm) or module._parameters or module._modules or not module._buffers.keys() >= _ROLES:
+        return None
+    weight, bias, mean, var = (module._buffers[name] for name in ("weight", "bias", "running_mean", "running_var"))
+    if any(t is None or t.dim() != 1 or t.shape != var.shape or t.is_meta for t in (weight, bias, mean, var)):  # pyright: ignore
+        return None
+    weight, bias, mean, var = (t.detach().cpu().double() for t in (weight, bias, mean, var))  # pyright: ignore
+    like: Any = module._buffers["running_var"]
+    if not like.is_floating_point():
+        return None
+    spread = (var + 1e-5).sqrt().view(1, -1, 1, 1)
+    x = torch.linspace(-1, 1, 2 * len(var), dtype=torch.float64).view(2, len(var), 1, 1) * spread
+    x = x.to(like)
+    forward = type(module).forward
+    try:
+        y: Any = forward(module, x)
+        y = y.cpu().double().flatten(1)
+    except Exception:
+        return None
+    flat = x.cpu().double().flatten(1)
+    for eps in dict.fromkeys((getattr(module, "eps", 1e-5), 1e-5, 1e-3, 1e-6, 1e-12, 0.0)):
+        scale = weight / (var + eps).sqrt()
+        expected = flat * scale + (bias - mean * scale)
+        size = (flat * scale).abs() + (mean * scale).abs() + bias.abs()
+        if y.shape == expected.shape and bool(
+            ((y - expected).abs() <= 64 * torch.finfo(like.dtype).eps * size + 1e-12).all()
+        ):
+            return float(eps)
+    return None
+
+
+_ROLES = {"weight", "bias", "running_mean", "running_var"}
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def inner_name(model: nn.Module, name: str) -> str:
+    """A layer's path without what compiling, DDP and FSDP put before it."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        name = name.removeprefix("module.")
+    return _WRAPPERS.sub("", name)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.layers import BatchNorm
+from batchnorm.layers.held import hold, hold_stock
 from batchnorm.models.find import present_layers
 
 
@@ -93,10 +92,6 @@ def _forget_compiled() -> None:
         torch.compiler.reset()
 
 
-_paused: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
-_lock = threading.Lock()
-
-
 @contextmanager
 def pause(model: nn.Module) -> Iterator[nn.Module]:
     """Within the context no running statistic and no counter moves; layers normalise as they would have.
@@ -110,34 +105,25 @@ def pause(model: nn.Module) -> Iterator[nn.Module]:
         0
 
     For the second forward of SAM, adversarial and consistency passes, a learning-rate finder or
-    a summary. Contexts may nest and overlap, and an exception restores everything.
+    a summary. Contexts may nest and overlap, an exception restores everything, and a copy made inside is
+    not paused.
 
     Raises:
         BatchNormError: no batch norm layer.
     """
-    layers = list(present_layers(model).values())
-    with _lock:
-        for layer in layers:
-            depth, before = _paused.get(layer, (0, getattr(layer, _switch(layer))))
-            _paused[layer] = (depth + 1, before)
-            setattr(layer, _switch(layer), isinstance(layer, BatchNorm))
-    try:
+    with ExitStack() as stack:
+        for layer in present_layers(model).values():
+            stack.callback(_pause(layer))
         yield model
-    finally:
-        with _lock:
-            for layer in layers:
-                depth, before = _paused.pop(layer)
-                if depth > 1:
-                    _paused[layer] = (depth - 1, before)
-                else:
-                    setattr(layer, _switch(layer), before)
 
 
-def _switch(layer: _BatchNorm) -> str:
-    """The attribute that pauses a layer; compiled code guards on attributes, not on hooks.
+def _pause(layer: _BatchNorm) -> Callable[[], None]:
+    """Pause one layer, until what is returned is called; compiled code guards on attributes, not on hooks.
 
     A stock layer that does not track normalises with the batch in training and moves nothing; in
     eval it still uses its buffers. This package's layers may normalise with the population in
     training, so they have a switch of their own.
     """
-    return "paused" if isinstance(layer, BatchNorm) else "track_running_stats"
+    if isinstance(layer, BatchNorm):
+        return hold(layer, "paused", True)
+    return hold_stock(layer, "track_running_stats", False)

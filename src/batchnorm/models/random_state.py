@@ -30,6 +30,20 @@ def restore_random_state(state: dict[str, Any]) -> None:
         sys.modules["numpy"].random.set_state(state["numpy"])
 
 
+def same_random_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether nothing was drawn between two states."""
+    if not torch.equal(a["torch"], b["torch"]) or a["python"] != b["python"]:
+        return False
+    if any(not torch.equal(value, b["cuda"][index]) for index, value in a["cuda"].items()):
+        return False
+    return "numpy" not in a or all(map(_equal, a["numpy"], b["numpy"]))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    same = a == b
+    return bool(same.all()) if hasattr(same, "all") else bool(same)
+
+
 def cuda_devices(model: nn.Module) -> list[int]:
     """The CUDA devices that a model lies on."""
     devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def recalibrate(
     forward_fn: ForwardFn | None = None,
     variance: str = "total",
     upstream: str = "population",
+    exact: bool = False,
     until: float | None = None,
     max_samples: int | None = None,
     select: Callable[[str, _BatchNorm], bool] | Iterable[str] | None = None,
@@ -71,8 +73,12 @@ def recalibrate(
         variance: "total" (of all values, the law of total variance) or "within" (the mean of the
             batches' variances, weighted by count, as torch's EMA converges to).
         upstream: "population" settles each layer on what it receives at inference: all batches
-            meet at each layer if their activations fit in memory, else they pass once per layer.
+            meet at each layer if their activations fit in memory. If not, a part of them does, spread
+            over the loader where it can be indexed: never more than 3 forwards of the data. What is
+            read, what standard error that leaves and what exactness costs is said before.
             "batch" lets layers normalise with their batches (PreciseBN): one pass, constant memory.
+        exact: read all data, in a pass per layer where their activations do not fit in memory, and iterate
+            layers used several times until they settle. A run with `resume` is exact too.
         until: stop once the worst layer's standard error is below this many standard deviations,
             after 8 batches at least. Data in a recognisable order are read to the end.
         max_samples: stop after the batch that reaches this many samples.
@@ -80,13 +86,14 @@ def recalibrate(
         bank: write the statistics of this bank, in the layers that have it.
         resume: a file to continue from after a kill, with the same result to the bit; the loader must give the
             same batches again. Removed when done. Of several processes each writes one of its own beside it.
-        progress: a progress bar, if stderr is a terminal.
+        progress: say on stderr what part is read, if not all; a progress bar, if stderr is a terminal.
         device: where batches go; by default where the model is.
         process_group: merge the moments of all processes of this torch.distributed group; some may have no data.
         apply_to: write to this copy of the model instead.
         channels_last: give images to the model in this memory format.
         autocast: run under `torch.autocast` with this dtype, such as `torch.bfloat16`.
-        memory: bytes that the activations of all batches may take; by default half of what is free.
+        memory: bytes that the activations of what is read may take; by default 512 MiB, or what 32 batches take
+            if that is more, and never more than a quarter of what is free. An exact run takes half of it.
 
     Raises:
         BatchNormError: no batch norm layer, an empty loader, no finite batch, one value per
@@ -109,7 +116,7 @@ def recalibrate(
             loader = _materialise(caller, loader)
         targets = Targets.of(inner, select, bank)
         written = targets.active if apply_to is None else _same_layers(targets, unwrapped(apply_to), select, bank)
-    settings = Settings(variance, upstream, until, max_samples, memory)
+    settings = Settings(variance, upstream, until, max_samples, memory, exact or resume is not None)
     with held(inner, but=[b for t in targets.active.values() for b in t.layer.buffers(recurse=False)]):
         for target in targets.active.values():
             if bank is not None:
@@ -121,6 +128,23 @@ def recalibrate(
         result = write(outcome, targets, written, variance, upstream, bank)
     run.checkpoint.done()
     return result
+
+
+def fixed_point(
+    model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None, select: Select
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The mean and the biased variance that each layer receives once all layers store what they receive.
+
+    The caller holds the model (`held`), whose buffers this leaves changed.
+    """
+    targets = {n: replace(t, biased=True) for n, t in Targets.of(model, select, None).active.items()}
+    settings = Settings("total", "population", None, None, None)
+    outcome = Run(Caller(model, forward_fn), batches, targets, settings, Ranks(), None, True).population()
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for name, totals in outcome.totals.items():
+        mean, var = totals.mean, totals.variance("total", 0)
+        found[name] = (mean, var) if targets[name].centres else (torch.zeros_like(mean), var + mean.square())
+    return found
 
 
 def _materialise(caller: Caller, loader: Iterable[Any]) -> Iterable[Any]:

@@ -13,10 +13,11 @@ from batchnorm import layers as ours
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
 from batchnorm.models.activations import activation_of, set_module
-from batchnorm.models.find import batch_norm_layers, present_layers
-from batchnorm.models.graph import linear_maps_before
+from batchnorm.models.find import batch_norm_layers, inner_name, present_layers
+from batchnorm.models.graph.flow import linear_maps_before
 from batchnorm.models.modes import freeze
 from batchnorm.models.momentum import check_momentum, next_momentum
+from batchnorm.models.state import preserved
 
 _TO_OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
@@ -72,12 +73,9 @@ def convert(
     if custom not in ("refuse", "keep"):
         raise BatchNormError(f"custom must be 'refuse' or 'keep'; it was {custom!r}")
     targets: dict[str, Any] = {name: m for name, m in found.items() if type(m) in _TO_OURS or type(m) in _TO_STOCK}
-    others = [f"{name or '(root)'} ({type(m).__name__})" for name, m in found.items() if name not in targets]
+    others = {name: m for name, m in found.items() if name not in targets}
     if others and custom == "refuse":
-        raise BatchNormError(
-            f"model must hold plain torch batch norm layers; cannot convert {', '.join(others)} without "
-            "losing their own forward: convert them to torch's classes first, or pass custom='keep'"
-        )
+        raise BatchNormError(_refusal(model, others))
     for name, module in targets.items():
         check_momentum(name, module)
     starts = {name: _start_count(name, m, recipe, count, choices) for name, m in targets.items()}
@@ -96,12 +94,23 @@ def convert(
         else:
             module.recipe = recipe
         if name in before:
-            module.attach(before[name])
+            with preserved(before[name]):  # in train mode, reading a parametrized weight may move it
+                module.attach(before[name])
         if starts[name] is not None and isinstance(recipe.estimator, Pooled):
             module.pooled_count.fill_(starts[name])
         elif starts[name] is not None:
             module.num_batches_tracked.fill_(starts[name])
     return model
+
+
+def _refusal(model: nn.Module, others: dict[str, Any]) -> str:
+    """Which layers cannot be converted, and what can: a few by name."""
+    named = [f"{inner_name(model, name) or '(root)'} ({type(m).__name__})" for name, m in list(others.items())[:3]]
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    words = f"model must hold plain torch batch norm layers; {', '.join(named)}{more} would lose a forward of their own"
+    if any("BatchNormAct" in kind.__name__ for m in others.values() for kind in type(m).__mro__):
+        return f"{words}: batchnorm.interop.trainers.timm.convert takes timm's"
+    return f"{words}: convert them to torch's classes first, or pass custom='keep'"
 
 
 def _maps_before(model: nn.Module, targets: dict[str, Any]) -> dict[str, nn.Module]:
@@ -138,6 +147,9 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
         if count < 0:
             raise BatchNormError(f"count must be 0 or more batches; it was {count}")
         return count
+    if layer.running_mean.is_meta:
+        # Its values come later, with a state dict.
+        return None
     trained = bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
     if trained and isinstance(estimator, Pooled) and "pooled_count" not in layer._buffers:
         raise BatchNormError(
@@ -230,8 +242,9 @@ def _with_activation(
     model: nn.Module, name: str, layer: nn.Module, activation: nn.Module, fused_from: str | None
 ) -> nn.Module:
     """The activation back where it was taken from, or after the layer."""
-    if fused_from is not None and isinstance(dict(model.named_modules()).get(fused_from), nn.Identity):
-        set_module(model, fused_from, activation)
+    place: Any = dict(model.named_modules()).get(fused_from) if fused_from is not None else None
+    if fused_from is not None and isinstance(place, nn.Identity):
+        set_module(model, fused_from, getattr(place, "stands_for", (activation,))[0].train(place.training))
         return model
     if isinstance(dict(model.named_modules()).get(fused_from or ""), nn.ReLU | nn.LeakyReLU) and fused_from:
         return model  # shared with a layer before, and put back for that one

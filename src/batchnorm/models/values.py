@@ -108,7 +108,8 @@ class Values:
         held = getattr(value, "__dict__", None)
         if isinstance(held, dict) and not isinstance(value, type):
             self._mapping(held, depth)
-        slots = {name for kind in type(value).__mro__ for name in _names(getattr(kind, "__slots__", ()))}
+        kinds: Any = type(value).__mro__
+        slots = {name for kind in kinds for name in _names(getattr(kind, "__slots__", ()))}
         for name in slots:
             if hasattr(value, name):
                 self._slot(value, name, depth)
@@ -130,7 +131,8 @@ class Values:
             return
         if depth and tensor.numel() * tensor.element_size() > _LARGEST:
             return
-        inside: Any = tensor.__tensor_flatten__()[0] if is_traceable_wrapper_subclass(tensor) else None
+        whole: Any = tensor
+        inside: Any = whole.__tensor_flatten__()[0] if is_traceable_wrapper_subclass(tensor) else None
         self._tensors.append(_TensorValue(tensor, inside is None))
         for name in inside or ():
             self._take(getattr(tensor, name), depth)

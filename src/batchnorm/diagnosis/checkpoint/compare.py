@@ -9,9 +9,10 @@ from torch import Tensor
 
 from batchnorm.diagnosis.checkpoint.evidence import CheckpointEvidence, StoredLayer
 from batchnorm.diagnosis.findings import Rule, Said
+from batchnorm.files.states import bare
 from batchnorm.models.batches import counted
 
-PREFIXES = ("module.", "model.", "base_model.model.", "ema_model.", "_orig_mod.", "student.", "teacher.", "ema.")
+PREFIXES = ("model.", "base_model.model.", "ema_model.", "student.", "teacher.", "ema.")
 
 
 @dataclass
@@ -67,7 +68,7 @@ def compare(first: CheckpointEvidence, second: CheckpointEvidence) -> Comparison
 
 
 def _bare(name: str) -> str:
-    changed = True
+    name, changed = bare(name), True
     while changed:
         changed = False
         for prefix in PREFIXES:

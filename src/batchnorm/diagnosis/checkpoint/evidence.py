@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import mmap
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from batchnorm.diagnosis.checkpoint import safetensors_file, torch_file
-from batchnorm.diagnosis.checkpoint.entry import MOST_CHANNELS, Entry, mapped
 from batchnorm.errors import BatchNormError
+from batchnorm.files import onnx_file, states
+from batchnorm.files.entry import MOST_CHANNELS, Entry, mapped
+from batchnorm.files.states import STATISTICS
 
-STATISTICS = ("running_mean", "running_var")
 KEYS = (*STATISTICS, "num_batches_tracked", "weight", "bias")
 FIRST = 1024  # values compared of a tensor that is not a batch norm's
 
@@ -24,6 +24,8 @@ class StoredLayer:
     """One layer of a file; vectors are float64, None where the file has none or one of another shape."""
 
     name: str
+    # Where the state dict lies in the file, as `--key` takes it; "" for a file that is one.
+    key: str = ""
     mean: Tensor | None = None
     var: Tensor | None = None
     weight: Tensor | None = None
@@ -45,20 +47,26 @@ class StoredLayer:
 
 @dataclass
 class CheckpointEvidence:
-    """One file: its batch norm layers, how many tensors it has, and the start of each of the others."""
+    """One file: its batch norm layers, how many tensors it has, and the start of each of the others.
+
+    keys are those of the state dicts with batch norm in them.
+    """
 
     path: Path
     layers: dict[str, StoredLayer]
     tensors: int
     size: int
     others: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    keys: tuple[str, ...] = ()
 
 
-def gather(path: str | Path, sample_others: bool = False) -> CheckpointEvidence:
+def gather(path: str | Path, sample_others: bool = False, key: str | None = None) -> CheckpointEvidence:
     """Read a file's batch norm tensors and nothing else of it (`sample_others`: and the start of every tensor).
 
+    Without a key all state dicts with batch norm are read; where there are several, names begin with their keys.
+
     Raises:
-        BatchNormError: no such file, not a checkpoint, truncated or inconsistent.
+        BatchNormError: no such file, not a checkpoint, truncated or inconsistent, or no such key.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,21 +74,39 @@ def gather(path: str | Path, sample_others: bool = False) -> CheckpointEvidence:
         raise BatchNormError(f"path must be an existing checkpoint file; there is {what} at {path}")
     with mapped(path) as data:
         try:
-            torch_zip = data[:4] == b"PK\x03\x04" or path.suffix not in (".safetensors", "")
-            entries = torch_file.entries(path, data) if torch_zip else safetensors_file.entries(data)
-        except (ValueError, zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+            onnx = path.suffix == ".onnx"
+            held: dict[states.Keys, dict[str, Any]] = (
+                {(): onnx_file.entries(path)} if onnx else states.entries(path, data)
+            )
+        except ValueError as error:
             raise BatchNormError(f"path must be a checkpoint of tensors; {path.name} is not one: {error}") from error
-        names = _strip_wrapper(entries)
-        prefixes = _prefixes(names)
-        layers = {prefix: _layer(prefix, names, data) for prefix in prefixes}
-        taken = {_join(prefix, key) for prefix in prefixes for key in KEYS}
-        others = {}
-        if sample_others:
-            for name, entry in names.items():
-                values = entry.read(data, FIRST) if name not in taken else None
-                if values is not None:
-                    others[name] = values
-    return CheckpointEvidence(path, layers, len(entries), path.stat().st_size, others)
+        tensors, size = sum(map(len, held.values())), path.stat().st_size
+        chosen: dict[states.Keys, dict[str, Entry]] = {k: held[k] for k in states.with_batch_norm(held) or held}
+        if key is not None:
+            keys, prefix = states.choose(held, key, path.name)
+            found = {n.removeprefix(prefix): e for n, e in held[keys].items() if n.startswith(prefix)}
+            chosen = {tuple(key.split(".")): found}
+        evidence = CheckpointEvidence(path, {}, tensors, size, keys=tuple(states.dotted(keys) for keys in chosen))
+        for keys, names in chosen.items():
+            _read(evidence, states.dotted(keys), names, data, sample_others)
+    return evidence
+
+
+def _read(
+    evidence: CheckpointEvidence, key: str, names: dict[str, Entry], data: mmap.mmap, sample_others: bool
+) -> None:
+    """The layers of one state dict, named with its key where there are several."""
+    prefixes = _prefixes(names)
+    shown = key if len(evidence.keys) > 1 else ""
+    for prefix in prefixes:
+        layer = _layer(_join(shown, prefix) if prefix else shown, prefix, names, data)
+        layer.key = key
+        evidence.layers[layer.name] = layer
+    taken = {_join(prefix, of) for prefix in prefixes for of in KEYS}
+    for name, entry in names.items() if sample_others else ():
+        values = entry.read(data, FIRST) if name not in taken else None
+        if values is not None:
+            evidence.others[_join(shown, name)] = values
 
 
 def _prefixes(names: dict[str, Entry]) -> list[str]:
@@ -92,21 +118,12 @@ def _prefixes(names: dict[str, Entry]) -> list[str]:
     return list(found)
 
 
-def _strip_wrapper(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """Names without the key they are all under, as in `{"state_dict": ..., "optimizer": ...}`."""
-    prefixes = _prefixes(entries)
-    for wrapper in ("state_dict", "model_state_dict", "model", "module", "net"):
-        if prefixes and all(p == wrapper or p.startswith(wrapper + ".") for p in prefixes):
-            return {n.removeprefix(wrapper + "."): e for n, e in entries.items()}
-    return entries
-
-
 def _join(prefix: str, key: str) -> str:
     return f"{prefix}.{key}" if prefix else key
 
 
-def _layer(prefix: str, names: dict[str, Entry], data: mmap.mmap) -> StoredLayer:
-    layer = StoredLayer(prefix)
+def _layer(shown: str, prefix: str, names: dict[str, Entry], data: mmap.mmap) -> StoredLayer:
+    layer = StoredLayer(shown)
     for key in KEYS:
         entry = names.get(_join(prefix, key))
         if entry is None:

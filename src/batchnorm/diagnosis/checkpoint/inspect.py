@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from batchnorm.diagnosis.checkpoint.compare import COMPARISON_RULES, compare
-from batchnorm.diagnosis.checkpoint.evidence import gather
+from batchnorm.diagnosis.checkpoint.evidence import CheckpointEvidence, gather
 from batchnorm.diagnosis.checkpoint.rules import CHECKPOINT_RULES
 from batchnorm.diagnosis.checkpoint.subject import CheckpointSubject
-from batchnorm.diagnosis.findings import apply_rules
+from batchnorm.diagnosis.findings import Finding, apply_rules
 from batchnorm.diagnosis.report import Report
 from batchnorm.errors import BatchNormError
 
 
-def inspect_checkpoint(path: str | Path, other: str | Path | None = None) -> Report:
+def inspect_checkpoint(path: str | Path, other: str | Path | None = None, *, key: str | None = None) -> Report:
     """Say what is wrong with the batch norm layers in a checkpoint, from the file alone.
 
     Example:
@@ -30,17 +31,20 @@ def inspect_checkpoint(path: str | Path, other: str | Path | None = None) -> Rep
     `running_mean`, `running_var` and `num_batches_tracked`, whatever they are called.
 
     Args:
-        path: a `torch.save` archive (a state dict, a training checkpoint, a whole model) or `.safetensors`.
-        other: a second one: what moved from path to other, what did not, and what other lacks. The
-            rules for a single file are then applied to other.
+        path: a `torch.save` archive (a state dict, a training checkpoint, a whole model), `.safetensors`, or
+            `.onnx` (its BatchNormalization nodes; needs `batchnorm[interop]`).
+        other: a second one: what moved from path to other, what did not, and what other lacks. What
+            is wrong with either of them alone is said as well.
+        key: the state dict that is meant, such as `ema` or `state_dict.model`. Without it all state
+            dicts with batch norm are read, and layers are named with their keys where there are several.
 
     Returns:
         A report as from `diagnose`; `.layers[name].mean`, `.var`, `.weight`, `.bias`, `.counter`.
 
     Raises:
-        BatchNormError: no such file, not a checkpoint, truncated or inconsistent; or no batch norm in it.
+        BatchNormError: no such file or key, not a checkpoint, truncated or inconsistent; or no batch norm in it.
     """
-    first = gather(path, sample_others=other is not None)
+    first = gather(path, sample_others=other is not None, key=key)
     if not first.layers:
         raise BatchNormError(
             f"path must hold a batch norm layer with running statistics; {first.path.name} has {first.tensors} "
@@ -48,8 +52,22 @@ def inspect_checkpoint(path: str | Path, other: str | Path | None = None) -> Rep
         )
     if other is None:
         return Report(CheckpointSubject(first), apply_rules(CHECKPOINT_RULES, first))
-    comparison = compare(first, gather(other, sample_others=True))
-    rules = apply_rules(COMPARISON_RULES, comparison) + apply_rules(CHECKPOINT_RULES, comparison.second)
+    comparison = compare(first, gather(other, sample_others=True, key=key))
+    found = apply_rules(COMPARISON_RULES, comparison) + _of_each(first, comparison.second)
     order = ("error", "warning", "note")
-    findings = sorted(rules, key=lambda finding: order.index(finding.severity))
+    findings = sorted(found, key=lambda finding: order.index(finding.severity))
     return Report(CheckpointSubject(first, comparison), findings)
+
+
+def _of_each(first: CheckpointEvidence, second: CheckpointEvidence) -> list[Finding]:
+    """What is wrong with either file alone, and in which of them."""
+    before, after = (apply_rules(CHECKPOINT_RULES, e) for e in (first, second))
+    shared = {(f.code, f.layer) for f in before} & {(f.code, f.layer) for f in after}
+    found = []
+    for e, findings in ((first, before), (second, after)):
+        for f in findings:
+            if (f.code, f.layer) not in shared:
+                found.append(replace(f, message=f"in {e.path.name}: {f.message}"))
+            elif e is second:
+                found.append(replace(f, message=f"in both files: {f.message}"))
+    return found

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+
 import torch
 
 from batchnorm.diagnosis import alike
 from batchnorm.diagnosis.checkpoint.evidence import STATISTICS, CheckpointEvidence, StoredLayer
 from batchnorm.diagnosis.findings import Rule, Said
 
-RECALIBRATE = "batchnorm recalibrate --model M:F --data M:F --weights {file} --out fixed.pt"
+RECALIBRATE = "batchnorm recalibrate --model M:F --data M:F --weights {file}{key} --out fixed.pt"
+COMPARE = "batchnorm diagnose --model M:F --data M:F --weights {file}{key}"
 NEAR_OVERFLOW = 0.5  # of float16's largest number, 65504
 FAR = 1000.0  # standard deviations, and
 UNLIKE = 100.0  # times the median of the layer
@@ -17,8 +20,11 @@ START = 0.1  # from the initial 0 or 1; an input whose statistics are others has
 SOON = 1000  # updates; after more, an average that still holds its start has a momentum nobody uses
 
 
-def _fix(e: CheckpointEvidence) -> str:
-    return RECALIBRATE.format(file=e.path.name)
+def _fix(e: CheckpointEvidence, layer: StoredLayer, command: str = RECALIBRATE) -> str:
+    if e.path.suffix == ".onnx":
+        return "repair the model and export it again: batchnorm.recalibrate(model, loader)"
+    key = f" --key {shlex.quote(layer.key)}" if len(e.keys) > 1 else ""
+    return command.format(file=shlex.quote(str(e.path)), key=key)
 
 
 def nonfinite(e: CheckpointEvidence) -> Said:
@@ -32,7 +38,7 @@ def nonfinite(e: CheckpointEvidence) -> Said:
             yield (
                 layer.name,
                 f"NaN or infinity: {where} of {layer.channels} channels; eval mode gives NaN there",
-                "take an earlier checkpoint: the weights are lost" if affected else _fix(e),
+                "take an earlier checkpoint: the weights are lost" if affected else _fix(e, layer),
             )
 
 
@@ -41,7 +47,7 @@ def negative(e: CheckpointEvidence) -> Said:
     for layer in e.layers.values():
         count = 0 if layer.var is None else int((layer.var < 0).sum())
         if count:
-            yield layer.name, f"running_var is negative in {count} of {layer.channels} channels", _fix(e)
+            yield layer.name, f"running_var is negative in {count} of {layer.channels} channels", _fix(e, layer)
 
 
 def incomplete(e: CheckpointEvidence) -> Said:
@@ -76,7 +82,7 @@ def initial(e: CheckpointEvidence) -> Said:
                 layer.name,
                 f"running_mean is 0 and running_var is 1 in every channel{extra}: the statistics were never updated, "
                 "or left out when the file was made",
-                _fix(e),
+                _fix(e, layer),
             )
 
 
@@ -92,29 +98,29 @@ def half(e: CheckpointEvidence) -> Said:
         narrow = {k for k in STATISTICS if layer.dtypes.get(k) in (torch.float16, torch.bfloat16)}
         largest = max((float(v.abs().max()) for v in (layer.mean, layer.var) if v is not None and v.numel()), default=0)
         if narrow and largest > NEAR_OVERFLOW * 65504 and torch.float16 in layer.dtypes.values():
-            yield layer.name, f"statistics are float16 and reach {largest:.3g}; 65504 is the end", _fix(e)
+            yield layer.name, f"statistics are float16 and reach {largest:.3g}; 65504 is the end", _fix(e, layer)
         elif narrow:
             kind = str(layer.dtypes[sorted(narrow)[0]])[6:]
             yield (
                 layer.name,
                 f"statistics are {kind}: small updates round away, values are off by up to "
-                f"{0.0005 if kind == 'float16' else 0.004:.2%}",
-                "keep statistics float32: batchnorm.convert(model) before .half(), then save again",
+                f"{0.0005 if kind == 'float16' else 0.004:.2%}; batchnorm.convert(model) before .half() keeps float32",
+                _fix(e, layer),
             )
 
 
 def counters_differ(e: CheckpointEvidence) -> Said:
     """Layers with far fewer or far more updates than most."""
-    counters = {n: v.counter for n, v in e.layers.items() if v.counter is not None}
-    if counters and max(counters.values()) > 0:
-        usual = sorted(counters.values())[len(counters) // 2]
-        for name, count in counters.items():
+    for key in e.keys:
+        counters = {n: v.counter for n, v in e.layers.items() if v.counter is not None and v.key == key}
+        usual = sorted(counters.values())[len(counters) // 2] if counters else 0
+        for name, count in counters.items() if any(counters.values()) else ():
             if count < FEWER * usual or count > 1.9 * max(usual, 1):
                 yield (
                     name,
                     f"num_batches_tracked is {count:g}, in most layers {usual:g}: used several times in a forward, "
                     "frozen for a while, skipped, or loaded from elsewhere",
-                    _fix(e),
+                    _fix(e, e.layers[name]),
                 )
 
 
@@ -145,7 +151,7 @@ def outlying_mean(e: CheckpointEvidence) -> Said:
                 layer.name,
                 f"the mean of channel {channel} lies {float(distance.max()):.0f} standard deviations from 0, the "
                 f"median channel's {float(distance.median()):.1f}: an outlying batch, or a broken channel",
-                _fix(e),
+                _fix(e, layer, COMPARE),
             )
 
 
@@ -186,7 +192,7 @@ def barely_moved(e: CheckpointEvidence) -> Said:
                 f"updated {layer.counter:g} times, but every channel is still close to the initial 0 and 1 (means up "
                 f"to {mean:.2g}, variances {float(var.min()):.3f} to {float(var.max()):.3f}): the layer's input is "
                 "standardised, or the average has hardly moved",
-                "batchnorm.diagnose(model, loader), which compares it with data",
+                _fix(e, layer, COMPARE),
             )
 
 

@@ -36,7 +36,9 @@ class CheckpointSubject:
         e = self.evidence
         channels = sum(layer.channels for layer in e.layers.values())
         size = f"{e.size / 1e6:.1f} MB" if e.size >= 1e5 else f"{e.size / 1e3:.1f} kB"
-        said = f"{e.path.name}: {size}, {counted(len(e.layers), 'batch norm layer')}, {counted(channels, 'channel')}"
+        under = f" in {' and '.join(e.keys)}" if any(e.keys) else ""
+        layers = f"{counted(len(e.layers), 'batch norm layer')}{under}"
+        said = f"{e.path.name}: {size}, {layers}, {counted(channels, 'channel')}"
         if self.comparison is None:
             return said
         return f"{said}; against {self.comparison.second.path.name}: {_moved(self.comparison)}"
@@ -59,6 +61,7 @@ class CheckpointSubject:
             "file": e.path.name,
             "bytes": e.size,
             "tensors": e.tensors,
+            "keys": list(e.keys),
             "layers": {name: _plain(layer) for name, layer in e.layers.items()},
         }
         if self.comparison is not None:

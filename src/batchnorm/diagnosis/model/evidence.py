@@ -26,7 +26,7 @@ from batchnorm.diagnosis.experiments.training_step import TrainingStep, left_in_
 from batchnorm.diagnosis.model.layer import LayerEvidence, compare, stored
 from batchnorm.errors import BatchNormError, check
 from batchnorm.models.batches import call, progress_bar
-from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.find import batch_norm_layers, pointer
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.recalibration.targets import shards, unwrapped
 from batchnorm.models.state import held
@@ -121,7 +121,8 @@ def gather(
     every = batch_norm_layers(model)
     if not every:
         raise BatchNormError(
-            f"model must contain a batch norm layer with running statistics; {type(model).__name__} has none"
+            "model must contain a batch norm layer with running statistics; "
+            f"{type(model).__name__} has none{pointer(model)}"
         )
     legal = higher_is_better is None or isinstance(higher_is_better, bool)
     check(legal, "higher_is_better", "True, False or None", repr(higher_is_better))

@@ -20,6 +20,7 @@ from batchnorm.diagnosis.run.sinks import open_sink
 from batchnorm.diagnosis.run.subject import RunSubject
 from batchnorm.errors import check
 from batchnorm.layers import BatchNorm
+from batchnorm.layers.recompute import recomputing
 from batchnorm.models.find import tracking_layers
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.momentum import fades_from_start, is_plain, next_momentum
@@ -176,7 +177,7 @@ class Watch(Report):
                 return
             if is_frozen(module):
                 return
-            if torch._C._current_graph_task_id() != -1:
+            if recomputing():
                 layer.recomputed += 1
                 return
             layer.calls += 1

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
-from batchnorm.diagnosis.source.rules import check
-from batchnorm.diagnosis.source.syntax import Source
+from batchnorm.diagnosis.source.check import check
+from batchnorm.diagnosis.source.project import Project
 
 
 class Plugin:
-    """What flake8 calls with a file's tree and lines."""
+    """What flake8 calls with a file's tree and lines; it sees one file at a time, so names from others stay unknown."""
 
     name: ClassVar[str] = "batchnorm"
     version: ClassVar[str] = "0.1.0"
 
-    def __init__(self, tree: ast.Module, lines: list[str]) -> None:
-        self.source = Source.of(tree, "".join(lines), "file")
+    def __init__(self, tree: ast.Module, lines: list[str], filename: str = "file.py") -> None:
+        self.project = Project()
+        self.project.add((Path(filename).name and Path(Path(filename).name)) or Path("file.py"), "".join(lines), tree)
 
     def run(self) -> Iterator[tuple[int, int, str, type[Plugin]]]:
         """Line, column, text and class, as flake8 wants them."""
-        for finding in check(self.source):
-            line = int(finding.layer.rsplit(":", 1)[1])
-            yield line, 0, f"{finding.code} {finding.message}; {finding.fix}", type(self)
+        for found in check(self.project):
+            yield found.line, 0, f"{found.finding.code} {found.finding.message}; {found.finding.fix}", type(self)

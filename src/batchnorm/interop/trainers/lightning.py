@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from batchnorm.diagnosis import watch
 from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.trainers.frozen import Frozen
+from batchnorm.interop.trainers.history import History
 from batchnorm.interop.trainers.lazy import Adapter
 from batchnorm.interop.trainers.loaders import again
 from batchnorm.interop.trainers.options import check_moments, check_options, everybody
@@ -72,7 +73,7 @@ class _Loggers:
 
 
 class Recalibrate(_Callback):
-    """Recalibrate before each validation of a fit, and at its end; the last result is in `.result`.
+    """Recalibrate before each validation of a fit, and at its end; `.history` says what each call did.
 
     Example:
         >>> Trainer(callbacks=[EMAWeightAveraging(decay=0.999), Recalibrate(until=0.01)])  # doctest: +SKIP
@@ -110,7 +111,9 @@ class Recalibrate(_Callback):
         self._loader, self._at, self._forward_fn = loader, check_moments(at, ("validation", "end")), forward_fn
         self._options: dict[str, Any] = {"until": until, "progress": False, **options}
         self._of_the_fit: Any = None
+        # Of the last call, with its undo().
         self.result: Recalibration | None = None
+        self.history = History()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the data now, since they are gone at the end."""
@@ -122,15 +125,15 @@ class Recalibrate(_Callback):
         """Before the first batch: later than any callback that exchanges weights at the start of the epoch."""
         first = batch_idx == 0 and dataloader_idx == 0
         if first and "validation" in self._at and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._run(trainer, pl_module)
+            self._run(trainer, pl_module, f"validation, step {trainer.global_step}")
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Later than every `on_train_end`, where averaged weights are put in."""
         if "end" in self._at:
-            self._run(trainer, pl_module)
+            self._run(trainer, pl_module, "end")
         self._of_the_fit = None
 
-    def _run(self, trainer: Any, pl_module: Any) -> None:
+    def _run(self, trainer: Any, pl_module: Any, when: str) -> None:
         loader = self._of_the_fit if self._loader is None else self._loader
         if self._loader is None and not isinstance(loader, DataLoader):
             raise BatchNormError(f"loader must be given where training does not read one DataLoader, but {loader!r}")
@@ -145,9 +148,10 @@ class Recalibrate(_Callback):
                 return _call(module, batch) if self._forward_fn is None else self._forward_fn(module, batch)
 
         with torch.inference_mode(False):
-            self.result = recalibrate(
+            result = recalibrate(
                 pl_module, again(loader), forward_fn=forward, process_group=everybody(), **self._options
             )
+        self.result = self.history.add(when, result)
 
 
 def _call(module: Any, batch: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from batchnorm.diagnosis import watch
 from batchnorm.interop.trainers.frozen import Frozen
+from batchnorm.interop.trainers.history import History
 from batchnorm.interop.trainers.lazy import Adapter
 from batchnorm.interop.trainers.loaders import again
 from batchnorm.interop.trainers.options import check_moments, check_options, everybody
@@ -49,7 +50,7 @@ class Watch(_Callback):
 
 
 class Recalibrate(_Callback):
-    """Recalibrate before evaluations, before checkpoints and at the end; the last result is in `.result`.
+    """Recalibrate before evaluations, before checkpoints and at the end; `.history` says what each call did.
 
     Example:
         >>> Trainer(model, arguments, callbacks=[Recalibrate(until=0.01)])  # doctest: +SKIP
@@ -81,28 +82,31 @@ class Recalibrate(_Callback):
         check_options(options)
         self._loader, self._at = loader, check_moments(at, ("evaluate", "save", "end"))
         self._options: dict[str, Any] = {"forward_fn": forward_fn, "until": until, "progress": False, **options}
+        # Of the last call, with its undo().
         self.result: Recalibration | None = None
+        self.history = History()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The trainer has decided by now what follows this step."""
-        self._before(control, kwargs)
+        self._before(state, control, kwargs)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """And what follows this epoch."""
-        self._before(control, kwargs)
+        self._before(state, control, kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the best checkpoint has been loaded, where that was asked for."""
         if "end" in self._at:
-            self._run(kwargs)
+            self._run("end", kwargs)
 
-    def _before(self, control: Any, kwargs: dict[str, Any]) -> None:
+    def _before(self, state: Any, control: Any, kwargs: dict[str, Any]) -> None:
         if (control.should_evaluate and "evaluate" in self._at) or (control.should_save and "save" in self._at):
-            self._run(kwargs)
+            self._run(f"step {state.global_step}", kwargs)
 
-    def _run(self, kwargs: dict[str, Any]) -> None:
+    def _run(self, when: str, kwargs: dict[str, Any]) -> None:
         loader = again(kwargs["train_dataloader"]) if self._loader is None else again(self._loader)
-        self.result = recalibrate(kwargs["model"], loader, process_group=everybody(), **self._options)
+        result = recalibrate(kwargs["model"], loader, process_group=everybody(), **self._options)
+        self.result = self.history.add(when, result)
 
 
 class Freeze(_Callback):

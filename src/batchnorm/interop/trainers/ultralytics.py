@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from batchnorm.interop.trainers.averages import recalibrate
+from batchnorm.interop.trainers.history import History
 from batchnorm.interop.trainers.options import check_options, everybody
 from batchnorm.models import Recalibration
 
 
 class Recalibrate:
-    """A callback for "on_train_epoch_end" that recalibrates `trainer.ema`; the last result is in `.result`.
+    """A callback for "on_train_epoch_end" that recalibrates `trainer.ema`; `.history` says what each call did.
 
     Example:
         >>> yolo = ultralytics.YOLO("yolo11n.yaml")  # doctest: +SKIP
@@ -33,7 +34,9 @@ class Recalibrate:
         check_options(options)
         self._loader = loader
         self._options: dict[str, Any] = {"until": until, "progress": False, **options}
+        # Of the last call, with its undo().
         self.result: Recalibration | None = None
+        self.history = History()
 
     def __call__(self, trainer: Any) -> None:
         """Recalibrate the average, before the trainer validates it."""
@@ -44,4 +47,4 @@ class Recalibrate:
 
         loader = trainer.train_loader if self._loader is None else self._loader
         options = {"forward_fn": forward, "process_group": everybody(), **self._options}
-        self.result = recalibrate(trainer.ema, loader, **options)
+        self.result = self.history.add(f"epoch {trainer.epoch}", recalibrate(trainer.ema, loader, **options))

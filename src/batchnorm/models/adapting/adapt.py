@@ -20,6 +20,8 @@ from batchnorm.models.adapting.layers import ADAPTED, Adapted, begin, end, write
 from batchnorm.models.batches import as_text, count_samples
 from batchnorm.models.find import batch_norm_layers, tracking_layers
 from batchnorm.models.modes import is_frozen
+from batchnorm.models.recalibrate import fixed_point
+from batchnorm.models.state import held
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -106,7 +108,7 @@ def adapt(
         "example": each example's own statistics weigh `weight`, 0.1 unless given.
         "running": as "prior", beside statistics that follow the stream: n samples move them by
         n / (n + memory).
-        "domain": those of all the data (AdaBN).
+        "domain": those of all the data (AdaBN), settled as `recalibrate` settles them.
     Mixtures are exact: their variance holds the distance between the means.
 
     Args:
@@ -117,8 +119,8 @@ def adapt(
         prior: samples that the stored statistics stand for, in "prior" and "running".
         weight: of the batch in "alpha", of the example in "example".
         memory: samples that the followed stream remembers, in "running".
-        passes: over the data, for "auto" and "domain". Each layer is measured under the statistics
-            that the layers before it have by then; exact after as many passes as layers, close after 3.
+        passes: over the data, for "auto". Each layer is measured under the statistics that the layers
+            before it have by then; exact after as many passes as layers, close after 3.
         if_sorted: for "auto": "refuse" a stream whose neighbours are alike, or "pool" it, as the
             smaller number of samples that it is worth. Pool where the data is all there will be.
         max_batches: read no more than these.
@@ -148,8 +150,9 @@ def adapt(
     batches = list(itertools.islice(data if data is not None else (), max_batches))
     if not batches:
         raise BatchNormError(f"data must yield at least one batch for mode {mode!r}; there was none")
-    reader = Reader(model, layers, forward_fn)
-    first = reader.read(batches)
+    with held(model):
+        first = Reader(model, layers, forward_fn).read(batches)
+        settled = fixed_point(model, batches, forward_fn, list(layers)) if mode == "domain" else {}
     shifts = {name: _shift(layers[name], found) for name, found in first.items()}
     choice = Choice("domain", "as asked, the statistics of all the data")
     if mode == "auto":
@@ -158,9 +161,12 @@ def adapt(
     try:
         for layer in layers.values():
             begin(layer, Stored())
-        if choice.mode != "stored":
-            found, remaining = _pool(Reader(model, layers, forward_fn), batches, passes, shrink=mode == "auto")
-            choice = confirm(choice, remaining) if mode == "auto" else choice
+        for name, statistics in settled.items():
+            write(layers[name], *statistics)
+            weights[name] = 1.0
+        if choice.mode not in ("stored", "domain"):
+            found, remaining = _pool(Reader(model, layers, forward_fn), batches, passes)
+            choice = confirm(choice, remaining)
             weights.update(found)
         if choice.mode == "stored":
             weights = {name: 0.0 for name in layers}
@@ -244,8 +250,8 @@ def _shift(layer: Any, samples: Samples) -> Shift:
     return shift_of(samples, *_source(layer), layer.eps)
 
 
-def _pool(reader: Reader, batches: list[Any], passes: int, shrink: bool) -> tuple[dict[str, float], dict[str, Shift]]:
-    """Set every layer to the data's statistics, or to their mixture with the source's; its weights and shifts.
+def _pool(reader: Reader, batches: list[Any], passes: int) -> tuple[dict[str, float], dict[str, Shift]]:
+    """Set every layer to the mixture of the data's statistics with the source's; its weights and shifts.
 
     Each layer learns before it normalises, so that those after it see it adapted within the same pass.
     """
@@ -255,12 +261,14 @@ def _pool(reader: Reader, batches: list[Any], passes: int, shrink: bool) -> tupl
     def learn(name: str, samples: Samples) -> None:
         layer: Any = reader.layers[name]
         shifts[name] = _shift(layer, samples)
-        worth = shifts[name].prior if shrink else 0.0
-        weights[name] = w = samples.effective_count / (samples.effective_count + worth)
+        weights[name] = w = samples.effective_count / (samples.effective_count + shifts[name].prior)
         (here, var_here), (mean, var) = samples.pooled(), _source(layer)
         gap = w * (1 - w) * (here - mean).square()
         write(layer, w * here + (1 - w) * mean, w * var_here + (1 - w) * var + gap)
 
-    for _ in range(passes):
-        reader.read(batches, learn)
+    # What is learnt is written to the layers' own buffers, and stays.
+    learnt = [buffer for layer in reader.layers.values() for buffer in layer.buffers(recurse=False)]
+    with held(reader.model, but=learnt):
+        for _ in range(passes):
+            reader.read(batches, learn)
     return weights, shifts

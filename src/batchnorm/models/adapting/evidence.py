@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call
-from batchnorm.models.state import held
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 
@@ -127,6 +126,7 @@ def order_of(layers: Iterable[Samples]) -> Order:
 class Reader:
     """Reads the moments of each sample at each layer, pass after pass over the same batches.
 
+    The caller holds the model.
     A later pass replaces what the one before it read, batch by batch, so there is always something
     of all the data. learn is called with a layer's name and its samples before the layer normalises
     a batch: what it writes there, deeper layers see at once.
@@ -158,7 +158,7 @@ class Reader:
 
             return hook
 
-        with ExitStack() as stack, held(self.model):
+        with ExitStack() as stack:
             for name, layer in self.layers.items():
                 stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
             for batch in batches:

@@ -65,17 +65,20 @@ def put(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     return model
 
 
-def verified(model: nn.Module, folds: list[Fold], example: Example) -> tuple[list[Fold], float]:
+def verified(model: nn.Module, folds: list[Fold], example: Example) -> tuple[list[Fold], float, str]:
     """The folds that hold on the example, the others left with the reason; and the float64 error of the output.
 
-    The error is NaN where the model cannot run in float64; folds are then held to a looser limit.
+    The error is NaN where the model cannot run in float64; folds are then held to a looser limit, and the
+    last value says why.
     """
     names = {name for fold in folds for name in (fold.name, *fold.maps)}
+    why = ""
     try:
         was, held = outputs_of(copy.deepcopy(model).eval().double(), example, names, double=True)
         double = True
-    except Exception:
+    except Exception as error:
         # A model may cast inside, or call what has no float64.
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         was, held = outputs_of(copy.deepcopy(model).eval(), example, names)
         double = False
     while True:
@@ -93,7 +96,7 @@ def verified(model: nn.Module, folds: list[Fold], example: Example) -> tuple[lis
             continue
         whole = compare(was, output)
         if _small(whole, double):
-            return folds, whole.relative if double else torch.nan
+            return folds, whole.relative if double else torch.nan, why
         words = f"on the example the model's output would differ by {whole.relative:.1e} of the largest"
         folds = _drop(folds, _alone(model, folds, example, was, double), words)
 

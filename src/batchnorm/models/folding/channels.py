@@ -11,9 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm, Mixture
 from batchnorm.models.activations import activation_of
-from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.find import batch_norm_layers, frozen_eps, is_frozen_copy
 from batchnorm.models.folding.absorb import wide
-from batchnorm.models.graph import is_frozen_copy
 
 
 class ChannelAffine(nn.Module):
@@ -96,7 +95,8 @@ def affine_of(layer: nn.Module) -> Affine | str:
         axis = layer.channel_axis
         if layer.activation is not None:
             tail = activation_of(layer) if tail is None else nn.Sequential(activation_of(layer), tail)
-    scale = torch.rsqrt(wide(var) + held.eps)
+    own = frozen_eps(layer)
+    scale = torch.rsqrt(wide(var) + (held.eps if own is None else own))
     if weight is not None:
         scale = scale * wide(weight)
     shift = -wide(mean) * scale

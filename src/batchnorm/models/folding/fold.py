@@ -13,10 +13,12 @@ from batchnorm.errors import BatchNormError, check
 from batchnorm.models.folding.absorb import LINEAR_MAPS, channel_range
 from batchnorm.models.folding.build import build, gap_of, verified, watched
 from batchnorm.models.folding.channels import affine_of, normalization_layers
-from batchnorm.models.folding.flow import flow_of
+from batchnorm.models.folding.linear import as_linear
 from batchnorm.models.folding.plan import Fold, Planner
 from batchnorm.models.folding.result import FoldedLayer, Folding
 from batchnorm.models.folding.run import Example, compare, observe, outputs_of, seconds
+from batchnorm.models.graph.flow import flow_of
+from batchnorm.models.graph.record import recorded
 
 
 def fold(
@@ -41,7 +43,7 @@ def fold(
 
     A layer goes into every map that feeds it where nothing else takes their outputs; else into every
     map that it alone feeds. What cannot be absorbed becomes a `ChannelAffine`. Layers are found by
-    `torch.fx`; where a model cannot be traced, in its parts, and by order inside `nn.Sequential`.
+    `torch.fx`; where a model cannot be traced, in a recorded run on the example.
     Every fold is checked: on the example, in float64, the output of each absorbed layer must be what
     it was, or the layer is left with the reason. A fold holds for the path that the example takes
     through the model. All statistics are constants from now on: fold when training is over.
@@ -79,18 +81,20 @@ def fold(
         calls = observe(original, example, [*found, *maps])
     except Exception as error:
         raise BatchNormError(f"example_input must run through the model; it raised {error}") from error
-    planner = Planner(original, flow_of(original), calls, padding == "explicit")
+    planner = Planner(
+        original, flow_of(original, lambda: recorded(original, example.run)), calls, padding == "explicit"
+    )
     folds = [_fate(name, original, planner) for name in [n for n in calls if n in found]]
     folds += [Fold(n, "keep", None, reason="the example never reaches it") for n in found if n not in calls]
-    folds, exact = verified(original, folds, example)
+    folds, exact, why = verified(original, folds, example)
     if rest == "keep":
         folds = [replace(f, kind="keep") if f.kind == "affine" else f for f in folds]
-    return _result(original, folds, example, exact, layers, timing)
+    return replace(_result(original, folds, example, exact, layers, timing), not_exact=why)
 
 
 def _in_eval(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model).eval()
+        return as_linear(copy.deepcopy(model).eval())
     except Exception as error:
         raise BatchNormError(f"model must be one that copy.deepcopy can copy; it raised {error}") from error
 

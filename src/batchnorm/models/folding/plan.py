@@ -10,9 +10,9 @@ from torch.nn.utils import parametrize
 
 from batchnorm.models.folding.absorb import CONVOLUTIONS, LINEAR_MAPS, TRANSPOSED, inputs, outputs, pad_values
 from batchnorm.models.folding.channels import Affine
-from batchnorm.models.folding.flow import Edge, Flow
-from batchnorm.models.folding.moves import Place, follow
 from batchnorm.models.folding.run import Calls
+from batchnorm.models.graph.flow import Edge, Flow
+from batchnorm.models.graph.moves import Place, follow
 from batchnorm.models.modes import is_frozen
 
 

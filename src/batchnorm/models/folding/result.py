@@ -34,7 +34,8 @@ class Folding:
     model is in eval; the one given is unchanged. max_abs_error is the largest difference of an output
     on the example, in the model's own dtype, and max_rel_error that divided by the largest output.
     exact_error is max_rel_error of the same fold in float64, where only a wrong fold is larger than
-    rounding (NaN where the model cannot run in float64). left says why a layer was not absorbed.
+    rounding (NaN where the model cannot run in float64, for the reason in not_exact). left says why a
+    layer was not absorbed.
     ranges holds the largest absolute weight of each output channel, before and after, of every map
     that absorbed something: what per-tensor quantisation has to cover. seconds are medians of a
     forward on the example, before and after, None when not timed.
@@ -48,6 +49,7 @@ class Folding:
     layers: dict[str, FoldedLayer]
     ranges: dict[str, tuple[Tensor, Tensor]] = field(repr=False)
     seconds: tuple[float, float] | None = None
+    not_exact: str = ""
 
     @property
     def speedup(self) -> float | None:
@@ -88,6 +90,8 @@ class Folding:
             )
         lines = [f"outputs differ by {self.max_abs_error:.1e}, {self.max_rel_error:.1e} of the largest"]
         lines[0] += f"; in float64 by {self.exact_error:.0e}" if self.exact_error == self.exact_error else ""
+        if self.not_exact:
+            lines.append(f"not checked in float64, in which the model does not run: {self.not_exact}")
         if self.seconds is not None:
             before, after = (f"{1e3 * s:.2f} ms" for s in self.seconds)
             lines.append(f"forward on the example: {before} before, {after} after ({self.speedup:.2f} x)")

@@ -38,6 +38,12 @@ class Part:
         m2 = self.m2 + other.m2 + delta.square() * (self.count * other.count / count)
         return Part(count, mean, m2)
 
+    def apart(self, other: Part) -> float:
+        """Root mean square over channels of the distance of means and standard deviations, in standard deviations."""
+        scale = self.var.sqrt().clamp_min(1e-30)
+        gaps = ((self.mean - other.mean) / scale).square() + (other.var.sqrt() / scale - 1).square()
+        return float(torch.where(self.var > 0, gaps, 0.0).mean().sqrt())
+
     @property
     def var(self) -> Tensor:
         """The biased variance, which normalises."""

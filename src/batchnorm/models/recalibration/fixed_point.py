@@ -67,6 +67,8 @@ class FixedPoint:
     ranks: Ranks
     checkpoint: Checkpoint
     slots: int = 1
+    # The calls of the model after which layers used several times are no longer iterated; None for no limit.
+    most_calls: int | None = None
     # Told each time a layer has been settled.
     advance: Callable[[int], None] = lambda steps: None
     names: list[str] = field(default_factory=list)
@@ -113,6 +115,7 @@ class FixedPoint:
         rounds = 0
         while True:
             rounds += 1
+            before = len(self.caller.calls)
             for name, statistics in given.items():
                 self.targets[name].write(*statistics)
             totals, reused, alike = (self._meet if meet else self._layer_by_layer)(held, out, set(given))
@@ -120,9 +123,14 @@ class FixedPoint:
             residual = {name: self._residual(name, total) for name, total in totals.items()}
             close = all(residual[name] <= CLOSE + self._rounding(name, totals[name]) for name in reused)
             settled = Settled(totals, residual, close, 0, 0, [], alike, rounds)
-            if close or rounds == _MOST_ROUNDS:
+            if close or rounds == _MOST_ROUNDS or any(self.ranks.gathered(self._too_many(before))):
                 return settled
             given = {name: self._estimate(name, totals[name]) for name in sorted(reused)}
+
+    def _too_many(self, before: int) -> bool:
+        """Whether another round like the one that began after `before` calls would exceed the limit."""
+        calls = len(self.caller.calls)
+        return self.most_calls is not None and 2 * calls - before > self.most_calls
 
     # All at once ---------------------------------------------------------------------------------------------
 
@@ -241,7 +249,7 @@ class FixedPoint:
         for number, batch in held.replay():
             if number in out:
                 continue
-            visitor = _All(self.order.last)
+            visitor = Measured(self.order.last)
             complete = True
             with self.visits.by(visitor):
                 try:
@@ -261,9 +269,6 @@ class FixedPoint:
         pooled = self.ranks.pooled(totals)
         names = self.ranks.union([name for name in self.names if name in reached])
         found = {name: pooled.layer(layout.where[name]) for name in names}
-        for row, name in enumerate(layout.where):
-            if name in found:
-                found[name].sketches = [sketch[row : row + 1] for sketch in pooled.sketches]
         return found, set(self.ranks.union(sorted(reused))), alike
 
     # Arithmetic ----------------------------------------------------------------------------------------------
@@ -343,7 +348,7 @@ class _First:
 
 
 @dataclass
-class _All:
+class Measured:
     """Measures every layer."""
 
     last: str | None
@@ -352,6 +357,7 @@ class _All:
     summaries: dict[str, Tensor] = field(default_factory=dict)
 
     def arrive(self, target: Target, x: Tensor, weight: Tensor | None) -> None:
+        """Pool what the layer receives with its earlier uses."""
         if x.numel() == 0:
             return
         part = part_of(x, weight)

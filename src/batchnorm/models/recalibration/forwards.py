@@ -62,9 +62,12 @@ class Caller:
     device: torch.device | None = None
     channels_last: bool = False
     autocast: torch.dtype | None = None
+    # A forward each, whole or cut short.
+    calls: list[None] = field(default_factory=list[None])
 
     def __call__(self, batch: Any) -> None:
         """Run to the end, or until a visitor has enough."""
+        self.calls.append(None)
         with self._autocast():
             call(self.model, batch, self.forward_fn, self.device, self.channels_last)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from batchnorm.models.batches import as_text, counted
+from batchnorm.models.recalibration.correlation import ENOUGH, student
 from batchnorm.models.recalibration.totals import FEWEST_BATCHES
 from batchnorm.models.state import Buffers, restore
 
@@ -35,7 +36,8 @@ class RecalibratedLayer:
     standard deviation together (NaN below 8 batches); per channel those of mean and variance in
     their own units. residual is the distance between what is stored now and the moments of what
     the layer receives at inference on these data (NaN if not measured). All are root mean squares
-    over channels.
+    over channels. independent is how many independent batches the batches were worth; heavy_tailed
+    says that single batches make the spread of the variances, whose error bar is then too small.
     """
 
     count: int
@@ -44,6 +46,8 @@ class RecalibratedLayer:
     moved: float
     standard_error: float
     residual: float
+    independent: float
+    heavy_tailed: bool
     mean_shift_per_channel: Tensor = field(repr=False)
     mean_error_per_channel: Tensor = field(repr=False)
     var_error_per_channel: Tensor = field(repr=False)
@@ -55,10 +59,14 @@ class Recalibration:
 
     samples and batches counted; offered is how many samples the loader had, None if it does not
     say and was not read to its end. exchangeable is False if the order of the batches matters
-    (sorted data) or the samples of a batch are alike (grouped data): the error bars do not hold
-    then; None below 8 batches. skipped names the batches left out because they were not finite.
+    (sorted data) or the samples of a batch are alike (grouped data); None below 8 batches. Whether
+    the error bars hold is `error_bars_hold`. skipped names the batches left out because they were not finite.
     in_stored_order says that the loader does not shuffle, which matters where it was not read to the end.
-    converged is False if a layer used several times did not settle (see its residual).
+    converged is False if a layer used several times did not settle (see its residual). plan is what was
+    said before a part of the data was read, "" where nothing was left out; spread says that the part
+    was drawn from all of the loader; forwards how often the data went through the model. drawn is how
+    far apart, in standard deviations, two forwards of one batch are where the model draws random
+    numbers in eval mode; converged is False then.
     """
 
     samples: int
@@ -75,6 +83,10 @@ class Recalibration:
     converged: bool
     passes: int
     in_stored_order: bool
+    plan: str
+    spread: bool
+    forwards: float
+    drawn: float
     _before: Buffers = field(repr=False)
 
     def undo(self) -> None:
@@ -90,6 +102,27 @@ class Recalibration:
     def standard_error(self) -> float:
         """Of the worst layer; NaN below 8 batches."""
         return max((row.standard_error for row in self.layers.values()), key=_nan_last, default=math.nan)
+
+    @property
+    def quantile(self) -> float:
+        """Times this, a standard error is half of a 95 % interval: Student's factor, 2.36 with 8 batches."""
+        return student(min((row.independent for row in self.layers.values()), default=0.0) - 1)
+
+    @property
+    def error_bars_hold(self) -> bool | None:
+        """Whether 95 % intervals can be relied on; None below 8 batches, where there are none.
+
+        False where the batches are too few to know how long they are correlated (fewer than 20 times as
+        long), where their order matters in a way that correlation does not explain, and where tails are heavy.
+        """
+        if self.batches < FEWEST_BATCHES:
+            return None
+        return not (self._correlated_for_too_long or any(row.heavy_tailed for row in self.layers.values()))
+
+    @property
+    def _correlated_for_too_long(self) -> bool:
+        few = min((row.independent for row in self.layers.values()), default=float(self.batches))
+        return (few < ENOUGH and few < 0.999 * self.batches) or (self.sorted and few >= 0.999 * self.batches)
 
     @property
     def needed(self) -> bool:
@@ -109,15 +142,26 @@ class Recalibration:
             found.append("The statistics were fine: nothing needed doing.")
         if self.batches < FEWEST_BATCHES:
             found.append(f"{counted(self.batches, 'batch', 'batches')}: no error bar, which takes {FEWEST_BATCHES}.")
-        if self.offered is not None and self.samples < self.offered:
+        if self.plan:
+            found.append(f"A part of the data was read. {self.plan}")
+        elif self.offered is not None and self.samples < self.offered:
             found.append(f"{self.samples} of the {self.offered} samples offered were enough, or were asked for.")
-            if self.in_stored_order:
-                found.append(
-                    "They were the first in the order the data are stored in: shuffle, if that order means anything."
-                )
-        if self.sorted:
+        if self.offered is not None and self.samples < self.offered and self.in_stored_order and not self.spread:
+            found.append(
+                "They were the first in the order the data are stored in: shuffle, if that order means anything."
+            )
+        if self._correlated_for_too_long:
             found.append(
                 "The order of the batches matters (sorted data?): the error bars do not hold; shuffle the data."
+            )
+        elif self.sorted:
+            worth = min(row.independent for row in self.layers.values())
+            found.append(f"The order of the batches matters: they are worth {worth:.0f} independent ones.")
+        heavy = [name or "(root)" for name, row in self.layers.items() if row.heavy_tailed]
+        if heavy:
+            found.append(
+                f"Single batches make the spread of the variance (heavy tails?) in {', '.join(heavy[:3])}"
+                f"{f' and {len(heavy) - 3} more' if len(heavy) > 3 else ''}: its error bar is too small."
             )
         if self.grouped:
             found.append(
@@ -127,7 +171,12 @@ class Recalibration:
             where = ", ".join(f"{number} (layer {layer or '(root)'})" for number, layer in self.skipped[:10])
             were = counted(len(self.skipped), "batch was", "batches were")
             found.append(f"{were} not finite and left out: {where}.")
-        if not self.converged:
+        if self.drawn:
+            found.append(
+                f"The model draws random numbers in eval mode (dropout that is always on?): two forwards of one batch "
+                f"differ by {self.drawn:.2g} standard deviations, so no statistics are reproduced exactly."
+            )
+        elif not self.converged:
             worst = max(self.residual.values())
             found.append(
                 f"Layers used several times have not settled after {self.passes} passes; residual {worst:.2g}."
@@ -158,7 +207,19 @@ def summary(result: Recalibration) -> dict[str, Any]:
     """The result as numbers and strings, for JSON; NaN where something was not measured."""
     names = ("count", "mean_shift", "var_ratio", "moved", "standard_error", "residual")
     layers = {name: {key: getattr(row, key) for key in names} for name, row in result.layers.items()}
-    plain = ("samples", "batches", "offered", "upstream", "exchangeable", "sorted", "grouped", "converged", "needed")
+    plain = (
+        "samples",
+        "batches",
+        "offered",
+        "upstream",
+        "exchangeable",
+        "sorted",
+        "grouped",
+        "converged",
+        "needed",
+        "plan",
+        "forwards",
+    )
     return {
         **{key: getattr(result, key) for key in plain},
         "unreached": list(result.unreached),

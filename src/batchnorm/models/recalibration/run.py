@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,28 @@ import torch
 
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import count_samples, progress_bar, tensors
+from batchnorm.models.random_state import cuda_devices, random_state, same_random_state
+from batchnorm.models.recalibration.correlation import student, uncertain_time
 from batchnorm.models.recalibration.exchangeable import ordered
-from batchnorm.models.recalibration.fixed_point import FixedPoint
+from batchnorm.models.recalibration.fixed_point import FixedPoint, Measured
 from batchnorm.models.recalibration.forwards import Caller, Order, Visits
-from batchnorm.models.recalibration.memory import available, frontier
+from batchnorm.models.recalibration.memory import NO_PILOT, Pilot, available, frontier
+from batchnorm.models.recalibration.part import MOST_FORWARDS, MOST_THREADS, Part, part_of_data, sentence, spread
 from batchnorm.models.recalibration.ranks import Ranks
 from batchnorm.models.recalibration.resume import Checkpoint
-from batchnorm.models.recalibration.source import Held, ahead, fingerprint, in_stored_order, limited, offered
+from batchnorm.models.recalibration.source import (
+    Held,
+    ahead,
+    batches_offered,
+    fingerprint,
+    in_stored_order,
+    limited,
+    offered,
+)
 from batchnorm.models.recalibration.streaming import Stream
 from batchnorm.models.recalibration.targets import Target, shards
 from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, errors_in_std
 from batchnorm.models.state import snapshot
-
-_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class Settings:
     until: float | None
     max_samples: int | None
     memory: int | None
+    exact: bool = False
 
 
 @dataclass
@@ -54,6 +66,45 @@ class Outcome:
     stored_order: bool
     converged: bool = True
     passes: int = 1
+    # What was said before a part was read; "" where nothing was left out.
+    plan: str = ""
+    spread: bool = False
+    forwards: float = 1.0
+    drawn: float = 0.0
+
+
+@dataclass
+class Reading:
+    """The data of a run, and what of them is read: all, or a part."""
+
+    data: Held
+    pilot: Pilot = NO_PILOT
+    part: Part = field(default_factory=lambda: Part(0, None, True))
+    plan: str = ""
+    # A batch to draw for again, where the model draws random numbers in eval mode.
+    random_on: Any = None
+    # Of the batches in the loader, where the part is spread over it.
+    numbers: list[int] | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """The most batches to read."""
+        return self.part.batches if self.plan else None
+
+    @property
+    def most_calls(self) -> int | None:
+        """The most forwards of a batch to take."""
+        return MOST_FORWARDS * (self.part.total or self.part.batches) if self.plan else None
+
+    def fits(self, budget: int) -> bool:
+        """Whether all batches read so far can meet."""
+        if self.part.batches:
+            return self.part.meet
+        return self.pilot.bytes * sum(self.data.sizes) // max(1, *self.data.sizes[:1], 1) <= budget
+
+    def number(self, read: int) -> int:
+        """The number in the loader of a batch that was read."""
+        return read if self.numbers is None else self.numbers[read]
 
 
 class Run:
@@ -80,7 +131,7 @@ class Run:
             identity["data"] = fingerprint(tensors(first))
         self.loader, self.shown = loader, shown
         self.checkpoint = Checkpoint(ranks.file(resume), identity)
-        self.visits = Visits()
+        self.visits, self.devices = Visits(), cuda_devices(caller.model)
         self.order = Order(steady=not shards(caller.model))
         self.eps = torch.cat(
             [torch.full((t.stat("running_mean").numel(),), t.layer.eps, dtype=torch.float64) for t in targets.values()]
@@ -155,27 +206,20 @@ class Run:
         if all(self.ranks.gathered(ended)):
             return True
         pooled = self.ranks.pooled(stream.settle())
-        worst = float(errors_in_std(pooled, self.eps, self.settings.variance).max())
+        worst = float(errors_in_std(pooled, self.eps, self.settings.variance).max()) * _caution(pooled)
         if worst > (self.settings.until or 0):
             return False
         return not any(self.ranks.gathered(ordered(stream.totals.sketches)))
 
     def population(self) -> Outcome:
         """Layers normalise with what is stored: settle them on ever more batches until the error bar is small."""
-        budget = self.settings.memory
-        if budget is None:
-            budget = available(self.caller.where) // 2
-        data = Held(self.loader, self.settings.max_samples, budget // 2)
         until = self.settings.until
+        bar = progress_bar(self.targets, self.shown, "settling layers")
+        reading = Reading(Held(self.loader, self.settings.max_samples, self._budget // 2))
         try:
-            data.read(FEWEST_BATCHES if until is not None else None)
-            if not any(self.ranks.gathered(len(data))):
-                raise BatchNormError("loader must yield at least one batch; it was empty")
-            bar = progress_bar(self.targets, self.shown, "settling layers")
             with self.visits.watching(self.targets), bar as advance:
-                # A process without data takes part in all that is decided, with nothing.
-                first = next((batch for _, batch in data.replay()), _END)
-                wide = 0 if first is _END else frontier(self.caller, self.visits, first, self.order)
+                self._plan(reading)
+                data, limit = reading.data, reading.limit
                 slots = torch.get_num_threads() if self.caller.where.type == "cpu" and self.ranks.alone else 1
                 solver = FixedPoint(
                     self.caller,
@@ -185,47 +229,110 @@ class Run:
                     self.order,
                     self.ranks,
                     self.checkpoint,
+                    most_calls=reading.most_calls,
                     advance=advance,
                 )
+                data.read(limit if until is None else min(FEWEST_BATCHES, limit or FEWEST_BATCHES))
                 while True:
-                    needed = wide * sum(data.sizes) // max(1, *data.sizes[:1], 1)
-                    fits = self.order.steady and needed <= budget and len(data) <= _MOST_THREADS
                     solver.slots = max(1, min(slots, len(data)))
-                    settled = solver.solve(data, all(self.ranks.gathered(fits)))
+                    meet = self.order.steady and len(data) <= MOST_THREADS and reading.fits(self._budget)
+                    settled = solver.solve(data, all(self.ranks.gathered(meet)))
                     in_order = any(self.ranks.gathered(_in_order(settled.totals)))
-                    if all(self.ranks.gathered(data.exhausted)) or until is None:
+                    at_end = data.exhausted or (limit is not None and len(data) >= limit)
+                    if all(self.ranks.gathered(at_end)) or until is None:
                         break
-                    worst = (
-                        max(self._error(name, totals) for name, totals in settled.totals.items())
-                        if settled.totals
-                        else 0.0
-                    )
-                    if worst <= until and not in_order:
+                    errors = [(self._error(name, totals), _caution(totals)) for name, totals in settled.totals.items()]
+                    if all(error * caution <= until for error, caution in errors) and not in_order:
                         break
                     before = len(data)
-                    # The square of an error from few batches is uncertain by sqrt(2 / batches), and a round that falls
-                    # short is a forward of everything for nothing.
-                    grow = (worst / until) ** 2 * (1 + math.sqrt(2 / max(1, before)))
-                    grow = grow if math.isfinite(grow) else 2.0
-                    data.read(None if in_order else math.ceil(before * min(max(grow, 1.25), 64.0)))
+                    more = None if in_order else _more(before, max(error for error, _ in errors) / until)
+                    data.read(limit if more is None else min(more, limit or more))
                     if not any(self.ranks.gathered(len(data) > before)):
                         break
+                drawn = 0.0 if reading.random_on is None else self._second_draw(reading.random_on)
         finally:
-            data.close()
+            reading.data.close()
         counts = self.ranks.gathered((settled.samples, settled.batches))
         return Outcome(
             settled.totals,
             settled.residual,
             sum(samples for samples, _ in counts),
             sum(batches for _, batches in counts),
-            self._offered(data.exhausted, settled.samples),
-            tuple((s.number, s.layer) for s in settled.skipped),
+            self._offered(data.exhausted and reading.numbers is None, settled.samples),
+            tuple((reading.number(s.number), s.layer) for s in settled.skipped),
             in_order,
             any(self.ranks.gathered(any(alike.grouped() for alike in settled.alike))),
             in_stored_order(self.loader),
-            settled.converged,
+            settled.converged and drawn <= CLOSE_DRAWS,
             settled.rounds,
+            reading.plan,
+            reading.numbers is not None,
+            len(self.caller.calls) / max(1, reading.part.total or len(data)),
+            drawn,
         )
+
+    def _second_draw(self, batch: Any) -> float:
+        """How far apart two forwards of one batch are, at the layer where they differ most, in standard deviations."""
+        draws = []
+        for _ in range(2):
+            draws.append(Measured(None))
+            with self.visits.by(draws[-1]):
+                self.caller(batch)
+        first, second = (draw.parts for draw in draws)
+        return max((first[name].apart(second[name]) for name in first.keys() & second.keys()), default=0.0)
+
+    @property
+    def _budget(self) -> int:
+        """Bytes for the activations of an exact run."""
+        return available(self.caller.where) // 2 if self.settings.memory is None else self.settings.memory
+
+    def _plan(self, reading: Reading) -> None:
+        """Measure the first batch, and decide what of the data to read; a process without data decides nothing."""
+        data, settings = reading.data, self.settings
+        data.read(1)
+        if not any(self.ranks.gathered(len(data))):
+            raise BatchNormError("loader must yield at least one batch; it was empty")
+        first = next((batch for _, batch in data.replay()), _END)
+        if first is _END:
+            return
+        before = random_state(self.devices)
+        reading.pilot = pilot = frontier(self.caller, self.visits, first, self.order)
+        if not same_random_state(before, random_state(self.devices)):
+            reading.random_on = first
+        if settings.exact:
+            return
+        total, free = batches_offered(self.loader), available(self.caller.where)
+        if total is not None and settings.max_samples is not None:
+            total = min(total, -(-settings.max_samples // max(1, pilot.samples)))
+        part = part_of_data(pilot, total, data.bytes_each, free, settings.memory)
+        if total is None and data.again and part.batches < FEWEST_BATCHES:
+            # So few batches fit that it matters how many there are.
+            data.read(None)
+            part = part_of_data(pilot, len(data), data.bytes_each, free, settings.memory)
+            data.keep_first(part.batches)
+        elif total is None and settings.until is None:
+            data.read(part.batches + 1)
+            if data.exhausted:
+                part = Part(len(data), len(data), part.meet)
+            data.keep_first(part.batches)
+        reading.part = part
+        if part.whole:
+            return
+        chosen = None
+        if settings.until is None and settings.max_samples is None:
+            chosen = spread(self.loader, part.batches)
+        if chosen is not None:
+            data.close()
+            reading.data, reading.numbers = Held(chosen[0], None, free // 4), chosen[1]
+        # The first forward of a process is slower than those that follow.
+        start = time.perf_counter()
+        self.caller(first)
+        seconds = min(pilot.seconds, time.perf_counter() - start)
+        reading.plan = sentence(part, pilot, seconds, chosen is not None, self._budget)
+        if settings.until is not None:
+            reading.plan = reading.plan.replace("Reading", "Reading at most", 1)
+        if self.shown:
+            print(f"batchnorm.recalibrate: {reading.plan}", file=sys.stderr)
 
     def _error(self, name: str, totals: Totals) -> float:
         eps = torch.full_like(totals.mean, self.targets[name].layer.eps)
@@ -240,12 +347,35 @@ class Run:
 
 
 _END = object()
+# Two forwards that differ by more, in standard deviations of a layer, were not rounding.
+CLOSE_DRAWS = 1e-3
 
 
 def _in_order(totals: dict[str, Totals]) -> bool:
     rows = [t.sketches for t in totals.values()]
     fewest = min(map(len, rows), default=0)
     return ordered([torch.cat([row[k] for row in rows]) for k in range(fewest)])
+
+
+def _caution(totals: Totals) -> float:
+    """What an error from few batches is multiplied by before it may end a run.
+
+    Student's factor over the normal one, and the square root of how much longer the correlation may last.
+    """
+    if len(totals.sketches) < FEWEST_BATCHES:
+        return math.inf
+    return student(len(totals.sketches) - 1) / student(math.inf) * math.sqrt(uncertain_time(totals.sketches))
+
+
+def _more(before: int, ratio: float) -> int:
+    """How many batches to read next, where the error is so many times what it may be.
+
+    The square of an error from few batches is uncertain by sqrt(2 / batches), and a round that falls short is a
+    forward of everything for nothing. Each round is half as large again as the one before, so that
+    all together come to no more than three times the last.
+    """
+    grow = ratio**2 * (1 + math.sqrt(2 / max(1, before)))
+    return math.ceil(before * min(max(grow if math.isfinite(grow) else 2.0, 1.5), 64.0))
 
 
 def _close(batches: Iterator[Any]) -> None:

@@ -29,6 +29,14 @@ def offered(loader: Iterable[Any]) -> int | None:
     return sum(map(count_samples, loader)) if isinstance(loader, (list, tuple)) else None
 
 
+def batches_offered(loader: Iterable[Any]) -> int | None:
+    """How many batches a loader has, where it says so."""
+    try:
+        return len(loader)  # pyright: ignore[reportArgumentType]
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def in_stored_order(loader: Iterable[Any]) -> bool:
     """Whether a loader gives its data in the order they are stored in."""
     if not isinstance(loader, DataLoader):
@@ -137,6 +145,16 @@ class Held:
                 self._kept.append(batch)
                 if self._bytes > self.budget and self.again:
                     self._kept = None
+
+    def keep_first(self, count: int) -> None:
+        """Of what was read, the first batches only."""
+        self.sizes = self.sizes[:count]
+        self._kept = None if self._kept is None else self._kept[:count]
+
+    @property
+    def bytes_each(self) -> int:
+        """What a batch takes in memory that the loader does not hold already."""
+        return 0 if isinstance(self.loader, (list, tuple)) else self._bytes // max(1, len(self))
 
     def replay(self) -> Iterator[tuple[int, Any]]:
         """Every batch read so far with its number."""

@@ -25,6 +25,8 @@ class Target:
 
     name: str
     layer: _BatchNorm
+    # Settle on the biased variance, whatever the layer stores.
+    biased: bool = False
 
     def stat(self, name: str) -> Any:
         """A running buffer."""
@@ -33,6 +35,8 @@ class Target:
     @property
     def correction(self) -> int:
         """1 where the layer stores the unbiased variance, as torch does."""
+        if self.biased:
+            return 0
         return getattr(self.layer.recipe.estimator, "correction", 1) if isinstance(self.layer, BatchNorm) else 1
 
     @property

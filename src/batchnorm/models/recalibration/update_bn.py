@@ -42,4 +42,4 @@ def update_bn(
     """
     if not any(layer.running_mean is not None for layer in batch_norm_layers(model).values()):
         return None
-    return recalibrate(model, loader, device=device, progress=False)
+    return recalibrate(model, loader, device=device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.models.recalibration.collect import rms
+from batchnorm.models.recalibration.correlation import correlation_times
 from batchnorm.models.recalibration.fixed_point import distance, estimate
 from batchnorm.models.recalibration.result import RecalibratedLayer, Recalibration
 from batchnorm.models.recalibration.run import Outcome
@@ -53,6 +54,10 @@ def write(
         outcome.converged,
         outcome.passes,
         outcome.stored_order,
+        outcome.plan,
+        outcome.spread,
+        outcome.forwards,
+        outcome.drawn,
         before,
     )
 
@@ -77,6 +82,8 @@ def _row(
         moved,
         error if known else math.nan,
         residual,
+        float(len(totals.sketches) / correlation_times(totals.sketches).max()),
+        known and totals.heavy_tailed,
         shift,
         of_mean if known else torch.full_like(of_mean, torch.nan),
         of_var if known else torch.full_like(of_var, torch.nan),

@@ -1,0 +1,315 @@
+"""What an object contains, as far as the program says: batch norm, dropout.
+
+`contains` answers with a level: YES (a constructor of batch norm is reached), LIKELY (one is reached under a condition, or a
+function that mentions one returned it), NO (everything that is known of it has none), None (unknown).
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from batchnorm.diagnosis.source.names import DROPOUT, is_layer, last, made_by
+from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module
+from batchnorm.diagnosis.source.values import Choice, Class, External, Function, Obj, Partial, Tuple
+
+YES, LIKELY, NO = 2, 1, 0
+DEEPEST = 24
+NOT_CONTENT = ("isinstance", "issubclass", "type", "hasattr")
+
+
+class Contents:
+    """Answers, each worked out once."""
+
+    def __init__(self) -> None:
+        self._scanned: dict[int, tuple[int, bool, list[tuple[ast.AST, str]]]] = {}
+        self._level: dict[int, int | None] = {}
+        self._busy: set[int] = set()
+
+    def contains(self, value: Any, depth: int = 0) -> int | None:
+        """The level of a value."""
+        if depth > DEEPEST or value is None:
+            return None
+        if isinstance(value, Choice):
+            return _best([self.contains(v, depth + 1) for v in value.options])
+        if isinstance(value, Tuple):
+            return _best([self.contains(v, depth + 1) for v in value.items])
+        if isinstance(value, Class):
+            return self.scan(value.info)[0]
+        if isinstance(value, External):
+            return YES if is_layer(value.name) else None
+        if isinstance(value, Partial):
+            return self.contains(value.target, depth + 1)
+        if not isinstance(value, Obj):
+            return None
+        return self._of_object(value, depth)
+
+    def _of_object(self, obj: Obj, depth: int) -> int | None:
+        if id(obj) in self._level:
+            return self._level[id(obj)]
+        if id(obj) in self._busy:
+            return None
+        self._busy.add(id(obj))
+        try:
+            found = self._work_out(obj, depth)
+        finally:
+            self._busy.discard(id(obj))
+        self._level[id(obj)] = found
+        return found
+
+    def _work_out(self, obj: Obj, depth: int) -> int | None:
+        if obj.kind == "batch norm":
+            return YES
+        levels: list[int | None] = []
+        if obj.kind in ("instance", "self") and isinstance(obj.info, ClassInfo):
+            levels.append(self.scan(obj.info)[0])
+            levels.extend(
+                self.contains(s, depth + 1) for s in obj.sources
+            )  # classes and layers given to the constructor
+            return _best(levels)
+        if obj.kind == "external":
+            name, first = obj.info
+            made = made_by(name, first)
+            levels.append(None if made is None else YES if made else NO)
+            if name.endswith("__dict__") and name.startswith("torchvision"):
+                levels.append(LIKELY)
+            levels.extend(self.contains(s, depth + 1) for s in obj.sources)
+            return _best(levels)
+        if obj.kind == "wrapper":
+            return self.contains(obj.info, depth + 1)
+        for source in inflow(obj):
+            levels.append(self.contains(source, depth + 1))
+        if obj.kind == "result" and _best(levels) is None and isinstance(obj.info, FunctionInfo):
+            levels.append(min(self.scan(obj.info)[0], LIKELY) or None)
+        return _best(levels)
+
+    def dropout(self, value: Any, depth: int = 0) -> bool:
+        """Whether a value contains dropout."""
+        if depth > DEEPEST or value is None:
+            return False
+        if isinstance(value, Choice):
+            return any(self.dropout(v, depth + 1) for v in value.options)
+        if isinstance(value, Class):
+            return self.scan(value.info)[1]
+        if not isinstance(value, Obj):
+            return False
+        if value.kind in ("instance", "self") and isinstance(value.info, ClassInfo):
+            return self.scan(value.info)[1]
+        if value.kind == "external" and DROPOUT.search(value.info[0]):
+            return True
+        if value.kind == "wrapper":
+            return self.dropout(value.info, depth + 1)
+        return any(
+            self.dropout(s, depth + 1) for s in (*inflow(value), *(value.sources if value.kind == "external" else ()))
+        )
+
+    def layer_names(self, value: Any, depth: int = 0) -> set[str] | None:
+        """The attribute names of batch norm layers in a model of the linted files; None if some are unknown."""
+        if isinstance(value, Choice) or not isinstance(value, Obj) or depth > DEEPEST:
+            return None
+        if value.kind in ("instance", "self") and isinstance(value.info, ClassInfo):
+            return {name for _, name in self.scan(value.info)[2]}
+        if value.kind == "external":
+            if value.info[0] == "torch.nn.Sequential":
+                return {str(at) for at, s in enumerate(value.sources) if self.contains(s) == YES}
+            known = "resnet" in last(value.info[0]).lower() or "resnet" in str(value.info[1] or "").lower()
+            return {"bn1", "1"} if known and made_by(*value.info) else None
+        sources = [value.info] if value.kind == "wrapper" else inflow(value)
+        found = [self.layer_names(s, depth + 1) for s in sources]
+        known = [names for names in found if names]
+        return set().union(*known) if known and len(known) == len(found) else None
+
+    def scan(self, info: ClassInfo | FunctionInfo) -> tuple[int, bool, list[tuple[ast.AST, str]]]:
+        """Level, dropout and layers (constructor, attribute name) of a class or function."""
+        key = id(info)
+        if key in self._scanned:
+            return self._scanned[key]
+        self._scanned[key] = (NO, False, [])
+        scan = _Scan(self, info.module, info)
+        if isinstance(info, ClassInfo):
+            for method in info.methods.values():
+                if method.name not in ("forward", "train", "load_state_dict", "load_weights", "load_darknet_weights"):
+                    scan.function(method)
+            for base in info.bases:
+                if isinstance(base, Class):
+                    scan.take(self.scan(base.info), 2)
+                elif isinstance(base, External) and made_by(base.name, None):
+                    scan.take((YES, False, []), 2)
+        else:
+            scan.function(info)
+        if isinstance(info, ClassInfo) and scan.layers and not scan.used():
+            scan.level = NO
+        self._scanned[key] = (scan.level, scan.dropout, scan.layers)
+        return self._scanned[key]
+
+
+class _Scan:
+    """One walk over a body: which layer classes it reaches, and under which conditions."""
+
+    def __init__(self, contents: Contents, module: Module, root: ClassInfo | FunctionInfo) -> None:
+        self.contents, self.module, self.root = contents, module, root
+        self.level, self.dropout, self.layers = NO, False, []
+        self.defaults: dict[str, Any] = {}
+        self.held: list[str] = []  # the attribute that each layer, found in the class itself, is in
+        self.attribute = ""
+
+    def used(self) -> bool:
+        """Whether any attribute that holds a layer is read anywhere in the file."""
+        return any(not name or name in self.module.read_attributes for name in self.held) or not self.held
+
+    def take(self, found: tuple[int, bool, list[tuple[ast.AST, str]]], certain: int) -> None:
+        self.level = max(self.level, min(found[0], certain))
+        self.dropout |= found[1]
+        self.layers.extend(found[2])
+        self.held.extend([self.attribute] if found[0] else [])
+
+    def function(self, info: FunctionInfo) -> None:
+        node = info.node
+        if isinstance(node, ast.Module):
+            return
+        self.defaults = _defaults(node)
+        for default in (*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)):
+            self.visit(default, YES, "")
+        body = node.body if isinstance(node.body, list) else [node.body]
+        for statement in body:
+            self.visit(statement, YES, "")
+
+    def visit(self, node: ast.AST, certain: int, name: str) -> None:
+        stack = [(node, certain, name)]
+        while stack:
+            node, certain, name = stack.pop()
+            if isinstance(node, ast.If | ast.IfExp):
+                holds = _holds(node.test, self.defaults)
+                for block, level in (
+                    (node.body, holds),
+                    (node.orelse, YES if holds == NO else NO if holds == YES else LIKELY),
+                ):
+                    inner = min(certain, max(level, LIKELY))
+                    stack.extend((child, inner, name) for child in (block if isinstance(block, list) else [block]))
+                continue
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in NOT_CONTENT:
+                continue
+            if isinstance(node, ast.ExceptHandler):
+                certain = min(certain, LIKELY)
+            if isinstance(node, ast.Assign) and len(node.targets) == 1:
+                target = node.targets[0]
+                if isinstance(target, ast.Attribute):
+                    name = target.attr
+                    if isinstance(target.value, ast.Name) and target.value.id == "self":
+                        self.visit_in(node.value, certain, name)
+                        continue
+                stack.append((node.value, certain, name))
+                continue
+            if isinstance(node, ast.Name | ast.Attribute):
+                self._name(node, certain, name)
+                if isinstance(node, ast.Attribute):
+                    stack.append((node.value, certain, name)) if not isinstance(node.value, ast.Name) else None
+                continue
+            if isinstance(node, ast.arg | ast.Compare):
+                continue
+            if isinstance(node, ast.List | ast.Tuple):
+                stack.extend((child, certain, name or str(at)) for at, child in enumerate(node.elts))
+                continue
+            if isinstance(node, ast.Call) and _called(node.func) == "Sequential":
+                stack.extend((child, certain, str(at)) for at, child in enumerate(node.args))
+                continue
+            stack.extend((child, certain, name) for child in ast.iter_child_nodes(node))
+
+    def visit_in(self, node: ast.AST, certain: int, attribute: str) -> None:
+        """What an attribute of self holds."""
+        before, self.attribute = self.attribute, attribute
+        self.visit(node, certain, attribute)
+        self.attribute = before
+
+    def _name(self, node: ast.Name | ast.Attribute, certain: int, name: str) -> None:
+        if not isinstance(node.ctx, ast.Load):
+            return
+        value = self._static(node)
+        if isinstance(value, External):
+            if is_layer(value.name):
+                self.level = max(self.level, certain)
+                self.layers.append((node, name))
+                self.held.append(self.attribute)
+            elif DROPOUT.search(value.name):
+                self.dropout = True
+            elif made_by(value.name, None):
+                self.level = max(self.level, certain)
+        elif (isinstance(value, Class) and value.info is not self.root) or (
+            isinstance(value, Function) and value.info is not self.root
+        ):
+            self.take(self.contents.scan(value.info), certain)
+
+    def _static(self, node: ast.Name | ast.Attribute) -> Any:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+            return None
+        return self.module.static(node)
+
+
+def inflow(obj: Obj, depth: int = 0) -> list[Any]:
+    """What flows into a slot: its own sources, and of an attribute, the same attribute of what its owner may be."""
+    found = list(obj.sources)
+    if obj.kind == "attribute" and obj.parent is not None and depth < 6:
+        for source in (
+            inflow(obj.parent, depth + 1) if obj.parent.kind not in ("self", "instance") else obj.parent.sources
+        ):
+            if isinstance(source, Obj) and obj.name in source.attrs:
+                found.append(source.attrs[obj.name])
+            elif isinstance(source, Obj) and source.kind in ("attribute", "parameter", "result", "wrapper", "copy"):
+                found.append(source.attr(obj.name))
+        info = obj.parent.info
+        if obj.parent.kind in ("instance", "self") and isinstance(info, ClassInfo):
+            for ancestor in info.ancestors():
+                if isinstance(ancestor, ClassInfo) and obj.name in ancestor.self_obj.attrs:
+                    slot = ancestor.self_obj.attrs[obj.name]
+                    if slot is not obj:
+                        found.append(slot)
+    return found
+
+
+def _best(levels: list[int | None]) -> int | None:
+    known = [level for level in levels if level is not None]
+    return max(known) if known else None
+
+
+def _called(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _defaults(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> dict[str, Any]:
+    """Literal default values by parameter."""
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+    found = {
+        n: d.value for n, d in zip(names[::-1], node.args.defaults[::-1], strict=False) if isinstance(d, ast.Constant)
+    }
+    for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+        if isinstance(default, ast.Constant):
+            found[arg.arg] = default.value
+    return found
+
+
+def _holds(test: ast.AST, defaults: dict[str, Any]) -> int:
+    """Whether a condition holds with the parameters' defaults: YES, NO, or LIKELY where that is unknown."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        inner = _holds(test.operand, defaults)
+        return YES if inner == NO else NO if inner == YES else LIKELY
+    if isinstance(test, ast.Name) and test.id in defaults:
+        return YES if defaults[test.id] else NO
+    if isinstance(test, ast.Attribute):
+        return _holds(ast.Name(test.attr), defaults) if test.attr in defaults else LIKELY
+    if (
+        isinstance(test, ast.Compare)
+        and len(test.ops) == 1
+        and isinstance(test.left, ast.Name)
+        and test.left.id in defaults
+    ):
+        right, left = test.comparators[0], defaults[test.left.id]
+        if isinstance(right, ast.Constant) and isinstance(test.ops[0], ast.Eq | ast.Is):
+            return YES if left == right.value else NO
+        if isinstance(right, ast.Constant) and isinstance(test.ops[0], ast.NotEq | ast.IsNot):
+            return YES if left != right.value else NO
+        if isinstance(right, ast.Constant) and isinstance(test.ops[0], ast.Gt) and isinstance(left, int | float):
+            return YES if isinstance(right.value, int | float) and left > right.value else NO
+    if isinstance(test, ast.BoolOp):
+        parts = [_holds(v, defaults) for v in test.values]
+        return min(parts) if isinstance(test.op, ast.And) else max(parts)
+    return LIKELY

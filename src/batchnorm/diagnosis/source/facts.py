@@ -1,0 +1,251 @@
+"""What the rules ask of an interpreted program."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
+from batchnorm.diagnosis.source.fixes import Edit
+from batchnorm.diagnosis.source.interpreter import Program
+from batchnorm.diagnosis.source.names import made_by
+from batchnorm.diagnosis.source.objects import canonical
+from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project
+from batchnorm.diagnosis.source.trace import Event
+from batchnorm.diagnosis.source.values import Choice, Const, Obj, options
+
+MEASURES = ("momentum", "reset_running_stats", "update_bn", "bn_update", "running_mean", "recalibrate", "num_batches_tracked",
+            "reset_stats", "reset_bn", "accumulate", "precise_bn", "calibrate_bn", "bn_calibration", "update_bn_stats", "cumulative", "standing_statistics")  # fmt: skip
+
+
+class Said(NamedTuple):
+    """Where, what, the fix in one line, whether the rule is sure, and the edit that a certain fix is."""
+
+    module: Module
+    node: ast.AST
+    message: str
+    fix: str
+    sure: bool = True
+    edit: Edit | None = None
+
+
+class Facts:
+    """Events by kind, and questions about objects, functions and modules."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.contents = Contents()
+        self._kinds: dict[str, list[Event]] = defaultdict(list)
+        for event in Program(project).run():
+            self._kinds[event.kind].append(event)
+        self._words: dict[int, frozenset[str]] = {}
+
+    def of(self, *kinds: str) -> Iterator[Event]:
+        """The events of these kinds."""
+        for kind in kinds:
+            yield from self._kinds[kind]
+
+    def has(self, obj: Any) -> int | None:
+        """Whether an object has batch norm: YES, LIKELY, NO, or None where nothing is known."""
+        return self.contents.contains(obj)
+
+    @cached_property
+    def speaks(self) -> bool:
+        """Whether any model of the linted files has batch norm, so that an unknown one is likely to."""
+        if any(e.data["name"].startswith("torch") for e in self.of("layer")):
+            return True
+        if any(made_by(e.data["name"], _first(e)) for e in self.of("outside")):
+            return True
+        return any(
+            c.is_module and self.contents.scan(c)[0] == YES for m in self.project.modules.values() for c in m.classes
+        )
+
+    def likely(self, obj: Obj) -> int:
+        """`has`, and LIKELY for an unknown object among models that have batch norm."""
+        found = self.has(obj)
+        if (
+            found is None
+            and self.speaks
+            and all(o.kind in ("parameter", "attribute", "global", "copy", "result") for o in self.aliases(obj))
+        ):
+            return LIKELY
+        return found or 0
+
+    @cached_property
+    def _managers(self) -> set[int]:
+        """Classes whose own methods put parts of their objects into a mode, by id."""
+        found = {
+            id(e.function.owner)
+            for e in self.of("mode", "layer mode")
+            if e.function.owner is not None and e.function.owner.is_module
+        }
+        return found
+
+    def manages(self, obj: Obj) -> bool:
+        """Whether an object sees to its own modes: a wrapper for test-time adaptation, a model that freezes its layers."""
+        for alias in self.aliases(obj):
+            if alias.kind in ("instance", "result") or isinstance(alias.info, ClassInfo):
+                for inner in (alias, *alias.sources[:4]):
+                    info = inner.info if isinstance(inner, Obj) else None
+                    if isinstance(info, ClassInfo) and adapts(info):
+                        return True
+                    if isinstance(info, ClassInfo) and any(
+                        isinstance(a, ClassInfo) and id(a) in self._managers for a in info.ancestors()
+                    ):
+                        return True
+        return False
+
+    def words(self, info: FunctionInfo | Module) -> frozenset[str]:
+        """Every name and attribute that a function or a module uses, inner functions included."""
+        node = info.tree if isinstance(info, Module) else info.node
+        if id(node) not in self._words:
+            found = set()
+            for n in ast.walk(node):
+                if isinstance(n, ast.Name):
+                    found.add(n.id)
+                elif isinstance(n, ast.Attribute):
+                    found.add(n.attr)
+                elif isinstance(n, ast.alias):
+                    found.add(n.name.rsplit(".", 1)[-1])
+                elif isinstance(n, ast.keyword) and n.arg:
+                    found.add(n.arg)
+                elif isinstance(n, ast.FunctionDef):
+                    found.add(n.name)
+            self._words[id(node)] = frozenset(found)
+        return self._words[id(node)]
+
+    def uses(self, info: FunctionInfo | Module, *names: str) -> bool:
+        """Whether one of these names occurs in a function or module."""
+        return not self.words(info).isdisjoint(names)
+
+    @cached_property
+    def called(self) -> frozenset[str]:
+        """The names of all functions and methods that the linted files call."""
+        found: set[str] = set()
+        for module in self.project.modules.values():
+            for n in ast.walk(module.tree):
+                if isinstance(n, ast.Call):
+                    found.add(
+                        n.func.attr
+                        if isinstance(n.func, ast.Attribute)
+                        else n.func.id
+                        if isinstance(n.func, ast.Name)
+                        else ""
+                    )
+        return frozenset(found)
+
+    def trains(self, info: FunctionInfo) -> bool:
+        """Whether a function makes training steps."""
+        return not isinstance(info.node, ast.Module) and (
+            self.uses(info, "backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd")
+            or "scaler" in self.words(info)
+        )
+
+    def measures(self, info: FunctionInfo) -> bool:
+        """Whether a function is there to measure statistics, or adapts them on purpose."""
+        low = info.name.lower()
+        return self.uses(info, *MEASURES) or any(
+            w in low
+            for w in ("calib", "adapt", "update_bn", "bn_update", "recompute", "standing", "swap_bn", "refresh")
+        )
+
+    @cached_property
+    def trained(self) -> set[int]:
+        """Objects that an optimizer was given, by id."""
+        found: set[int] = set()
+        for event in self.of("outside"):
+            name = event.data["name"]
+            if not (
+                name.startswith("torch.optim")
+                or name.rsplit(".", 1)[-1] in ("SGD", "Adam", "AdamW", "RMSprop", "LARS", "Lamb", "RAdam")
+            ):
+                continue
+            stack = [*list(event.data["args"][:1]), event.data["keywords"].get("params")]
+            for _ in range(32):
+                if not stack:
+                    break
+                for option in options(stack.pop()):
+                    if not isinstance(option, Obj):
+                        continue
+                    if option.kind == "iteration":
+                        owner = canonical(option.info[0])
+                        found.update(id(o) for o in self.aliases(owner))
+                    elif option.kind in ("list", "dict"):
+                        stack.extend(option.sources)
+        return found
+
+    def aliases(self, obj: Any, depth: int = 0) -> list[Obj]:
+        """An object and what it may be."""
+        if not isinstance(obj, Obj) or depth > 4:
+            return []
+        found = [obj]
+        for source in (
+            [obj.info]
+            if obj.kind == "wrapper"
+            else inflow(obj)[:6]
+            if obj.kind in ("parameter", "attribute", "global")
+            else []
+        ):
+            for option in options(source):
+                found.extend(self.aliases(option, depth + 1))
+        return found[:24]
+
+    def numbers(self, value: Any, depth: int = 0) -> list[float]:
+        """The literal numbers that a value may be."""
+        if isinstance(value, Const):
+            return [float(value.value)] if type(value.value) in (int, float) else []
+        if isinstance(value, Choice):
+            return [n for v in value.options for n in self.numbers(v, depth)]
+        if not isinstance(value, Obj) or depth > 4:
+            return []
+        found = [n for source in inflow(value) for n in self.numbers(source, depth + 1)]
+        if not found and value.kind == "parameter" and isinstance(value.info, FunctionInfo):
+            found = self.numbers(_default(value.info, value.name), depth + 1)
+        return found
+
+
+def adapts(info: ClassInfo) -> bool:
+    """Whether a torch module wraps a model together with its optimizer, as test-time adaptation does."""
+    init = info.method("__init__") if info.is_module else None
+    return (
+        init is not None
+        and not isinstance(init.node, ast.Module)
+        and any(a.arg == "optimizer" for a in init.node.args.args)
+    )
+
+
+def _first(event: Event) -> str | None:
+    args = event.data["args"]
+    return args[0].value if args and isinstance(args[0], Const) and isinstance(args[0].value, str) else None
+
+
+def _default(info: FunctionInfo, name: str) -> Any:
+    node = info.node
+    if isinstance(node, ast.Module):
+        return None
+    plain = [*node.args.posonlyargs, *node.args.args]
+    for arg, default in zip(plain[::-1], node.args.defaults[::-1], strict=False):
+        if arg.arg == name:
+            return info.module.static(default)
+    for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+        if arg.arg == name and default is not None:
+            return info.module.static(default)
+    return None
+
+
+def spelled(node: ast.AST, longest: int = 60) -> str:
+    """An expression as the source has it, shortened."""
+    text = " ".join(ast.unparse(node).split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def called(event: Event) -> str:
+    """The name of what a forward calls."""
+    node = event.node
+    return spelled(node.func) if isinstance(node, ast.Call) else "the model"
+
+
+__all__ = ["LIKELY", "YES", "Facts", "Said", "called", "spelled"]

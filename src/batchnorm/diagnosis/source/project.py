@@ -1,0 +1,363 @@
+"""The linted files as one program: modules, classes, functions, and what a name means at the top of a module."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from batchnorm.diagnosis.source.values import Class, Const, External, Function, Namespace, Obj
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(eq=False)
+class FunctionInfo:
+    """A function, a method, or a module's own code."""
+
+    name: str
+    node: Definition | ast.Module | ast.Lambda
+    module: Module
+    owner: ClassInfo | None = None
+    outer: FunctionInfo | None = None
+    params: dict[str, Obj] = field(default_factory=dict)
+    inner: dict[str, FunctionInfo] = field(default_factory=dict)
+    callers: int = 0
+    given: dict[str, set[Any]] = field(default_factory=dict)
+
+    @property
+    def line(self) -> int:
+        """Where it is defined."""
+        return getattr(self.node, "lineno", 1)
+
+
+@dataclass(eq=False)
+class ClassInfo:
+    """A class: its methods, bases, constants, and one object that stands for `self` in its methods."""
+
+    name: str
+    node: ast.ClassDef
+    module: Module
+    methods: dict[str, FunctionInfo] = field(default_factory=dict)
+    constants: dict[str, ast.expr] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.self_obj = Obj("self", "self", info=self)
+        self._bases: list[Any] | None = None
+
+    @property
+    def bases(self) -> list[Any]:
+        """What it inherits from: `Class` and `External` values."""
+        if self._bases is None:
+            self._bases = []
+            self._bases = [b for b in (self.module.static(base) for base in self.node.bases) if b is not None]
+        return self._bases
+
+    def ancestors(self, seen: set[int] | None = None) -> list[Any]:
+        """Itself, its bases of the linted files, then names from outside."""
+        seen = set() if seen is None else seen
+        if id(self) in seen:
+            return []
+        seen.add(id(self))
+        found: list[Any] = [self]
+        for base in self.bases:
+            found.extend(base.info.ancestors(seen) if isinstance(base, Class) else [base])
+        return found
+
+    def method(self, name: str) -> FunctionInfo | None:
+        """A method, inherited ones included."""
+        for ancestor in self.ancestors():
+            if isinstance(ancestor, ClassInfo) and name in ancestor.methods:
+                return ancestor.methods[name]
+        return None
+
+    def constant(self, name: str) -> Any:
+        """A class attribute's value."""
+        for ancestor in self.ancestors():
+            if isinstance(ancestor, ClassInfo) and name in ancestor.constants:
+                return ancestor.module.static(ancestor.constants[name])
+        return None
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is a torch module, as far as its bases say."""
+        names = [a.name for a in self.ancestors() if isinstance(a, External)]
+        return any(
+            n.startswith(("torch.nn.", "torchvision.", "timm.")) or n.endswith(("Module", "LightningModule"))
+            for n in names
+        )
+
+
+@dataclass(eq=False)
+class Module:
+    """A file: its tree and the names at its top."""
+
+    name: str
+    path: str
+    text: str
+    tree: ast.Module
+    project: Project
+
+    def __post_init__(self) -> None:
+        self.body = FunctionInfo("", self.tree, self)
+        self.names: dict[str, Any] = {}
+        self.assigned: dict[str, list[ast.expr]] = {}
+        self.stars: list[str] = []
+        self.slots: dict[str, Obj] = {}
+        self.functions: list[FunctionInfo] = [self.body]
+        self.classes: list[ClassInfo] = []
+        self._resolving: set[str] = set()
+        self._index(self.tree.body, self.body, None, top=True)
+
+    def _index(self, body: list[ast.stmt], function: FunctionInfo, owner: ClassInfo | None, top: bool = False) -> None:
+        """Walk statements once; each function and class is registered where it is defined."""
+        stack = [(statement, function, owner, top) for statement in reversed(body)]
+        while stack:
+            node, function, owner, top = stack.pop()
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                info = FunctionInfo(node.name, node, self, owner, function)
+                self.functions.append(info)
+                if owner is not None:
+                    owner.methods[node.name] = info
+                elif top:
+                    self.names.setdefault(node.name, Function(info))
+                else:
+                    function.inner[node.name] = info
+                stack.extend((child, info, None, False) for child in reversed(node.body))
+                continue
+            if isinstance(node, ast.ClassDef):
+                made = ClassInfo(node.name, node, self)
+                self.classes.append(made)
+                if top or node.name not in self.names:
+                    self.names.setdefault(node.name, Class(made))
+                stack.extend((child, function, made, False) for child in reversed(node.body))
+                continue
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                self._import(node)
+            elif isinstance(node, ast.Assign):
+                for target in node.targets:
+                    if isinstance(target, ast.Name) and owner is not None:
+                        owner.constants[target.id] = node.value
+                    elif isinstance(target, ast.Name) and top:
+                        self.assigned.setdefault(target.id, []).append(node.value)
+                    elif isinstance(target, ast.Tuple) and top:
+                        for name in target.elts:
+                            if isinstance(name, ast.Name):
+                                self.assigned.setdefault(name.id, []).append(name)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+                if owner is not None:
+                    owner.constants[node.target.id] = node.value
+                elif top:
+                    self.assigned.setdefault(node.target.id, []).append(node.value)
+            elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) and top:
+                self.assigned.setdefault(node.target.id, []).append(node)  # pyright: ignore[reportArgumentType]
+            for block in ("body", "orelse", "finalbody"):
+                stack.extend((child, function, owner, top) for child in reversed(getattr(node, block, None) or []))
+            for handler in getattr(node, "handlers", None) or []:
+                stack.extend((child, function, owner, top) for child in reversed(handler.body))
+            for case in getattr(node, "cases", None) or []:
+                stack.extend((child, function, owner, top) for child in reversed(case.body))
+
+    def _import(self, node: ast.Import | ast.ImportFrom) -> None:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.name if alias.asname else alias.name.split(".")[0]
+                self.names[alias.asname or name] = ("import", name, "")
+            return
+        base = "." * node.level + (node.module or "")
+        for alias in node.names:
+            if alias.name == "*":
+                self.stars.append(base)
+            else:
+                self.names[alias.asname or alias.name] = ("import", base, alias.name)
+
+    def top(self, name: str) -> Any:
+        """What a name at the top of the module means: a class, a function, a module, a constant, a name from outside."""
+        value = self.names.get(name)
+        if isinstance(value, tuple) and value and value[0] == "import":
+            if name in self._resolving:
+                return None  # files that import each other
+            self._resolving.add(name)
+            value = self._imported(value[1], value[2])
+            self._resolving.discard(name)
+            self.names[name] = value
+        if value is not None:
+            return value
+        if name in self.assigned and len(self.assigned[name]) == 1 and name not in self._resolving:
+            self._resolving.add(name)
+            try:
+                return self.static(self.assigned[name][0])
+            finally:
+                self._resolving.discard(name)
+        if name not in self.assigned and name not in self._resolving:
+            self._resolving.add(name)
+            try:
+                for base in self.stars:
+                    module = self.project.find(base, self)
+                    found = module.top(name) if module is not None else None
+                    if found is not None:
+                        return found
+                    if module is None and base in ("torch.nn", "torch", "torchvision.models") and name[:1].isupper():
+                        return External(f"{base}.{name}")
+            finally:
+                self._resolving.discard(name)
+        return None
+
+    def _imported(self, base: str, name: str) -> Any:
+        module = self.project.find(base, self)
+        if not name:
+            return Namespace(module) if module is not None else External(base)
+        if module is not None:
+            found = module.top(name)
+            if found is not None:
+                return found
+            if name in module.assigned:
+                return module.slot(name)
+        inner = self.project.find(f"{base}.{name}" if not base.endswith(".") else f"{base}{name}", self)
+        if inner is not None:
+            return Namespace(inner)
+        return External(f"{base.lstrip('.')}.{name}" if base.strip(".") else name)
+
+    @cached_property
+    def read_attributes(self) -> frozenset[str]:
+        """The names of all attributes that the file reads, by getattr and by strings too."""
+        found: set[str] = set()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                found.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 60:
+                found.add(node.value)
+        return frozenset(found)
+
+    def slot(self, name: str) -> Obj:
+        """The object that stands for a name assigned at the top."""
+        if name not in self.slots:
+            self.slots[name] = Obj("global", name, info=self)
+        return self.slots[name]
+
+    def static(self, node: ast.AST) -> Any:
+        """What an expression means without running anything: names, attributes, literals, negative numbers."""
+        if isinstance(node, ast.Constant):
+            return Const(node.value)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            value = self.static(node.operand)
+            return Const(-value.value) if isinstance(value, Const) and type(value.value) in (int, float) else None
+        if isinstance(node, ast.BinOp):
+            left, right = self.static(node.left), self.static(node.right)
+            if isinstance(left, Const) and isinstance(right, Const):
+                return arithmetic(node.op, left, right)
+            return None
+        if isinstance(node, ast.Name):
+            return self.top(node.id) or (None if node.id in self.assigned else External(node.id))
+        if isinstance(node, ast.Attribute):
+            return member(self.static(node.value), node.attr)
+        return None
+
+
+def arithmetic(op: ast.operator, left: Const, right: Const) -> Const | None:
+    """The value of an operation on two literal numbers."""
+    a, b = left.value, right.value
+    if type(a) not in (int, float) or type(b) not in (int, float):
+        return None
+    try:
+        if isinstance(op, ast.Add):
+            return Const(a + b)
+        if isinstance(op, ast.Sub):
+            return Const(a - b)
+        if isinstance(op, ast.Mult):
+            return Const(a * b)
+        if isinstance(op, ast.Div):
+            return Const(a / b)
+        if isinstance(op, ast.Pow) and abs(b) <= 64:
+            return Const(float(a) ** b)
+    except (ArithmeticError, ValueError):
+        return None
+    return None
+
+
+def member(value: Any, name: str) -> Any:
+    """An attribute of a module, a class, or a name from outside."""
+    if isinstance(value, External):
+        return External(f"{value.name}.{name}")
+    if isinstance(value, Namespace):
+        found = value.module.top(name)
+        if found is None and name in value.module.assigned:
+            return value.module.slot(name)
+        return found if found is not None else value.module.project.inside(value.module, name)
+    if isinstance(value, Class):
+        method = value.info.method(name)
+        return Function(method) if method is not None else value.info.constant(name)
+    return None
+
+
+class Project:
+    """All linted files, found by the names they are imported by."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root
+        self.modules: dict[str, Module] = {}
+        self._suffixes: dict[str, list[str]] = {}
+        self._found: dict[tuple[str, str], Module | None] = {}
+
+    def add(self, path: Path, text: str, tree: ast.Module) -> Module:
+        """Take a file in; its name is its path from the root."""
+        parts = list(path.parts)
+        if self.root is not None:
+            with contextlib.suppress(ValueError):
+                parts = list(path.relative_to(self.root).parts)
+        parts[-1] = parts[-1].removesuffix(".py")
+        if parts[-1] == "__init__" and len(parts) > 1:
+            parts.pop()
+        name = ".".join(part.replace(".", "_") for part in parts if part not in ("/", ".."))
+        while name in self.modules:
+            name += "_"
+        module = Module(name, str(path), text, tree, self)
+        self.modules[name] = module
+        tail = name.split(".")
+        for at in range(len(tail)):
+            self._suffixes.setdefault(".".join(tail[at:]), []).append(name)
+        return module
+
+    def find(self, name: str, near: Module) -> Module | None:
+        """The module that an import in `near` means: the one that shares the longest path with it."""
+        key = (name, near.name)
+        if key not in self._found:
+            self._found[key] = self._search(name, near)
+        return self._found[key]
+
+    def _search(self, name: str, near: Module) -> Module | None:
+        here = near.name.split(".")
+        package = here if near.path.endswith("__init__.py") else here[:-1]
+        if name.startswith("."):
+            rest = name.lstrip(".")
+            up = len(name) - len(rest) - 1
+            base = package[: len(package) - up] if up else package
+            return self.modules.get(".".join([*base, *([rest] if rest else [])]))
+        candidates = self._suffixes.get(name, [])
+        if not candidates or name.split(".")[0] in ("torch", "torchvision", "numpy", "tensorflow", "keras"):
+            return None
+
+        def shared(candidate: str) -> int:
+            n = 0
+            for a, b in zip(candidate.split("."), package, strict=False):
+                if a != b:
+                    break
+                n += 1
+            return n
+
+        # An import reaches what lies beside the file or above it, not what lies in a folder elsewhere.
+        reached = [
+            c
+            for c in candidates
+            if c.split(".")[: -len(name.split("."))] == package[: len(c.split(".")) - len(name.split("."))]
+        ]
+        best = max(reached or (candidates if len(candidates) == 1 else []), key=shared, default=None)
+        return None if best is None else self.modules[best]
+
+    def inside(self, module: Module, name: str) -> Any:
+        """A module inside a package."""
+        found = self.modules.get(f"{module.name}.{name}")
+        return Namespace(found) if found is not None else None

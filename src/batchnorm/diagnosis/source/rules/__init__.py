@@ -1,0 +1,49 @@
+"""The rules of source code by code: what each is called, and the function that looks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from batchnorm.diagnosis.findings import Rule
+from batchnorm.diagnosis.findings import Said as Told
+from batchnorm.diagnosis.source.facts import Facts, Said
+from batchnorm.diagnosis.source.rules import averages, freezing, loading, modes, momentum, statistics_by_hand
+
+Look = Callable[[Facts], Iterator[Said]]
+LOOKS: dict[str, tuple[str, Look]] = {
+    "BN401": ("an update by hand that changes nothing", statistics_by_hand.changes_nothing),
+    "BN402": ("an update by hand after eval()", statistics_by_hand.after_eval),
+    "BN403": ("momentum of Keras in torch", momentum.torch_momentum),
+    "BN404": ("momentum of torch in Keras or Flax", momentum.other_momentum),
+    "BN405": ("evaluation without eval()", modes.evaluates_in_train),
+    "BN406": ("frozen by requires_grad", freezing.by_requires_grad),
+    "BN407": ("frozen by momentum 0", momentum.frozen_by_momentum),
+    "BN408": ("eval() before train()", freezing.eval_before_train),
+    "BN409": ("averaged weights without update_bn", averages.missing_update_bn),
+    "BN410": ("update_bn with dropout or frozen layers", averages.update_bn_with_dropout),
+    "BN411": ("tracking switched off after construction, in the source", freezing.flipped_tracking),
+    "BN412": ("a forward in train mode under no_grad or in a summary", modes.moves_without_gradients),
+    "BN413": ("an average of parameters() only", averages.parameters_only),
+    "BN414": ("an average of the counter", averages.counter_too),
+    "BN415": ("batch norm told by its name", freezing.by_name),
+    "BN416": ("momentum outside [0, 1], in the source", momentum.momentum_outside),
+    "BN417": ("momentum in the place of eps", momentum.eps_for_momentum),
+    "BN418": ("eval() that never goes back", modes.never_back),
+    "BN419": ("a second network never in eval", modes.second_network),
+    "BN420": ("statistics left out of a state", loading.filtered_statistics),
+    "BN421": ("half precision, then training", loading.half_precision),
+    "BN422": ("SyncBatchNorm after DistributedDataParallel", loading.sync_after_ddp),
+    "BN423": ("evaluation on one rank", modes.on_one_rank),
+    "BN424": ("checkpointing around batch norm", loading.checkpointed),
+}
+
+
+def _rule(code: str, title: str, look: Look) -> Rule:
+    def as_told(facts: Facts) -> Told:
+        for said in look(facts):
+            yield f"{said.module.path}:{getattr(said.node, 'lineno', 1)}", said.message, said.fix
+
+    return Rule(code, title, "warning", as_told)
+
+
+SOURCE_RULES: tuple[Rule, ...] = tuple(_rule(code, title, look) for code, (title, look) in LOOKS.items())

@@ -1,0 +1,196 @@
+"""BN403, BN404, BN407, BN416, BN417: numbers given to a layer."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from batchnorm.diagnosis.source.facts import Facts, Said, spelled
+from batchnorm.diagnosis.source.fixes import Edit
+from batchnorm.diagnosis.source.names import FLAX, KERAS, OTHER_LAYERS, is_torch_layer, last
+from batchnorm.diagnosis.source.trace import Event
+
+FREEZE = "batchnorm.freeze(model)"
+LARGE, CERTAIN = 0.5, 0.9  # a torch momentum that looks like another framework's, and one that can hardly be meant
+SMALL, CERTAIN_SMALL = 0.5, 0.2  # the same in Keras and Flax
+LARGEST_EPS = 0.05  # an eps beyond is no eps
+
+
+class Numbers(NamedTuple):
+    """A layer's literal numbers, and the expressions they come from."""
+
+    event: Event
+    call: ast.Call
+    framework: str
+    momentum: list[float]
+    eps: list[float]
+    eps_node: ast.expr | None
+
+
+def layers(facts: Facts) -> Iterator[Numbers]:
+    """Every construction of a batch norm layer."""
+    for event in facts.of("layer"):
+        call = event.node
+        if not isinstance(call, ast.Call):
+            continue
+        name: str = event.data["name"]
+        framework = (
+            "Keras"
+            if KERAS.match(name)
+            else "Flax"
+            if FLAX.match(name)
+            else "torch"
+            if is_torch_layer(name) or last(name) in OTHER_LAYERS
+            else ""
+        )
+        if not framework or (
+            event.data["subclass"] is not None and event.data["subclass"].method("__init__") is not None
+        ):
+            continue
+        args, keywords = event.data["args"], event.data["keywords"]
+        starred = any(isinstance(a, ast.Starred) for a in call.args)
+
+        def given(
+            word: str, at: int, args: list[Any] = args, keywords: dict[str, Any] = keywords, starred: bool = starred
+        ) -> list[float]:
+            value = keywords.get(word, args[at] if 0 <= at < len(args) and not starred else None)
+            return facts.numbers(value)
+
+        plain = framework == "torch" and not starred
+        eps_node = call.args[1] if plain and len(call.args) > 1 else None
+        yield Numbers(
+            event,
+            call,
+            framework,
+            given("momentum", {"torch": 2, "Keras": 1, "Flax": -1}[framework]),
+            given("eps", 1 if framework == "torch" else -1),
+            eps_node,
+        )
+
+
+def torch_momentum(facts: Facts) -> Iterator[Said]:
+    """BN403: a momentum of 0.5 or more, below 1, in torch."""
+    for layer in layers(facts):
+        for value in {v for v in layer.momentum if LARGE <= v < 1} if layer.framework == "torch" else ():
+            yield Said(
+                layer.event.function.module,
+                layer.call,
+                f"momentum={value:g} is the weight of the NEW batch in torch: the running statistics are nearly those "
+                "of the last "
+                f"batch. Keras or Flax mean the weight of the old value, which would be {1 - value:g} here",
+                f"momentum={1 - value:g}",
+                sure=value >= CERTAIN,
+            )
+            break
+    for event in facts.of("attribute"):
+        if event.data["name"] == "momentum" and event.obj is not None and event.obj.kind == "batch norm":
+            for value in {v for v in facts.numbers(event.data["value"]) if CERTAIN <= v < 1}:
+                yield Said(
+                    event.function.module,
+                    event.node,
+                    f"momentum={value:g} is the weight of the NEW batch in torch",
+                    f"{1 - value:g}",
+                    sure=False,
+                )
+
+
+def other_momentum(facts: Facts) -> Iterator[Said]:
+    """BN404: a momentum of 0.5 or less in Keras or Flax."""
+    for layer in layers(facts):
+        for value in {v for v in layer.momentum if 0 <= v <= SMALL} if layer.framework in ("Keras", "Flax") else ():
+            yield Said(
+                layer.event.function.module,
+                layer.call,
+                f"momentum={value:g} is the weight of the OLD value in {layer.framework}: the moving statistics are "
+                "nearly those of the last "
+                f"batch. Torch means the weight of the new batch, which would be {1 - value:g} here",
+                f"momentum={1 - value:g}",
+                sure=value <= CERTAIN_SMALL,
+            )
+            break
+
+
+def momentum_outside(facts: Facts) -> Iterator[Said]:
+    """BN416: a momentum below 0 or above 1."""
+    for layer in layers(facts):
+        for value in {v for v in layer.momentum if not 0 <= v <= 1}:
+            yield Said(
+                layer.event.function.module,
+                layer.call,
+                f"momentum={value:g} is taken without a word, but must be in [0, 1]: the old value weighs "
+                f"{1 - value:g}, and the statistics "
+                "swing past the data or away from it",
+                "momentum=0.1, and batchnorm.recalibrate(model, loader) for what is trained already",
+            )
+            break
+
+
+def eps_for_momentum(facts: Facts) -> Iterator[Said]:
+    """BN417: a momentum in the place of eps."""
+    for layer in layers(facts):
+        node = layer.eps_node
+        if node is None or layer.framework != "torch":
+            continue
+        named = any("momentum" in word.lower() or word.lower() in ("mom", "bn_mom", "bnmom") for word in _names(node))
+        large = [v for v in layer.eps if v >= LARGEST_EPS]
+        if not large and not named:
+            continue
+        value = large[0] if large else (layer.eps[0] if layer.eps else None)
+        meant = None if value is None else value if value < LARGE else 1 - value
+        shown = spelled(node)
+        second = "" if len(layer.call.args) <= 2 and not layer.momentum else ", and momentum is given too"
+        yield Said(
+            layer.event.function.module,
+            layer.call,
+            f"the second argument is eps, not momentum: eps={shown} is added to every variance, which flattens "
+            "channels with "
+            f"small variance, and momentum stays {layer.momentum[0] if layer.momentum else 0.1:g}{second}",
+            f"momentum={shown}" if meant is None else f"momentum={meant:g}",
+            edit=_renamed(layer.call, node, shown if meant is None else f"{meant:g}") if not second else None,
+        )
+
+
+def _names(node: ast.AST) -> list[str]:
+    return [
+        n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(node) if isinstance(n, ast.Name | ast.Attribute)
+    ]
+
+
+def _renamed(call: ast.Call, node: ast.expr, value: str) -> Edit | None:
+    if len(call.args) != 2 or any(k.arg in ("momentum", "eps") for k in call.keywords) or node.end_lineno is None:
+        return None
+    return Edit(node.lineno, node.col_offset, node.end_lineno, node.end_col_offset or 0, f"momentum={value}")
+
+
+def frozen_by_momentum(facts: Facts) -> Iterator[Said]:
+    """BN407: momentum 0, not put back."""
+    message = (
+        "momentum 0 stops the update, but train mode still normalises with the batch: the network is not trained with "
+        "the statistics that "
+        "inference uses"
+    )
+    for layer in layers(facts):
+        if layer.framework == "torch" and 0.0 in layer.momentum:
+            yield Said(layer.event.function.module, layer.call, message, FREEZE)
+    for event in facts.of("attribute"):
+        if event.data["name"] != "momentum" or event.obj is None or event.obj.kind not in ("batch norm",):
+            continue
+        if facts.numbers(event.data["value"]) != [0.0]:
+            continue
+        others = [
+            e
+            for e in facts.of("attribute")
+            if "momentum" in e.data["name"] and e is not event and e.function.module is event.function.module
+        ]
+        kept = any(
+            isinstance(n, ast.Attribute) and n.attr == "momentum" and isinstance(n.ctx, ast.Load)
+            for n in ast.walk(event.function.node)
+        )
+        restored = any(
+            e.data["name"] != "momentum" or facts.numbers(e.data["value"]) != [0.0]
+            for e in others
+            if e.obj is not None and e.obj.kind in ("batch norm", "layer")
+        )
+        if not kept and not restored:
+            yield Said(event.function.module, event.node, message, FREEZE)

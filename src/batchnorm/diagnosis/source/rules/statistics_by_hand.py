@@ -1,0 +1,91 @@
+"""BN401 and BN402: running statistics written by hand."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from batchnorm.diagnosis.source.facts import Facts, Said
+from batchnorm.diagnosis.source.fixes import Edit
+from batchnorm.diagnosis.source.trace import EVAL, Event
+from batchnorm.diagnosis.source.values import Atom, Const, Form, Obj
+
+RECALIBRATE = "batchnorm.recalibrate(model, loader)"
+
+
+def changes_nothing(facts: Facts) -> Iterator[Said]:
+    """BN401: a value that comes to the statistic itself, each time the line runs."""
+    for event in facts.of("write"):
+        if event.data["atom"].kind != "statistic" or not event.data["values"]:
+            continue
+        if not all(_is_itself(now, atom) for now, atom, _ in event.data["values"]):
+            continue
+        forms = [now for now, _, _ in event.data["values"]]
+        mixed = any(f.mixed for f in forms)
+        if not mixed and any(f.converted for f in forms):
+            continue  # another dtype or device
+        after_eval = any(mode is not None and mode.value == EVAL for _, _, mode in event.data["values"])
+        what = "mixed with themselves: m * r + (1 - m) * r is r" if mixed else "written with their own values"
+        since = ", and after eval() no forward moves them either" if after_eval else ""
+        yield Said(
+            event.function.module,
+            event.node,
+            f"running statistics are {what}, so nothing changes{since}",
+            f"delete the line: a forward in train mode moves them, {RECALIBRATE} measures them anew",
+            edit=_without(event.node),
+        )
+
+
+def _is_itself(form: Form, atom: Atom) -> bool:
+    if len(form.terms) != 1 or form.divided:
+        return False
+    ((found, weight),) = form.terms.items()
+    return found == atom and set(weight) == {()} and abs(weight[()] - 1) < 1e-9
+
+
+def _without(node: ast.AST) -> Edit | None:
+    """The statement becomes `pass`."""
+    if isinstance(node, ast.Assign | ast.Expr) and node.end_lineno is not None and node.end_col_offset is not None:
+        if isinstance(node, ast.Assign) and len(node.targets) > 1:
+            return None
+        return Edit(node.lineno, node.col_offset, node.end_lineno, node.end_col_offset, "pass")
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.end_lineno is not None:
+        return Edit(node.lineno, node.col_offset, node.end_lineno, node.end_col_offset or 0, "None")
+    return None
+
+
+def after_eval(facts: Facts) -> Iterator[Said]:
+    """BN402: an update rule by hand while the model is in eval mode."""
+    for event in facts.of("write"):
+        atom: Atom = event.data["atom"]
+        values = event.data["values"]
+        if atom.kind != "statistic" or not values or isinstance(event.data.get("plain"), Const):
+            continue
+        if not all(mode is not None and mode.value == EVAL and mode.node is not None for _, _, mode in values):
+            continue
+        if all(_is_itself(now, at) for now, at, _ in values) or not _updates(values, atom):
+            continue
+        if _restores(event):
+            continue
+        yield Said(
+            event.function.module,
+            event.node,
+            f"{atom.name} is updated by hand after eval(): the layer itself updates it in every forward in train mode",
+            RECALIBRATE,
+        )
+
+
+def _updates(values: list[Any], atom: Atom) -> bool:
+    """The old value, weighted, and something else."""
+    for now, current, _ in values:
+        own = [a for a in now.terms if a.kind == "statistic" and a.owner is current.owner and a.name == atom.name]
+        if not own or len(now.terms) < 2:
+            return False
+        if any(a.kind == "statistic" and isinstance(a.owner, Obj) and a.owner is not current.owner for a in now.terms):
+            return False  # a mixture of two layers' statistics
+    return True
+
+
+def _restores(event: Event) -> bool:
+    return event.data.get("in_place") == "copy_" and isinstance(event.data.get("argument"), Const)

@@ -1,0 +1,205 @@
+"""Arithmetic on tensor formulas: what `m * r + (1 - m) * r`, `r.lerp(s, w)` and `r.mul_(m).add_(s, alpha=w)` come to."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from batchnorm.diagnosis.source.values import (
+    MOST_TERMS,
+    Atom,
+    Const,
+    Form,
+    Obj,
+    Poly,
+    Scalar,
+    add,
+    inverse,
+    poly,
+    scalar,
+    times,
+)
+
+ONE: Poly = {(): 1.0}
+SAME = (
+    "detach",
+    "contiguous",
+    "view",
+    "reshape",
+    "squeeze",
+    "view_as",
+    "cuda",
+    "cpu",
+    "requires_grad_",
+    "numpy",
+    "expand_as",
+)
+COPIES = ("clone", "new_tensor")
+CONVERTS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "long", "int")
+IN_PLACE = ("mul_", "add_", "sub_", "div_", "copy_", "lerp_", "fill_", "zero_", "set_", "assign")
+PURE = ("mul", "add", "sub", "div", "lerp", "true_divide", "multiply", "subtract", "addcmul")
+
+
+def frozen_form(form: Form, version: int) -> Form:
+    """A copy: what the buffer holds now, not the buffer."""
+    terms = {a._replace(version=version) if a.version == 0 else a: p for a, p in form.terms.items()}
+    return Form(terms, False, form.mixed, form.converted, form.divided)
+
+
+def other(forms: list[Form], version: int, owner: Any = None) -> Form:
+    """Something unknown that depends on these."""
+    terms: dict[Atom, Poly] = {Atom("other", owner if owner is not None else object()): ONE}
+    return Form(terms)
+
+
+def combine(op: ast.operator, left: Any, right: Any, version: int) -> Any:
+    """A binary operation on values; None if nothing is known of the result."""
+    a, b = as_form(left), as_form(right)
+    if a is None and b is None:
+        p, q = poly(left), poly(right)
+        if p is None or q is None:
+            return None
+        if isinstance(op, ast.Add | ast.Sub):
+            return scalar(add(p, q, 1.0 if isinstance(op, ast.Add) else -1.0))
+        if isinstance(op, ast.Mult):
+            return scalar(times(p, q))
+        if isinstance(op, ast.Div):
+            inv = inverse(q)
+            return None if inv is None else scalar(times(p, inv))
+        return None
+    a = None if a is None else frozen_form(a, version)
+    b = None if b is None else frozen_form(b, version)
+    if isinstance(op, ast.Add | ast.Sub):
+        return _sum(a, b, left, right, 1.0 if isinstance(op, ast.Add) else -1.0)
+    if isinstance(op, ast.Mult):
+        if a is not None and b is not None:
+            return other([a, b], version)
+        form, factor = (a, right) if a is not None else (b, left)
+        assert form is not None
+        return _scaled(form, factor)
+    if isinstance(op, ast.Div) and a is not None and b is None:
+        p = poly(right)
+        inv = inverse(p) if p is not None else None
+        out = _scaled(a, scalar(inv) if inv is not None else None)
+        out.divided = True
+        return out
+    return other([], version)
+
+
+def _sum(a: Form | None, b: Form | None, left: Any, right: Any, sign: float) -> Form:
+    if a is None or b is None:
+        form, rest = (a, right) if a is not None else (b, left)
+        assert form is not None
+        if isinstance(rest, Const) and rest.value in (0, 0.0):
+            return form
+        factor = sign if a is None else 1.0
+        terms = {k: times(p, {(): factor}) for k, p in form.terms.items()}
+        terms[Atom("other", rest if isinstance(rest, Obj) else object())] = {(): 1.0 if a is None else sign}
+        return Form(terms, False, form.mixed, form.converted, form.divided)
+    terms = dict(a.terms)
+    mixed = a.mixed or b.mixed
+    for k, p in b.terms.items():
+        mixed |= k in terms
+        terms[k] = add(terms.get(k, {}), p, sign)
+    terms = {k: p for k, p in terms.items() if p}
+    if len(terms) > MOST_TERMS:
+        return other([a, b], 0)
+    return Form(terms, False, mixed, a.converted or b.converted, a.divided or b.divided)
+
+
+def _scaled(form: Form, factor: Any) -> Form:
+    p = poly(factor)
+    if p is None:
+        p = {(factor if isinstance(factor, Obj) else object(),): 1.0}
+    return Form({k: times(q, p) for k, q in form.terms.items()}, False, form.mixed, form.converted, form.divided)
+
+
+def as_form(value: Any) -> Form | None:
+    """A value as a formula, if it is one."""
+    return value if isinstance(value, Form) else None
+
+
+def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], version: int) -> Form | None:
+    """What a tensor's method returns; None for a method that is not followed. In-place names give the new content."""
+    if name in SAME:
+        return Form(dict(form.terms), form.live, form.mixed, form.converted, form.divided)
+    if name in COPIES:
+        return frozen_form(form, version)
+    if name in CONVERTS:
+        out = (
+            frozen_form(form, version)
+            if name != "to"
+            else Form(dict(form.terms), form.live, form.mixed, True, form.divided)
+        )
+        out.converted = True
+        return out
+    base = name.removesuffix("_")
+    first = args[0] if args else keywords.get("other", keywords.get("end", keywords.get("src")))
+    if base in ("copy", "set", "assign"):
+        found = as_form(first)
+        return (
+            frozen_form(found, version)
+            if found is not None
+            else other([], version, first if isinstance(first, Obj) else None)
+        )
+    if base in ("fill", "zero"):
+        return other([], version)
+    if base in ("mul", "multiply"):
+        return combine(ast.Mult(), form, first, version)
+    if base in ("div", "true_divide"):
+        return combine(ast.Div(), form, first, version)
+    if base in ("add", "sub", "subtract"):
+        alpha = keywords.get("alpha")
+        if len(args) == 2:  # the old spelling: add_(alpha, other)
+            alpha, first = args[0], args[1]
+        what = first if alpha is None else combine(ast.Mult(), first, alpha, version)
+        if what is None and first is not None and alpha is not None:
+            what = None
+        return combine(ast.Add() if base == "add" else ast.Sub(), form, what, version)
+    if base == "lerp":
+        weight = args[1] if len(args) > 1 else keywords.get("weight")
+        if as_form(first) is None:
+            first = other([], version, first if isinstance(first, Obj) else None)
+        if weight is None:
+            return other([], version)
+        one_minus = combine(ast.Sub(), Const(1.0), weight, version)
+        return combine(
+            ast.Add(),
+            combine(ast.Mult(), form, one_minus, version),
+            combine(ast.Mult(), first, weight, version),
+            version,
+        )
+    return None
+
+
+def function(name: str, args: list[Any], keywords: dict[str, Any], version: int) -> Form | None:
+    """What torch.lerp, torch.add and the like return."""
+    if not args and "input" in keywords:
+        args = [keywords["input"], *args]
+    form = as_form(args[0]) if args else None
+    if form is None and len(args) > 1 and as_form(args[1]) is not None and name in ("mul", "add", "multiply"):
+        return method(args[1], name, [args[0]], keywords, version)
+    if form is None:
+        return None
+    if name in PURE or name == "clone":
+        return method(form, name, list(args[1:]), keywords, version)
+    return None
+
+
+def substitute(value: Any, replace: Any) -> Any:
+    """A scalar polynomial of parameters with a call's arguments in their place."""
+    if not isinstance(value, Scalar):
+        return value
+    total: Any = None
+    for monomial, weight in value.key:
+        product: Any = Const(weight)
+        for unknown in monomial:
+            if not isinstance(unknown, Obj):
+                return None
+            product = combine(ast.Mult(), product, replace(unknown), 0)
+            if product is None:
+                return None
+        total = product if total is None else combine(ast.Add(), total, product, 0)
+        if total is None:
+            return None
+    return total

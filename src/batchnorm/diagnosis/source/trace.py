@@ -1,0 +1,177 @@
+"""What an interpretation of the program leaves behind: events, the situations they happen in, a summary a function."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from batchnorm.diagnosis.source.project import FunctionInfo
+from batchnorm.diagnosis.source.values import Obj
+
+TRAIN, EVAL, UNKNOWN = "train", "eval", "unknown"
+MOST_USES = 200  # of a summary
+MOST_CONTEXTS = 24  # of an event
+
+
+class Mode(NamedTuple):
+    """A mode and the call that set it; no call where it is what a constructor gives."""
+
+    value: str
+    node: ast.AST | None = None
+    function: FunctionInfo | None = None
+
+
+class Context(NamedTuple):
+    """One situation in which an event happens, of all the callers' ones."""
+
+    obj: Obj
+    mode: Mode
+    layers: Mode | None  # the mode of the model's batch norm layers, where it was set apart
+    no_grad: bool | None
+    second: bool  # in a loop's second round
+    one_rank: bool
+    conditional: bool
+    frozen: tuple[tuple[Obj, ast.AST, FunctionInfo], ...]
+    half: tuple[ast.AST, FunctionInfo] | None
+    loaded: bool
+    function: FunctionInfo
+
+
+@dataclass(eq=False)
+class Event:
+    """Something that the program does to an object, once per place in the source."""
+
+    kind: str
+    node: ast.AST
+    function: FunctionInfo
+    obj: Obj | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    contexts: list[Context] = field(default_factory=list)
+
+    @property
+    def line(self) -> int:
+        """Where."""
+        return getattr(self.node, "lineno", 1)
+
+    def seen(self, context: Context) -> None:
+        """Add a situation."""
+        if len(self.contexts) < MOST_CONTEXTS:
+            self.contexts.append(context)
+
+
+class Use(NamedTuple):
+    """A forward of a slot whose mode, or whose past, only a caller knows."""
+
+    event: Event
+    slot: Obj
+    no_grad: bool | None
+    one_rank: bool
+    layers: Mode | None
+    frozen: tuple[tuple[Obj, ast.AST, FunctionInfo], ...]
+    half: tuple[ast.AST, FunctionInfo] | None
+    conditional: bool
+    mode: Mode | None = None  # where the function itself set it
+
+
+@dataclass(eq=False)
+class Summary:
+    """What a call of a function does to the objects it is given."""
+
+    uses: dict[tuple[Any, ...], Use] = field(default_factory=dict)
+    modes: dict[Obj, Mode] = field(default_factory=dict)
+    layers: dict[Obj, Mode] = field(default_factory=dict)
+    frozen: dict[Obj, tuple[ast.AST, FunctionInfo]] = field(default_factory=dict)
+    thawed: set[Obj] = field(default_factory=set)
+    half: dict[Obj, tuple[ast.AST, FunctionInfo]] = field(default_factory=dict)
+    loaded: set[Obj] = field(default_factory=set)
+    assigned: dict[tuple[Obj, str], Any] = field(default_factory=dict)
+    writes: list[tuple[Event, Any, list[Any]]] = field(default_factory=list)
+    returns: list[Any] = field(default_factory=list)
+    moves: bool = False  # a forward or an unknown call happens inside
+
+
+@dataclass(eq=False)
+class State:
+    """What is known at a point of a function."""
+
+    env: dict[str, Any] = field(default_factory=dict)
+    heap: dict[tuple[Obj, str], Any] = field(default_factory=dict)
+    modes: dict[Obj, Mode] = field(default_factory=dict)
+    layers: dict[Obj, Mode] = field(default_factory=dict)
+    frozen: dict[Obj, tuple[ast.AST, FunctionInfo]] = field(default_factory=dict)
+    half: dict[Obj, tuple[ast.AST, FunctionInfo]] = field(default_factory=dict)
+    loaded: frozenset[Obj] = frozenset()
+    wrapped: frozenset[Obj] = frozenset()
+    no_grad: bool | None = False
+    version: int = 1
+    dead: bool = False
+
+    def copy(self) -> State:
+        """A state that goes its own way."""
+        return State(
+            dict(self.env),
+            dict(self.heap),
+            dict(self.modes),
+            dict(self.layers),
+            dict(self.frozen),
+            dict(self.half),
+            self.loaded,
+            self.wrapped,
+            self.no_grad,
+            self.version,
+            self.dead,
+        )
+
+
+SLOTS = ("parameter", "attribute", "global", "self")
+
+
+def join(a: State, b: State, choose: Any) -> State:
+    """What is known after either of two branches."""
+    if a.dead:
+        return b
+    if b.dead:
+        return a
+    out = State(version=max(a.version, b.version), loaded=a.loaded | b.loaded, wrapped=a.wrapped & b.wrapped)
+    out.no_grad = a.no_grad if a.no_grad == b.no_grad else None
+    for name in a.env.keys() | b.env.keys():
+        x, y = a.env.get(name, _ABSENT), b.env.get(name, _ABSENT)
+        if x is y or y is _ABSENT:
+            out.env[name] = x
+        elif x is _ABSENT:
+            out.env[name] = y
+        else:
+            out.env[name] = choose([x, y])
+    for key in a.heap.keys() | b.heap.keys():
+        x, y = a.heap.get(key, _ABSENT), b.heap.get(key, _ABSENT)
+        out.heap[key] = x if x is y or y is _ABSENT else y if x is _ABSENT else choose([x, y])
+    _join_modes(a.modes, b.modes, out.modes)
+    _join_modes(a.layers, b.layers, out.layers)
+    for obj in out.layers:
+        # Frozen under a condition is frozen for whom it holds.
+        for only in (a.layers.get(obj), b.layers.get(obj)):
+            if (
+                only is not None
+                and only.value == EVAL
+                and out.layers[obj].value == UNKNOWN
+                and (obj not in a.layers or obj not in b.layers)
+            ):
+                out.layers[obj] = only
+    out.frozen = {**a.frozen, **b.frozen}
+    out.half = {k: v for k, v in a.half.items() if k in b.half}
+    return out
+
+
+_ABSENT = object()
+
+
+def _join_modes(a: dict[Obj, Mode], b: dict[Obj, Mode], out: dict[Obj, Mode]) -> None:
+    for obj in a.keys() | b.keys():
+        x, y = a.get(obj), b.get(obj)
+        if x is not None and y is not None:
+            out[obj] = x if x.value == y.value else Mode(UNKNOWN)
+        else:
+            only = x or y
+            assert only is not None
+            out[obj] = only if obj.kind not in SLOTS else Mode(UNKNOWN)

@@ -1,0 +1,249 @@
+"""What an expression can stand for: constants, names from outside, classes, functions, objects, and tensor formulas.
+
+An `Obj` is an object with an identity: what a constructor made, or a slot (a parameter, an attribute, a global name) that
+takes its meaning from what flows into it (`sources`). A `Form` is a tensor as a weighted sum of atoms, so that
+`m * r + (1 - m) * r` is seen to be `r`, however it is spelled.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module
+
+Poly = dict[tuple[Any, ...], float]
+STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
+MOST = 4  # values that a name may have at once; beyond, it is unknown
+MOST_TERMS = 12  # of a formula
+
+
+class Const(NamedTuple):
+    """A literal number, string, bool or None."""
+
+    value: Any
+
+
+class External(NamedTuple):
+    """A name from outside the linted files, imports resolved: `torch.nn.BatchNorm2d`."""
+
+    name: str
+
+
+class Class(NamedTuple):
+    """A class of the linted files."""
+
+    info: ClassInfo
+
+
+class Function(NamedTuple):
+    """A function of the linted files, bound to an object if it is a method of one."""
+
+    info: FunctionInfo
+    owner: Obj | None = None
+
+
+class Namespace(NamedTuple):
+    """A module of the linted files."""
+
+    module: Module
+
+
+class Method(NamedTuple):
+    """A method that no linted file defines, such as `eval`."""
+
+    owner: Any
+    name: str
+
+
+class Super(NamedTuple):
+    """`super()` in a method of a class of the linted files."""
+
+    info: ClassInfo
+
+
+class Partial(NamedTuple):
+    """`functools.partial` of a callable."""
+
+    target: Any
+    args: tuple[Any, ...]
+    keywords: tuple[tuple[str, Any], ...]
+
+
+class Tuple(NamedTuple):
+    """A tuple or list with known elements."""
+
+    items: tuple[Any, ...]
+
+
+class Flag(NamedTuple):
+    """`model.training`: the mode an object had when it was read."""
+
+    obj: Obj
+    mode: str | None
+
+
+class ClassName(NamedTuple):
+    """`m.__class__.__name__`, or the module's name in `named_modules()`."""
+
+    obj: Any
+
+
+class Choice(NamedTuple):
+    """One of several values, of branches or of a container's elements."""
+
+    options: tuple[Any, ...]
+
+
+class Scalar(NamedTuple):
+    """A number as a polynomial of unknowns, `1 - momentum`."""
+
+    key: tuple[tuple[tuple[Any, ...], float], ...]
+
+
+@dataclass(eq=False)
+class Obj:
+    """An object: what made it, what it belongs to, what flows into it."""
+
+    kind: str
+    name: str = ""
+    parent: Obj | None = None
+    info: Any = None
+    node: ast.AST | None = None
+    sources: list[Any] = field(default_factory=list)
+    attrs: dict[str, Obj] = field(default_factory=dict)
+
+    def attr(self, name: str) -> Obj:
+        """The slot of an attribute."""
+        if name not in self.attrs:
+            self.attrs[name] = Obj("attribute", name, self)
+        return self.attrs[name]
+
+    def flows_from(self, value: Any) -> None:
+        """Record that a value was assigned."""
+        if (
+            value is not None
+            and value is not self
+            and len(self.sources) < 16
+            and not any(s is value or (not isinstance(value, Obj | Form) and s == value) for s in self.sources)
+        ):
+            self.sources.append(value)
+
+    @property
+    def path(self) -> str:
+        """The name as the source spells it."""
+        if self.kind == "wrapper" and isinstance(self.info, Obj):
+            return self.info.path
+        return f"{self.parent.path}.{self.name}" if self.parent is not None and self.kind == "attribute" else self.name
+
+
+class Atom(NamedTuple):
+    """A tensor of its own: a statistic or a model's parameter at a time, or something unknown."""
+
+    kind: str  # statistic, parameter, entry, other
+    owner: Any
+    name: str = ""
+    version: int = 0
+
+
+@dataclass(eq=False)
+class Form:
+    """A weighted sum of tensors; `live` while it is the buffer itself and not a copy."""
+
+    terms: dict[Atom, Poly]
+    live: bool = False
+    mixed: bool = False
+    converted: bool = False
+    divided: bool = False
+
+    @property
+    def atoms(self) -> list[Atom]:
+        """What it depends on."""
+        return list(self.terms)
+
+
+def number(value: Any) -> float | None:
+    """The number that a value is, if it is one for certain."""
+    if isinstance(value, Const) and type(value.value) in (int, float):
+        return float(value.value)
+    return None
+
+
+def poly(value: Any) -> Poly | None:
+    """A value as a polynomial; an unknown object is its own unknown."""
+    if isinstance(value, Const):
+        n = number(value)
+        return None if n is None else {(): n}
+    if isinstance(value, Scalar):
+        return dict(value.key)
+    if isinstance(value, Obj) and value.kind not in ("list", "dict", "instance", "external", "state", "copy"):
+        return {(value,): 1.0}
+    return None
+
+
+def scalar(p: Poly) -> Const | Scalar | None:
+    """A polynomial as a value."""
+    p = {k: v for k, v in p.items() if abs(v) > 1e-12}
+    if len(p) > MOST_TERMS:
+        return None
+    if not p or set(p) == {()}:
+        return Const(p.get((), 0.0))
+    return Scalar(tuple(sorted(p.items(), key=lambda item: [id(x) for x in item[0]])))
+
+
+def add(a: Poly, b: Poly, sign: float = 1.0) -> Poly:
+    """The sum of two polynomials."""
+    out = dict(a)
+    for k, v in b.items():
+        out[k] = out.get(k, 0.0) + sign * v
+    return {k: v for k, v in out.items() if abs(v) > 1e-9}
+
+
+def times(a: Poly, b: Poly) -> Poly:
+    """The product of two polynomials; one with more terms than are followed is an unknown of its own."""
+    if len(a) * len(b) > MOST_TERMS**2 or any(len(k) > MOST_TERMS for k in (*a, *b)):
+        return {(object(),): 1.0}
+    out: Poly = {}
+    for k, v in a.items():
+        for m, w in b.items():
+            key = tuple(sorted((*k, *m), key=id))
+            out[key] = out.get(key, 0.0) + v * w
+    return {k: v for k, v in out.items() if abs(v) > 1e-9}
+
+
+def inverse(a: Poly) -> Poly | None:
+    """One over a number or over a single unknown."""
+    if len(a) != 1 or not all(a.values()):
+        return None
+    return {("inverse", *k) if k else (): 1 / v for k, v in a.items()}
+
+
+def choice(values: list[Any]) -> Any:
+    """One value, or the choice of several; None beyond what is followed."""
+    flat: list[Any] = []
+    for value in values:
+        for option in value.options if isinstance(value, Choice) else (value,):
+            if not any(option is f or (not isinstance(option, Obj | Form) and option == f) for f in flat):
+                flat.append(option)
+    known = [v for v in flat if v is not None]
+    if not known or len(known) > MOST * 4:
+        return None
+    return known[0] if len(flat) == 1 else Choice(tuple(known))
+
+
+def options(value: Any) -> tuple[Any, ...]:
+    """The values a value can be."""
+    return value.options if isinstance(value, Choice) else () if value is None else (value,)
+
+
+def objects(value: Any) -> list[Obj]:
+    """The objects a value can be, a tuple's elements included."""
+    found: list[Obj] = []
+    for option in options(value):
+        if isinstance(option, Obj):
+            found.append(option)
+        elif isinstance(option, Tuple):
+            found.extend(o for item in option.items for o in objects(item))
+    return found

@@ -1,0 +1,31 @@
+"""Conditions on values of tensors: an error in eager mode, an assertion in compiled code, no waiting for a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from batchnorm.errors import BatchNormError
+from batchnorm.layers.naming import describe
+
+
+def require(condition: Tensor, message: str, layer: nn.Module | None = None) -> None:
+    """Raise a `BatchNormError` where the condition is false; on a device, and in a graph, when it gets there."""
+    try:
+        torch._assert_async(condition, message)
+    except RuntimeError as error:
+        # The layer's path is looked for here alone: a compiler does not follow that.
+        raise BatchNormError(message if layer is None else f"{message}: {describe(layer)}") from error
+
+
+def tracing() -> bool:
+    """Whether `torch.jit.trace` (or an exporter on top of it) records the operations."""
+    return torch._C._get_tracing_state() is not None
+
+
+def transformed() -> bool:
+    """Whether a functorch transform or forward-mode AD is at work."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+        or torch.autograd.forward_ad._current_level >= 0
+    )

@@ -1,0 +1,148 @@
+"""The tensors of one call: which they are, whether they may meet, and whether the native kernels may read them.
+
+Kernels are given addresses and sizes, and torch's own `native_batch_norm` trusts its caller too. So whatever serves a
+call, `require` has seen its tensors, or the stricter `usable` and `statistics_of` have, which decline all else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from batchnorm.errors import OperandError
+from batchnorm.kernels import native, slab
+from batchnorm.layers.naming import describe
+
+if TYPE_CHECKING:
+    from batchnorm.layers.module import BatchNorm
+
+_NARROW = (torch.float16, torch.bfloat16)
+_STATISTICS = (torch.float32, torch.float64)
+_NAMES = ("running_mean", "running_var", "weight", "bias")
+
+
+def require(layer: BatchNorm, x: Tensor, residual: Tensor | None = None) -> None:
+    """Refuse an input `(N, C, *)` or a residual that does not go with what the layer holds: channels, dtype, device."""
+    if not x.is_floating_point():
+        raise OperandError(f"input of {describe(layer)} must be floating point; it was {x.dtype}")
+    channels, dtype, on_cpu = x.shape[1], x.dtype, x.is_cpu
+    if layer.active_bank is None:
+        mean, var = layer._buffers["running_mean"], layer._buffers["running_var"]
+    else:
+        mean, var = layer.stat("running_mean"), layer.stat("running_var")
+    for name, held in zip(_NAMES[:2], (mean, var), strict=True):
+        if held is not None and held.requires_grad:
+            raise OperandError(f"{name} of {describe(layer)} must not require a gradient: it moves by its own rule")
+    for name, held in zip(_NAMES, (mean, var, *affine_of(layer)), strict=True):
+        # What is plainly right is seen at once; this runs in every small inference.
+        if held is None or (on_cpu and held.is_cpu and held.dtype is dtype and held.numel() == channels):
+            continue
+        _require_one(layer, x, name, held)
+    if residual is not None:
+        require_residual(layer, x, residual)
+
+
+def _require_one(layer: BatchNorm, x: Tensor, name: str, held: Tensor) -> None:
+    if held.numel() != x.shape[1]:
+        shape = tuple(x.movedim(1, layer.channel_axis).shape)
+        raise OperandError(
+            f"input must have {held.numel()} channels on axis {layer.channel_axis}, as many as {name} of "
+            f"{describe(layer)}; it had {x.shape[1]}, in shape {shape}"
+        )
+    # Half precision is widened to what it meets; float32 and float64 are not mixed, as in torch.
+    if (held.dtype is torch.float64) is not (x.dtype is torch.float64) and held.dtype not in _NARROW:
+        legal = "float64" if held.dtype is torch.float64 else "float32, bfloat16 or float16"
+        raise OperandError(
+            f"input must be {legal}, since {name} of {describe(layer)} is {held.dtype}; it was {x.dtype}"
+        )
+    if held.device != x.device:
+        raise OperandError(f"input must be on {held.device}, as {name} of {describe(layer)} is; it was on {x.device}")
+
+
+def require_residual(layer: BatchNorm, x: Tensor, residual: Tensor) -> None:
+    """Refuse a residual that does not broadcast against the output, or on another device."""
+    sizes = zip(reversed(residual.shape), reversed(x.shape), strict=False)
+    if any(1 not in (r, n) and r != n for r, n in sizes):
+        legal = f"of the input's shape {tuple(x.shape)}, or broadcast against it"
+        raise OperandError(f"residual of {describe(layer)} must be {legal}; it was {tuple(residual.shape)}")
+    if residual.device != x.device:
+        raise OperandError(f"residual of {describe(layer)} must be on {x.device}; it was on {residual.device}")
+
+
+def require_unchanged(layer: BatchNorm, name: str, now: Tensor, size: torch.Size) -> None:
+    """Refuse a backward that would read a tensor resized since the forward."""
+    if now.shape != size:
+        raise OperandError(
+            f"{name} of {describe(layer)} must keep its shape between forward and backward; it was {tuple(size)} "
+            f"and is {tuple(now.shape)}"
+        )
+
+
+def affine_of(layer: BatchNorm) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias, of the bank in use."""
+    if layer.active_bank is not None:
+        return layer.affine_part("weight"), layer.affine_part("bias")
+    parameters = layer._parameters
+    if "weight" in parameters and "bias" in parameters:
+        return parameters["weight"], parameters["bias"]
+    # A parametrized weight is no parameter of the layer's own.
+    return layer.weight, layer.bias
+
+
+def usable(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> bool:
+    """Whether weight and bias may be read where they lie, beside this input."""
+    return (weight is None or _reads(weight, x)) and (
+        bias is None or (_reads(bias, x) and (weight is None or bias.dtype is weight.dtype))
+    )
+
+
+def _reads(v: Tensor, x: Tensor) -> bool:
+    if not native.vector(v, x.shape[1]):
+        return False
+    return v.dtype is x.dtype or (v.dtype in _NARROW or (v.dtype is torch.float32 and x.dtype is not torch.float64))
+
+
+def statistics_of(layer: BatchNorm, x: Tensor) -> slab.Statistics | None:
+    """The running statistics and counters, where they may be read and written where they lie."""
+    buffers, channels = layer._buffers, x.shape[1]
+    if layer.active_bank is None:
+        mean, var, tracked = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+    else:
+        mean, var, tracked = (layer.stat(n) for n in ("running_mean", "running_var", "num_batches_tracked"))
+    skipped = getattr(layer, "num_batches_skipped", None)
+    if mean is None or var is None or mean.dtype not in _STATISTICS or var.dtype is not mean.dtype:
+        return None
+    if (mean.dtype is torch.float64) is not (x.dtype is torch.float64) or mean.requires_grad or var.requires_grad:
+        return None
+    if not (native.vector(mean, channels) and native.vector(var, channels)):
+        return None
+    if tracked is not None and not _counts(tracked):
+        return None
+    if skipped is not None and not _counts(skipped):
+        return None
+    return slab.Statistics(mean, var, tracked, skipped)
+
+
+def _counts(counter: Tensor) -> bool:
+    return type(counter) is Tensor and counter.dtype is torch.int64 and counter.is_cpu and counter.numel() == 1
+
+
+def selects(sample_weight: Tensor) -> bool:
+    """Whether a mask or weights may be read where they lie."""
+    return type(sample_weight) is Tensor and sample_weight.is_cpu and sample_weight.layout is torch.strided
+
+
+def joins(layer: BatchNorm, residual: Tensor, x: Tensor) -> bool:
+    """Whether a residual may be added by the kernel: once expanded, of x's shape, and not wider than x."""
+    if residual.shape != x.shape or not residual.is_cpu:
+        require_residual(layer, x, residual)
+        if residual.dim() > x.dim() or any(
+            r > n for r, n in zip(reversed(residual.shape), reversed(x.shape), strict=False)
+        ):
+            return False
+    if layer.activation == "leaky_relu" and layer.negative_slope < 0:
+        # The backward reads the sign of what was activated from the output, which here has none.
+        return False
+    return native.plain(residual) and torch.promote_types(residual.dtype, x.dtype) is x.dtype
