@@ -14,8 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from batchnorm.errors import BatchNormError, check
-from batchnorm.models.recalibration.collect import Collected as Collected
-from batchnorm.models.recalibration.collect import collecting as collecting
 from batchnorm.models.recalibration.collect import rms as rms
 from batchnorm.models.recalibration.forwards import Caller
 from batchnorm.models.recalibration.ranks import Ranks
