@@ -88,7 +88,7 @@ class _Outside:
 
     def __call__(self, protocol: Any) -> tuple[Any, ...]:
         """What the class says, without what contexts set."""
-        reduced = list(type(self.layer).__reduce_ex__(self.layer, protocol))
+        reduced: list[Any] = list(type(self.layer).__reduce_ex__(self.layer, protocol))
         if isinstance(reduced[2], dict):
             reduced[2] = without_contexts(self.layer, reduced[2])
         return tuple(reduced)
