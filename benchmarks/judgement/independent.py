@@ -1,0 +1,80 @@
+"""The half of the corpus that was written without sight of the diagnosis: its causes as codes, decided before it was run.
+
+    PYTHONPATH=src:benchmarks:FOLDER python -m judgement.run --module judgement.independent --seeds 1 --json FILE
+
+FOLDER holds the situations; `independent.sha256` fixes what was in them before the first run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from importlib import import_module
+from typing import Any
+
+MODULES = (
+    "situations_a_broken",
+    "situations_b_broken",
+    "situations_c_special",
+    "situations_d_gaps",
+    "situations_e_healthy",
+)
+LATE = ["BN104", "BN108"]
+# What the first finding may be for each of the author's causes; none where no rule claims to tell it from others.
+CODES: dict[str, list[str]] = {
+    "lag": LATE,
+    "momentum_zero": ["BN107"],
+    "momentum_convention": ["BN112"],
+    "momentum_schedule": LATE,
+    "stats_other_preprocessing": ["BN104"],
+    "stats_other_data": ["BN104", "BN101"],
+    "extra_forward_train_mode": ["BN104"],
+    "second_domain": ["BN116", "BN104"],
+    "discriminator_fakes": ["BN116", "BN104"],
+    "buffers_not_written_back": ["BN101", "BN104"],
+    "partial_checkpoint": ["BN101"],
+    "swapped_buffers": ["BN104"],
+    "misaligned_buffers": ["BN104"],
+    "variance_convention": ["BN104"],
+    "mean_convention": ["BN104"],
+    "nan_batch": ["BN102", "BN103"],
+    "constant_batch": ["BN104", "BN106"],
+    "outlier_batch": ["BN104", "BN122"],
+    "half_precision": ["BN105", "BN102", "BN104"],
+    "eps_changed": [],
+    "many_small_errors": ["BN132", "BN104"],
+    "several_causes": ["BN101", "BN102", "BN104", "BN107", "BN108"],
+    "small_batches": ["BN114", "BN119"],
+    "class_sorted": ["BN117", "BN119"],
+    "averaged_weights": ["BN104"],
+    "ema_without_buffers": ["BN104", "BN101"],
+    "merged_weights": ["BN104"],
+    "federated": ["BN104"],
+    "pruned": ["BN104"],
+    "quantised": ["BN104"],
+    "padding": ["BN115", "BN104"],
+    "dropout_variance_shift": ["BN120", "BN104"],
+    "augmented_statistics": ["BN104"],
+    "left_in_train_mode": ["BN113", "BN125"],
+    "no_running_statistics": ["BN125"],
+    "shard_statistics": ["BN104"],
+    "class_prior": ["BN131", "BN121"],
+    "trained_with_stored_then_recalibrated": ["BN130"],
+    "trained_with_stored_then_reset": ["BN130", "BN101", "BN104"],
+    "frozen_weights_moving_statistics": ["BN109", "BN104"],
+    "shared_layer": ["BN116", "BN110", "BN104"],
+}
+
+
+class Situation:
+    """One of the author's, with codes in the place of the cause's name."""
+
+    def __init__(self, theirs: Any) -> None:
+        self.name, self.kind, self.make = theirs.name, theirs.kind, theirs.make
+        key = theirs.code if isinstance(theirs.code, str) else None
+        self.code = ["BN121"] if key and key.startswith("eval_") else CODES.get(key or "", [])
+
+
+SITUATIONS: list[Situation] = []
+for module in MODULES:
+    with contextlib.suppress(ModuleNotFoundError):
+        SITUATIONS += [Situation(one) for one in import_module(module).SITUATIONS]
