@@ -1,4 +1,4 @@
-"""The half of the corpus that was written without sight of the diagnosis: its causes as codes, decided before it was run.
+"""The half of the corpus written without sight of the diagnosis: its causes as codes, decided before it was run.
 
     PYTHONPATH=src:benchmarks:FOLDER python -m judgement.run --module judgement.independent --seeds 1 --json FILE
 
@@ -7,7 +7,6 @@ FOLDER holds the situations; `independent.sha256` fixes what was in them before 
 
 from __future__ import annotations
 
-import contextlib
 from importlib import import_module
 from typing import Any
 
@@ -74,7 +73,4 @@ class Situation:
         self.code = ["BN121"] if key and key.startswith("eval_") else CODES.get(key or "", [])
 
 
-SITUATIONS: list[Situation] = []
-for module in MODULES:
-    with contextlib.suppress(ModuleNotFoundError):
-        SITUATIONS += [Situation(one) for one in import_module(module).SITUATIONS]
+SITUATIONS = [Situation(one) for module in MODULES for one in import_module(module).SITUATIONS]
