@@ -14,6 +14,7 @@ from torch import nn
 
 import batchnorm
 from batchnorm.models.recalibration import resume
+from batchnorm.models.recalibration.correlation import student
 from batchnorm.models.recalibration.exchangeable import Alike, ordered
 from batchnorm.models.recalibration.streaming import Layout
 from batchnorm.models.recalibration.targets import Target
@@ -231,3 +232,42 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(batchnorm.BatchNormError, match="resume must be a checkpoint of recalibrate"):
         batchnorm.recalibrate(network(), next(draws(100)).split(20), resume=path)
     assert path.read_text() == "mine"
+
+
+def autoregressive(batches, strength, seed=0):
+    """Batches of 32 whose offsets are 5 % of the variance, each `strength` times the one before and something new."""
+    generator = torch.Generator().manual_seed(seed)
+    offset, rows = torch.randn(6, generator=generator) * 0.05**0.5, []
+    for _ in range(batches):
+        new = torch.randn(6, generator=generator)
+        offset = strength * offset + (0.05 * (1 - strength**2)) ** 0.5 * new
+        rows.append(torch.randn(32, 6, generator=generator) + offset)
+    return rows
+
+
+def test_correlated_batches_are_worth_fewer_and_until_does_not_stop_at_eight():
+    for seed in range(5):
+        model = nn.BatchNorm1d(6)
+        result = batchnorm.recalibrate(model, autoregressive(200, 0.9, seed), until=0.05)
+        assert result.batches > 50
+        whole = batchnorm.recalibrate(model, autoregressive(200, 0.9, seed))
+        alone = batchnorm.recalibrate(model, autoregressive(200, 0.0, seed))
+        # 1 + 2 * 0.76 * 0.9 / 0.1 = 14.7: the offsets are 76 % of the variance of a batch's mean.
+        assert 4 < 200 / whole.layers[""].independent < 30
+        assert alone.layers[""].independent > 120
+        assert whole.standard_error > 1.5 * alone.standard_error
+
+
+def test_students_factor_and_heavy_tails():
+    assert student(7) == pytest.approx(2.365, abs=2e-3)
+    assert student(30) == pytest.approx(2.042, abs=1e-3)
+    assert student(1e9) == pytest.approx(1.960, abs=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(40, 32, 50, generator=generator)
+    chi = torch.randn(3, 40, 32, 50, generator=generator).square().sum(0) / 3
+    light = batchnorm.recalibrate(nn.BatchNorm1d(50), list(normal))
+    heavy = batchnorm.recalibrate(nn.BatchNorm1d(50), list(normal / chi.sqrt()))
+    assert light.error_bars_hold
+    assert heavy.error_bars_hold is False
+    assert heavy.layers[""].heavy_tailed
+    assert "heavy tails?" in str(heavy)

@@ -110,14 +110,19 @@ class Recalibration:
 
     @property
     def error_bars_hold(self) -> bool | None:
-        """Whether 95 % intervals can be relied on; None below 8 batches, where there are none.
+        """Whether 95 % intervals can be relied on; None where that cannot be known.
 
+        Not known below 8 batches, and where only the first data were read in the order they are stored in.
         False where the batches are too few to know how long they are correlated (fewer than 30 times as
         long), where their order matters in a way that correlation does not explain, and where tails are heavy.
         """
-        if self.batches < FEWEST_BATCHES:
+        if self.batches < FEWEST_BATCHES or (self._first_in_stored_order and not self._correlated_for_too_long):
             return None
         return not (self._correlated_for_too_long or any(row.heavy_tailed for row in self.layers.values()))
+
+    @property
+    def _first_in_stored_order(self) -> bool:
+        return self.offered is not None and self.samples < self.offered and self.in_stored_order and not self.spread
 
     @property
     def _correlated_for_too_long(self) -> bool:
@@ -146,7 +151,7 @@ class Recalibration:
             found.append(f"A part of the data was read. {self.plan}")
         elif self.offered is not None and self.samples < self.offered:
             found.append(f"{self.samples} of the {self.offered} samples offered were enough, or were asked for.")
-        if self.offered is not None and self.samples < self.offered and self.in_stored_order and not self.spread:
+        if self._first_in_stored_order:
             found.append(
                 "They were the first in the order the data are stored in: shuffle, if that order means anything."
             )
