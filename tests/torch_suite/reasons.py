@@ -13,7 +13,7 @@ REASONS: tuple[tuple[str, str, str], ...] = (
     (
         "test_aotdispatch.*BatchNorm.*_eval_mode",
         "Gradients of the operator are different",
-        "the loss is |sum of y| of a layer that takes the batch's statistics, so 0 but for rounding, which gives its sign",
+        "its loss is |sum of y|, which is 0 but for rounding with the batch's statistics; rounding gives its sign",
     ),
     (
         "test_buffer_batch_norm|predispatch_conv_and_bn",
