@@ -382,7 +382,7 @@ class Objects:
     # -------------------------------------------------------------------------------------------------------------
 
     def narrow(self, test: ast.AST) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a test says of names: `isinstance(m, BatchNorm2d)` makes m a batch norm layer; in the branch, and in the other."""
+        """What a test says of names, in its branch and in the other: `isinstance(m, BatchNorm2d)` makes m a layer."""
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             inside, outside = self.narrow(test.operand)
             return outside, inside
@@ -472,7 +472,7 @@ class Objects:
     # -----------------------------------------------------------------------------------------------------------
 
     def written(self, node: ast.AST, target: Form, value: Form, **data: Any) -> None:
-        """A tensor that is a buffer, a parameter or a state's entry gets a new content; the last write of a statement counts."""
+        """A buffer, a parameter or a state's entry gets a new content; the last write of a statement counts."""
         for atom in target.terms:
             kept = Form(dict(value.terms), value.live, value.mixed, value.converted, value.divided)
             self.pending[atom] = (node, target, kept, data)

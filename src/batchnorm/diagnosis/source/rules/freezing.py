@@ -126,7 +126,7 @@ def _may_be(facts: Facts, obj: Obj | None, owner: ClassInfo | None, part: Obj) -
 
 
 def _selects(node: ast.AST, tests: tuple[ast.expr, ...]) -> bool:
-    """Whether the loop freezes what a test on names lets through: affine parameters of batch norm, weights, adapters."""
+    """Whether a loop freezes what a test on names lets through: affine parameters, weights, adapters."""
     return any(
         isinstance(c, ast.Constant)
         and isinstance(c.value, str)

@@ -105,7 +105,7 @@ def _teaches(facts: Facts, event: Event) -> bool:
 
 
 def moves_without_gradients(facts: Facts) -> Iterator[Said]:
-    """BN412: train() and then a forward under no_grad in one function, or a summary that runs a trained model forward."""
+    """BN412: train() and then a forward under no_grad in one function, or a summary of a trained model."""
     seen: set[int] = set()
     for event, c, level in forwards(facts):
         here = c.mode.function is event.function and c.mode.node is not None
