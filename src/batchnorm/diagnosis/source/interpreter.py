@@ -129,7 +129,10 @@ class Interpreter(Calls):
 
     def bind_parameters(self) -> None:
         """A slot a parameter; the first one of a method is its class's own object."""
-        info, args = self.info, self.info.node.args
+        info = self.info
+        if isinstance(info.node, ast.Module):
+            return
+        args = info.node.args
         plain = [*args.posonlyargs, *args.args]
         names = [a.arg for a in (*plain, *args.kwonlyargs)]
         names += [a.arg for a in (args.vararg, args.kwarg) if a is not None]

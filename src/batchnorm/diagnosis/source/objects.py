@@ -340,7 +340,8 @@ class Objects:
         if value.kind == "enumerate":
             return Tuple((None, self.element(value.info)))
         if value.kind == "iteration":
-            return self._iterated(*value.info, value)
+            owner, how = value.info
+            return self._iterated(owner, how, value)
         if value.kind == "state":
             return self.program.obj((id(value), "key"), lambda: Obj("key", "key", info=value))
         if value.kind in ("list", "dict"):
@@ -532,7 +533,9 @@ class Objects:
     def _frozen_here(self, owner: Obj, loop: ast.AST) -> bool:
         """Whether a loop freezes all parameters first and then thaws some of them."""
         held = self.state.frozen.get(owner)
-        for event in self.program.events.values() if held is not None else ():
+        if held is None:
+            return False
+        for event in self.program.events.values():
             if event.kind == "freeze" and event.node is held[0] and event.data.get("loop") is loop:
                 event.data["partial"] = True
                 return True

@@ -167,8 +167,7 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
         )
     for event in facts.of("unfreeze"):
         frozen = event.data["frozen"]
-        same = frozen.function is event.function and frozen.node is not None
-        if not same or id(frozen.node) in seen or event.obj is None:
+        if frozen.node is None or frozen.function is not event.function or id(frozen.node) in seen or event.obj is None:
             continue
         refrozen = [
             e
