@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import time
 import warnings
 from collections.abc import Callable
@@ -47,10 +48,8 @@ def with_jedi(file: Path, text: str) -> tuple[int, int]:
     asked = answered = 0
     for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
         asked += 1
-        try:
+        with contextlib.suppress(Exception):  # jedi raises many kinds of errors on code that it cannot follow
             answered += bool(script.infer(call.func.end_lineno, call.func.end_col_offset))
-        except Exception:  # jedi raises many kinds of errors on code that it cannot follow
-            pass
     return asked, answered
 
 

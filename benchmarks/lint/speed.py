@@ -54,9 +54,8 @@ def main() -> None:
                 spent, files, findings = (
                     a + b for a, b in zip((spent, files, findings), seconds(program), strict=True)
                 )
-        print(
-            f"{folder}: {spent:.1f} s, {files} files, {1000 * spent / max(files, 1):.1f} s per 1,000, {findings} findings"
-        )
+        each = 1000 * spent / max(files, 1)
+        print(f"{folder}: {spent:.1f} s, {files} files, {each:.1f} s per 1,000, {findings} findings")
     for count in (given.functions // 4, given.functions):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "many.py").write_text(many_functions(count), encoding="utf-8")

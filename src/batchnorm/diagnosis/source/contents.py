@@ -1,7 +1,7 @@
 """What an object contains, as far as the program says: batch norm, dropout.
 
-`contains` answers with a level: YES (a constructor of batch norm is reached), LIKELY (one is reached under a condition, or a
-function that mentions one returned it), NO (everything that is known of it has none), None (unknown).
+`contains` answers with a level: YES (a constructor of batch norm is reached), LIKELY (one is reached under a
+condition, or a function that mentions one returned it), NO (everything that is known of it has none), None (unknown).
 """
 
 from __future__ import annotations

@@ -17,8 +17,24 @@ from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, 
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Choice, Const, Obj, options
 
-MEASURES = ("momentum", "reset_running_stats", "update_bn", "bn_update", "running_mean", "recalibrate", "num_batches_tracked",
-            "reset_stats", "reset_bn", "accumulate", "precise_bn", "calibrate_bn", "bn_calibration", "update_bn_stats", "cumulative", "standing_statistics")  # fmt: skip
+MEASURES = (
+    "momentum",
+    "reset_running_stats",
+    "update_bn",
+    "bn_update",
+    "running_mean",
+    "recalibrate",
+    "num_batches_tracked",
+    "reset_stats",
+    "reset_bn",
+    "accumulate",
+    "precise_bn",
+    "calibrate_bn",
+    "bn_calibration",
+    "update_bn_stats",
+    "cumulative",
+    "standing_statistics",
+)
 
 
 class Said(NamedTuple):
@@ -85,7 +101,7 @@ class Facts:
         return found
 
     def manages(self, obj: Obj) -> bool:
-        """Whether an object sees to its own modes: a wrapper for test-time adaptation, a model that freezes its layers."""
+        """Whether an object sees to its own modes: a wrapper for adaptation, a model that freezes layers."""
         for alias in self.aliases(obj):
             if alias.kind in ("instance", "result") or isinstance(alias.info, ClassInfo):
                 for inner in (alias, *alias.sources[:4]):

@@ -13,9 +13,10 @@ LARGEST = 2_000_000  # bytes of a file
 MOST_ERRORS = 20  # lines left out of a file before it is given up
 
 # Python 2, line by line, so that line numbers stay.
+HEAD = r"^(\s*(?:(?:if|for|while|else|elif|try|with)\b[^#'\"]*:\s*)?)print\s+"
 PYTHON_2 = (
-    (re.compile(r"^(\s*(?:(?:if|for|while|else|elif|try|with)\b[^#'\"]*:\s*)?)print\s+>>\s*([^,]+),\s*(.*?)\s*,?\s*$"), r"\1print(\3, file=\2)"),
-    (re.compile(r"^(\s*(?:(?:if|for|while|else|elif|try|with)\b[^#'\"]*:\s*)?)print\s+(?![=(.])(.*?)\s*,?\s*(#[^'\"]*)?$"), r"\1print(\2) \3"),
+    (re.compile(HEAD + r">>\s*([^,]+),\s*(.*?)\s*,?\s*$"), r"\1print(\3, file=\2)"),
+    (re.compile(HEAD + r"(?![=(.])(.*?)\s*,?\s*(#[^'\"]*)?$"), r"\1print(\2) \3"),
     (re.compile(r"^(\s*)print\s+(\(.*[^)\s].*)$"), r"\1print(\2)"),
     (re.compile(r"^(\s*)print\s*$"), r"\1print()"),
     (re.compile(r"^(\s*except\s+[\w.()]+(?:\s*,\s*[\w.]+\))?)\s*,\s*(\w+)\s*:"), r"\1 as \2:"),

@@ -1,6 +1,7 @@
-"""An abstract interpreter: walks each function once, follows values and modes, and composes functions by their summaries.
+"""An abstract interpreter: walks each function once, follows values and modes, composes functions by summaries.
 
-Two rounds: the first collects what flows into parameters, attributes and globals; the second, which knows, leaves the events.
+Two rounds: the first collects what flows into parameters, attributes and globals; the second, which knows,
+leaves the events.
 """
 
 # ruff: noqa: D102 (a method a kind of node, named by it)
@@ -37,7 +38,19 @@ from batchnorm.diagnosis.source.values import (
 BUILTINS = frozenset(dir(builtins))
 DEEPEST_CALL = 40
 DEEPEST_LOOP = 2  # loops inside each other that get a second round
-RANKS = ("rank", "local_rank", "global_rank", "is_main_process", "is_master", "is_main", "main_process", "is_rank_zero", "is_primary", "get_rank", "is_local_main_process")  # fmt: skip
+RANKS = (
+    "rank",
+    "local_rank",
+    "global_rank",
+    "get_rank",
+    "is_main_process",
+    "is_local_main_process",
+    "is_master",
+    "is_main",
+    "main_process",
+    "is_rank_zero",
+    "is_primary",
+)
 
 
 class Program:
@@ -116,7 +129,10 @@ class Interpreter(Calls):
 
     def bind_parameters(self) -> None:
         """A slot a parameter; the first one of a method is its class's own object."""
-        info, args = self.info, self.info.node.args
+        info = self.info
+        if isinstance(info.node, ast.Module):
+            return
+        args = info.node.args
         plain = [*args.posonlyargs, *args.args]
         names = [a.arg for a in (*plain, *args.kwonlyargs)]
         names += [a.arg for a in (args.vararg, args.kwarg) if a is not None]
@@ -534,12 +550,9 @@ class Interpreter(Calls):
             "external",
         ):
             # The model inside a wrapper; a class's own attribute of that name is one.
-            if not (
-                isinstance(base.info, ClassInfo)
-                and base.kind in ("self", "instance")
-                and "module" in base.info.self_obj.attrs
-            ):
-                return base if base.kind != "copy" or base.name != "averaged" else base
+            own = isinstance(base.info, ClassInfo) and "module" in base.info.self_obj.attrs
+            if not own or base.kind != "instance":
+                return base
         if name == "data" and base.kind in ("attribute", "parameter") and base.name in ("[]", "param", "p"):
             return self.unknown_tensor(base)
         if name in ("state_dict", "parameters"):

@@ -196,7 +196,7 @@ def _skipped(inner: Path) -> bool:
 
 
 def _take(path: Path, project: Project, evidence: SourceEvidence, alone: bool) -> None:
-    """Read a file into the project; of many, those that cannot concern batch norm are not parsed, which takes the time."""
+    """Read a file into the project; of many, those that cannot concern batch norm are not parsed."""
     file = read(path)
     if not file.problem:
         if alone or any(word in file.text for word in WORDS):

@@ -84,7 +84,7 @@ def architecture(name: str) -> bool | None:
 
 
 def made_by(name: str, first: str | None) -> bool | None:
-    """Whether what a function from outside returns has batch norm; `first` is its first argument if a literal string."""
+    """Whether what a function from outside returns has batch norm; `first`: its first argument, if a literal string."""
     if is_layer(name):
         return True
     if name.startswith("segmentation_models_pytorch."):

@@ -1,6 +1,6 @@
-"""`# noqa` as flake8 reads it: any case, blanket or with codes, for the whole logical line; but a code names itself alone.
+"""`# noqa` as flake8 reads it: any case, blanket or with codes, for the whole logical line.
 
-flake8 itself takes `BN4` for all codes that begin with it, and `BN4011` for one it does not know; here a code is a code.
+flake8 itself takes `BN4` for all codes that begin with it; here a code names itself alone.
 """
 
 from __future__ import annotations

@@ -340,7 +340,8 @@ class Objects:
         if value.kind == "enumerate":
             return Tuple((None, self.element(value.info)))
         if value.kind == "iteration":
-            return self._iterated(*value.info, value)
+            owner, how = value.info
+            return self._iterated(owner, how, value)
         if value.kind == "state":
             return self.program.obj((id(value), "key"), lambda: Obj("key", "key", info=value))
         if value.kind in ("list", "dict"):
@@ -382,7 +383,7 @@ class Objects:
     # -------------------------------------------------------------------------------------------------------------
 
     def narrow(self, test: ast.AST) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a test says of names: `isinstance(m, BatchNorm2d)` makes m a batch norm layer; in the branch, and in the other."""
+        """What a test says of names, in its branch and in the other: `isinstance(m, BatchNorm2d)` makes m a layer."""
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             inside, outside = self.narrow(test.operand)
             return outside, inside
@@ -472,7 +473,7 @@ class Objects:
     # -----------------------------------------------------------------------------------------------------------
 
     def written(self, node: ast.AST, target: Form, value: Form, **data: Any) -> None:
-        """A tensor that is a buffer, a parameter or a state's entry gets a new content; the last write of a statement counts."""
+        """A buffer, a parameter or a state's entry gets a new content; the last write of a statement counts."""
         for atom in target.terms:
             kept = Form(dict(value.terms), value.live, value.mixed, value.converted, value.divided)
             self.pending[atom] = (node, target, kept, data)
@@ -532,7 +533,9 @@ class Objects:
     def _frozen_here(self, owner: Obj, loop: ast.AST) -> bool:
         """Whether a loop freezes all parameters first and then thaws some of them."""
         held = self.state.frozen.get(owner)
-        for event in self.program.events.values() if held is not None else ():
+        if held is None:
+            return False
+        for event in self.program.events.values():
             if event.kind == "freeze" and event.node is held[0] and event.data.get("loop") is loop:
                 event.data["partial"] = True
                 return True

@@ -175,7 +175,7 @@ class Module:
                 self.names[alias.asname or alias.name] = ("import", base, alias.name)
 
     def top(self, name: str) -> Any:
-        """What a name at the top of the module means: a class, a function, a module, a constant, a name from outside."""
+        """What a name at the top of the module means: a class, a function, a module, a constant, an outside name."""
         value = self.names.get(name)
         if isinstance(value, tuple) and value and value[0] == "import":
             if name in self._resolving:

@@ -1,4 +1,4 @@
-"""Arithmetic on tensor formulas: what `m * r + (1 - m) * r`, `r.lerp(s, w)` and `r.mul_(m).add_(s, alpha=w)` come to."""
+"""Arithmetic on tensor formulas: what `m * r + (1 - m) * r`, `r.lerp(s, w)` and in-place chains come to."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What an expression can stand for: constants, names from outside, classes, functions, objects, and tensor formulas.
 
-An `Obj` is an object with an identity: what a constructor made, or a slot (a parameter, an attribute, a global name) that
-takes its meaning from what flows into it (`sources`). A `Form` is a tensor as a weighted sum of atoms, so that
+An `Obj` is an object with an identity: what a constructor made, or a slot (a parameter, an attribute, a global name)
+that takes its meaning from what flows into it (`sources`). A `Form` is a tensor as a weighted sum of atoms, so that
 `m * r + (1 - m) * r` is seen to be `r`, however it is spelled.
 """
 

@@ -123,7 +123,7 @@ def _subtracts(event: Event) -> bool:
 
 
 def _buffers_too(facts: Facts, event: Event, owner: Obj) -> bool:
-    """Whether the statistics come along: buffers are copied, a state is loaded, or the model itself runs forward in train mode."""
+    """Whether the statistics come along: buffers are copied, or the model runs forward in train mode itself."""
     if facts.uses(event.function, *BUFFERS) or (
         event.function.owner is not None and any(facts.uses(m, *BUFFERS) for m in event.function.owner.methods.values())
     ):
@@ -186,7 +186,7 @@ def counter_too(facts: Facts) -> Iterator[Said]:
 
 
 def _guard(node: ast.AST, loop: ast.For) -> Edit | None:
-    """A `continue` for integers, where the loop runs over the entries that it writes: the first state's counter stays."""
+    """A `continue` for integers, where the loop runs over the entries that it writes: the counter stays."""
     target = (
         node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AugAssign) else None
     )
@@ -206,7 +206,8 @@ def _guard(node: ast.AST, loop: ast.For) -> Edit | None:
     first = loop.body[0]
     if first.lineno == loop.lineno:
         return None
-    text = f"if not {ast.unparse(over)}[{loop.target.id}].is_floating_point():\n{' ' * (first.col_offset + 4)}continue\n{' ' * first.col_offset}"
+    indent = " " * first.col_offset
+    text = f"if not {ast.unparse(over)}[{loop.target.id}].is_floating_point():\n{indent}    continue\n{indent}"
     return Edit(first.lineno, first.col_offset, first.lineno, first.col_offset, text)
 
 

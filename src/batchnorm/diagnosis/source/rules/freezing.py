@@ -126,7 +126,7 @@ def _may_be(facts: Facts, obj: Obj | None, owner: ClassInfo | None, part: Obj) -
 
 
 def _selects(node: ast.AST, tests: tuple[ast.expr, ...]) -> bool:
-    """Whether the loop freezes what a test on names lets through: affine parameters of batch norm, weights, adapters."""
+    """Whether a loop freezes what a test on names lets through: affine parameters, weights, adapters."""
     return any(
         isinstance(c, ast.Constant)
         and isinstance(c.value, str)
@@ -167,8 +167,7 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
         )
     for event in facts.of("unfreeze"):
         frozen = event.data["frozen"]
-        same = frozen.function is event.function and frozen.node is not None
-        if not same or id(frozen.node) in seen or event.obj is None:
+        if frozen.node is None or frozen.function is not event.function or id(frozen.node) in seen or event.obj is None:
             continue
         refrozen = [
             e

@@ -105,7 +105,7 @@ def _teaches(facts: Facts, event: Event) -> bool:
 
 
 def moves_without_gradients(facts: Facts) -> Iterator[Said]:
-    """BN412: train() and then a forward under no_grad in one function, or a summary that runs a trained model forward."""
+    """BN412: train() and then a forward under no_grad in one function, or a summary of a trained model."""
     seen: set[int] = set()
     for event, c, level in forwards(facts):
         here = c.mode.function is event.function and c.mode.node is not None
@@ -144,7 +144,9 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
                     event.node,
                     "a summary runs the model forward in train mode on random numbers: it moves the running "
                     "statistics that were loaded",
-                    f"{spelled(event.node.args[0])}.eval() before",
+                    f"{spelled(event.node.args[0])}.eval() before"
+                    if isinstance(event.node, ast.Call)
+                    else "eval() before",
                 )
                 break
 
@@ -187,7 +189,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
             continue
         seen.add(id(event.node))
         name = called(event)
-        where = c.mode.node.lineno if hasattr(c.mode.node, "lineno") else 0
+        where = getattr(c.mode.node, "lineno", 0)
         yield Said(
             event.function.module,
             event.node,
