@@ -7,6 +7,9 @@
 namespace bn {
 namespace BN_NS {
 
+// A weight of 0 leaves the value out, be it NaN or infinite.
+BN_INLINE double times(double weight, double v) { return weight == 0 ? 0 : weight * v; }
+
 BN_INLINE double clamp(double v, double low, double high) { return v < low ? low : v > high ? high : v; }
 
 // Writes the rows of one group and channel; at is group * C + channel.
@@ -28,16 +31,16 @@ static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, d
         offset = clamp((mean - p.population_mean[channel]) / sigma, -p.d_max, p.d_max);
     } else if (p.coupling == kPopulation || p.coupling == kPopulationTotal) {
         const double a = p.gain, rest = 1 - a, m = p.population_mean[channel];
-        used = a * mean + rest * m;
-        var = a * batch_var + rest * p.population_var[channel];
+        used = times(a, mean) + times(rest, m);
+        var = times(a, batch_var) + times(rest, p.population_var[channel]);
         if (p.coupling == kPopulationTotal) {
-            var += a * rest * (mean - m) * (mean - m);
+            var += times(a * rest, (mean - m) * (mean - m));
             centre = used;
         }
         share = p.detached ? 0 : a;
     } else if (p.coupling == kAveraged) {
         const double from = p.population_mean[channel];
-        var = p.geometric ? std::exp(from + p.gain * std::log(batch_var)) : from + p.gain * batch_var;
+        var = p.geometric ? std::exp(from + times(p.gain, std::log(batch_var))) : from + times(p.gain, batch_var);
         if (p.ratio != kNoRatio) {
             const double r = __builtin_sqrt((var + p.eps) / (p.population_var[channel] + p.eps));
             (p.ratio == kOutputRatio ? ratio : share) = clamp(r, 1 / p.r_max, p.r_max);
@@ -99,7 +102,8 @@ BN_INLINE void pull_channel(const Call& q, int64_t at, int64_t channel, double s
         const double factor = gamma * s[kRatio * rows] * s[kShare * rows], n = s[kCount * rows], invstd = s[kInvstd * rows];
         scale = invstd * factor;
         u = 0;
-        v = (q.plan.population_mean[channel] + q.plan.gain * factor * sum_gx / (n > 0 ? n : 1)) * invstd * invstd;
+        const double own = times(q.plan.gain, factor * sum_gx / (n > 0 ? n : 1));
+        v = (q.plan.population_mean[channel] + own) * invstd * invstd;
         return;
     }
     const double a = s[kShare * rows] * scale;
