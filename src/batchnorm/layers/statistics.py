@@ -61,7 +61,7 @@ class Statistics(_BatchNorm):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # Until 0.1.0 these were buffers.
+        # In 0.1.0 these were buffers.
         for name in ("num_batches_skipped", *PENDING):
             self._non_persistent_buffers_set.discard(name)
             held = self._buffers.pop(name, None)

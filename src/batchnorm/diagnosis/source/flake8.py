@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import batchnorm
 from batchnorm.diagnosis.source.check import check
 from batchnorm.diagnosis.source.project import Project
 
@@ -15,11 +16,11 @@ class Plugin:
     """What flake8 calls with a file's tree and lines; it sees one file at a time, so names from others stay unknown."""
 
     name: ClassVar[str] = "batchnorm"
-    version: ClassVar[str] = "0.1.0"
+    version: ClassVar[str] = batchnorm.__version__
 
     def __init__(self, tree: ast.Module, lines: list[str], filename: str = "file.py") -> None:
         self.project = Project()
-        self.project.add((Path(filename).name and Path(Path(filename).name)) or Path("file.py"), "".join(lines), tree)
+        self.project.add(Path(Path(filename).name or "file.py"), "".join(lines), tree)
 
     def run(self) -> Iterator[tuple[int, int, str, type[Plugin]]]:
         """Line, column, text and class, as flake8 wants them."""
