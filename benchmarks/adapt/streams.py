@@ -142,7 +142,7 @@ def main() -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Harms on clean and on corrupted streams, and mean errors on balanced corrupted ones, old corruptions and fresh."""
+    """Harms on clean and on corrupted streams, and mean errors on balanced corrupted ones."""
     clean = [row for row in rows if row["kind"] == "clean"]
     corrupted = [row for row in rows if row["kind"] != "clean"]
     parts = [f"harm: clean {sum(r['harm'] for r in clean)} of {len(clean)}"]
