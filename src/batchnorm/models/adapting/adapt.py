@@ -169,7 +169,6 @@ def adapt(
             weights.update(found)
             if mode == "auto":
                 choice = confirm(choice, remaining)
-            if mode == "auto" and choice.mode != "stored":
                 tried = Reader(model, layers, forward_fn)
                 tried.read(batches)
                 seen = compare(reader.outputs, tried.outputs) if outputs == "classes" else None

@@ -18,12 +18,14 @@ LARGEST_PRIOR = 4.0
 # What the late layers must come to once the layers before them are adapted, or by how much they must gain.
 SMALLEST_REMAINING_PRIOR, LARGEST_GAIN = 6.0, 30.0
 
-# Confidence must rise by this for each prediction that changes, and by this many standard errors.
-SMALLEST_GAIN, STANDARD_ERRORS = 0.06, 2.6
+# Confidence must rise by this for each prediction that changes, by the second where the late layers still differ,
+# and by this many standard errors.
+SMALLEST_GAIN, CONTENT_GAIN, STANDARD_ERRORS = 0.06, 0.15, 2.6
 # A model of fewer layers shows too little of the content in them: its adapted predictions must be this sure.
 FEWEST_LAYERS, SMALLEST_CONFIDENCE = 3, 0.75
-# Stored statistics whose predictions tell nothing apart, under a shift that no mixture of classes makes.
-LEAST_INFORMATION, OVERWHELMED_PRIOR = 0.02, 0.05
+# Stored statistics whose predictions tell nothing apart, or so many times less, under a shift that no mixture of
+# classes makes.
+LEAST_INFORMATION, COLLAPSED_RATIO, OVERWHELMED_PRIOR = 0.02, 10.0, 0.05
 # Predictions that tell this many times more apart serve even where they are less sure, if this little remains.
 INFORMATION_RATIO, SETTLED_PRIOR = 2.5, 9.0
 
@@ -88,29 +90,34 @@ def confirm(choice: Choice, shifts: dict[str, Shift]) -> Choice:
 
 
 def weigh(choice: Choice, seen: Compared | None, layers: int) -> Choice:
-    """Mixed, or stored after all, by the predictions; where there are none, by the first layers alone.
+    """Mixed, or stored, by the predictions; where there are none, by `confirm` and the first layers alone.
 
     The wrong statistics make a classifier unsure: those of a few classes when the classes are what changed,
     the stored ones when the appearance did. Two kinds of corruption hide that: one so strong that every input
     gets the same sure answer, and one that leaves sure but uninformative predictions.
     """
+    content, choice = choice.mode == "stored", replace(choice, mode="mixed")
     early = math.inf if choice.early_prior is None else choice.early_prior
     overwhelmed = early <= OVERWHELMED_PRIOR
     if seen is None:
+        if content:
+            return replace(choice, mode="stored")
         if overwhelmed:
             return choice
         words = "no class predictions tell appearance from content, and the first layers' shift could be either"
         return replace(choice, mode="stored", reason=f"{choice.reason}, but {words}")
     remaining = math.inf if choice.remaining_prior is None else choice.remaining_prior
     small = layers < FEWEST_LAYERS
-    collapsed = overwhelmed and seen.stored.information <= LEAST_INFORMATION
-    told = seen.adapted.information >= INFORMATION_RATIO * seen.stored.information
-    settled = not small and remaining >= SETTLED_PRIOR and told
-    needed = max(SMALLEST_GAIN * (1 - seen.agreement), STANDARD_ERRORS * seen.standard_error)
+    stored, adapted = seen.stored.information, seen.adapted.information
+    collapsed = overwhelmed and (stored <= LEAST_INFORMATION or adapted >= COLLAPSED_RATIO * stored)
+    told = adapted >= INFORMATION_RATIO * stored
+    settled = not content and not small and remaining >= SETTLED_PRIOR and told
+    gain = CONTENT_GAIN if content else SMALLEST_GAIN
+    needed = max(gain * (1 - seen.agreement), STANDARD_ERRORS * seen.standard_error)
     surer = seen.gain > needed and not (small and seen.adapted.confidence < SMALLEST_CONFIDENCE)
     choice = replace(choice, predictions=seen, reason=f"{choice.reason}; {seen}")
     if collapsed or settled or surer:
-        return choice
+        return replace(choice, reason=f"{choice.reason}: the predictions outweigh it") if content else choice
     words = "the adapted predictions are no surer, as where the classes changed and not their appearance"
     return replace(choice, mode="stored", reason=f"{choice.reason}: {words}")
 
