@@ -62,6 +62,7 @@ def test_what_holds_no_class_predictions():
 
 
 TRIED = Choice("mixed", "", 320, None, 0.5, 0.5, 20.0, 0.5)
+OPEN = replace(TRIED, remaining_prior=SETTLED_PRIOR / 2)
 
 
 def seen(gain, stored=0.5, adapted=0.5, confidence=0.9, agreement=0.0, error=0.0):
@@ -93,11 +94,13 @@ UP, DOWN = 1 + 1e-6, 1 - 1e-6
         (replace(TRIED, remaining_prior=SETTLED_PRIOR * DOWN), seen(-0.2, 0.2, 0.8), 3, "stored"),
         (replace(TRIED, mode="stored"), seen(-0.2, 0.2, 0.8), 3, "stored"),
         (TRIED, seen(-0.2, 0.2, 0.8), 2, "stored"),
-        (replace(TRIED, early_prior=OVERWHELMED_PRIOR), seen(-0.2, LEAST_INFORMATION, 0.0), 2, "mixed"),
-        (replace(TRIED, early_prior=OVERWHELMED_PRIOR), seen(-0.2, LEAST_INFORMATION * UP, 0.0), 2, "stored"),
-        (replace(TRIED, early_prior=OVERWHELMED_PRIOR * UP), seen(-0.2, LEAST_INFORMATION, 0.0), 2, "stored"),
-        (replace(TRIED, early_prior=0.0), seen(-0.2, 0.05, 0.05 * COLLAPSED_RATIO * UP), 2, "mixed"),
-        (replace(TRIED, early_prior=0.0), seen(-0.2, 0.05, 0.05 * COLLAPSED_RATIO * DOWN), 2, "stored"),
+        (replace(OPEN, early_prior=OVERWHELMED_PRIOR), seen(-0.2, LEAST_INFORMATION, 0.0), 3, "mixed"),
+        (replace(OPEN, early_prior=OVERWHELMED_PRIOR), seen(-0.2, LEAST_INFORMATION * UP, 0.0), 3, "stored"),
+        (replace(OPEN, early_prior=OVERWHELMED_PRIOR * UP), seen(-0.2, LEAST_INFORMATION, 0.0), 3, "stored"),
+        (replace(OPEN, early_prior=0.0), seen(-0.2, 0.05, 0.05 * COLLAPSED_RATIO * UP), 3, "mixed"),
+        (replace(OPEN, early_prior=0.0), seen(-0.2, 0.05, 0.05 * COLLAPSED_RATIO * DOWN), 3, "stored"),
+        (replace(OPEN, early_prior=0.0), seen(-0.2, 0.0, 0.9, SMALLEST_CONFIDENCE), 2, "mixed"),
+        (replace(OPEN, early_prior=0.0), seen(-0.2, 0.0, 0.9, SMALLEST_CONFIDENCE * DOWN), 2, "stored"),
         (replace(TRIED, early_prior=OVERWHELMED_PRIOR), None, 3, "mixed"),
         (replace(TRIED, early_prior=OVERWHELMED_PRIOR * UP), None, 3, "stored"),
         (replace(TRIED, mode="stored", early_prior=0.0), None, 3, "stored"),

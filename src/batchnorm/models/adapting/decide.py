@@ -21,7 +21,7 @@ SMALLEST_REMAINING_PRIOR, LARGEST_GAIN = 6.0, 30.0
 # Confidence must rise by this for each prediction that changes, by the second where the late layers still differ,
 # and by this many standard errors.
 SMALLEST_GAIN, CONTENT_GAIN, STANDARD_ERRORS = 0.06, 0.15, 2.6
-# A model of fewer layers shows too little of the content in them: its adapted predictions must be this sure.
+# A model of fewer layers shows too little of the content in them: its adapted predictions must be this sure, always.
 FEWEST_LAYERS, SMALLEST_CONFIDENCE = 3, 0.75
 # Stored statistics whose predictions tell nothing apart, or so many times less, under a shift that no mixture of
 # classes makes.
@@ -109,12 +109,13 @@ def weigh(choice: Choice, seen: Compared | None, layers: int) -> Choice:
     remaining = math.inf if choice.remaining_prior is None else choice.remaining_prior
     small = layers < FEWEST_LAYERS
     stored, adapted = seen.stored.information, seen.adapted.information
-    collapsed = overwhelmed and (stored <= LEAST_INFORMATION or adapted >= COLLAPSED_RATIO * stored)
+    sure = not small or seen.adapted.confidence >= SMALLEST_CONFIDENCE
+    collapsed = sure and overwhelmed and (stored <= LEAST_INFORMATION or adapted >= COLLAPSED_RATIO * stored)
     told = adapted >= INFORMATION_RATIO * stored
     settled = not content and not small and remaining >= SETTLED_PRIOR and told
     gain = CONTENT_GAIN if content else SMALLEST_GAIN
     needed = max(gain * (1 - seen.agreement), STANDARD_ERRORS * seen.standard_error)
-    surer = seen.gain > needed and not (small and seen.adapted.confidence < SMALLEST_CONFIDENCE)
+    surer = sure and seen.gain > needed
     choice = replace(choice, predictions=seen, reason=f"{choice.reason}; {seen}")
     if collapsed or settled or surer:
         return replace(choice, reason=f"{choice.reason}: the predictions outweigh it") if content else choice
