@@ -187,5 +187,7 @@ def test_diagnose_with_a_metric(folder):
         file.write("def size(output, batch):\n    return output.shape[0]\n")
     arguments = ["--model", "mine:model", "--data", "mine:data", "--metric", "mine:size", "--eval-data", "mine:data"]
     result = run(folder, "diagnose", *arguments, "--json")
-    assert json.loads(result.stdout)["metric"] == {"stored": 32.0, "batch": 32.0, "recalibrated": 32.0}
+    assert json.loads(result.stdout)["metric"] == {
+        name: 32.0 for name in ("stored", "batch", "recalibrated", "eval_stored", "eval_own", "eval_exact")
+    }
     assert run(folder, "diagnose", *arguments[:4], "--metric", "mine:absent").returncode == 2

@@ -167,7 +167,7 @@ def test_pause_freeze_and_recalibration_are_not_mistaken():
 
 
 def test_every_rule_has_a_case():
-    assert {rule.code for rule in RUN_RULES} == {*CASES, "BN304", "BN309"}
+    assert {rule.code for rule in RUN_RULES} == {*CASES, "BN304", "BN309", "BN313", "BN314"}
 
 
 def test_drift_gain_and_window_are_what_they_say(tmp_path):

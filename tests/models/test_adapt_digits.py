@@ -76,3 +76,21 @@ def test_a_sorted_stream_that_is_all_there_is_can_be_pooled(digits):
     result = adapt(model, dark.split(16), if_sorted="pool")
     assert error(model, dark, y[order], 16) < 15
     result.undo()
+
+
+def test_streams_of_few_classes_in_any_order_are_left_alone(digits):
+    """One class of 95 %, and three and five classes: their statistics differ, and adapting to them costs most."""
+    model, x, y = digits
+    draw = torch.Generator().manual_seed(0)
+    for classes in ([3], [7], [1, 4, 8], [0, 2, 5], [1, 3, 5, 7, 9]):
+        share = torch.full((10,), 0.05 / 9 if len(classes) == 1 else 0.0)
+        share[classes] = 0.95 / len(classes)
+        index = torch.multinomial((share / y.bincount(minlength=10))[y], 320, True, generator=draw)
+        stored = error(model, x[index], y[index])
+        result = adapt(model, x[index].split(16))
+        assert error(model, x[index], y[index]) <= stored + 1, str(result.choice)
+        result.undo()
+        result = adapt(model, x[index].split(16), "domain")  # what it refuses
+        harm = error(model, x[index], y[index]) - stored
+        assert harm > (30 if len(classes) == 1 else 5 if len(classes) == 3 else 0)
+        result.undo()

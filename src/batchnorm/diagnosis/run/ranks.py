@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.diagnosis.run.evidence import RunEvidence
+from batchnorm.diagnosis.run.evidence import LayerRun, RunEvidence
 
 
 def world() -> int:
@@ -16,16 +16,32 @@ def world() -> int:
 
 
 def compare_ranks(layers: dict[str, _BatchNorm], evidence: RunEvidence) -> None:
-    """Gather every rank's means and note how far each layer's are apart; all ranks must call it."""
-    own = torch.cat([m.running_mean.detach().float().flatten() for m in layers.values()])  # pyright: ignore
+    """Gather every rank's means and smoothed shifts and note how far each layer's are apart; all ranks must call it.
+
+    The means alone do not tell that ranks see different data where rank 0's buffers are broadcast before each forward.
+    """
+    own = torch.cat([_numbers(m, evidence.layers[name]) for name, m in layers.items()])
     gathered = [torch.empty_like(own) for _ in range(world())]
     distributed.all_gather(gathered, own)
     table = torch.stack(gathered)
     start = 0
     for name, m in layers.items():
-        size = m.num_features
-        part: Tensor = table[:, start : start + size]
+        layer, size = evidence.layers[name], m.num_features
+        means, shifts, errors = table[:, start : start + 3 * size].split(size, 1)
         scale = (m.running_var.detach().float().clamp_min(0) + m.eps).sqrt()  # pyright: ignore
-        apart = ((part.max(0).values - part.min(0).values) / scale).square().mean().sqrt()
-        evidence.layers[name].rank_drift = float(apart)
-        start += size
+        layer.rank_drift = float((_range(means) / scale).square().mean().sqrt())
+        layer.rank_shift = float(_range(shifts).square().mean().sqrt())
+        layer.rank_shift_error = float(2 * errors.max(0).values.mean().sqrt())
+        start += 3 * size
+
+
+def _range(table: Tensor) -> Tensor:
+    return table.max(0).values - table.min(0).values
+
+
+def _numbers(module: _BatchNorm, layer: LayerRun) -> Tensor:
+    """The running mean, the smoothed shift and its squared error, a rank's own, in the buffers' place."""
+    mean = module.running_mean.detach().float().flatten()  # pyright: ignore
+    if layer.shift is None or layer.square is None:
+        return torch.cat([mean, torch.zeros_like(mean), torch.zeros_like(mean)])
+    return torch.cat([mean, layer.shift.to(mean), layer.squared_error().to(mean)])

@@ -7,10 +7,9 @@ from batchnorm.diagnosis.findings import Rule, Said
 from batchnorm.diagnosis.run.evidence import RunEvidence
 
 RANKS = 0.1  # running standard deviations
-DRIFT = 0.3  # running standard deviations, smoothed over the looks
-SURE = 4.0
 REMAINS = 0.01
-LOOKS = 10  # before drift is judged
+STEPS = 5  # optimizer steps in eval before they are said
+STILL = 10  # optimizer steps in which nothing trained a layer whose statistics moved
 DEBIASED = ', or batchnorm.convert(model, "debiased") at the start'
 
 
@@ -28,26 +27,67 @@ def recounted(e: RunEvidence) -> Said:
 
 
 def frozen_moves(e: RunEvidence) -> Said:
-    """A layer whose parameters are frozen, and whose statistics move."""
+    """A layer whose parameters are frozen, or in no optimizer and unchanged, and whose statistics move."""
     for layer in e.layers.values():
-        if layer.updates and (layer.frozen or layer.trains_affine is False):
-            yield (
-                layer.name,
-                "weight and bias do not require gradients, but the running statistics move in train mode",
-                "batchnorm.freeze(model), which survives train(), and the statistics from before",
-            )
+        if not layer.updates:
+            continue
+        if layer.frozen or layer.trains_affine is False:
+            why = "weight and bias do not require gradients"
+        elif layer.still and layer.batch_steps >= STILL:
+            why = f"the optimizer does not hold it, nor its neighbours, and nothing has trained it in {e.steps} steps"
+        else:
+            continue
+        evals = [step for step, mode in layer.modes if mode == "eval"]
+        undone = [step for step, mode in layer.modes if mode == "train" and evals and step > evals[0]]
+        since = f"; it was in eval until .train() undid that before step {undone[0]}" if undone else ""
+        yield (
+            layer.name,
+            f"{why}, but the running statistics move in train mode{since}",
+            "batchnorm.freeze(model), which survives train(), and the statistics from before",
+        )
 
 
 def without_gradients(e: RunEvidence) -> Said:
     """A forward in train mode under no_grad."""
     for layer in e.layers.values():
         if layer.silent_calls:
+            rest = ", in a part that was in eval otherwise" if layer.silent_in_eval else ""
             yield (
                 layer.name,
-                "a forward in train mode under no_grad moved the running statistics: an evaluation, a summary or a "
-                "teacher without eval()",
+                f"a forward in train mode under no_grad moved the running statistics{rest}: an evaluation, a summary "
+                "or a teacher without eval()",
                 "model.eval() before it, or with batchnorm.pause(model): ...",
             )
+
+
+def stays_in_eval(e: RunEvidence) -> Said:
+    """Steps with all of the called part in eval, up to the last: train() was never called, or never again."""
+    for layer in e.layers.values():
+        count = layer.whole_eval_steps
+        if count < STEPS or not layer.learns or layer.frozen:
+            continue
+        before = f"it trained in train mode until step {e.steps - count}, then" if layer.batch_steps else "so far"
+        yield (
+            layer.name,
+            f"{before} {count} optimizer steps were taken with the model in eval: an evaluation that did not go back, "
+            "or train() forgotten; batch norm used its stored statistics and dropout was off",
+            "model.train() after each evaluation; if it is meant, batchnorm.freeze(model) and model.train(). "
+            "Do not recalibrate: the weights fit the stored statistics",
+        )
+
+
+def trained_with_stored(e: RunEvidence) -> Said:
+    """Steps with batch norm in eval and the rest in train mode, or a spell in eval that is over."""
+    for layer in e.layers.values():
+        seen = layer.learns and not layer.frozen and layer.stored_steps >= STEPS
+        if not seen or layer.whole_eval_steps >= STEPS:
+            continue
+        yield (
+            layer.name,
+            f"{layer.stored_steps} of {layer.stored_steps + layer.batch_steps} optimizer steps trained the weights "
+            "with this layer in eval: they fit the stored statistics",
+            "keep the statistics, do not recalibrate; batchnorm.freeze(model) holds them through train()",
+        )
 
 
 def several_a_step(e: RunEvidence) -> Said:
@@ -63,7 +103,7 @@ def several_a_step(e: RunEvidence) -> Said:
 
 
 def ranks_differ(e: RunEvidence) -> Said:
-    """Processes whose statistics are apart."""
+    """Processes whose statistics, or whose batches, are apart."""
     for layer in e.layers.values():
         if layer.rank_drift > RANKS:
             yield (
@@ -71,6 +111,14 @@ def ranks_differ(e: RunEvidence) -> Said:
                 f"the processes' running means are up to {layer.rank_drift:.2f} standard deviations apart: what is "
                 "saved and evaluated depends on the rank",
                 "average the statistics over the ranks before evaluating and saving, or recalibrate",
+            )
+        elif layer.ranks_apart:
+            yield (
+                layer.name,
+                f"the processes' batches lie {layer.rank_shift:.2f} standard deviations (+- "
+                f"{layer.rank_shift_error:.2f}) apart: each sees other data, and where buffers are broadcast the "
+                "statistics are those of rank 0's part",
+                "shuffle before the data is divided among the ranks, or nn.SyncBatchNorm.convert_sync_batchnorm(model)",
             )
 
 
@@ -136,15 +184,22 @@ def too_few_steps(e: RunEvidence) -> Said:
 
 
 def drifting(e: RunEvidence) -> Said:
-    """The batches are, on average over many looks, not where the running mean is."""
+    """The batches are, on average over many looks, not where the running mean is, at an evaluation or at the end."""
     for layer in e.layers.values():
-        if e.closed and layer.looks >= LOOKS and layer.finite and layer.drift > max(DRIFT, SURE * layer.standard_error):
-            yield (
-                layer.name,
-                f"at the end the batches' means lie {layer.drift:.2f} standard deviations (+- "
-                f"{layer.standard_error:.2f}) from the running mean: the weights move faster than the average",
-                "batchnorm.recalibrate(model, loader) before evaluating, or a larger momentum",
-            )
+        if e.closed and layer.lagging:
+            when, drift, error = "at the end", layer.drift, layer.standard_error
+        elif layer.lags:
+            worst = max(layer.lags, key=lambda lag: lag.drift)
+            count = "" if e.evaluations == 1 else f", one of {len(layer.lags)} of {e.evaluations} evaluations"
+            when, drift, error = f"at the evaluation after step {worst.step}{count},", worst.drift, worst.standard_error
+        else:
+            continue
+        yield (
+            layer.name,
+            f"{when} the batches' means lie {drift:.2f} standard deviations (+- {error:.2f}) from the running mean: "
+            "the weights move faster than the average",
+            "batchnorm.recalibrate(model, loader) before evaluating, or a larger momentum",
+        )
 
 
 def skipped(e: RunEvidence) -> Said:
@@ -166,9 +221,11 @@ RUN_RULES: tuple[Rule, ...] = (
     Rule("BN301", "counting twice a step", "warning", recounted),
     Rule("BN302", "frozen and moving", "warning", frozen_moves),
     Rule("BN303", "moving under no_grad", "warning", without_gradients),
+    Rule("BN314", "optimizer steps in eval", "warning", stays_in_eval),
     Rule("BN311", "several updates a step", "warning", several_a_step),
     Rule("BN304", "ranks differ", "warning", ranks_differ),
     Rule("BN308", "too few steps for the momentum in the run", "warning", too_few_steps),
-    Rule("BN310", "statistics lag at the end of the run", "warning", drifting),
+    Rule("BN310", "statistics lag in the run", "warning", drifting),
+    Rule("BN313", "trained with the stored statistics in the run", "note", trained_with_stored),
     Rule("BN309", "skipped batches", "note", skipped),
 )

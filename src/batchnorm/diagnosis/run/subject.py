@@ -33,7 +33,7 @@ class RunSubject:
 
     def tables(self) -> list[Table]:
         """A row a layer."""
-        header = ["layer", "drift (std)", "+-", "gain", "window", "updates", "skipped"]
+        header = ["layer", "drift (std)", "+-", "gain", "window", "updates", "skipped", "steps in train", "in eval"]
         return [Table("the run at its last look", header, [_row(layer) for layer in self.layers.values()])]
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,6 +49,9 @@ class RunSubject:
                     "momentum": layer.momentum,
                     "updates": layer.updates,
                     "skipped": layer.skipped,
+                    "batch_steps": layer.batch_steps,
+                    "stored_steps": layer.stored_steps,
+                    "modes": layer.modes,
                     "timeline": [asdict(point) for point in layer.timeline],
                 }
                 for name, layer in self.layers.items()
@@ -79,9 +82,10 @@ class RunSubject:
 
 def _row(layer: LayerRun) -> list[str]:
     last = layer.timeline[-1] if layer.timeline else None
+    steps = [str(layer.batch_steps), str(layer.stored_steps)]
     if last is None:
-        return [layer.name or "(root)", "not seen", "", "", "", "", ""]
+        return [layer.name or "(root)", "not seen", "", "", "", "", "", *steps]
     gain = "" if last.gain is None else f"{last.gain:.3g}"
     window = "" if last.window is None else f"{last.window:.0f}"
     numbers = [f"{layer.drift:.3f}", f"{layer.standard_error:.3f}", gain, window]
-    return [layer.name or "(root)", *numbers, str(layer.updates), str(layer.skipped)]
+    return [layer.name or "(root)", *numbers, str(layer.updates), str(layer.skipped), *steps]

@@ -13,13 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.diagnosis.findings import Finding, apply_rules
 from batchnorm.diagnosis.report import Report
 from batchnorm.diagnosis.run.distances import hold, moved, sampled
-from batchnorm.diagnosis.run.evidence import LayerRun, Point, RunEvidence, gain, window
+from batchnorm.diagnosis.run.evidence import Lag, LayerRun, Point, RunEvidence, gain, window
+from batchnorm.diagnosis.run.modes import Owner, Tally, parameters_of, parent_of, parts
 from batchnorm.diagnosis.run.ranks import compare_ranks, world
 from batchnorm.diagnosis.run.rules import RUN_RULES
 from batchnorm.diagnosis.run.sinks import open_sink
 from batchnorm.diagnosis.run.subject import RunSubject
 from batchnorm.errors import check
 from batchnorm.layers import BatchNorm
+from batchnorm.layers.held import outside
 from batchnorm.layers.recompute import recomputing
 from batchnorm.models.find import tracking_layers
 from batchnorm.models.modes import is_frozen
@@ -56,13 +58,14 @@ def watch(
         >>> report.ok, report.evidence.steps
         (True, 60)
 
-    Every forward is counted; the layers' inputs are looked at in the first five steps and then in
-    every `every`-th. Nothing in the model changes but hooks, which `close()` (or leaving the `with`)
-    takes off.
+    Every forward is counted, of the model or of a part of it, with its mode and whether it has gradients;
+    the layers' inputs are looked at in the first five steps and then in every `every`-th. Nothing in the
+    model changes but hooks, which `close()` (or leaving the `with`) takes off.
 
     Args:
         model: as it is trained.
-        optimizer: tells where a step ends; without one every forward in train mode is a step.
+        optimizer: tells where a step ends and what it trains; without one a step ends where the same part is
+            called in train mode again, and training in eval is not seen.
         every: look at one step in this many.
         to: a path for JSON lines, or a TensorBoard `SummaryWriter`.
         steps: how many are planned: too few for the momentum is then said at once.
@@ -93,20 +96,26 @@ class Watch(Report):
         layers = {name: _start(name, m) for name, m in self._modules.items()}
         evidence = RunEvidence(layers, planned=steps, ranks=world() if compare_processes else 1)
         super().__init__(RunSubject(evidence), [])
-        self._every, self._by_optimizer = every, optimizer is not None
+        self._every, self._optimizer = every, optimizer
+        self._owners = {name: Owner(m, parent_of(model, name)) for name, m in self._modules.items()}
+        self._tallies = {name: Tally() for name in self._modules}
+        self._parts = parts(model, self._modules)
         self._write, self._end_sink = open_sink(to)
-        self._looks = self._inside = 0
+        self._looks = 0
+        self._inside: list[str] = []  # parts whose forward runs
         self._counters = self._read_counters()
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._held: dict[str, tuple[Tensor, Tensor]] = {}
-        self._open_forward = False
+        self._open: set[str] = set()  # parts called since the last step ended
+        self._entered: set[str] = set()  # parts called with gradients, ever
         self._forwards_in_step = 0
-        self._silent = self._training = False
+        self._silent = self._training = self._moved_silently = False
+        self._evaluated = False
         self._said: set[str] = set()
-        self._handles: list[Any] = [
-            model.register_forward_pre_hook(self._before),
-            model.register_forward_hook(self._after, always_call=True),
-        ]
+        self._handles: list[Any] = []
+        for name, part in self._parts.items():
+            self._handles.append(part.register_forward_pre_hook(self._enterer(name)))
+            self._handles.append(part.register_forward_hook(self._leaver(name), always_call=True))
         for name, module in self._modules.items():
             self._handles.append(module.register_forward_pre_hook(self._watcher(name)))
             self._handles.append(module.register_forward_hook(self._finisher(name)))
@@ -130,7 +139,7 @@ class Watch(Report):
         """Take a last look, and the hooks off; may be called again."""
         if self.run.closed:
             return
-        if self._open_forward:
+        if self._open:
             self._end_of_step()
         for handle in self._handles:
             handle.remove()
@@ -144,36 +153,72 @@ class Watch(Report):
         step = self.run.steps + 1
         return step <= FIRST or step % self._every == 0
 
-    def _before(self, module: nn.Module, args: Any) -> None:
-        self._inside += 1
-        if self._inside == 1:
-            self._training = module.training
-        if self._inside > 1 or not module.training or torch.compiler.is_compiling():
-            return
-        self._silent = not torch.is_grad_enabled()
-        if self._silent:
-            return
-        if self._open_forward and not self._by_optimizer:
-            self._end_of_step()
-        self._open_forward = True
-        self._forwards_in_step += 1
-        self.run.forwards += 1
+    def _enterer(self, name: str) -> Any:
+        def enter(part: nn.Module, args: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+            # What is entered again was left by an interrupt, which no hook sees.
+            if name in self._inside:
+                del self._inside[self._inside.index(name) :]
+            self._inside.append(name)
+            if len(self._inside) > 1 or recomputing():
+                return
+            self._training, self._silent = part.training, not torch.is_grad_enabled()
+            if self._silent:
+                if not part.training:
+                    self._evaluation()
+                return
+            self._entered.add(name)
+            if not part.training:
+                return
+            if name in self._open and self._optimizer is None:
+                self._end_of_step()
+            self._open.add(name)
+            # Parts are called as the loop likes, a discriminator twice a step; only the model's forwards are judged.
+            self._forwards_in_step += name == ""
+            self.run.forwards += 1
 
-    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._inside = max(self._inside - 1, 0)
-        if self._inside == 0 and self._silent:
-            self._silent = False
-            self._judge()
+        return enter
+
+    def _leaver(self, name: str) -> Any:
+        def leave(part: nn.Module, args: Any, output: Any) -> None:
+            if name in self._inside:
+                del self._inside[self._inside.index(name) :]
+            if not self._inside and self._silent:
+                self._silent = False
+                if self._moved_silently:
+                    self._moved_silently = False
+                    self._judge()
+
+        return leave
+
+    def _evaluation(self) -> None:
+        """The first batch of an evaluation: say which layers' statistics lag now."""
+        if self._evaluated or not self.run.steps:
+            return
+        self._evaluated = True
+        self.run.evaluations += 1
+        for layer in self.run.layers.values():
+            if layer.lagging:
+                layer.lags.append(Lag(self.run.steps, layer.drift, layer.standard_error))
+        self._judge()
 
     def _watcher(self, name: str) -> Any:
-        layer = self.run.layers[name]
+        layer, tally = self.run.layers[name], self._tallies[name]
 
         def look(module: _BatchNorm, args: tuple[Any, ...]) -> None:
-            if not module.training or torch.compiler.is_compiling() or getattr(module, "paused", False):
+            if torch.compiler.is_compiling() or getattr(module, "paused", False):
+                return
+            if not module.training:
+                if torch.is_grad_enabled() and not recomputing() and not is_frozen(module):
+                    trains = _requires_grad(args) or _trains(module) is True
+                    tally.eval += 1
+                    tally.stored += trains
+                    tally.whole += trains and bool(self._inside) and not self._training
                 return
             if not module.track_running_stats:
                 # batchnorm.pause switches it off for a while; only what stays off is said.
-                layer.untracked = layer.untracked or (self._inside > 0 and self._training and not _paused(module))
+                layer.untracked = layer.untracked or (bool(self._inside) and self._training and not _paused(module))
                 return
             if is_frozen(module):
                 return
@@ -181,13 +226,20 @@ class Watch(Report):
                 layer.recomputed += 1
                 return
             layer.calls += 1
-            if self._silent:
+            silent = self._silent if self._inside else not torch.is_grad_enabled()
+            if silent:
                 # update_bn and the like average on purpose, with momentum None.
                 momentum: Any = module.momentum
-                layer.silent_calls += momentum is not None and (callable(momentum) or momentum > 0)
-            elif self._sampling() and name not in self._seen:
+                moves = momentum is not None and (callable(momentum) or momentum > 0)
+                layer.silent_calls += moves
+                self._moved_silently = self._moved_silently or moves
+                layer.silent_in_eval += moves and bool(self._inside) and not self._training
+                return
+            tally.batch += 1
+            if self._sampling() and name not in self._seen:
                 if isinstance(module, BatchNorm) or module.momentum == 0:
-                    self._seen[name] = sampled(module, args[0].detach())
+                    if args:
+                        self._seen[name] = sampled(module, args[0].detach())
                 else:
                     self._held[name] = hold(module)
 
@@ -205,8 +257,13 @@ class Watch(Report):
         sampling = self._sampling()
         self.run.steps += 1
         count = self._forwards_in_step
-        self._forwards_in_step, self._open_forward = 0, False
-        if self._by_optimizer:
+        self._forwards_in_step, self._evaluated = 0, False
+        self._open.clear()
+        for name, tally in self._tallies.items():
+            self.run.layers[name].end_step(self.run.steps, tally)
+            tally.clear()
+        if self._optimizer is not None:
+            self._inside.clear()
             before = self.run.forwards_a_step
             self.run.forwards_a_step = float(count) if before is None else before + (count - before) / self.run.steps
         if sampling:
@@ -220,6 +277,7 @@ class Watch(Report):
         self._counters = counters
         finite = torch.stack([_finite(m) for m in self._modules.values()]).tolist()
         points = {}
+        self._own()
         for index, (name, module) in enumerate(self._modules.items()):
             layer = self.run.layers[name]
             layer.momentum, layer.finite = next_momentum(module), layer.finite and bool(finite[index])
@@ -235,11 +293,23 @@ class Watch(Report):
                 points[name] = Point(self.run.steps, *numbers)
                 layer.note(points[name])
         self._seen, self._held = {}, {}
-        if self.run.ranks > 1 and self._looks % RANKS_EVERY == 1 and not final:
+        if self.run.ranks > 1 and (self._looks == 1 or self._looks % RANKS_EVERY == 0) and not final:
             compare_ranks(self._modules, self.run)
         if points:
             self._write(self.run.steps, points)
         self._judge()
+
+    def _own(self) -> None:
+        """Which layers the optimizer trains; of the others in a part that it trains, which nothing else does."""
+        if self._optimizer is None:
+            return
+        held = parameters_of(self._optimizer)
+        trained = [n for n in self._entered if any(id(p) in held for p in self._parts[n].parameters())]
+        for name, owner in self._owners.items():
+            layer = self.run.layers[name]
+            layer.learns = owner.trained_by(held)
+            inside = any(part == "" or name.startswith(f"{part}.") for part in trained)
+            layer.still = not layer.learns and inside and not owner.changed()
 
     def _judge(self) -> None:
         self._findings = apply_rules(RUN_RULES, self.run)
@@ -262,6 +332,10 @@ class Watch(Report):
         return dict(zip(self._modules, torch.stack(tensors).tolist(), strict=True))  # pyright: ignore
 
 
+def _requires_grad(args: tuple[Any, ...]) -> bool:
+    return bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad
+
+
 def _start(name: str, module: _BatchNorm) -> LayerRun:
     mean, var = module.running_mean, module.running_var
     counter = None if module.num_batches_tracked is None else int(module.num_batches_tracked)
@@ -277,9 +351,7 @@ def _trains(module: _BatchNorm) -> bool | None:
 
 
 def _paused(module: _BatchNorm) -> bool:
-    from batchnorm.models.modes import _paused as paused
-
-    return module in paused
+    return not {"paused", "track_running_stats"}.isdisjoint(outside(module))
 
 
 def _finite(module: _BatchNorm) -> Tensor:

@@ -14,9 +14,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import Mixture, Stored
 from batchnorm.layers.inference import Inference
-from batchnorm.models.adapting.decide import Choice, confirm, decide
+from batchnorm.models.adapting.decide import Choice, confirm, decide, weigh
 from batchnorm.models.adapting.evidence import ForwardFn, Reader, Samples, Shift, shift_of
 from batchnorm.models.adapting.layers import ADAPTED, Adapted, begin, end, write
+from batchnorm.models.adapting.predictions import compare
 from batchnorm.models.batches import as_text, count_samples
 from batchnorm.models.find import batch_norm_layers, tracking_layers
 from batchnorm.models.modes import is_frozen
@@ -78,6 +79,7 @@ def adapt(
     memory: float = 64.0,
     passes: int = 3,
     if_sorted: str = "refuse",
+    outputs: str = "classes",
     max_batches: int | None = None,
     forward_fn: ForwardFn | None = None,
 ) -> Adaptation:
@@ -98,9 +100,10 @@ def adapt(
     The source's statistics stay in the buffers and in the state_dict, unmoved.
 
     mode:
-        "auto" reads the data and decides: "stored" where it is too little, sorted, hardly shifted, or
-        shifted in content rather than appearance; else "mixed": each layer's statistics of all the
-        data, mixed with its stored ones by the number of samples that these are worth here.
+        "auto" reads the data and decides: "stored" where it is too little, sorted, hardly shifted,
+        shifted in content rather than appearance, or where the adapted predictions are less sure; else
+        "mixed": each layer's statistics of all the data, mixed with its stored ones by the number of
+        samples that these are worth here.
         "stored": the source's statistics.
         "batch": each batch's own (prediction-time batch norm).
         "prior": n samples at hand weigh n / (n + prior) beside the stored statistics.
@@ -123,6 +126,8 @@ def adapt(
             before it have by then; exact after as many passes as layers, close after 3.
         if_sorted: for "auto": "refuse" a stream whose neighbours are alike, or "pool" it, as the
             smaller number of samples that it is worth. Pool where the data is all there will be.
+        outputs: for "auto": "classes" if an output `(N, 2 or more)` holds logits, whose predictions are
+            evidence; "values" if it does not, as in regression. Other outputs are values in any case.
         max_batches: read no more than these.
         forward_fn: `forward_fn(model, batch)` for batches that the model cannot take as they are.
 
@@ -138,6 +143,7 @@ def adapt(
     """
     inference = _inference(mode, prior, weight, memory)
     check(if_sorted in ("refuse", "pool"), "if_sorted", "'refuse' or 'pool'", repr(if_sorted))
+    check(outputs in ("classes", "values"), "outputs", "'classes' or 'values'", repr(outputs))
     check(passes >= 1, "passes", "1 or more", passes)
     check(max_batches is None or max_batches >= 1, "max_batches", "1 or more", max_batches)
     layers, frozen = _layers(model)
@@ -151,7 +157,8 @@ def adapt(
     if not batches:
         raise BatchNormError(f"data must yield at least one batch for mode {mode!r}; there was none")
     with held(model):
-        first = Reader(model, layers, forward_fn).read(batches)
+        reader = Reader(model, layers, forward_fn)
+        first = reader.read(batches)
         settled = fixed_point(model, batches, forward_fn, list(layers)) if mode == "domain" else {}
     shifts = {name: _shift(layers[name], found) for name, found in first.items()}
     choice = Choice("domain", "as asked, the statistics of all the data")
@@ -165,9 +172,14 @@ def adapt(
             write(layers[name], *statistics)
             weights[name] = 1.0
         if choice.mode not in ("stored", "domain"):
-            found, remaining = _pool(Reader(model, layers, forward_fn), batches, passes)
-            choice = confirm(choice, remaining)
+            found, remaining = _pool(Reader(model, layers, forward_fn), batches, passes, shrink=mode == "auto")
             weights.update(found)
+            if mode == "auto":
+                choice = confirm(choice, remaining)
+                tried = Reader(model, layers, forward_fn)
+                tried.read(batches)
+                seen = compare(reader.outputs, tried.outputs) if outputs == "classes" else None
+                choice = weigh(choice, seen, len(remaining))
         if choice.mode == "stored":
             weights = {name: 0.0 for name in layers}
             for layer in layers.values():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from batchnorm.models.adapting.evidence import Order, Samples, Shift, order_of
+from batchnorm.models.adapting.predictions import Compared
 
-# All fixed on digits under noise, blur, contrast and brightness: benchmarks/adapt/.
+# All fixed under noise, blur, contrast and brightness, those on predictions on skewed streams too: benchmarks/adapt/.
 FEWEST_SAMPLES = 32
 LARGEST_CORRELATION = 0.1
 LARGEST_P_VALUE = 0.01
@@ -15,6 +17,17 @@ LARGEST_P_VALUE = 0.01
 LARGEST_PRIOR = 4.0
 # What the late layers must come to once the layers before them are adapted, or by how much they must gain.
 SMALLEST_REMAINING_PRIOR, LARGEST_GAIN = 6.0, 30.0
+
+# Confidence must rise by this for each prediction that changes, by the second where the late layers still differ,
+# and by this many standard errors.
+SMALLEST_GAIN, CONTENT_GAIN, STANDARD_ERRORS = 0.06, 0.15, 2.6
+# A model of fewer layers shows too little of the content in them: its adapted predictions must be this sure, always.
+FEWEST_LAYERS, SMALLEST_CONFIDENCE = 3, 0.75
+# Stored statistics whose predictions tell nothing apart, or so many times less, under a shift that no mixture of
+# classes makes.
+LEAST_INFORMATION, COLLAPSED_RATIO, OVERWHELMED_PRIOR = 0.02, 10.0, 0.05
+# Predictions that tell this many times more apart serve even where they are less sure, if this little remains.
+INFORMATION_RATIO, SETTLED_PRIOR = 2.5, 9.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,8 @@ class Choice:
     mode is a mode of `adapt`, or "mixed". The rest is the evidence, None where it was not needed:
     samples read; the order of the stream; how many samples of this data the stored statistics are
     worth in the third of the layers where that is least (prior), in the last third (late_prior),
-    and there once the layers before are adapted (remaining_prior).
+    there once the layers before are adapted (remaining_prior), and in the first third (early_prior);
+    what is predicted with the stored and with the adapted statistics (predictions).
     """
 
     mode: str
@@ -34,6 +48,8 @@ class Choice:
     prior: float | None = None
     late_prior: float | None = None
     remaining_prior: float | None = None
+    early_prior: float | None = None
+    predictions: Compared | None = None
 
     def __str__(self) -> str:
         return f"{self.mode}: {self.reason}"
@@ -52,7 +68,7 @@ def decide(samples: dict[str, Samples], shifts: dict[str, Shift], count: int, if
         return Choice("stored", "no layer sees the samples one by one, so their order cannot be judged", count)
     order = order_of(single)
     thirds = by_thirds(list(shifts.values()))
-    evidence = count, order, min(thirds), thirds[-1]
+    evidence = count, order, min(thirds), thirds[-1], None, thirds[0]
     if order.correlation > LARGEST_CORRELATION and order.p_value < LARGEST_P_VALUE and if_sorted == "refuse":
         words = f"neighbours in the stream are alike (correlation {order.correlation:.2f}): it is sorted or drifts"
         return Choice("stored", words, *evidence)
@@ -71,6 +87,40 @@ def confirm(choice: Choice, shifts: dict[str, Shift]) -> Choice:
         return replace(choice, remaining_prior=after)
     words = f"{choice.reason}, {after:.3g} in the late layers when those before are adapted: its content differs"
     return replace(choice, mode="stored", reason=words, remaining_prior=after)
+
+
+def weigh(choice: Choice, seen: Compared | None, layers: int) -> Choice:
+    """Mixed, or stored, by the predictions; where there are none, by `confirm` and the first layers alone.
+
+    The wrong statistics make a classifier unsure: those of a few classes when the classes are what changed,
+    the stored ones when the appearance did. Two kinds of corruption hide that: one so strong that every input
+    gets the same sure answer, and one that leaves sure but uninformative predictions.
+    """
+    content, choice = choice.mode == "stored", replace(choice, mode="mixed")
+    early = math.inf if choice.early_prior is None else choice.early_prior
+    overwhelmed = early <= OVERWHELMED_PRIOR
+    if seen is None:
+        if content:
+            return replace(choice, mode="stored")
+        if overwhelmed:
+            return choice
+        words = "no class predictions tell appearance from content, and the first layers' shift could be either"
+        return replace(choice, mode="stored", reason=f"{choice.reason}, but {words}")
+    remaining = math.inf if choice.remaining_prior is None else choice.remaining_prior
+    small = layers < FEWEST_LAYERS
+    stored, adapted = seen.stored.information, seen.adapted.information
+    sure = not small or seen.adapted.confidence >= SMALLEST_CONFIDENCE
+    collapsed = sure and overwhelmed and (stored <= LEAST_INFORMATION or adapted >= COLLAPSED_RATIO * stored)
+    told = adapted >= INFORMATION_RATIO * stored
+    settled = not content and not small and remaining >= SETTLED_PRIOR and told
+    gain = CONTENT_GAIN if content else SMALLEST_GAIN
+    needed = max(gain * (1 - seen.agreement), STANDARD_ERRORS * seen.standard_error)
+    surer = sure and seen.gain > needed
+    choice = replace(choice, predictions=seen, reason=f"{choice.reason}; {seen}")
+    if collapsed or settled or surer:
+        return replace(choice, reason=f"{choice.reason}: the predictions outweigh it") if content else choice
+    words = "the adapted predictions are no surer, as where the classes changed and not their appearance"
+    return replace(choice, mode="stored", reason=f"{choice.reason}: {words}")
 
 
 def by_thirds(shifts: Sequence[Shift]) -> tuple[float, ...]:

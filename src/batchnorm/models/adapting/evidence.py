@@ -128,13 +128,14 @@ class Reader:
 
     The caller holds the model.
     A later pass replaces what the one before it read, batch by batch, so there is always something
-    of all the data. learn is called with a layer's name and its samples before the layer normalises
-    a batch: what it writes there, deeper layers see at once.
+    of all the data; outputs are the model's, of the last pass. learn is called with a layer's name
+    and its samples before the layer normalises a batch: what it writes there, deeper layers see at once.
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module], forward_fn: ForwardFn | None) -> None:
         self.model, self.layers, self.forward_fn = model, layers, forward_fn
         self.parts: dict[str, list[Samples]] = {}
+        self.outputs: list[Any] = []
 
     def samples(self, name: str) -> Samples:
         """All that was read at a layer."""
@@ -144,6 +145,7 @@ class Reader:
     def read(self, batches: list[Any], learn: Callable[[str, Samples], None] | None = None) -> dict[str, Samples]:
         """One pass; the samples at each layer that it reaches, in the order of execution."""
         calls: dict[str, int] = {}
+        self.outputs = []
 
         def watch(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -162,7 +164,7 @@ class Reader:
             for name, layer in self.layers.items():
                 stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
             for batch in batches:
-                call(self.model, batch, self.forward_fn)
+                self.outputs.append(call(self.model, batch, self.forward_fn))
         found = {name: self.samples(name) for name in calls}
         for name, samples in found.items():
             if not samples.finite():
