@@ -44,7 +44,7 @@ def cases():
     for name, options in (
         ("batch", {"upstream": "batch"}),
         ("meeting", {"upstream": "population"}),
-        ("layer by layer", {"upstream": "population", "memory": 1}),
+        ("layer by layer", {"upstream": "population", "memory": 1, "exact": True}),
         ("batch until", {"upstream": "batch", "until": 0.3}),
         ("population until", {"upstream": "population", "until": 0.3}),
     ):

@@ -49,6 +49,7 @@ def test_every_method_gives_batch_normalization_nodes(method):
         assert nodes(program) == nodes(exported(used(Net()), torch.randn(4, 3, 8, 8), optimize=False))
 
 
+@pytest.mark.slow
 def test_frozen_fused_and_adapted_models_and_any_batch_size():
     x = torch.randn(4, 3, 8, 8) + 1
     net = used(Net("batchnorm"))

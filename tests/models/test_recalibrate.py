@@ -61,6 +61,7 @@ def test_shift_and_standard_error_are_in_std_units():
     assert "16000 samples" in str(result)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_repeated_draws():
     """Ragged batches whose values are alike within a batch: the error bar is the spread over many data sets."""
     generator = torch.Generator().manual_seed(3)

@@ -88,6 +88,7 @@ def test_groups_in_random_order_are_said_to_be_grouped(upstream):
     assert result.exchangeable is False
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_rare_as_they_should_be():
     """1 % in all, half for each test; 300 runs of exchangeable heavy-tailed data that hang together by channel."""
     generator = torch.Generator().manual_seed(0)

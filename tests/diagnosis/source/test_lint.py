@@ -2,14 +2,13 @@
 
 import ast
 import json
-import subprocess
-import sys
 
 import pytest
 
 from batchnorm.diagnosis import lint
 from batchnorm.diagnosis.source.flake8 import Plugin
 from batchnorm.errors import BatchNormError
+from tests.command import run
 
 RECIPE = "import torch\nbn.running_var = 0.5 * bn.running_var + 0.5 * bn.running_var\n"
 EPS = "from torch import nn\nnn.BatchNorm2d(3, 0.8)\n"
@@ -128,23 +127,14 @@ def test_flake8_plugin_gives_lines_and_texts():
     assert message.startswith("BN403 momentum=0.9")
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "batchnorm.cli", "lint", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_command_line(tmp_path):
     (tmp_path / "a.py").write_text(EPS)
-    result = command(tmp_path / "a.py", "--json")
+    result = run(tmp_path, "lint", "a.py", "--json")
     assert result.returncode == 1
     report = json.loads(result.stdout)
     assert [f["code"] for f in report["findings"]] == ["BN417"]
-    assert report["fixable"] == {str(tmp_path / "a.py"): 1}
-    result = command(tmp_path / "a.py", "--fix")
+    assert report["fixable"] == {"a.py": 1}
+    result = run(tmp_path, "lint", "a.py", "--fix")
     assert result.returncode == 0
     assert "+nn.BatchNorm2d(3, momentum=0.2)" in result.stdout
-    assert command(tmp_path / "absent.py").returncode == 2
+    assert run(tmp_path, "lint", "absent.py").returncode == 2

@@ -172,12 +172,13 @@ def adapt(
             write(layers[name], *statistics)
             weights[name] = 1.0
         if choice.mode not in ("stored", "domain"):
-            found, remaining = _pool(Reader(model, layers, forward_fn), batches, passes, shrink=mode == "auto")
+            found, remaining = _pool(Reader(model, layers, forward_fn), batches, passes)
             weights.update(found)
             if mode == "auto":
                 choice = confirm(choice, remaining)
                 tried = Reader(model, layers, forward_fn)
-                tried.read(batches)
+                with held(model):
+                    tried.read(batches)
                 seen = compare(reader.outputs, tried.outputs) if outputs == "classes" else None
                 choice = weigh(choice, seen, len(remaining))
         if choice.mode == "stored":
