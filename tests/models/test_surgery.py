@@ -181,3 +181,11 @@ def test_a_momentum_outside_its_range_is_refused_with_the_layers_path(momentum):
     with pytest.raises(batchnorm.BatchNormError, match=sentence):
         batchnorm.convert(model, "debiased")
     assert type(model[0]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("eps", [-1e-5, float("nan")])
+def test_an_eps_below_0_is_refused_and_nothing_is_converted(eps):
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, eps=eps))
+    with pytest.raises(batchnorm.BatchNormError, match=r"eps of layer '1' must be 0 or more"):
+        batchnorm.convert(model)
+    assert type(model[0]) is nn.BatchNorm1d

@@ -66,7 +66,7 @@ def convert(
 
     Raises:
         BatchNormError: no batch norm layer, an unknown method, a custom subclass, a momentum outside
-            [0, 1]; nothing is changed.
+            [0, 1], an eps below 0; nothing is changed.
     """
     recipe = recipe_for(method, **choices)
     found = present_layers(model)
@@ -78,6 +78,8 @@ def convert(
         raise BatchNormError(_refusal(model, others))
     for name, module in targets.items():
         check_momentum(name, module)
+        if not module.eps >= 0:
+            raise BatchNormError(f"eps of layer {name or '(root)'!r} must be 0 or more; it was {module.eps}")
     starts = {name: _start_count(name, m, recipe, count, choices) for name, m in targets.items()}
     before = _maps_before(model, targets) if recipe.coupling.looks_back else {}
     for name, module in targets.items():

@@ -100,6 +100,13 @@ CASES = {
         "M = 10\nnn.BatchNorm2d(4, momentum=M)",
         "nn.BatchNorm2d(4, momentum=1 - 1.9)",
     ], ["nn.BatchNorm2d(4, momentum=1.0)", "nn.BatchNorm2d(4, momentum=0.0001)", "torch.optim.SGD([], 0.1, momentum=2)"]),
+    "BN425": ([
+        "nn.BatchNorm2d(4, eps=-1e-5)",
+        "nn.BatchNorm1d(4, -0.001)",
+        "E = -1.0\nnn.BatchNorm3d(4, eps=E)",
+        ("nn.BatchNorm2d(4, eps=0)", "note"),
+        ("nn.BatchNorm2d(4, 0.0)", "note"),
+    ], ["nn.BatchNorm2d(4, eps=1e-12)", "nn.LayerNorm(4, eps=0)", "nn.BatchNorm2d(4)"]),
     "BN417": ([
         "nn.BatchNorm2d(8, 0.8)",
         "nn.BatchNorm1d(8, 0.1)",

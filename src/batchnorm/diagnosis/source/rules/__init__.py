@@ -35,6 +35,7 @@ LOOKS: dict[str, tuple[str, Look]] = {
     "BN422": ("SyncBatchNorm after DistributedDataParallel", loading.sync_after_ddp),
     "BN423": ("evaluation on one rank", modes.on_one_rank),
     "BN424": ("checkpointing around batch norm", loading.checkpointed),
+    "BN425": ("eps that is not positive", momentum.eps_not_positive),
 }
 
 

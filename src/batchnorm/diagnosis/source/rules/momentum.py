@@ -1,4 +1,4 @@
-"""BN403, BN404, BN407, BN416, BN417: numbers given to a layer."""
+"""BN403, BN404, BN407, BN416, BN417, BN425: numbers given to a layer."""
 
 from __future__ import annotations
 
@@ -124,6 +124,20 @@ def momentum_outside(facts: Facts) -> Iterator[Said]:
                 "momentum=0.1, and batchnorm.recalibrate(model, loader) for what is trained already",
             )
             break
+
+
+def eps_not_positive(facts: Facts) -> Iterator[Said]:
+    """BN425: an eps of 0 or below."""
+    for layer in layers(facts):
+        for value in [v for v in layer.eps if v <= 0][:1] if layer.framework == "torch" else ():
+            said = "is refused from torch 2.13 on, and gives NaN before"
+            yield Said(
+                layer.event.function.module,
+                layer.call,
+                f"eps={value:g} {said}" if value < 0 else f"eps=0 in training {said} where a channel is constant",
+                "eps=1e-5",
+                value < 0,
+            )
 
 
 def eps_for_momentum(facts: Facts) -> Iterator[Said]:
