@@ -69,8 +69,9 @@ class Pair(nn.Module):
         """Both layers in this rank's order."""
         x = self.widen(x)
         for index in self.order:
-            x = self.layers[index](x)
-        return self.head(x)
+            # The layer takes inputs of its own dtype alone.
+            x = self.layers[index](x.to(self.layers[index].weight.dtype))
+        return self.head(x.double())
 
 
 def worker(kind: str, step: int, victim: int, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from torch import nn
 
 
@@ -14,7 +15,8 @@ def describe(layer: nn.Module) -> str:
     the stack, and the outermost of them knows the path.
     """
     root: nn.Module | None = None
-    frame = sys._getframe(1)
+    # A compiler does not follow frames.
+    frame = None if torch.compiler.is_compiling() else sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, nn.Module):
