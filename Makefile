@@ -31,7 +31,7 @@ $(RUNTIME): $(VENV) pyproject.toml $(SOURCES)
 	@$(BIN)/python -c "from batchnorm import kernels; print('native kernels:', kernels.backends()['native'])"
 	@touch $@
 
-BUILD_TIME := three minutes
+BUILD_TIME := a minute and a half
 
 # What tests, lint and docs need beside it. The pip of older Pythons does not know dependency groups.
 $(TEST): $(RUNTIME)
