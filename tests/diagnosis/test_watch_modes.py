@@ -414,3 +414,19 @@ def test_ranks_with_other_data_under_broadcast_buffers(sharded):
     mp.spawn(_rank, (29551 + sharded, sharded, results), nprocs=2)
     for rank in (0, 1):
         assert results[rank][0] == (["BN304"] if sharded else [])
+
+
+def test_a_module_that_calls_itself_counts_once():
+    """Lightning's strategies put the training step in the place of forward for a call, in which it calls itself."""
+
+    class Stepping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x, outer=True):
+            return self(x, False) if outer else self.net(x)
+
+    model = Stepping()
+    report, _ = watched(model, sgd(model), lambda i: learn(model, batch()), length=6)
+    assert (report.evidence.steps, report.evidence.forwards) == (6, 6)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -103,6 +104,7 @@ class Watch(Report):
         self._write, self._end_sink = open_sink(to)
         self._looks = 0
         self._inside: list[str] = []  # parts whose forward runs
+        self._call: FrameType | None = None  # that of the outermost of them
         self._counters = self._read_counters()
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._held: dict[str, tuple[Tensor, Tensor]] = {}
@@ -157,9 +159,12 @@ class Watch(Report):
         def enter(part: nn.Module, args: Any) -> None:
             if torch.compiler.is_compiling():
                 return
-            # What is entered again was left by an interrupt, which no hook sees.
-            if name in self._inside:
+            # What is entered again was left by an interrupt, which no hook sees, unless its call still runs: then it
+            # calls itself, as Lightning's modules do under DDP.
+            if name in self._inside and not _runs(self._call):
                 del self._inside[self._inside.index(name) :]
+            if not self._inside:
+                self._call = sys._getframe(1)
             self._inside.append(name)
             if len(self._inside) > 1 or recomputing():
                 return
@@ -183,7 +188,10 @@ class Watch(Report):
     def _leaver(self, name: str) -> Any:
         def leave(part: nn.Module, args: Any, output: Any) -> None:
             if name in self._inside:
-                del self._inside[self._inside.index(name) :]
+                last = len(self._inside) - 1 - self._inside[::-1].index(name)
+                del self._inside[last:]
+            if not self._inside:
+                self._call = None
             if not self._inside and self._silent:
                 self._silent = False
                 if self._moved_silently:
@@ -264,6 +272,7 @@ class Watch(Report):
             tally.clear()
         if self._optimizer is not None:
             self._inside.clear()
+            self._call = None
             before = self.run.forwards_a_step
             self.run.forwards_a_step = float(count) if before is None else before + (count - before) / self.run.steps
         if sampling:
@@ -348,6 +357,14 @@ def _start(name: str, module: _BatchNorm) -> LayerRun:
 def _trains(module: _BatchNorm) -> bool | None:
     affine = [p.requires_grad for p in (module.weight, module.bias) if p is not None]
     return any(affine) if affine else None
+
+
+def _runs(call: FrameType | None) -> bool:
+    """Whether a call is one of those that led here."""
+    frame = sys._getframe(1)
+    while frame is not None and frame is not call:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _paused(module: _BatchNorm) -> bool:

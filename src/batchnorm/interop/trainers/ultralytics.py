@@ -47,4 +47,5 @@ class Recalibrate:
 
         loader = trainer.train_loader if self._loader is None else self._loader
         options = {"forward_fn": forward, "process_group": everybody(), **self._options}
-        self.result = self.history.add(f"epoch {trainer.epoch}", recalibrate(trainer.ema, loader, **options))
+        epoch = len(self.history) + 1
+        self.result = self.history.add(f"epoch {epoch}", recalibrate(trainer.ema, loader, **options))
