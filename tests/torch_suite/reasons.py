@@ -9,6 +9,11 @@ _EXACT = "torch's tool knows torch's exact classes; `to_stock(model)` first, and
 REASONS: tuple[tuple[str, str, str], ...] = (
     ("test_fuse_eager|quantized_module|quantization", "fuser method|QuantizedCPU", _EXACT),
     ("jit/", "Unknown type annotation|to_stock", "`torch.jit.script`: " + _EXACT),
+    (
+        "jit/.*bn_folding",
+        'find "aten::batch_norm"',
+        "its layer without running statistics is traced as the operations it runs; there is nothing to fold in it",
+    ),
     ("test_fx_experimental", "module_fetch_book", _EXACT),
     (
         "test_aotdispatch.*BatchNorm.*_eval_mode",

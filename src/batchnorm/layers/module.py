@@ -431,7 +431,7 @@ class BatchNorm(Moving):
         trains = self.training and not self.frozen
         if not (self.eps > 0 or (self.eps == 0 and not trains)):
             legal = "positive in training" if trains else "0 or more"
-            raise BatchNormError(f"eps of {describe(self)} must be {legal}; it was {self.eps}")
+            raise BatchNormError(f"eps must be {legal}; it was {self.eps} in {describe(self)}")
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:

@@ -147,7 +147,10 @@ class Moving(Statistics):
     def _count(self, skipped: Tensor) -> None:
         """Count a batch that was left out; the count is not a part of the model, so exports and transforms leave it."""
         count = self.num_batches_skipped
-        if count is not None and not torch.compiler.is_exporting() and not transformed():
+        if count is None or torch.compiler.is_exporting() or transformed():
+            return
+        # Outside a compiler, a functional or fake value cannot be added to what is no input of its graph.
+        if torch.compiler.is_compiling() or (type(skipped) is Tensor and not torch._is_functional_tensor(skipped)):
             count.add_(skipped)
 
     def _pend(self, batch: Moments) -> None:

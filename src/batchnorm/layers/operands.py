@@ -25,7 +25,7 @@ _NAMES = ("running_mean", "running_var", "weight", "bias")
 
 def require(layer: BatchNorm, x: Tensor, residual: Tensor | None = None) -> None:
     """Refuse an input `(N, C, *)` or a residual that does not go with what the layer holds: channels, dtype, device."""
-    if not x.is_floating_point():
+    if not (x.is_floating_point() or x.is_quantized):
         raise OperandError(f"input of {describe(layer)} must be floating point; it was {x.dtype}")
     channels, dtype, on_cpu = x.shape[1], x.dtype, x.is_cpu
     if layer.active_bank is None:
@@ -52,7 +52,9 @@ def _require_one(layer: BatchNorm, x: Tensor, name: str, held: Tensor) -> None:
             f"{describe(layer)}; it had {x.shape[1]}, in shape {shape}"
         )
     # Half precision is widened to what it meets; float32 and float64 are not mixed, as in torch.
-    if (held.dtype is torch.float64) is not (x.dtype is torch.float64) and held.dtype not in _NARROW:
+    mixed = (held.dtype is torch.float64) is not (x.dtype is torch.float64) and held.dtype not in _NARROW
+    # An empty input has nothing to mix.
+    if mixed and x.numel() and not x.is_quantized:
         legal = "float64" if held.dtype is torch.float64 else "float32, bfloat16 or float16"
         raise OperandError(
             f"input must be {legal}, since {name} of {describe(layer)} is {held.dtype}; it was {x.dtype}"
