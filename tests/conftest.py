@@ -1,6 +1,7 @@
 """Every test draws the same numbers every time, whichever tests run beside it."""
 
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -21,3 +22,11 @@ def _same_numbers_every_time():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _compile_from_scratch():
+    """What one test compiles would count towards the number of recompilations that another one is allowed."""
+    yield
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()

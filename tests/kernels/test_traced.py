@@ -27,9 +27,6 @@ CHOICES = {
 @pytest.fixture(autouse=True)
 def _always(monkeypatch):
     monkeypatch.setattr(traced, "_WORTHWHILE", 0)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def operators(compiled_call):
