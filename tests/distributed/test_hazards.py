@@ -182,9 +182,24 @@ def joined(rank, ranks):
 
 def test_join_is_refused_with_the_reason():
     for told, seconds in world.run(joined, 2):
-        assert "DistributedDataParallel.join must not be used" in told
-        assert "empty batches instead" in told
+        assert "DistributedDataParallel.join must be given throw_on_early_termination=True" in told
+        assert "pass empty batches" in told
         assert seconds < 5
+
+
+def ends_with_the_first(rank, ranks):
+    net = nn.Sequential(nn.Linear(2, 2), layer(timeout=5).float())
+    wrapped = DistributedDataParallel(net)
+    with pytest.raises(RuntimeError, match="exhausted"), wrapped.join(throw_on_early_termination=True):
+        for _ in range(2 + rank):
+            wrapped(torch.randn(4, 2)).sum().backward()
+    return net[1].num_batches_tracked.item(), net[1].running_var
+
+
+def test_join_that_ends_with_the_first_rank_without_data_works():
+    (steps, variance), (others, theirs) = world.run(ends_with_the_first, 2)
+    assert steps == others == 2
+    assert torch.equal(variance, theirs)
 
 
 def stays_away(rank, ranks, how):

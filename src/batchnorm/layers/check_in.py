@@ -32,7 +32,8 @@ class CheckIn:
             return
         self.expect(ddp)
         compares = self.buckets_to_come and ranks.went_back and torch.is_grad_enabled()
-        if compares or ddp.will_sync_module_buffers():
+        # Within Join the ranks meet before every forward, and one that is out of data ends it there.
+        if (compares or ddp.will_sync_module_buffers()) and not ddp._join_config.enable:
             self.buckets_to_come = self.buckets_to_come and not compares
             ranks.enter("the forward of DistributedDataParallel")
 

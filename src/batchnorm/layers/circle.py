@@ -186,10 +186,11 @@ def active_ddp() -> Any:
 
 
 def refuse_join() -> None:
-    """Refuse DDP's Join: a rank that is out of data answers DDP's collectives alone, and none of a layer's."""
+    """Refuse DDP's Join where a rank that is out of data answers DDP's collectives, and none of a layer's."""
     ddp = active_ddp()
-    if ddp is not None and ddp._join_config.enable:
+    if ddp is not None and ddp._join_config.enable and not ddp._join_config.throw_on_early_termination:
         raise BatchNormError(
-            "DistributedDataParallel.join must not be used with statistics shared over ranks: a rank that has run "
-            "out of data answers DDP's collectives and not the layers'; let it pass empty batches instead"
+            "DistributedDataParallel.join must be given throw_on_early_termination=True where statistics are shared "
+            "over ranks: a rank that has run out of data answers DDP's collectives and not the layers'; or let it "
+            "pass empty batches"
         )
