@@ -30,6 +30,7 @@ def test_the_environment_names_what_a_report_needs():
     assert told["threads"].isdecimal()
 
 
+@pytest.mark.slow
 def test_the_version_is_the_distribution_s():
     assert run("-m", "batchnorm", "--version").split() == ["batchnorm", batchnorm.__version__]
     assert batchnorm.__version__ == importlib.metadata.version("batchnorm")
@@ -87,5 +88,6 @@ def test_a_module_of_the_same_folder_never_hides_a_function():
     assert told.strip() == "True"
 
 
+@pytest.mark.slow
 def test_shells_complete_the_commands():
     assert "--install-completion" in run("-m", "batchnorm", "--help")

@@ -1,5 +1,6 @@
 """Every command that `inspect` prints, run as printed, leads to a file without what it was printed for."""
 
+import itertools
 import json
 import shlex
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.command import run
+from tests.sampling import slow_but
 
 FACTORIES = """
 import torch
@@ -55,9 +57,13 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("code", MAKERS)
-def test_recalibrate_as_printed_repairs_what_was_found(tmp_path, code, wrapper):
+# Each kind of file by default, each with another fault.
+ALWAYS = set(zip(WRAPPERS, MAKERS, strict=False))
+
+
+@pytest.mark.parametrize("case", slow_but(list(itertools.product(WRAPPERS, MAKERS)), ALWAYS), ids="-".join)
+def test_recalibrate_as_printed_repairs_what_was_found(tmp_path, case):
+    wrapper, code = case
     (tmp_path / "mine.py").write_text(FACTORIES)
     name = wrapper if wrapper.endswith(".pt") else "w.pt"
     torch.save(WRAPPERS[wrapper](MAKERS[code]()), tmp_path / name)

@@ -190,9 +190,14 @@ def test_join_is_refused_with_the_reason():
 def ends_with_the_first(rank, ranks):
     net = nn.Sequential(nn.Linear(2, 2), layer(timeout=5).float())
     wrapped = DistributedDataParallel(net)
-    with pytest.raises(RuntimeError, match="exhausted"), wrapped.join(throw_on_early_termination=True):
-        for _ in range(2 + rank):
-            wrapped(torch.randn(4, 2)).sum().backward()
+
+    def epoch():
+        with wrapped.join(throw_on_early_termination=True):
+            for _ in range(2 + rank):
+                wrapped(torch.randn(4, 2)).sum().backward()
+
+    with pytest.raises(RuntimeError, match="exhausted"):
+        epoch()
     return net[1].num_batches_tracked.item(), net[1].running_var
 
 

@@ -59,6 +59,7 @@ touch(); print(resident() - before)
 
 
 @GLIBC
+@pytest.mark.slow
 def test_memory_is_trimmed_before_a_fork():
     child, parent = map(
         int,

@@ -9,6 +9,7 @@ import batchnorm
 from batchnorm import BatchNormError, kernels
 from batchnorm.kernels import native
 from batchnorm.layers import Policy, PopulationCoupling, SecondMoment, fused, ways
+from tests.sampling import slow_but
 
 pytestmark = pytest.mark.skipif(not native.built(), reason="the native kernels were not built")
 
@@ -83,7 +84,7 @@ def spelled(monkeypatch):
     kernels.use()
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", slow_but([None, "relu", "leaky_relu"], {None, "leaky_relu"}))
 @pytest.mark.parametrize("how", ["", "mask", "weights", "residual"])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_native_and_spelled_agree(choice, how, activation, spelled):
@@ -162,8 +163,8 @@ def test_a_small_frozen_layer_is_torchs_own():
 @pytest.mark.parametrize(
     ("shape", "last"), [((4, 8, 300, 301), False), ((7, 64, 90, 90), True), ((40, 2000, 5, 6), False)]
 )
-@pytest.mark.parametrize("how", ["", "residual"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("how", slow_but(["", "residual"], {"residual"}))
+@pytest.mark.parametrize("dtype", slow_but([torch.float32, torch.float64], {torch.float64}))
 def test_outputs_larger_than_the_cache(shape, last, how, dtype, spelled):
     """What is streamed past the cache, unaligned beginnings and ends included."""
     got = steps(layer_of(shape, dtype=dtype), shape, last, how, 1)

@@ -11,6 +11,7 @@ from batchnorm import BatchNorm1d, BatchNorm2d, BatchNormError, Mixture, OnlineN
 from batchnorm.layers import METHODS, SecondMoment
 from batchnorm.models import affine_penalty, center_weights, mode, parameter_groups, union
 from tests.methods.plain import affine, batch_norm, close, data, randn, run, same
+from tests.sampling import slow_but
 from tests.subjects import Subject
 
 
@@ -453,7 +454,7 @@ def test_banks_of_a_plain_state_load_into_a_method_with_a_memory():
     assert mabn.bank_target_forward_window.shape == mabn.forward_window.shape
 
 
-@pytest.mark.parametrize("name", ["accumulate", "bank", "masked"])
+@pytest.mark.parametrize("name", slow_but(["accumulate", "bank", "masked"], {"bank"}))
 def test_contexts_hold_in_compiled_models(name):
     torch.compiler.reset()
     eager = nn.Sequential(BatchNorm1d(3)).double()

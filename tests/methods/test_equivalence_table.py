@@ -195,8 +195,8 @@ def name_of(row):
     return f"{'+'.join(row[0]) or 'plain'}-{row[1]}-{row[2]}"
 
 
-# Three estimators of different make run every time with everything; the whole table is for the slow suite.
-ALWAYS = ("ema", "pooled", "window-total")
+# Two estimators of different make run every time with everything; the whole table is for the slow suite.
+ALWAYS = ("ema", "window-total")
 ROWS = [row if row[2] in ALWAYS else pytest.param(row, marks=pytest.mark.slow) for row in LEGAL]
 
 

@@ -9,6 +9,7 @@ from torch import nn
 import batchnorm
 from batchnorm.layers import METHODS
 from batchnorm.models import adapt, fold, freeze
+from tests.sampling import slow_but
 
 # What no affine map per channel can say does not come out as one batch normalization.
 OWN_ARITHMETIC = {"example-weighing", "online"}
@@ -52,7 +53,7 @@ def normalizations(program):
     return [op for op in operations(program) if "batch_norm" in op]
 
 
-@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("method", slow_but(PLAIN, {"batchnorm", "window", "renorm", "mabn", "example-weighing"}))
 def test_eval_mode_exports_stock_batch_norm_of_any_batch_size(method):
     net, x = used(Net(method)), torch.randn(4, 3, 8, 8) + 1
     # Each example's own statistics are groups of the batch, whose number is a constant of the graph.
@@ -94,14 +95,11 @@ def test_frozen_fused_adapted_and_folded_models():
         assert program.graph_signature.buffers_to_mutate == {}
 
 
-TRAINS = ["batchnorm", "debiased", "renorm"]
-TRAINS += [
-    pytest.param(m, marks=pytest.mark.slow)
-    for m in ("pooled", "cumulative", "window", "population", "ghost", "example-weighing", "banks", "diminishing")
-]
+TRAINS = ("batchnorm", "renorm", "debiased", "pooled", "cumulative", "window", "population")
+TRAINS += ("ghost", "example-weighing", "banks", "diminishing")
 
 
-@pytest.mark.parametrize("method", TRAINS)
+@pytest.mark.parametrize("method", slow_but(TRAINS, {"batchnorm", "renorm"}))
 def test_train_mode_exports_with_its_statistics(method):
     """For fine-tuning on a device: loss, gradients and every buffer of 3 steps are those of the model."""
     net, x = used(Net(method)).train(), torch.randn(8, 3, 8, 8) + 1

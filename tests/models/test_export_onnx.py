@@ -10,6 +10,7 @@ from torch import nn
 import batchnorm
 from batchnorm.models import adapt, fold, freeze
 from tests.models.test_export import OWN_ARITHMETIC, PLAIN, Net, used
+from tests.sampling import slow_but
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -39,10 +40,7 @@ def check(model, x, normalizations, optimize=False):
     return program
 
 
-SLOW = [pytest.param(m, marks=pytest.mark.slow) for m in PLAIN if m not in ("debiased", "renorm", "online")]
-
-
-@pytest.mark.parametrize("method", ["debiased", "renorm", "online", *SLOW])
+@pytest.mark.parametrize("method", slow_but(PLAIN, {"renorm"}))
 def test_every_method_gives_batch_normalization_nodes(method):
     program = check(used(Net(method)), torch.randn(4, 3, 8, 8) + 1, 0 if method == "example-weighing" else 2)
     if method not in OWN_ARITHMETIC:

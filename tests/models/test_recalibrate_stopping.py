@@ -19,6 +19,7 @@ from batchnorm.models.recalibration.exchangeable import Alike, ordered
 from batchnorm.models.recalibration.streaming import Layout
 from batchnorm.models.recalibration.targets import Target
 from batchnorm.models.recalibration.totals import Totals, errors_in_std
+from tests.sampling import slow_but
 
 UPSTREAMS = ["batch", "population"]
 
@@ -171,7 +172,7 @@ def run(upstream, path, pause):
 """
 
 
-@pytest.mark.parametrize("upstream", UPSTREAMS)
+@pytest.mark.parametrize("upstream", slow_but(UPSTREAMS, {"batch"}))
 def test_killed_and_resumed_gives_the_same_bits_and_leaves_no_file(upstream, tmp_path):
     names = {}
     exec(SCRIPT, names)
@@ -246,6 +247,7 @@ def autoregressive(batches, strength, seed=0):
     return rows
 
 
+@pytest.mark.slow
 def test_correlated_batches_are_worth_fewer_and_until_does_not_stop_at_eight():
     for seed in range(5):
         model = nn.BatchNorm1d(6)
