@@ -58,7 +58,7 @@ test: $(TEST)
 	$(PYTEST)
 
 test-slow: $(TEST) $(DOCS)
-	$(PYTEST) -m slow
+	$(PYTEST) -m 'slow or fuzz'
 
 # Every case of the randomised tests, of which the others run a tenth.
 fuzz: $(TEST)

@@ -1,4 +1,4 @@
-"""Randomised tests: a seeded tenth of their cases by default and in CI, all of them, newly drawn, by `make fuzz`."""
+"""Randomised tests: a seeded tenth of their cases in the slow suite and in CI, all, newly drawn, by `make fuzz`."""
 
 import os
 

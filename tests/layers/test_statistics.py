@@ -62,9 +62,21 @@ def test_a_layer_made_on_the_meta_device_is_whole_once_a_state_is_assigned(metho
     assert int(layer.num_batches_skipped) == 0
 
 
-def test_a_layer_taken_off_the_meta_device_empty_counts_from_zero():
-    layer = batchnorm.BatchNorm1d(3, device="meta").to_empty(device="cpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("method", batchnorm.methods())
+def test_a_layer_taken_off_the_meta_device_empty_is_a_fresh_one_once_reset(method, dtype):
+    fresh = batchnorm.BatchNorm1d(3, method=method, dtype=dtype)
+    layer = batchnorm.BatchNorm1d(3, method=method, dtype=dtype).to("meta").to_empty(device="cpu")
     assert int(layer.num_batches_skipped) == 0
+    layer.reset_parameters()
+    state = layer.state_dict()
+    for name, value in fresh.state_dict().items():
+        assert state[name].dtype == value.dtype, name
+        assert torch.equal(state[name], value), name
+
+
+def test_a_layer_taken_off_the_meta_device_empty_counts_what_it_skips():
+    layer = batchnorm.BatchNorm1d(3, device="meta").to_empty(device="cpu")
     layer.reset_parameters()
     layer(BAD)
     assert int(layer.num_batches_skipped) == 1

@@ -228,12 +228,13 @@ class Statistics(_BatchNorm):
             old = before[name]
             if old is None or new is None:
                 continue
+            # From the old values, where there are any: the narrow copy has lost digits already.
+            kept = new if old.is_meta else old
             if new.dtype in NARROW:
-                # From the old values: the narrow copy has lost digits already.
-                self._buffers[name] = old.to(device=new.device, dtype=torch.float32)
+                self._buffers[name] = kept.to(device=new.device, dtype=torch.float32)
             elif name.endswith("pooled_count"):
                 # A count of values grows past what float32 can add to.
-                self._buffers[name] = old.to(device=new.device, dtype=kernels.wide_dtype(new.device))
+                self._buffers[name] = kept.to(device=new.device, dtype=kernels.wide_dtype(new.device))
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:
