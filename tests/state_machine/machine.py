@@ -402,6 +402,8 @@ class FullMachine(Machine):
     def forked(self, index: int, seed: int) -> None:
         """A forward and a backward in a child process, of which the parent's layer learns nothing."""
         pair = self.pick(index)
+        if any(buffer.is_shared() for buffer in pair.layer.buffers()):
+            return  # what the child learns lands in the memory of both
         child = os.fork()
         if child == 0:
             code = 1
