@@ -1,4 +1,4 @@
-"""Random sequences of steps against plain arithmetic: 200 in the slow suite, 2,000 and the slow steps by `make fuzz`."""
+"""Random sequences of steps against plain arithmetic: 200 in the slow suite, 2,000 and slow steps by `make fuzz`."""
 
 import os
 
