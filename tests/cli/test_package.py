@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.metadata
 import json
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,18 @@ import torch
 
 import batchnorm
 from batchnorm.environment import environment
+
+PACKAGES = ["batchnorm", *(m.name for m in pkgutil.walk_packages(batchnorm.__path__, "batchnorm.") if m.ispkg)]
+APIS = [f"batchnorm.{name}" for name in ("diagnosis", "files", "interop", "kernels", "layers", "models")]
+OLDER_MODULES = {
+    "batchnorm.diagnosis.model.diagnose": "diagnose",
+    "batchnorm.diagnosis.run.watch": "watch",
+    "batchnorm.diagnosis.source.lint": "lint",
+    "batchnorm.interop.translate": "translate",
+    "batchnorm.kernels.verify": "verify",
+    "batchnorm.models.recalibrate": "recalibrate",
+    "batchnorm.models.union": "union",
+}
 
 
 def run(*arguments):
@@ -82,9 +95,31 @@ def test_what_type_checkers_read_is_what_the_interpreter_finds():
     assert set(batchnorm.__all__) <= set(star)
 
 
-def test_a_module_of_the_same_folder_never_hides_a_function():
-    told = run("-c", "import batchnorm.diagnosis.model.diagnose, batchnorm; print(callable(batchnorm.diagnose))")
-    assert told.strip() == "True"
+@pytest.mark.parametrize("name", PACKAGES)
+def test_no_public_name_is_that_of_a_module_beside_it(name):
+    """Else checkers take the one for the other, and importing the module hides the function."""
+    package = importlib.import_module(name)
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert set(getattr(package, "__all__", ())) & modules == set()
+    functions = {key for key, value in vars(package).items() if callable(value)}
+    assert functions & modules == set()
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_a_package_says_its_api(name):
+    package = importlib.import_module(name)
+    assert len(package.__all__) == len(set(package.__all__))
+    star: dict[str, object] = {}
+    exec(f"from {name} import *", star)
+    assert set(star) - {"__builtins__"} == set(package.__all__)
+    documented = [value for value in map(package.__dict__.get, package.__all__) if callable(value)]
+    assert [value for value in documented if not value.__doc__] == []
+
+
+def test_modules_of_older_versions_are_found_and_hide_no_function():
+    lines = [f"import {old}; print({old}.__name__)" for old in OLDER_MODULES]
+    lines += [f"import sys; print(sys.modules['{old}'].{verb}.__name__)" for old, verb in OLDER_MODULES.items()]
+    assert run("-c", "\n".join(lines)).split() == [*OLDER_MODULES.values()] * 2
 
 
 def test_shells_complete_the_commands():

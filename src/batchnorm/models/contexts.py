@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
-from batchnorm.layers import BatchNorm, Given, Renorm
+from batchnorm.layers import BatchNorm, Renorm
 from batchnorm.layers.held import hold
+from batchnorm.layers.masks import Given
 from batchnorm.models.find import batch_norm_layers
 
 

@@ -21,7 +21,7 @@ from batchnorm.models.adapting.predictions import compare
 from batchnorm.models.batches import as_text, count_samples
 from batchnorm.models.find import batch_norm_layers, tracking_layers
 from batchnorm.models.modes import is_frozen
-from batchnorm.models.recalibrate import fixed_point
+from batchnorm.models.recalibration.recalibrating import fixed_point
 from batchnorm.models.state import held
 
 if TYPE_CHECKING:
