@@ -12,7 +12,7 @@ from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.states import scale_in_place_abn
 from batchnorm.layers import BatchNorm
 from batchnorm.models import freeze
-from batchnorm.models.find import frozen_eps, is_frozen_copy
+from batchnorm.models.find import Model, frozen_eps, is_frozen_copy
 from batchnorm.models.graph.flow import linear_maps_before
 
 _RANKS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -66,7 +66,7 @@ def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> n
     return made.get(model, model)
 
 
-def to_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
+def to_sync(model: Model, process_group: Any = None) -> Model:
     """Turn torch's layers into `SyncBatchNorm`, keeping objects, hooks and the frozen state.
 
     Example:

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from batchnorm.errors import check
+from batchnorm.errors import check, check_word
+
+Update = Literal["pooled", "sequential"]
 
 
 class Extent:
@@ -58,11 +60,11 @@ class Ghost(Extent):
     """
 
     size: int = 32
-    update: Literal["pooled", "sequential"] = "pooled"
+    update: Update = "pooled"
 
     def __post_init__(self) -> None:
         check(isinstance(self.size, int) and self.size >= 1, "size", "1 or more samples", self.size)
-        check(self.update in ("pooled", "sequential"), "update", "'pooled' or 'sequential'", repr(self.update))
+        check_word("update", self.update, Update)
 
     @property
     def sequential(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -7,10 +7,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from batchnorm.errors import BatchNormError
-from batchnorm.layers.choices import Recipe
+from batchnorm.layers.choices import Choices, Recipe
 from batchnorm.layers.estimators import EMA, Estimator
 
-CHOICES = ("extent", "estimator", "coupling", "inference", "policy")
+CHOICES = tuple(Choices.__annotations__)
 # Choices that a user seldom types; the others are names of the package itself.
 _IN_LAYERS = ("Batch", "BatchCoupling", "PopulationCoupling", "SecondMoment", "Stored")
 
