@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -24,6 +24,10 @@ _ACTIVATIONS = {
 }
 
 
+@overload
+def to_torch(model: _BatchNorm, *, dims: int | dict[str, int] | None = None) -> nn.Module: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def to_torch(model: Model, *, dims: int | dict[str, int] | None = None) -> Model: ...
 def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> nn.Module:
     """Turn other libraries' batch norm layers into torch's own, with the same eval output.
 

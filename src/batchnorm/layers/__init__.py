@@ -1,6 +1,7 @@
 """One layer: moments, the five choices, the modules and the table of named methods."""
 
-from batchnorm.layers.choices import Policy, Recipe
+from batchnorm.layers.activation import Activation
+from batchnorm.layers.choices import Choices, Policy, Recipe
 from batchnorm.layers.couplings import BatchCoupling, PopulationCoupling, SecondMoment
 from batchnorm.layers.cross_iteration import CrossIteration
 from batchnorm.layers.estimators import EMA, Cumulative, Diminishing, Pooled, Window
@@ -19,19 +20,21 @@ from batchnorm.layers.moments import Moments
 from batchnorm.layers.moving import MABN, PowerNorm, UnifiedNorm
 from batchnorm.layers.online import OnlineNorm
 from batchnorm.layers.renorm import Renorm
-from batchnorm.layers.table import METHODS, methods, recipe_for
+from batchnorm.layers.table import METHODS, Method, methods, recipe_for
 from batchnorm.layers.together import forward_together
 
 __all__ = [
     "EMA",
     "MABN",
     "METHODS",
+    "Activation",
     "Batch",
     "BatchCoupling",
     "BatchNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Choices",
     "CrossIteration",
     "Cumulative",
     "Diminishing",
@@ -40,6 +43,7 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "Masked",
+    "Method",
     "Mixture",
     "Moments",
     "OnlineNorm",

@@ -111,7 +111,7 @@ def recipe_for(method: Method = "batchnorm", **choices: Unpack[Choices]) -> Reci
     Raises:
         BatchNormError: an unknown method or choice, or choices that do not go together.
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         meant = nearest(method, METHODS)
         legal = "a name of batchnorm.methods()" if meant else f"one of {', '.join(METHODS)}"
         raise BatchNormError(f"method must be {legal}; it was {method!r}{meant}")
