@@ -89,11 +89,14 @@ def test_a_card_names_every_buffer_the_method_keeps(name):
 @pytest.mark.parametrize(
     ("row", "choices"),
     [
-        ("`OnlineNorm` without", {"coupling": batchnorm.OnlineNorm()}),
-        ("`Ghost(update=", {"method": "debiased", "extent": batchnorm.Ghost(4, "sequential")}),
-        ("`MABN`, `PowerNorm`, `UnifiedNorm` with", {"method": "mabn", "extent": batchnorm.Ghost(4, "sequential")}),
-        ("`CrossIteration` with", {"method": "cbn", "extent": batchnorm.Ghost(4)}),
-        ("`PopulationCoupling` with", {"method": "population", "estimator": batchnorm.EMA(sigma=True)}),
+        ("`OnlineNorm` without", {"coupling": batchnorm.layers.OnlineNorm()}),
+        ("`Ghost(update=", {"method": "debiased", "extent": batchnorm.layers.Ghost(4, "sequential")}),
+        (
+            "`MABN`, `PowerNorm`, `UnifiedNorm` with",
+            {"method": "mabn", "extent": batchnorm.layers.Ghost(4, "sequential")},
+        ),
+        ("`CrossIteration` with", {"method": "cbn", "extent": batchnorm.layers.Ghost(4)}),
+        ("`PopulationCoupling` with", {"method": "population", "estimator": batchnorm.layers.EMA(sigma=True)}),
         ("`inplace=True` with", {"method": "renorm", "activation": "leaky_relu", "inplace": True}),
     ],
 )

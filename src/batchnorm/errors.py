@@ -11,7 +11,7 @@ class BatchNormError(ValueError):
     Example:
         >>> import batchnorm, torch
         >>> try:
-        ...     batchnorm.EMA(decay=1.5)
+        ...     batchnorm.layers.EMA(decay=1.5)
         ... except batchnorm.BatchNormError as error:
         ...     print(error)
         decay must be in [0, 1), the weight of the old value; it was 1.5

@@ -83,7 +83,7 @@ def to_sync(model: Model, process_group: Any = None) -> Model:
         process_group: as in `torch.nn.SyncBatchNorm`.
 
     Raises:
-        BatchNormError: a layer of this package, which syncs by `extent=batchnorm.Sync()` instead.
+        BatchNormError: a layer of this package, which syncs by `extent=batchnorm.layers.Sync()` instead.
     """
     layers = [m for m in model.modules() if type(m) in _RANKS.values()]
     ours = [name for name, m in model.named_modules() if isinstance(m, BatchNorm)]

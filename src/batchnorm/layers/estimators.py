@@ -108,7 +108,7 @@ class EMA(_Average):
 
     Example:
         >>> import batchnorm
-        >>> layer = batchnorm.BatchNorm1d(4, estimator=batchnorm.EMA(decay=0.99, debias=True))
+        >>> layer = batchnorm.BatchNorm1d(4, estimator=batchnorm.layers.EMA(decay=0.99, debias=True))
         >>> round(layer.momentum, 6)
         0.01
 
@@ -188,7 +188,7 @@ class Cumulative(_Average):
 
     Example:
         >>> import batchnorm
-        >>> batchnorm.BatchNorm1d(4, estimator=batchnorm.Cumulative()).momentum is None
+        >>> batchnorm.BatchNorm1d(4, estimator=batchnorm.layers.Cumulative()).momentum is None
         True
 
     A number assigned to the layer's `momentum` makes it a moving average while it stays, as in torch.
@@ -201,7 +201,7 @@ class Diminishing(_Average):
 
     Example:
         >>> import batchnorm, torch
-        >>> layer = batchnorm.BatchNorm1d(4, estimator=batchnorm.Diminishing(power=0.5))
+        >>> layer = batchnorm.BatchNorm1d(4, estimator=batchnorm.layers.Diminishing(power=0.5))
         >>> float(layer.momentum(torch.tensor(16)))
         0.25
 
@@ -247,7 +247,7 @@ class Pooled(Estimator):
     Example:
         >>> import torch
         >>> from batchnorm import BatchNorm1d
-        >>> from batchnorm import Pooled
+        >>> from batchnorm.layers import Pooled
         >>> layer = BatchNorm1d(1, estimator=Pooled())
         >>> for batch in torch.tensor([[1.0], [2.0], [3.0], [4.0], [9.0]]).split([2, 3]):
         ...     _ = layer(batch)
@@ -290,7 +290,7 @@ class Window(Estimator):
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm1d(1, estimator=batchnorm.Window(2))
+        >>> layer = batchnorm.BatchNorm1d(1, estimator=batchnorm.layers.Window(2))
         >>> for value in (100.0, 1.0, 3.0):
         ...     _ = layer(torch.full((4, 1), value))
         >>> layer.running_mean

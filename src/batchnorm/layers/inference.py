@@ -26,7 +26,7 @@ class Mixture:
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm2d(3, inference=batchnorm.Mixture(weight=0.1)).eval()
+        >>> layer = batchnorm.BatchNorm2d(3, inference=batchnorm.layers.Mixture(weight=0.1)).eval()
         >>> layer(torch.randn(2, 3, 4, 4)).shape
         torch.Size([2, 3, 4, 4])
 

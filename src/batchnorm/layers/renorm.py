@@ -25,7 +25,7 @@ class Renorm(Coupling):
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm1d(4, method="renorm", coupling=batchnorm.Renorm(schedule="paper"))
+        >>> layer = batchnorm.BatchNorm1d(4, method="renorm", coupling=batchnorm.layers.Renorm(schedule="paper"))
         >>> _ = layer(torch.randn(32, 4))
 
     y = (x - mean_B) / sigma_B * r + d with r = sigma_B / sigma within [1 / r_max, r_max] and
