@@ -123,6 +123,9 @@ def test_the_page_of_findings_is_made_from_the_rules():
 
 def test_every_public_name_is_in_the_api_page():
     text = (DOCS / "api.md").read_text()
-    names = batchnorm.__all__
-    assert {"BatchNorm2d", "convert", "Renorm"} <= set(names)
-    assert [n for n in names if not re.search(rf"^::: .*\.{n}$", text, re.M)] == []
+    named = set(re.findall(r"^::: batchnorm\.(.*)$", text, re.M))
+    assert [name for name in batchnorm.__all__ if name not in named] == []
+    for folder in ("diagnosis", "interop", "kernels", "layers", "models"):
+        names = set(getattr(batchnorm, folder).__all__) - set(batchnorm.__all__)
+        assert [name for name in sorted(names) if f"{folder}.{name}" not in named] == []
+    assert {"BatchNorm2d", "convert", "layers.Renorm"} <= named
