@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 import batchnorm
+from batchnorm.interop.trainers import lightning, transformers
 from batchnorm.layers import EMA, Ghost, Mixture, Policy, Renorm, Sync
 
 model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
@@ -45,6 +46,8 @@ batchnorm.interop.state_from({}, "detectron")  # mistake
 batchnorm.interop.variance_from([1.0], "stddev")  # mistake
 batchnorm.interop.rules({}, "keep")  # mistake
 batchnorm.kernels.use("cuda")  # mistake
+lightning.Recalibrate(at="test")  # mistake
+transformers.Recalibrate(at=["epoch"])  # mistake
 
 # Misspelt keywords.
 batchnorm.recalibrate(model, loader, up_stream="batch")  # mistake
