@@ -92,6 +92,7 @@ lint: $(LINT)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m tests.typed
 
 # Bound to their cores: else the system may put a thread where another one spins, and every contender waits for it.
 bench: export OMP_PROC_BIND = true

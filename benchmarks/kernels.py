@@ -241,7 +241,7 @@ def contenders(shape: tuple[int, ...], last: bool, dtype: torch.dtype, compiled:
         "stock renorm": step(PeerRenorm(c), x, g),
         "ours renorm": step(ours(c, method="renorm"), x, g),
         "stock ghost": step(PeerGhost(stock(c), groups), x, g),
-        "ours ghost": step(ours(c, extent=batchnorm.Ghost(max(1, shape[0] // groups))), x, g),
+        "ours ghost": step(ours(c, extent=batchnorm.layers.Ghost(max(1, shape[0] // groups))), x, g),
         "ours sync of one": step(ours(c, method="sync"), x, g),
     }
     if dtype == torch.float32:

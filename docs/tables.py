@@ -25,7 +25,7 @@ _PLACE = re.compile(r"(<!-- choices -->\n).*?(<!-- /choices -->)", re.S)
 def short(choice: Any) -> str:
     """A choice as one would write it: the class, its main arguments, and what differs from its defaults."""
     kind = type(choice)
-    default = kind(weight=0.0) if kind is batchnorm.Mixture else kind()
+    default = kind(weight=0.0) if kind is batchnorm.layers.Mixture else kind()
     names = [field.name for field in fields(choice) if field.init]
     shown = [name for name in names if name in _MAIN]
     shown += [name for name in names if name not in _MAIN and getattr(choice, name) != getattr(default, name)]

@@ -40,7 +40,7 @@ def critic() -> nn.Module:
     """The network with one output; the paper adds renorm after 100,000 steps, which these few do not need."""
     model = network()
     model[-1] = nn.Linear(32, 1)
-    return batchnorm.convert(model, estimator=batchnorm.EMA(0.99, debias=True))
+    return batchnorm.convert(model, estimator=batchnorm.layers.EMA(0.99, debias=True))
 
 
 def learn(data: list[tuple[Tensor, Tensor, Tensor]], together: bool, about: str) -> nn.Module:

@@ -5,7 +5,7 @@ python examples/lag.py [--quick]
 
 # %%
 import batchnorm
-from batchnorm import EMA, Cumulative, Window
+from batchnorm.layers import EMA, Cumulative, Window
 from example_tools import CONSOLE, error, loader, network, quick, show, train
 
 # %% [markdown]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import batchnorm
-from batchnorm import EMA, MABN, Ghost, Renorm
+from batchnorm.layers import EMA, MABN, Ghost, Renorm
 from example_tools import DIGITS, bar, error, loader, network, quick, show
 
 # %% [markdown]

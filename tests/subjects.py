@@ -11,12 +11,12 @@ INEXACT = ("mabn", "online", "power", "unified")
 EXACT = tuple(method for method in METHODS if method not in INEXACT)
 # Windows and warm-ups of the papers are hundreds of batches long; these are over before the test is.
 SHORT = {
-    "mabn": {"coupling": batchnorm.MABN(window=3, warmup=1, correct_after=2)},
-    "power": {"coupling": batchnorm.PowerNorm(warmup=1)},
-    "unified": {"coupling": batchnorm.UnifiedNorm(window=3, warmup=1)},
-    "cbn": {"coupling": batchnorm.CrossIteration(window=3, burn_in=1)},
-    "ghost": {"extent": batchnorm.Ghost(2)},
-    "window": {"estimator": batchnorm.Window(2)},
+    "mabn": {"coupling": batchnorm.layers.MABN(window=3, warmup=1, correct_after=2)},
+    "power": {"coupling": batchnorm.layers.PowerNorm(warmup=1)},
+    "unified": {"coupling": batchnorm.layers.UnifiedNorm(window=3, warmup=1)},
+    "cbn": {"coupling": batchnorm.layers.CrossIteration(window=3, burn_in=1)},
+    "ghost": {"extent": batchnorm.layers.Ghost(2)},
+    "window": {"estimator": batchnorm.layers.Window(2)},
 }
 
 

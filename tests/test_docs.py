@@ -89,11 +89,14 @@ def test_a_card_names_every_buffer_the_method_keeps(name):
 @pytest.mark.parametrize(
     ("row", "choices"),
     [
-        ("`OnlineNorm` without", {"coupling": batchnorm.OnlineNorm()}),
-        ("`Ghost(update=", {"method": "debiased", "extent": batchnorm.Ghost(4, "sequential")}),
-        ("`MABN`, `PowerNorm`, `UnifiedNorm` with", {"method": "mabn", "extent": batchnorm.Ghost(4, "sequential")}),
-        ("`CrossIteration` with", {"method": "cbn", "extent": batchnorm.Ghost(4)}),
-        ("`PopulationCoupling` with", {"method": "population", "estimator": batchnorm.EMA(sigma=True)}),
+        ("`OnlineNorm` without", {"coupling": batchnorm.layers.OnlineNorm()}),
+        ("`Ghost(update=", {"method": "debiased", "extent": batchnorm.layers.Ghost(4, "sequential")}),
+        (
+            "`MABN`, `PowerNorm`, `UnifiedNorm` with",
+            {"method": "mabn", "extent": batchnorm.layers.Ghost(4, "sequential")},
+        ),
+        ("`CrossIteration` with", {"method": "cbn", "extent": batchnorm.layers.Ghost(4)}),
+        ("`PopulationCoupling` with", {"method": "population", "estimator": batchnorm.layers.EMA(sigma=True)}),
         ("`inplace=True` with", {"method": "renorm", "activation": "leaky_relu", "inplace": True}),
     ],
 )
@@ -120,6 +123,9 @@ def test_the_page_of_findings_is_made_from_the_rules():
 
 def test_every_public_name_is_in_the_api_page():
     text = (DOCS / "api.md").read_text()
-    names = batchnorm.__all__
-    assert {"BatchNorm2d", "convert", "Renorm"} <= set(names)
-    assert [n for n in names if not re.search(rf"^::: .*\.{n}$", text, re.M)] == []
+    named = set(re.findall(r"^::: batchnorm\.(.*)$", text, re.M))
+    assert [name for name in batchnorm.__all__ if name not in named] == []
+    for folder in ("diagnosis", "interop", "kernels", "layers", "models"):
+        names = set(getattr(batchnorm, folder).__all__) - set(batchnorm.__all__)
+        assert [name for name in sorted(names) if f"{folder}.{name}" not in named] == []
+    assert {"BatchNorm2d", "convert", "layers.Renorm"} <= named

@@ -41,7 +41,7 @@ Step = Callable[[], object]
 
 def ours(channels: list[int], rows: int) -> Step:
     """The layers one after the other, forward and backward, on a batch that costs next to nothing."""
-    layers = [batchnorm.BatchNorm1d(c, extent=batchnorm.Sync(timeout=60)) for c in channels]
+    layers = [batchnorm.BatchNorm1d(c, extent=batchnorm.layers.Sync(timeout=60)) for c in channels]
     inputs = [torch.randn(rows, c, requires_grad=True) for c in channels]
 
     def step() -> None:
@@ -55,7 +55,7 @@ def ours(channels: list[int], rows: int) -> Step:
 
 def together(channels: list[int], rows: int) -> Step:
     """The layers as parallel branches, forward and backward in one message each."""
-    layers = [batchnorm.BatchNorm1d(c, extent=batchnorm.Sync(timeout=60)) for c in channels]
+    layers = [batchnorm.BatchNorm1d(c, extent=batchnorm.layers.Sync(timeout=60)) for c in channels]
     inputs = [torch.randn(rows, c, requires_grad=True) for c in channels]
 
     def step() -> None:

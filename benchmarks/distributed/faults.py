@@ -58,7 +58,8 @@ class Pair(nn.Module):
         width = 10 if odd and kind == "channels" else 9
         self.widen = nn.Linear(example.FEATURES, width)
         self.layers = nn.ModuleList(
-            batchnorm.BatchNorm1d(width, extent=batchnorm.Sync(timeout=TIMEOUT), dtype=torch.float64) for _ in "ab"
+            batchnorm.BatchNorm1d(width, extent=batchnorm.layers.Sync(timeout=TIMEOUT), dtype=torch.float64)
+            for _ in "ab"
         )
         self.head = nn.Linear(width, example.CLASSES)
         self.double()

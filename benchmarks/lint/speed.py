@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from batchnorm.diagnosis.source.lint import lint
+from batchnorm.diagnosis.source.linting import lint
 
 FUNCTION = """
 def step_{n}(model, x, optimizer):

@@ -37,10 +37,10 @@ TARGET = 1.15
 EXEMPT = ("sync", "cbn", "online")
 # Steps of warm-up that the papers have and that would hide the cost of what comes after.
 STARTED: dict[str, dict[str, Any]] = {
-    "mabn": {"coupling": batchnorm.MABN(warmup=1, correct_after=2)},
-    "power": {"coupling": batchnorm.PowerNorm(warmup=1)},
-    "unified": {"coupling": batchnorm.UnifiedNorm(warmup=1)},
-    "cbn": {"coupling": batchnorm.CrossIteration(burn_in=1)},
+    "mabn": {"coupling": batchnorm.layers.MABN(warmup=1, correct_after=2)},
+    "power": {"coupling": batchnorm.layers.PowerNorm(warmup=1)},
+    "unified": {"coupling": batchnorm.layers.UnifiedNorm(warmup=1)},
+    "cbn": {"coupling": batchnorm.layers.CrossIteration(burn_in=1)},
 }
 # Steps before the clock starts; those with windows get as many as fill them.
 BEFORE = 3
@@ -64,7 +64,7 @@ def plain_class(x: Tensor) -> type[nn.Module]:
 
 def build(method: str, x: Tensor) -> nn.Module:
     """The layer of a method, its warm-up cut."""
-    choices = {"extent": batchnorm.Ghost(len(x) // 4)} if method == "ghost" else STARTED.get(method, {})
+    choices = {"extent": batchnorm.layers.Ghost(len(x) // 4)} if method == "ghost" else STARTED.get(method, {})
     return plain_class(x)(x.shape[1], method=method, **choices)
 
 

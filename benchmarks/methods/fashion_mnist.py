@@ -99,7 +99,7 @@ def load(folder: Path) -> Data:
 
 def online(channels: int) -> nn.Module:
     """The published row's layer: decays .999 and .99, layer scaling instead of the clamp."""
-    coupling = batchnorm.OnlineNorm(backward_decay=0.99, clamp=None, layer_scaling=True)
+    coupling = batchnorm.layers.OnlineNorm(backward_decay=0.99, clamp=None, layer_scaling=True)
     return batchnorm.BatchNorm1d(channels, method="online", coupling=coupling)
 
 

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import batchnorm
-from batchnorm import EMA, MABN, CrossIteration, Cumulative, Ghost, Mixture, Pooled, Renorm, Window
+from batchnorm.layers import EMA, MABN, CrossIteration, Cumulative, Ghost, Mixture, Pooled, Renorm, Window
 
 Rows = list[dict[str, Any]]
 

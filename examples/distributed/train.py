@@ -32,7 +32,7 @@ def build(timeout: float) -> nn.Module:
     torch.manual_seed(0)
     hidden = [nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12), nn.BatchNorm1d(12), nn.ReLU()]
     net = nn.Sequential(*hidden, nn.Linear(12, CLASSES)).double()
-    return batchnorm.convert(net, extent=batchnorm.Sync(timeout=timeout))
+    return batchnorm.convert(net, extent=batchnorm.layers.Sync(timeout=timeout))
 
 
 def batch(step: int) -> Part:

@@ -1,16 +1,24 @@
 """Batch normalization whose running statistics can be trusted.
 
-A name is imported when it is first used, so `import batchnorm` adds next to nothing to torch's own time.
+Verbs and layers are here, the choices a layer is made of in `batchnorm.layers`. A name is imported when it is first
+used, so `import batchnorm` adds next to nothing to torch's own time.
 """
 
+# pyright: reportUnusedImport=false
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__: str
 
+# Type checkers read the imports, the interpreter the names below; tests/cli/test_package.py holds the two together.
 if TYPE_CHECKING:
+    from batchnorm import diagnosis as diagnosis
+    from batchnorm import errors as errors
+    from batchnorm import interop as interop
+    from batchnorm import kernels as kernels
+    from batchnorm import layers as layers
+    from batchnorm import models as models
     from batchnorm.diagnosis import diagnose as diagnose
     from batchnorm.diagnosis import inspect_checkpoint as inspect_checkpoint
     from batchnorm.diagnosis import lint as lint
@@ -18,31 +26,35 @@ if TYPE_CHECKING:
     from batchnorm.errors import BatchNormError as BatchNormError
     from batchnorm.errors import OperandError as OperandError
     from batchnorm.kernels import backends as backends
-    from batchnorm.layers import EMA as EMA
-    from batchnorm.layers import MABN as MABN
+
+    # Older spellings. Without `as` they are no exports: strict checkers refuse them, and pyright says where they are.
+    from batchnorm.layers import (
+        EMA,
+        MABN,
+        CrossIteration,
+        Cumulative,
+        Diminishing,
+        Ghost,
+        Masked,
+        Mixture,
+        Moments,
+        OnlineNorm,
+        Policy,
+        Pooled,
+        PowerNorm,
+        Renorm,
+        Sync,
+        UnifiedNorm,
+        Weighted,
+        Window,
+    )
     from batchnorm.layers import BatchNorm as BatchNorm
     from batchnorm.layers import BatchNorm1d as BatchNorm1d
     from batchnorm.layers import BatchNorm2d as BatchNorm2d
     from batchnorm.layers import BatchNorm3d as BatchNorm3d
-    from batchnorm.layers import CrossIteration as CrossIteration
-    from batchnorm.layers import Cumulative as Cumulative
-    from batchnorm.layers import Diminishing as Diminishing
-    from batchnorm.layers import Ghost as Ghost
     from batchnorm.layers import LazyBatchNorm1d as LazyBatchNorm1d
     from batchnorm.layers import LazyBatchNorm2d as LazyBatchNorm2d
     from batchnorm.layers import LazyBatchNorm3d as LazyBatchNorm3d
-    from batchnorm.layers import Masked as Masked
-    from batchnorm.layers import Mixture as Mixture
-    from batchnorm.layers import Moments as Moments
-    from batchnorm.layers import OnlineNorm as OnlineNorm
-    from batchnorm.layers import Policy as Policy
-    from batchnorm.layers import Pooled as Pooled
-    from batchnorm.layers import PowerNorm as PowerNorm
-    from batchnorm.layers import Renorm as Renorm
-    from batchnorm.layers import Sync as Sync
-    from batchnorm.layers import UnifiedNorm as UnifiedNorm
-    from batchnorm.layers import Weighted as Weighted
-    from batchnorm.layers import Window as Window
     from batchnorm.layers import forward_together as forward_together
     from batchnorm.layers import methods as methods
     from batchnorm.models import accumulate as accumulate
@@ -60,44 +72,53 @@ if TYPE_CHECKING:
     from batchnorm.models import to_stock as to_stock
     from batchnorm.models import unfreeze as unfreeze
     from batchnorm.models import update_bn as update_bn
+else:
+    _NAMES = {
+        "diagnosis": "diagnose inspect_checkpoint lint watch",
+        "errors": "BatchNormError OperandError",
+        "kernels": "backends",
+        "layers": (
+            "BatchNorm BatchNorm1d BatchNorm2d BatchNorm3d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d "
+            "forward_together methods"
+        ),
+        "models": (
+            "accumulate adapt bank convert fold freeze fuse_activations masked pause rank_report recalibrate "
+            "sync_statistics to_stock unfreeze update_bn"
+        ),
+    }
+    _FOLDERS = ("diagnosis", "errors", "interop", "kernels", "layers", "models")
+    _IN_LAYERS_NOW = (
+        "CrossIteration Cumulative Diminishing EMA Ghost MABN Masked Mixture Moments OnlineNorm Policy Pooled "
+        "PowerNorm Renorm Sync UnifiedNorm Weighted Window"
+    )
+    _HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}
+    _OLDER = {*_IN_LAYERS_NOW.split()}
 
-# The same once more, for the interpreter; tests/cli/test_package.py holds the two together.
-_HOMES = {
-    "diagnosis": "diagnose inspect_checkpoint lint watch",
-    "errors": "BatchNormError OperandError",
-    "kernels": "backends",
-    "layers": (
-        "BatchNorm BatchNorm1d BatchNorm2d BatchNorm3d CrossIteration Cumulative Diminishing EMA Ghost "
-        "LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d MABN Masked Mixture Moments OnlineNorm Policy Pooled "
-        "PowerNorm Renorm Sync UnifiedNorm Weighted Window forward_together methods"
-    ),
-    "models": (
-        "accumulate adapt bank convert fold freeze fuse_activations masked pause rank_report recalibrate "
-        "sync_statistics to_stock unfreeze update_bn"
-    ),
-}
-_FOLDERS = ("errors", "kernels", "layers", "models", "diagnosis", "interop")
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+    __all__ = [*_HOME_OF]
 
-__all__ = [*_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
+    def __getattr__(name):
+        from importlib import import_module
 
+        if name in _HOME_OF:
+            value = getattr(import_module(f"batchnorm.{_HOME_OF[name]}"), name)
+            globals()[name] = value
+            return value
+        if name in _FOLDERS:
+            return import_module(f"batchnorm.{name}")
+        if name in _OLDER:
+            import warnings
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(import_module(f"batchnorm.{_HOME_OF[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _FOLDERS:
-        return import_module(f"batchnorm.{name}")
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+            words = f"batchnorm.{name} is deprecated: use batchnorm.layers.{name}"
+            warnings.warn(words, DeprecationWarning, stacklevel=2)
+            return getattr(import_module("batchnorm.layers"), name)
+        if name == "__version__":
+            from importlib.metadata import PackageNotFoundError, version
 
-        try:
-            return version("batchnorm")
-        except PackageNotFoundError:  # run from source
-            return "unknown"
-    raise AttributeError(f"module 'batchnorm' has no attribute {name!r}")
+            try:
+                return version("batchnorm")
+            except PackageNotFoundError:  # run from source
+                return "unknown"
+        raise AttributeError(f"module 'batchnorm' has no attribute {name!r}")
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF, *_FOLDERS})
+    def __dir__():
+        return sorted({*_HOME_OF, *_FOLDERS, "__version__"})

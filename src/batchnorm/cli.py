@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -20,7 +20,8 @@ from batchnorm.diagnosis.report import finite
 from batchnorm.errors import BatchNormError
 from batchnorm.factories import batches, metric_of, model_of, running
 from batchnorm.files import changed, check_writable, load_archive, save_archive, save_state
-from batchnorm.models.recalibration.result import summary
+from batchnorm.models.recalibration.result import Upstream, summary
+from batchnorm.models.recalibration.totals import Variance
 
 FINE, FINDINGS, BAD_INPUT = 0, 1, 2
 DOES_NOT_RUN = "--data must give batches that --model runs on, as a tensor, or first in a tuple; it failed"
@@ -196,8 +197,8 @@ def recalibrate(
         result = recalibrate_model(
             net,
             loader,
-            variance=variance,
-            upstream=upstream,
+            variance=cast(Variance, variance),  # checked there
+            upstream=cast(Upstream, upstream),
             until=until,
             max_samples=max_samples,
             bank=bank,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 
 class BatchNormError(ValueError):
     """A bad argument, bad data or an impossible request; the model and the files are unchanged.
@@ -9,7 +11,7 @@ class BatchNormError(ValueError):
     Example:
         >>> import batchnorm, torch
         >>> try:
-        ...     batchnorm.EMA(decay=1.5)
+        ...     batchnorm.layers.EMA(decay=1.5)
         ... except batchnorm.BatchNormError as error:
         ...     print(error)
         decay must be in [0, 1), the weight of the old value; it was 1.5
@@ -35,3 +37,11 @@ def check(condition: bool, argument: str, legal: str, value: object) -> None:
     """Raise a `BatchNormError` that names the argument, what is legal and what it was."""
     if not condition:
         raise BatchNormError(f"{argument} must be {legal}; it was {value}")
+
+
+def check_word(argument: str, value: object, words: Any) -> None:
+    """Raise a `BatchNormError` unless the value is one of the words of a `Literal`, which are said."""
+    legal = get_args(words)
+    few = f"{', '.join(map(repr, legal[:-1]))} or {legal[-1]!r}"
+    said = few if len(legal) < 4 else f"one of {', '.join(legal)}"
+    check(isinstance(value, str) and value in legal, argument, said, repr(value))

@@ -55,7 +55,7 @@ def test_the_perceptron_has_no_biases_but_the_norms_and_decays_linear_weights_al
 
 def test_the_online_layers_are_the_published_ones():
     layer = fashion_mnist.online(4).train()
-    assert layer.recipe.coupling == batchnorm.OnlineNorm(0.99, None, layer_scaling=True)
+    assert layer.recipe.coupling == batchnorm.layers.OnlineNorm(0.99, None, layer_scaling=True)
     assert layer.momentum == 0.001
     y = layer(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)))
     assert torch.allclose(y.square().mean(1), torch.ones(16), atol=1e-3)

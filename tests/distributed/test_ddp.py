@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 def synced(**options):
     net = Net(**options).double()
-    return batchnorm.convert(net, extent=batchnorm.Sync(timeout=30))
+    return batchnorm.convert(net, extent=batchnorm.layers.Sync(timeout=30))
 
 
 def data(step):

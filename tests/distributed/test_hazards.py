@@ -17,7 +17,9 @@ from tests.distributed import world
 
 
 def layer(channels=2, timeout=10, **options):
-    return batchnorm.BatchNorm1d(channels, extent=batchnorm.Sync(timeout=timeout, **options), dtype=torch.float64)
+    return batchnorm.BatchNorm1d(
+        channels, extent=batchnorm.layers.Sync(timeout=timeout, **options), dtype=torch.float64
+    )
 
 
 def refusal(call):
@@ -44,7 +46,7 @@ def signatures(rank, ranks):
     movement.version = lambda name: "9.9" if rank else real(name)
     told["version"] = refusal(lambda: layer()(x))
     movement.version = real
-    ghosts = layer(within=batchnorm.Ghost(2)) if rank else layer()
+    ghosts = layer(within=batchnorm.layers.Ghost(2)) if rank else layer()
     told["choices"] = refusal(lambda: ghosts(x))
     model = nn.ModuleList([layer(), layer(3)])
     model.forward = lambda order: [model[i](torch.ones(4, 2 + i, dtype=torch.float64).cumsum(0)) for i in order]

@@ -20,9 +20,9 @@ SIZES = {2: (4, 2), 3: (4, 0, 6), 4: (2, 6, 0, 2), 8: (2, 0, 4, 2, 0, 2, 6, 2)}
 def layer_of(method, dtype):
     """The method with its extent over ranks."""
     options = dict(SHORT.get(method, {}))
-    options["extent"] = batchnorm.Sync(timeout=30)
+    options["extent"] = batchnorm.layers.Sync(timeout=30)
     if method == "ghost":
-        options["extent"] = batchnorm.Sync(batchnorm.Ghost(2), timeout=30)
+        options["extent"] = batchnorm.layers.Sync(batchnorm.layers.Ghost(2), timeout=30)
     layer = batchnorm.BatchNorm1d(3, method=method if method not in ("masked", "weighted") else "batchnorm",
                                   dtype=dtype, **options)  # fmt: skip
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_ranks_equal_one_process_on_the_whole_batch(ranks, dtype):
 
 
 def far_mean(rank, ranks):
-    layer = batchnorm.BatchNorm1d(1, extent=batchnorm.Sync(timeout=30), dtype=torch.float64, momentum=1.0)
+    layer = batchnorm.BatchNorm1d(1, extent=batchnorm.layers.Sync(timeout=30), dtype=torch.float64, momentum=1.0)
     variances = []
     for centre in (1e7, 0.0, -1e9):  # the shift of the last step is far off every time
         x = torch.tensor([[0.0], [1.0]], dtype=torch.float64) + rank + centre
@@ -111,7 +111,7 @@ def test_a_mean_far_from_the_shift_costs_no_digits():
 
 
 def bad_batches(rank, ranks):
-    layer = batchnorm.BatchNorm1d(2, extent=batchnorm.Sync(timeout=30))
+    layer = batchnorm.BatchNorm1d(2, extent=batchnorm.layers.Sync(timeout=30))
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(rank))
     if rank == 1:
         x[0, 0] = torch.nan
@@ -128,12 +128,12 @@ def test_a_batch_poisoned_on_one_rank_is_skipped_on_all():
 def disagreeing(rank, ranks):
     torch.manual_seed(0)
     told = {}
-    layer = batchnorm.BatchNorm1d(2 + rank, extent=batchnorm.Sync(timeout=10))
+    layer = batchnorm.BatchNorm1d(2 + rank, extent=batchnorm.layers.Sync(timeout=10))
     try:
         layer(torch.randn(4, 2 + rank))
     except batchnorm.BatchNormError as error:
         told["channels"] = str(error)
-    first, second = (batchnorm.BatchNorm1d(2, extent=batchnorm.Sync(timeout=10)) for _ in range(2))
+    first, second = (batchnorm.BatchNorm1d(2, extent=batchnorm.layers.Sync(timeout=10)) for _ in range(2))
     model = nn.ModuleDict({"a": first, "b": second})
     model.forward = lambda x, order: [model[name](x) for name in order]
     x = torch.randn(4, 2)
@@ -152,7 +152,7 @@ def test_ranks_that_disagree_say_how():
 
 
 def waiting(rank, ranks):
-    layer = batchnorm.BatchNorm1d(2, extent=batchnorm.Sync(timeout=2))
+    layer = batchnorm.BatchNorm1d(2, extent=batchnorm.layers.Sync(timeout=2))
     x = torch.randn(4, 2)
     layer(x)
     if rank == 1:
@@ -170,7 +170,7 @@ def test_a_rank_that_does_not_come_is_named():
 
 
 def second_derivative(rank, ranks):
-    layer = batchnorm.BatchNorm1d(2, extent=batchnorm.Sync(timeout=30), dtype=torch.float64)
+    layer = batchnorm.BatchNorm1d(2, extent=batchnorm.layers.Sync(timeout=30), dtype=torch.float64)
     x = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))[3 * rank : 3 * rank + 3]
     x = x.clone().requires_grad_()
     (first,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
@@ -191,7 +191,7 @@ def test_second_derivatives_cross_ranks():
 
 def test_one_process_is_the_batch():
     x = torch.randn(6, 2)
-    synced, plain = batchnorm.BatchNorm1d(2, extent=batchnorm.Sync()), batchnorm.BatchNorm1d(2)
+    synced, plain = batchnorm.BatchNorm1d(2, extent=batchnorm.layers.Sync()), batchnorm.BatchNorm1d(2)
     assert torch.equal(synced(x), plain(x))
     twin = copy.deepcopy(synced)
     assert torch.equal(twin(x), plain(x))

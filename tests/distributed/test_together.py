@@ -17,7 +17,7 @@ STEPS = 4
 
 def branches(**options):
     """Two branches of a block, one with an activation and channels last."""
-    extent = batchnorm.Sync(timeout=30)
+    extent = batchnorm.layers.Sync(timeout=30)
     torch.manual_seed(5)
     made = nn.ModuleList(
         [
@@ -91,14 +91,14 @@ def test_however_it_is_computed_it_is_one_process_on_the_whole(ranks, backends, 
 VARIANTS = {
     "plain": {},
     "cumulative": {"momentum": None},
-    "debiased": {"estimator": batchnorm.EMA(0.9, debias=True)},
-    "total": {"estimator": batchnorm.EMA(0.9, total=True)},
+    "debiased": {"estimator": batchnorm.layers.EMA(0.9, debias=True)},
+    "total": {"estimator": batchnorm.layers.EMA(0.9, total=True)},
     "pooled": {"method": "pooled"},
     "no affine": {"affine": False},
     "no bias": {"bias": False},
     "no statistics": {"track_running_stats": False},
     "leaky": {"activation": "leaky_relu"},
-    "population": {"policy": batchnorm.Policy(too_few="population")},
+    "population": {"policy": batchnorm.layers.Policy(too_few="population")},
 }
 
 
@@ -119,7 +119,7 @@ def both_ways(rank, ranks):
 
 
 def two_steps(name, options, rank, dtype, layout):
-    extent = batchnorm.Sync(timeout=30)
+    extent = batchnorm.layers.Sync(timeout=30)
     one = batchnorm.BatchNorm2d(4, extent=extent, **options)
     one = one.double() if dtype == torch.float64 else one
     found = []
@@ -187,9 +187,9 @@ def refused(rank, ranks):
     told = []
     for x, options in (
         (torch.ones(1 - rank, 3, dtype=torch.float64), {}),
-        (torch.full((4, 3), torch.inf if rank else 1.0), {"policy": batchnorm.Policy(nonfinite="raise")}),
+        (torch.full((4, 3), torch.inf if rank else 1.0), {"policy": batchnorm.layers.Policy(nonfinite="raise")}),
     ):
-        one = batchnorm.BatchNorm1d(3, extent=batchnorm.Sync(timeout=30), dtype=x.dtype, **options)
+        one = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Sync(timeout=30), dtype=x.dtype, **options)
         with pytest.raises(batchnorm.BatchNormError) as caught:
             one(x.requires_grad_())
         told.append((str(caught.value), one.running_mean.tolist(), int(one.num_batches_tracked)))

@@ -30,7 +30,7 @@ def train(net, called, rows, scale):
 
 
 def on_rank(rank, ranks, kind):
-    net = batchnorm.convert(model(), extent=batchnorm.Sync(timeout=60))
+    net = batchnorm.convert(model(), extent=batchnorm.layers.Sync(timeout=60))
     called = net
     if kind == "fsdp":
         from torch.distributed.fsdp import fully_shard

@@ -42,17 +42,17 @@ def call(*calls):
 
 
 ESTIMATORS = [
-    ("ema", {"momentum": 0.1}, batchnorm.EMA(0.9)),
-    ("ema", {"momentum": 0.013}, batchnorm.EMA(0.987)),
-    ("ema", {"momentum": 1}, batchnorm.EMA(0.0)),
-    ("debiased", {"momentum": 0.1}, batchnorm.EMA(0.9, debias=True)),
-    ("debiased", {"momentum": 0.001}, batchnorm.EMA(0.999, debias=True)),
-    ("cumulative", {}, batchnorm.Cumulative()),
-    ("window", {"size": 1}, batchnorm.Window(1)),
-    ("window", {"size": 7}, batchnorm.Window(7)),
-    ("window", {"size": 100}, batchnorm.Window(100)),
-    ("diminishing", {"power": 0.5}, batchnorm.Diminishing(0.5)),
-    ("diminishing", {"power": 1}, batchnorm.Diminishing(1.0)),
+    ("ema", {"momentum": 0.1}, batchnorm.layers.EMA(0.9)),
+    ("ema", {"momentum": 0.013}, batchnorm.layers.EMA(0.987)),
+    ("ema", {"momentum": 1}, batchnorm.layers.EMA(0.0)),
+    ("debiased", {"momentum": 0.1}, batchnorm.layers.EMA(0.9, debias=True)),
+    ("debiased", {"momentum": 0.001}, batchnorm.layers.EMA(0.999, debias=True)),
+    ("cumulative", {}, batchnorm.layers.Cumulative()),
+    ("window", {"size": 1}, batchnorm.layers.Window(1)),
+    ("window", {"size": 7}, batchnorm.layers.Window(7)),
+    ("window", {"size": 100}, batchnorm.layers.Window(100)),
+    ("diminishing", {"power": 0.5}, batchnorm.layers.Diminishing(0.5)),
+    ("diminishing", {"power": 1}, batchnorm.layers.Diminishing(1.0)),
 ]
 
 

@@ -227,7 +227,7 @@ def test_this_package_s_layers_are_read_and_filled_where_a_stock_layer_could_sta
     stock = nn.Sequential(nn.BatchNorm1d(2))
     translate(stock, ours)
     assert ours[0].running_mean.tolist() == [0, 0]
-    mixed = nn.Sequential(batchnorm.BatchNorm1d(2, inference=batchnorm.Mixture(weight=0.5)))
+    mixed = nn.Sequential(batchnorm.BatchNorm1d(2, inference=batchnorm.layers.Mixture(weight=0.5)))
     with pytest.raises(BatchNormError, match="depends on the example"):
         translate(mixed, "torch")
 

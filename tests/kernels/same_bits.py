@@ -9,8 +9,8 @@ import itertools
 import torch
 
 import batchnorm
-from batchnorm import EMA, MABN, Ghost, PowerNorm, Renorm, UnifiedNorm, Window, kernels
-from batchnorm.layers import PopulationCoupling, SecondMoment
+from batchnorm import kernels
+from batchnorm.layers import EMA, MABN, Ghost, PopulationCoupling, PowerNorm, Renorm, SecondMoment, UnifiedNorm, Window
 
 KINDS = {2: batchnorm.BatchNorm1d, 3: batchnorm.BatchNorm1d, 4: batchnorm.BatchNorm2d, 5: batchnorm.BatchNorm3d}
 # Planes of one and several blocks, short runs, rows, tails of every length, and outputs that are streamed.

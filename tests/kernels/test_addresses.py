@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import batchnorm
-from batchnorm import MABN, BatchNormError, OperandError, PowerNorm, UnifiedNorm, kernels
+from batchnorm import BatchNormError, OperandError, kernels
 from batchnorm.kernels import native
+from batchnorm.layers import MABN, PowerNorm, UnifiedNorm
 
 pytestmark = pytest.mark.skipif(not native.built(), reason="the native kernels were not built")
 

@@ -17,7 +17,7 @@ CHOICES = {
     "cumulative": {"method": "cumulative"},
     "renorm": {"method": "renorm"},
     "population": {"method": "population"},
-    "ghost": {"extent": batchnorm.Ghost(4)},
+    "ghost": {"extent": batchnorm.layers.Ghost(4)},
     "activated": {"activation": "leaky_relu"},
     "no bias": {"bias": False},
     "no affine": {"affine": False},

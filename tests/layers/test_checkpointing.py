@@ -10,8 +10,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from batchnorm import MABN, BatchNorm2d, BatchNormError, accumulate, bank, kernels, masked, pause
-from batchnorm.layers import METHODS
+from batchnorm import BatchNorm2d, BatchNormError, accumulate, bank, kernels, masked, pause
+from batchnorm.layers import MABN, METHODS
 from tests.subjects import Subject
 
 

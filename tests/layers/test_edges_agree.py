@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from batchnorm import MABN, BatchNorm1d, BatchNormError, Pooled, PowerNorm, UnifiedNorm, Window, kernels
-from batchnorm.layers import Policy
+from batchnorm import BatchNorm1d, BatchNormError, kernels
+from batchnorm.layers import MABN, Policy, Pooled, PowerNorm, UnifiedNorm, Window
 
 WEIGHTS = torch.tensor([0.3, 0.1, 0.2, 0.4, 0.15, 0.25], dtype=torch.float64)
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import batchnorm
-from batchnorm import EMA, Cumulative
-from batchnorm.layers import Pooled
+from batchnorm.layers import EMA, Cumulative, Pooled
 
 STEPS = 1000
 

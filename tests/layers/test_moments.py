@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batchnorm
-from batchnorm import Moments
+from batchnorm.layers import Moments
 from tests.fuzzing import fuzz
 
 

@@ -120,14 +120,14 @@ WEIGHTS = {
 def test_weights_that_mean_nothing_are_refused(backend, kind, how):
     weights, x = torch.tensor(WEIGHTS[kind]), torch.randn(6, 3) + 7
     choices = {
-        "reliability": {"policy": batchnorm.Policy(weights="reliability")},
-        "ghost": {"extent": batchnorm.Ghost(3)},
+        "reliability": {"policy": batchnorm.layers.Policy(weights="reliability")},
+        "ghost": {"extent": batchnorm.layers.Ghost(3)},
         "renorm": {"method": "renorm"},
         "mabn": {"method": "mabn"},
     }
     layer = batchnorm.BatchNorm1d(3, **choices.get(how, {})).train(how != "eval")
     calls = {
-        "Moments": lambda: batchnorm.Moments.of(x, weight=weights),
+        "Moments": lambda: batchnorm.layers.Moments.of(x, weight=weights),
         "context": lambda: within(batchnorm.masked(layer, weights=weights), lambda: layer(x)),
     }
     with pytest.raises(batchnorm.BatchNormError, match="weights must be finite and not negative"):

@@ -26,14 +26,14 @@ def refusal(call):
 @pytest.mark.parametrize(
     ("method", "given", "choice"),
     [
-        ("renorm", {"rmax": 3}, "coupling=batchnorm.Renorm(r_max=3)"),
-        ("renorm", {"decay": 0.9}, "estimator=batchnorm.EMA(sigma=True, correction=0, decay=0.9)"),
-        ("renorm", {"momentum": 0.25}, "estimator=batchnorm.EMA(sigma=True, correction=0, decay=0.75)"),
-        ("mabn", {"window": 8}, "coupling=batchnorm.MABN(window=8)"),
-        ("example-weighing", {"prior": 5.0}, "inference=batchnorm.Mixture(prior=5.0)"),
-        ("batchnorm", {"debias": True}, "estimator=batchnorm.EMA(debias=True)"),
-        ("debiased", {"too_few": "population"}, "policy=batchnorm.Policy(too_few='population')"),
-        ("ghost", {"size": 2}, "extent=batchnorm.Ghost(size=2)"),
+        ("renorm", {"rmax": 3}, "coupling=batchnorm.layers.Renorm(r_max=3)"),
+        ("renorm", {"decay": 0.9}, "estimator=batchnorm.layers.EMA(sigma=True, correction=0, decay=0.9)"),
+        ("renorm", {"momentum": 0.25}, "estimator=batchnorm.layers.EMA(sigma=True, correction=0, decay=0.75)"),
+        ("mabn", {"window": 8}, "coupling=batchnorm.layers.MABN(window=8)"),
+        ("example-weighing", {"prior": 5.0}, "inference=batchnorm.layers.Mixture(prior=5.0)"),
+        ("batchnorm", {"debias": True}, "estimator=batchnorm.layers.EMA(debias=True)"),
+        ("debiased", {"too_few": "population"}, "policy=batchnorm.layers.Policy(too_few='population')"),
+        ("ghost", {"size": 2}, "extent=batchnorm.layers.Ghost(size=2)"),
         ("population", {"gradient": False}, "coupling=batchnorm.layers.PopulationCoupling(gradient=False)"),
     ],
 )
@@ -71,7 +71,7 @@ def test_every_parameter_of_every_method_is_found_and_its_class_is_where_the_mes
         (lambda: batchnorm.convert(network(), "debaised"), "it was 'debaised': did you mean 'debiased'?"),
         (lambda: batchnorm.BatchNorm2d(3, method="Re-Norm"), "it was 'Re-Norm': did you mean 'renorm'?"),
         (lambda: batchnorm.convert(network(), couplng=None), "it was 'couplng': did you mean 'coupling'?"),
-        (lambda: batchnorm.convert(network(), colour=1), "as in coupling=batchnorm.Renorm(r_max=3.0)"),
+        (lambda: batchnorm.convert(network(), colour=1), "as in coupling=batchnorm.layers.Renorm(r_max=3.0)"),
         (lambda: batchnorm.convert(network(), "magic"), "weighted, banks; it was 'magic'"),
     ],
 )

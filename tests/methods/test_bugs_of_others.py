@@ -9,23 +9,21 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm import (
+from batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNormError
+from batchnorm.layers import (
     EMA,
     MABN,
-    BatchNorm,
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNormError,
+    METHODS,
     Cumulative,
     Ghost,
     Mixture,
     Policy,
     Pooled,
+    PopulationCoupling,
     Renorm,
     UnifiedNorm,
     Window,
 )
-from batchnorm.layers import METHODS, PopulationCoupling
 from tests.methods.plain import batch_norm, close, data, moments, randn, run
 from tests.subjects import Subject
 
@@ -458,7 +456,7 @@ def test_cross_iteration_divides_by_the_deviation_plus_eps_and_burns_in_unbiased
 
 
 def test_cross_iteration_without_burn_in_divides_by_zero():
-    net = Subject("cbn", 3, dtype=torch.float64, coupling=batchnorm.CrossIteration(burn_in=0))
+    net = Subject("cbn", 3, dtype=torch.float64, coupling=batchnorm.layers.CrossIteration(burn_in=0))
     x = data(1, 4, 3, 2, 2)
     assert torch.isfinite(net(x)).all()
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm import BatchNorm1d, BatchNorm2d, BatchNormError, Mixture, OnlineNorm, Policy, Renorm
-from batchnorm.layers import METHODS, SecondMoment
+from batchnorm import BatchNorm1d, BatchNorm2d, BatchNormError
+from batchnorm.layers import METHODS, Mixture, OnlineNorm, Policy, Renorm, SecondMoment
 from batchnorm.models import affine_penalty, center_weights, mode, parameter_groups, union
 from tests.methods.plain import affine, batch_norm, close, data, randn, run, same
 from tests.sampling import slow_but
@@ -412,7 +412,7 @@ def test_inplace_activation_is_there_however_the_batch_is_normalised():
         "frozen": lambda layer: batchnorm.freeze(layer)(x),
         "inferring": lambda layer: layer.eval()(x),
         "corrected": corrected,
-        "converted": lambda layer: batchnorm.convert(layer, "ghost", extent=batchnorm.Ghost(2))(x),
+        "converted": lambda layer: batchnorm.convert(layer, "ghost", extent=batchnorm.layers.Ghost(2))(x),
         "one value": lambda layer: batchnorm.convert(layer, policy=Policy(too_few="population"))(x[:1]),
     }
     for name, way in ways.items():

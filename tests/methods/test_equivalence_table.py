@@ -13,8 +13,21 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm import BatchNormError, Cumulative, Diminishing, Ghost, Pooled, Sync, Window
-from batchnorm.layers import EMA, BatchCoupling, Masked, PopulationCoupling, SecondMoment, Weighted
+from batchnorm import BatchNormError
+from batchnorm.layers import (
+    EMA,
+    BatchCoupling,
+    Cumulative,
+    Diminishing,
+    Ghost,
+    Masked,
+    Pooled,
+    PopulationCoupling,
+    SecondMoment,
+    Sync,
+    Weighted,
+    Window,
+)
 from tests.methods.plain import Run, affine, close, data, randn, run
 
 WAYS = ("mask", "weights", "ghost", "sequential", "sync", "accumulate")
@@ -22,14 +35,14 @@ CUTS = [(), *combinations(WAYS, 1), *combinations(WAYS, 2)]
 COUPLINGS = {
     "batch": BatchCoupling(),
     "second-moment": SecondMoment(),
-    "renorm": batchnorm.Renorm(1.5, 0.5),
+    "renorm": batchnorm.layers.Renorm(1.5, 0.5),
     "population": PopulationCoupling(),
     "constant-population": PopulationCoupling(gradient=False),
-    "mabn": batchnorm.MABN(window=2, warmup=1, correct_after=1),
-    "power": batchnorm.PowerNorm(warmup=1),
-    "unified": batchnorm.UnifiedNorm(window=2, warmup=1),
-    "cbn": batchnorm.CrossIteration(window=2, burn_in=1),
-    "online": batchnorm.OnlineNorm(clamp=None),
+    "mabn": batchnorm.layers.MABN(window=2, warmup=1, correct_after=1),
+    "power": batchnorm.layers.PowerNorm(warmup=1),
+    "unified": batchnorm.layers.UnifiedNorm(window=2, warmup=1),
+    "cbn": batchnorm.layers.CrossIteration(window=2, burn_in=1),
+    "online": batchnorm.layers.OnlineNorm(clamp=None),
 }
 ESTIMATORS = {
     "ema": EMA(0.7),

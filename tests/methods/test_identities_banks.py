@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm import BatchNorm1d, Moments, Pooled
-from batchnorm.layers import METHODS
+from batchnorm import BatchNorm1d
+from batchnorm.layers import METHODS, Moments, Pooled
 from batchnorm.models import union
 from tests.methods.plain import batch_norm, close, data, randn, run
 from tests.subjects import Subject

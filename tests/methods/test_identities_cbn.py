@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from batchnorm import BatchNorm1d, BatchNorm2d, CrossIteration
+from batchnorm import BatchNorm1d, BatchNorm2d
+from batchnorm.layers import CrossIteration
 from tests.methods.plain import affine, axes, batch_norm, close, moments, normalise, over, randn
 
 X = randn(8, 2, 6, 6, seed=3) + 0.5

@@ -7,7 +7,8 @@ import torch
 from torch.optim.swa_utils import update_bn
 
 import batchnorm
-from batchnorm import EMA, BatchNorm1d, BatchNorm2d, Cumulative, Diminishing, Pooled, Window
+from batchnorm import BatchNorm1d, BatchNorm2d
+from batchnorm.layers import EMA, Cumulative, Diminishing, Pooled, Window
 from tests.methods.plain import batch_norm, close, data, randn
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from batchnorm import BatchNorm1d, BatchNorm2d, Ghost, Moments
+from batchnorm import BatchNorm1d, BatchNorm2d
+from batchnorm.layers import Ghost, Moments
 from tests.methods.plain import affine, close, data, randn, run, same
 
 SHAPE = (8, 3, 4, 5)

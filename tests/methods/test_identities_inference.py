@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm import BatchNorm1d, BatchNorm2d, Mixture
+from batchnorm import BatchNorm1d, BatchNorm2d
+from batchnorm.layers import Mixture
 from tests.methods.plain import affine, batch_norm, close, data, moments, normalise, over, randn, run, run_plain, same
 
 X, G = data(3, 6, 3, 4, 5), randn(6, 3, 4, 5, seed=8)

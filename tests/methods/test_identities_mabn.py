@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm import MABN, BatchNorm2d, PowerNorm, UnifiedNorm
+from batchnorm import BatchNorm2d
+from batchnorm.layers import MABN, PowerNorm, UnifiedNorm
 from tests.methods.plain import affine, axes, close, data, over, randn, run, run_plain, same
 
 SHAPE = (4, 3, 4, 5)

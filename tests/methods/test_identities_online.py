@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from batchnorm import BatchNorm1d, BatchNorm2d, OnlineNorm, kernels
+from batchnorm import BatchNorm1d, BatchNorm2d, kernels
 from batchnorm.kernels.recurrence import recurrence
+from batchnorm.layers import OnlineNorm
 from tests.methods.plain import affine, axes, close, data, normalise, over, randn, run
 
 STREAM, G = data(2, 12, 3, 4, 5), randn(12, 3, 4, 5, seed=7)

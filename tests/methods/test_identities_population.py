@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from batchnorm import EMA, BatchNorm1d, BatchNorm2d, Cumulative, Diminishing
-from batchnorm.layers import PopulationCoupling
+from batchnorm import BatchNorm1d, BatchNorm2d
+from batchnorm.layers import EMA, Cumulative, Diminishing, PopulationCoupling
 from tests.methods.plain import affine, axes, batch_norm, close, data, moments, normalise, over, randn, run, same
 
 SHAPE = (6, 3, 4, 5)

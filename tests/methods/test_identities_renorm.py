@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from batchnorm import EMA, BatchNorm1d, BatchNorm2d, Renorm
+from batchnorm import BatchNorm1d, BatchNorm2d
+from batchnorm.layers import EMA, Renorm
 from tests.methods.plain import affine, axes, close, data, moments, over, randn, run, same
 
 SHAPE = (6, 3, 4, 5)

@@ -7,9 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import batchnorm
-from batchnorm import MABN, BatchNorm2d, BatchNormError, Ghost, Pooled, PowerNorm, Renorm, UnifiedNorm, Window, kernels
+from batchnorm import BatchNorm2d, BatchNormError, kernels
 from batchnorm.kernels import native, slab
-from batchnorm.layers import Policy, fused
+from batchnorm.layers import MABN, Ghost, Policy, Pooled, PowerNorm, Renorm, UnifiedNorm, Window, fused
 from tests.methods.plain import affine, close, data, randn
 
 pytestmark = pytest.mark.skipif(not native.built(), reason="the native kernels are not built")
@@ -21,7 +21,7 @@ CHOICES = {
     "window": {"estimator": Window(3)},
     "window of all values": {"estimator": Window(3, total=True)},
     "window of one": {"estimator": Window(1, correction=0)},
-    "diminishing": {"method": "diminishing", "estimator": batchnorm.Diminishing(0.7, 0.8)},
+    "diminishing": {"method": "diminishing", "estimator": batchnorm.layers.Diminishing(0.7, 0.8)},
     "mabn": {"method": "mabn", "coupling": MABN(3, 1.1, 1, 3)},
     "power": {"method": "power", "coupling": PowerNorm(warmup=2)},
     "unified": {"method": "unified", "coupling": UnifiedNorm(3, 1.2, 1)},

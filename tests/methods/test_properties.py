@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchnorm import BatchNorm, Ghost, Moments
+from batchnorm import BatchNorm
+from batchnorm.layers import Ghost, Moments
 from tests.fuzzing import fuzz
 from tests.methods.plain import batch_norm, close, randn, run
 

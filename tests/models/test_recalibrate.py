@@ -295,7 +295,7 @@ def test_first_layer_is_float64_exact_at_any_mean(offset, memory_format):
 
 def test_the_target_s_convention_of_variance_is_kept():
     x = torch.randn(6, 2)
-    unbiased, biased = batchnorm.BatchNorm1d(2), batchnorm.BatchNorm1d(2, estimator=batchnorm.EMA(correction=0))
+    unbiased, biased = batchnorm.BatchNorm1d(2), batchnorm.BatchNorm1d(2, estimator=batchnorm.layers.EMA(correction=0))
     for layer in (unbiased, biased):
         batchnorm.recalibrate(layer, [x])
     assert torch.allclose(unbiased.running_var, x.var(0), rtol=1e-6)

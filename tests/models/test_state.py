@@ -158,7 +158,7 @@ VERBS = {
     "adapt to a domain": lambda m: batchnorm.adapt(m, BATCHES, "domain").undo(),
     "fold": lambda m: batchnorm.fold(m, X[:4]),
     "convert": batchnorm.convert,
-    "convert, looking back": lambda m: batchnorm.convert(m, coupling=batchnorm.CrossIteration()),
+    "convert, looking back": lambda m: batchnorm.convert(m, coupling=batchnorm.layers.CrossIteration()),
     "convert and back": lambda m: batchnorm.to_stock(batchnorm.convert(m)),
     "fuse_activations": lambda m: batchnorm.fuse_activations(batchnorm.convert(m)),
     "freeze": batchnorm.freeze,

@@ -137,7 +137,7 @@ def test_pain_49_statistics_of_replicas():
     np.testing.assert_allclose(back["batch_stats"]["bn"]["mean"], whole.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(back["batch_stats"]["bn"]["var"], whole.var(0), rtol=1e-5)
     # And the array-level core: moments of any arrays, merged without loss.
-    merged = batchnorm.Moments.of(torch.from_numpy(replicas[0])).merge(
-        batchnorm.Moments.of(torch.from_numpy(replicas[1]))
+    merged = batchnorm.layers.Moments.of(torch.from_numpy(replicas[0])).merge(
+        batchnorm.layers.Moments.of(torch.from_numpy(replicas[1]))
     )
     np.testing.assert_allclose(merged.var(0).numpy(), whole.var(0), rtol=1e-12)

@@ -44,7 +44,7 @@ def test_pain_43_a_momentum_schedule():
     "momentum=None is misread: taken for 0.0, or 0.0 for it",
     state="prevented",
     peer="None is the cumulative average, 0.0 stores nothing at all; 1.5 and -0.2 are taken without a word",
-    here="batchnorm.BatchNorm2d(64, estimator=batchnorm.Cumulative())",
+    here="batchnorm.BatchNorm2d(64, estimator=batchnorm.layers.Cumulative())",
     thread="https://github.com/Lightning-AI/pytorch-lightning/issues/14866",
     page="findings.md#bn107",
     without=("batchnorm.BatchNorm1d", "batchnorm.recalibrate"),
@@ -55,7 +55,7 @@ def test_pain_44_no_momentum_misread():
         "None": nn.BatchNorm1d(64, momentum=None),
         "zero": nn.BatchNorm1d(64, momentum=0.0),
         "wild": nn.BatchNorm1d(64, momentum=1.5),
-        "named": batchnorm.BatchNorm1d(64, estimator=batchnorm.Cumulative()),
+        "named": batchnorm.BatchNorm1d(64, estimator=batchnorm.layers.Cumulative()),
     }
     for layer in layers.values():
         for part in parts:

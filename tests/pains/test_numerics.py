@@ -78,7 +78,7 @@ def test_pain_22_half_precision_statistics():
     "train() and eval() differ even with momentum 1 and one batch; re-implementations disagree with torch",
     state="prevented",
     peer="normalises with the biased variance and stores the unbiased one: a factor sqrt(n / (n - 1)), 1.41 at n = 2",
-    here="batchnorm.BatchNorm2d(64, estimator=batchnorm.EMA(0.9, correction=0))",
+    here="batchnorm.BatchNorm2d(64, estimator=batchnorm.layers.EMA(0.9, correction=0))",
     thread="https://github.com/pytorch/pytorch/issues/1410",
     page="choices.md",
     without="batchnorm.BatchNorm1d",
@@ -86,7 +86,7 @@ def test_pain_22_half_precision_statistics():
 def test_pain_23_biased_and_unbiased():
     x = torch.tensor([[1.0], [3.0]])
     stock = nn.BatchNorm1d(1, momentum=1.0, eps=1e-12)
-    ours = batchnorm.BatchNorm1d(1, momentum=1.0, eps=1e-12, estimator=batchnorm.EMA(correction=0))
+    ours = batchnorm.BatchNorm1d(1, momentum=1.0, eps=1e-12, estimator=batchnorm.layers.EMA(correction=0))
     trained = stock(x)
     assert torch.allclose(trained / stock.eval()(x), torch.tensor(2.0).sqrt())
     assert torch.allclose(ours(x), trained)

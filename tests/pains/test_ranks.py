@@ -15,7 +15,7 @@ import batchnorm.interop
 from tests.distributed import world
 from tests.pains.table import is_off, pain, switch_off
 
-FEATURES = ("batchnorm.sync_statistics", "batchnorm.recalibrate", "batchnorm.interop.to_torch", "batchnorm.Sync")
+FEATURES = ("batchnorm.sync_statistics", "batchnorm.recalibrate", "batchnorm.interop.to_torch", "batchnorm.layers.Sync")
 SIZES = (6, 2)
 
 
@@ -74,10 +74,10 @@ def on_rank(rank, ranks, off):
     of_means = torch.stack([x.mean(0), x.var(0, correction=0) + x.mean(0).square()])
     dist.all_reduce(of_means)
     told["mean of means"] = of_means[0] / ranks
-    layer = batchnorm.BatchNorm1d(2, momentum=1.0, extent=batchnorm.Sync())
+    layer = batchnorm.BatchNorm1d(2, momentum=1.0, extent=batchnorm.layers.Sync())
     told["y"] = layer(x).detach()
     told["sync"] = copy.deepcopy(layer.state_dict())
-    empty = batchnorm.BatchNorm1d(2, momentum=1.0, extent=batchnorm.Sync())
+    empty = batchnorm.BatchNorm1d(2, momentum=1.0, extent=batchnorm.layers.Sync())
     told["empty"] = refusal(lambda: empty(x if rank == 0 else x[:0])), empty.running_mean.clone()
     return told
 
@@ -192,10 +192,10 @@ def test_pain_27_precise_statistics_on_ranks():
     "SyncBN with unequal batches on the ranks gives another running_var, or crashes on an empty one",
     state="prevented",
     peer="a mean of the ranks' means, as home-made ones take it, is off: 2 for 1 with 6 and 2 samples",
-    here="batchnorm.convert(model, extent=batchnorm.Sync())",
+    here="batchnorm.convert(model, extent=batchnorm.layers.Sync())",
     thread="https://github.com/NVIDIA/apex/issues/387",
     page="many-processes.md",
-    without="batchnorm.Sync",
+    without="batchnorm.layers.Sync",
 )
 def test_pain_36_uneven_ranks():
     ranks = results()

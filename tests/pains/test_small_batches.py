@@ -15,7 +15,7 @@ from tests.pains.table import outcome, pain
     "ValueError: Expected more than 1 value per channel when training",
     state="prevented",
     peer="raises in the middle of an epoch, at a last batch of one sample or a 1 x 1 map, and counts that batch",
-    here='batchnorm.convert(model, policy=batchnorm.Policy(too_few="population"))',
+    here='batchnorm.convert(model, policy=batchnorm.layers.Policy(too_few="population"))',
     thread="https://github.com/pytorch/pytorch/issues/13223",
     page="findings.md#bn128",
     without=("batchnorm.convert", "batchnorm.diagnose"),
@@ -31,7 +31,7 @@ def test_pain_03_one_value_per_channel():
         nn.BatchNorm2d(3)(torch.randn(1, 3, 1, 1))
     first = batchnorm.diagnose(model, loader, metric).findings[:1]
     assert [f.code for f in first] == ["BN128"]
-    batchnorm.convert(model, policy=batchnorm.Policy(too_few="population"))
+    batchnorm.convert(model, policy=batchnorm.layers.Policy(too_few="population"))
     before = {name: value.clone() for name, value in model.named_buffers()}
     y = model.train()(loader[-1][0])
     assert torch.allclose(y, model.eval()(loader[-1][0]), atol=1e-5)  # as inference would normalise it
@@ -111,7 +111,7 @@ def test_pain_39_results_depend_on_the_batch():
     "Ghost batch norm: the batch must be divisible, and the left-over chunk may be one sample",
     state="prevented",
     peer="splitting by hand into 16, 16 and 1 raises at the 1; Keras 3 has no virtual_batch_size",
-    here="batchnorm.convert(model, extent=batchnorm.Ghost(16))",
+    here="batchnorm.convert(model, extent=batchnorm.layers.Ghost(16))",
     thread="https://github.com/keras-team/keras/issues/15790",
     page="methods/ghost.md",
     without="batchnorm.BatchNorm1d",
@@ -122,7 +122,7 @@ def test_pain_42_ghost_batches():
     by_hand = nn.BatchNorm1d(3)
     with pytest.raises(ValueError, match="more than 1 value"):
         torch.cat([by_hand(chunk) for chunk in x.split(16)])
-    ghost = batchnorm.BatchNorm1d(3, extent=batchnorm.Ghost(16))
+    ghost = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Ghost(16))
     y = ghost(x)
     parts = [(chunk - chunk.mean(0)) / (chunk.var(0, correction=0) + 1e-5).sqrt() for chunk in x.split([17, 16])]
     assert torch.allclose(y, torch.cat(parts), atol=1e-5)
@@ -159,7 +159,7 @@ def test_pain_47_empty_batch():
     "Contrastive pretraining cheats: samples of a batch inform each other through batch norm",
     state="prevented",
     peer="every output depends on every other input of the batch, the query's own key included",
-    here="batchnorm.convert(encoder, extent=batchnorm.Ghost(4)); y = encoder(x[order])[order.argsort()]",
+    here="batchnorm.convert(encoder, extent=batchnorm.layers.Ghost(4)); y = encoder(x[order])[order.argsort()]",
     thread="https://github.com/facebookresearch/moco/issues/137",
     page="methods/ghost.md",
     without="batchnorm.BatchNorm1d",
@@ -176,7 +176,7 @@ def test_pain_52_samples_inform_each_other():
 
     with batchnorm.pause(nn.BatchNorm1d(3, dtype=torch.float64)) as stock:
         assert informed(stock, torch.arange(16)).all()
-    ghost = batchnorm.BatchNorm1d(3, extent=batchnorm.Ghost(4), dtype=torch.float64)
+    ghost = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Ghost(4), dtype=torch.float64)
     order = torch.cat([torch.arange(8), 8 + torch.arange(8).roll(4)])  # a key goes with other queries' keys
     with batchnorm.pause(ghost):
         told = informed(ghost, order)

@@ -24,10 +24,10 @@ KINDS: dict[str, tuple[type, tuple[int, ...], dict[str, Any]]] = {
 }
 # Windows and warm-ups that are over before a sequence is.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ghost": {"extent": batchnorm.Ghost(2)},
-    "window": {"estimator": batchnorm.Window(2)},
-    "power": {"coupling": batchnorm.PowerNorm(warmup=1)},
-    "mabn": {"coupling": batchnorm.MABN(window=3, warmup=1, correct_after=2)},
+    "ghost": {"extent": batchnorm.layers.Ghost(2)},
+    "window": {"estimator": batchnorm.layers.Window(2)},
+    "power": {"coupling": batchnorm.layers.PowerNorm(warmup=1)},
+    "mabn": {"coupling": batchnorm.layers.MABN(window=3, warmup=1, correct_after=2)},
 }
 # Of outputs and statistics, and of gradients, which divide by a standard deviation that may be small.
 TOLERANCE = {torch.float64: (1e-9, 1e-8), torch.float32: (2e-4, 5e-3)}

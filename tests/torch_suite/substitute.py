@@ -36,13 +36,13 @@ class SyncBatchNorm(batchnorm.BatchNorm):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        extent = batchnorm.Sync(group=process_group)
+        extent = batchnorm.layers.Sync(group=process_group)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, extent=extent)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
         """What a program that uses this package calls instead, and the class name that tests ask for."""
-        batchnorm.convert(module, extent=batchnorm.Sync(group=process_group))
+        batchnorm.convert(module, extent=batchnorm.layers.Sync(group=process_group))
         for layer in module.modules():
             if type(layer) in (batchnorm.BatchNorm1d, batchnorm.BatchNorm2d, batchnorm.BatchNorm3d):
                 layer.__class__ = cls

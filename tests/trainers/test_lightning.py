@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning.*"),
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*:batchnorm.diagnosis.run.watch.BatchNormWarning"),
+    pytest.mark.filterwarnings("ignore:.*:batchnorm.diagnosis.BatchNormWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
 ]
 

@@ -8,7 +8,7 @@ from tests.trainers.networks import DATA, network
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::batchnorm.diagnosis.run.watch.BatchNormWarning")
+@pytest.mark.filterwarnings("ignore::batchnorm.diagnosis.BatchNormWarning")
 def test_event_files_hold_what_the_report_holds(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

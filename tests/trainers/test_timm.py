@@ -67,7 +67,7 @@ def test_converted_and_back():
 
 def test_converted_to_another_method():
     model = convert(network(), "renorm")
-    assert all(isinstance(m.recipe.coupling, batchnorm.Renorm) for m in layers(model))
+    assert all(isinstance(m.recipe.coupling, batchnorm.layers.Renorm) for m in layers(model))
     assert convert(model, "debiased") is model
     model.train()(IMAGES)
     # A debiased average of one batch is that batch.
@@ -84,7 +84,7 @@ def test_a_conversion_that_is_refused_changes_nothing():
     with pytest.raises(BatchNormError, match="count must be given"):
         convert(model, "cumulative")
     assert [type(m) for m in layers(model)] == kinds
-    convert(model, inference=batchnorm.Mixture(weight=0.5))
+    convert(model, inference=batchnorm.layers.Mixture(weight=0.5))
     kinds = [type(m) for m in layers(model)]
     with pytest.raises(BatchNormError, match="Mixture"):
         to_stock(model)

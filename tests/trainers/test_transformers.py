@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     pytest.importorskip("accelerate")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*"),
-    pytest.mark.filterwarnings("ignore::batchnorm.diagnosis.run.watch.BatchNormWarning"),
+    pytest.mark.filterwarnings("ignore::batchnorm.diagnosis.BatchNormWarning"),
 ]
 
 

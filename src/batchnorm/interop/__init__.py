@@ -1,14 +1,28 @@
 """Other people's formats and trainers."""
 
-from batchnorm.interop.federate import average as average
-from batchnorm.interop.federate import merge as merge
-from batchnorm.interop.federate import rules as rules
-from batchnorm.interop.states import state_for as state_for
-from batchnorm.interop.states import state_from as state_from
-from batchnorm.interop.statistics import rescale_variance as rescale_variance
-from batchnorm.interop.statistics import torch_momentum as torch_momentum
-from batchnorm.interop.statistics import variance_from as variance_from
-from batchnorm.interop.stock import to_sync as to_sync
-from batchnorm.interop.stock import to_torch as to_torch
-from batchnorm.interop.translate import Translation as Translation
-from batchnorm.interop.translate import translate as translate
+import sys
+
+from batchnorm.interop import translating
+from batchnorm.interop.federate import average, merge, rules
+from batchnorm.interop.states import state_for, state_from
+from batchnorm.interop.statistics import rescale_variance, torch_momentum, variance_from
+from batchnorm.interop.stock import to_sync, to_torch
+from batchnorm.interop.translating import Translation, translate
+
+__all__ = [
+    "Translation",
+    "average",
+    "merge",
+    "rescale_variance",
+    "rules",
+    "state_for",
+    "state_from",
+    "to_sync",
+    "to_torch",
+    "torch_momentum",
+    "translate",
+    "variance_from",
+]
+
+# Pickles of version 0.1.0 name these modules.
+sys.modules["batchnorm.interop.translate"] = translating

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from batchnorm.errors import BatchNormError
-from batchnorm.interop.translate import Translation, translate
+from batchnorm.interop.translating import Translation, translate
 
 
 def run(source: Path, target: Path, map_file: Path | None, as_json: bool, **choices: Any) -> Translation:

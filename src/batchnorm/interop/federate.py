@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import BatchNormError, check, check_word
 from batchnorm.interop.torch_format import MOVING, is_batch_norm, key_sets
 
 State = Mapping[str, Tensor]
-_KEEP = ("share", "local", "local_statistics")
+Keep = Literal["share", "local", "local_statistics"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Rule:
     layer: str
 
 
-def rules(state: State, batch_norm: str = "share") -> tuple[Rule, ...]:
+def rules(state: State, batch_norm: Keep = "share") -> tuple[Rule, ...]:
     """What `average` will do with each entry of a state dict.
 
     Example:
@@ -42,7 +42,7 @@ def rules(state: State, batch_norm: str = "share") -> tuple[Rule, ...]:
     Raises:
         BatchNormError: another word for batch_norm.
     """
-    check(batch_norm in _KEEP, "batch_norm", f"one of {', '.join(_KEEP)}", repr(batch_norm))
+    check_word("batch_norm", batch_norm, Keep)
     found: list[Rule] = []
     for path, leaves in key_sets(state).items():
         normal = is_batch_norm(leaves)
@@ -65,7 +65,7 @@ def average(
     states: Sequence[State],
     counts: Sequence[float],
     *,
-    batch_norm: str = "share",
+    batch_norm: Keep = "share",
     names: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
     """One state dict from several clients', weighted by their numbers of samples.

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import BatchNormError, check, check_word
 from batchnorm.interop.torch_format import MOVING, is_batch_norm, key_sets
 
-LIBRARIES = ("detectron2", "detectron2-folded", "inplace_abn", "timm", "sync")
+Library = Literal["detectron2", "detectron2-folded", "inplace_abn", "timm", "sync"]
 
 
 def state_from(
-    state: Mapping[str, Tensor], library: str, *, like: Mapping[str, Tensor] | None = None, eps: float = 1e-5
+    state: Mapping[str, Tensor], library: Library, *, like: Mapping[str, Tensor] | None = None, eps: float = 1e-5
 ) -> dict[str, Tensor]:
     """A library's state dict as torch's own layers hold it, with the same eval output.
 
     Example:
-        >>> import torch
+        >>> from typing import Literal
+
+    import torch
         >>> frozen = {"bn.weight": torch.full((2,), 3.0), "bn.bias": torch.zeros(2)}
         >>> model = torch.nn.ModuleDict({"bn": torch.nn.BatchNorm2d(2)})
         >>> stock = state_from(frozen, "detectron2", like=model.state_dict())
@@ -58,11 +61,13 @@ def state_from(
     return new
 
 
-def state_for(state: Mapping[str, Tensor], library: str, *, eps: float = 1e-5) -> dict[str, Tensor]:
+def state_for(state: Mapping[str, Tensor], library: Library, *, eps: float = 1e-5) -> dict[str, Tensor]:
     """A stock state dict as a library's layers hold it, with the same eval output.
 
     Example:
-        >>> import torch
+        >>> from typing import Literal
+
+    import torch
         >>> bn = torch.nn.BatchNorm2d(2)
         >>> sorted(state_for(bn.state_dict(), "detectron2-folded"))
         ['bias', 'weight']
@@ -111,6 +116,6 @@ def _batch_norms(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, s
             yield path, leaves
 
 
-def _check(library: str, eps: float) -> None:
-    check(library in LIBRARIES, "library", f"one of {', '.join(LIBRARIES)}", repr(library))
+def _check(library: Library, eps: float) -> None:
+    check_word("library", library, Library)
     check(eps >= 0, "eps", "0 or more", eps)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import BatchNormError, check, check_word
 
-FORMS = ("variance", "std", "std_plus_eps", "std_with_eps", "second_moment")
+Form = Literal["variance", "std", "std_plus_eps", "std_with_eps", "second_moment"]
+Bias = Literal["biased", "unbiased"]
 
 
 def torch_momentum(other: float) -> float:
@@ -23,7 +24,7 @@ def torch_momentum(other: float) -> float:
     return round(1 - other, 12)
 
 
-def variance_from(stored: Any, form: str, *, mean: Any = None, eps: float | None = None) -> Any:
+def variance_from(stored: Any, form: Form, *, mean: Any = None, eps: float | None = None) -> Any:
     """The running variance from what a library stores in its place.
 
     Example:
@@ -40,7 +41,7 @@ def variance_from(stored: Any, form: str, *, mean: Any = None, eps: float | None
     Raises:
         BatchNormError: an unknown form, what it needs is missing, or values that no variance gives.
     """
-    check(form in FORMS, "form", f"one of {', '.join(FORMS)}", repr(form))
+    check_word("form", form, Form)
     stored = np.asarray(stored, dtype=np.float64)
     if form == "variance":
         return stored
@@ -61,7 +62,7 @@ def variance_from(stored: Any, form: str, *, mean: Any = None, eps: float | None
 
 
 def rescale_variance(
-    variance: Any, count: float, have: str, want: str, *, weight_of_start: float = 0.0, start: float = 1.0
+    variance: Any, count: float, have: Bias, want: Bias, *, weight_of_start: float = 0.0, start: float = 1.0
 ) -> Any:
     """A running variance of biased batch variances as one of unbiased ones, or back.
 
@@ -79,8 +80,10 @@ def rescale_variance(
         start: the value it started from.
 
     Raises:
-        BatchNormError: a count below 2.
+        BatchNormError: a count below 2, another word than those two.
     """
+    check_word("have", have, Bias)
+    check_word("want", want, Bias)
     check(count > 1, "count", "2 or more values per channel and batch", count)
     if have == want:
         return variance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.states import scale_in_place_abn
 from batchnorm.layers import BatchNorm
 from batchnorm.models import freeze
-from batchnorm.models.find import frozen_eps, is_frozen_copy
+from batchnorm.models.find import Model, frozen_eps, is_frozen_copy
 from batchnorm.models.graph.flow import linear_maps_before
 
 _RANKS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -24,6 +24,10 @@ _ACTIVATIONS = {
 }
 
 
+@overload
+def to_torch(model: _BatchNorm, *, dims: int | dict[str, int] | None = None) -> nn.Module: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def to_torch(model: Model, *, dims: int | dict[str, int] | None = None) -> Model: ...
 def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> nn.Module:
     """Turn other libraries' batch norm layers into torch's own, with the same eval output.
 
@@ -66,7 +70,7 @@ def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> n
     return made.get(model, model)
 
 
-def to_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
+def to_sync(model: Model, process_group: Any = None) -> Model:
     """Turn torch's layers into `SyncBatchNorm`, keeping objects, hooks and the frozen state.
 
     Example:
@@ -79,7 +83,7 @@ def to_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
         process_group: as in `torch.nn.SyncBatchNorm`.
 
     Raises:
-        BatchNormError: a layer of this package, which syncs by `extent=batchnorm.Sync()` instead.
+        BatchNormError: a layer of this package, which syncs by `extent=batchnorm.layers.Sync()` instead.
     """
     layers = [m for m in model.modules() if type(m) in _RANKS.values()]
     ours = [name for name, m in model.named_modules() if isinstance(m, BatchNorm)]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from batchnorm.interop.layouts import from_torch, to_torch
-from batchnorm.interop.statistics import decode
+from batchnorm.interop.statistics import Bias, decode
 
 Array = Any  # a numpy array; its dtype is the file's
 
@@ -61,7 +61,7 @@ class Weights:
     raw: dict[Any, Array]
     layers: list[Layer]
     ordered: bool
-    variance: str = "biased"
+    variance: Bias = "biased"
     initial_variance: float | None = 1.0
     source: Any = field(default=None, repr=False)
 

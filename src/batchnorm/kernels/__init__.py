@@ -5,21 +5,33 @@ with different arithmetic on channel vectors in between. Tensors here are `(N, C
 vectors are `(groups, C)`, in float64 wherever the device has it.
 """
 
-from batchnorm.kernels import memory, native
-from batchnorm.kernels.allocator import keep_memory as keep_memory
-from batchnorm.kernels.choice import backends as backends
-from batchnorm.kernels.choice import from_environment
-from batchnorm.kernels.choice import use as use
-from batchnorm.kernels.fused import batch_norm_train as batch_norm_train
-from batchnorm.kernels.registry import Passes as Passes
-from batchnorm.kernels.registry import register as register
-from batchnorm.kernels.registry import select as select
-from batchnorm.kernels.shapes import RawMoments as RawMoments
-from batchnorm.kernels.shapes import compute_dtype as compute_dtype
-from batchnorm.kernels.shapes import wide_dtype as wide_dtype
-from batchnorm.kernels.verify import Parity as Parity
-from batchnorm.kernels.verify import verify as verify
+import sys
 
+from batchnorm.kernels import memory, native, parity
+from batchnorm.kernels.allocator import keep_memory
+from batchnorm.kernels.choice import backends, from_environment, use
+from batchnorm.kernels.fused import batch_norm_train
+from batchnorm.kernels.parity import Parity, verify
+from batchnorm.kernels.registry import Passes, register, select
+from batchnorm.kernels.shapes import RawMoments, compute_dtype, wide_dtype
+
+__all__ = [
+    "Parity",
+    "Passes",
+    "RawMoments",
+    "backends",
+    "batch_norm_train",
+    "compute_dtype",
+    "keep_memory",
+    "register",
+    "select",
+    "use",
+    "verify",
+    "wide_dtype",
+]
+
+# Pickles of version 0.1.0 name these modules.
+sys.modules["batchnorm.kernels.verify"] = parity
 if native.built():
     register(native.PASSES)
 from_environment()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Any, Literal
 
 from batchnorm.errors import check
 from batchnorm.kernels import native
 
 ENVIRONMENT = "BATCHNORM_BACKEND"
+# An instruction set stands for the native backend with it; which of them this machine runs is known at run time.
+Backend = Literal["native", "base", "avx2", "avx512", "reference"]
 
 
 def backends() -> dict[str, str]:
@@ -36,7 +39,7 @@ def backends() -> dict[str, str]:
     }
 
 
-def use(backend: str | None = None) -> None:
+def use(backend: Backend | None = None) -> None:
     """Choose the backend of the CPU for this process.
 
     Example:
@@ -61,6 +64,6 @@ def use(backend: str | None = None) -> None:
 
 def from_environment() -> None:
     """What the environment variable asks for; nothing where it is empty."""
-    wanted = os.environ.get(ENVIRONMENT)
+    wanted: Any = os.environ.get(ENVIRONMENT)
     if wanted:
         use(wanted)

@@ -1,38 +1,65 @@
 """One layer: moments, the five choices, the modules and the table of named methods."""
 
-from batchnorm.layers.choices import Policy as Policy
-from batchnorm.layers.choices import Recipe as Recipe
-from batchnorm.layers.couplings import BatchCoupling as BatchCoupling
-from batchnorm.layers.couplings import PopulationCoupling as PopulationCoupling
-from batchnorm.layers.couplings import SecondMoment as SecondMoment
-from batchnorm.layers.cross_iteration import CrossIteration as CrossIteration
-from batchnorm.layers.estimators import EMA as EMA
-from batchnorm.layers.estimators import Cumulative as Cumulative
-from batchnorm.layers.estimators import Diminishing as Diminishing
-from batchnorm.layers.estimators import Pooled as Pooled
-from batchnorm.layers.estimators import Window as Window
-from batchnorm.layers.extents import Batch as Batch
-from batchnorm.layers.extents import Ghost as Ghost
-from batchnorm.layers.extents import Masked as Masked
-from batchnorm.layers.extents import Sync as Sync
-from batchnorm.layers.extents import Weighted as Weighted
-from batchnorm.layers.inference import Mixture as Mixture
-from batchnorm.layers.inference import Stored as Stored
-from batchnorm.layers.masks import Given as Given
-from batchnorm.layers.module import BatchNorm as BatchNorm
-from batchnorm.layers.modules import BatchNorm1d as BatchNorm1d
-from batchnorm.layers.modules import BatchNorm2d as BatchNorm2d
-from batchnorm.layers.modules import BatchNorm3d as BatchNorm3d
-from batchnorm.layers.modules import LazyBatchNorm1d as LazyBatchNorm1d
-from batchnorm.layers.modules import LazyBatchNorm2d as LazyBatchNorm2d
-from batchnorm.layers.modules import LazyBatchNorm3d as LazyBatchNorm3d
-from batchnorm.layers.moments import Moments as Moments
-from batchnorm.layers.moving import MABN as MABN
-from batchnorm.layers.moving import PowerNorm as PowerNorm
-from batchnorm.layers.moving import UnifiedNorm as UnifiedNorm
-from batchnorm.layers.online import OnlineNorm as OnlineNorm
-from batchnorm.layers.renorm import Renorm as Renorm
-from batchnorm.layers.table import METHODS as METHODS
-from batchnorm.layers.table import methods as methods
-from batchnorm.layers.table import recipe_for as recipe_for
-from batchnorm.layers.together import forward_together as forward_together
+from batchnorm.layers.activation import Activation
+from batchnorm.layers.choices import Choices, Policy, Recipe
+from batchnorm.layers.couplings import BatchCoupling, PopulationCoupling, SecondMoment
+from batchnorm.layers.cross_iteration import CrossIteration
+from batchnorm.layers.estimators import EMA, Cumulative, Diminishing, Pooled, Window
+from batchnorm.layers.extents import Batch, Ghost, Masked, Sync, Weighted
+from batchnorm.layers.inference import Mixture, Stored
+from batchnorm.layers.module import BatchNorm
+from batchnorm.layers.modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+)
+from batchnorm.layers.moments import Moments
+from batchnorm.layers.moving import MABN, PowerNorm, UnifiedNorm
+from batchnorm.layers.online import OnlineNorm
+from batchnorm.layers.renorm import Renorm
+from batchnorm.layers.table import METHODS, Method, methods, recipe_for
+from batchnorm.layers.together import forward_together
+
+__all__ = [
+    "EMA",
+    "MABN",
+    "METHODS",
+    "Activation",
+    "Batch",
+    "BatchCoupling",
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Choices",
+    "CrossIteration",
+    "Cumulative",
+    "Diminishing",
+    "Ghost",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "Masked",
+    "Method",
+    "Mixture",
+    "Moments",
+    "OnlineNorm",
+    "Policy",
+    "Pooled",
+    "PopulationCoupling",
+    "PowerNorm",
+    "Recipe",
+    "Renorm",
+    "SecondMoment",
+    "Stored",
+    "Sync",
+    "UnifiedNorm",
+    "Weighted",
+    "Window",
+    "forward_together",
+    "methods",
+    "recipe_for",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,15 +11,16 @@ from torch.nn import functional
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
 
-ACTIVATIONS = ("relu", "leaky_relu")
+Activation = Literal["relu", "leaky_relu"]
 # Below this |weight|, inverting the affine map would magnify the rounding of y a thousand times.
 SMALLEST_WEIGHT = 1e-3
 
 
-def check_activation(activation: str | None, negative_slope: float, inplace: bool) -> None:
+def check_activation(activation: Activation | None, negative_slope: float, inplace: bool) -> None:
     """The arguments of a fused activation."""
-    words = "None, 'relu' or 'leaky_relu'"
-    check(activation is None or activation in ACTIVATIONS, "activation", words, repr(activation))
+    legal = get_args(Activation)
+    words = f"None, {', '.join(map(repr, legal[:-1]))} or {legal[-1]!r}"
+    check(activation is None or activation in legal, "activation", words, repr(activation))
     check(not inplace or activation == "leaky_relu", "activation", "'leaky_relu' with inplace=True", repr(activation))
     check(not inplace or negative_slope > 0, "negative_slope", "positive with inplace=True", negative_slope)
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import BatchNormError, check, check_word
 from batchnorm.layers.couplings import BatchCoupling, Coupling
-from batchnorm.layers.estimators import EMA, Estimator, Pooled, Window
+from batchnorm.layers.estimators import EMA, Estimator, Pooled, Schedule, Window
 from batchnorm.layers.extents import Batch, Extent
 from batchnorm.layers.inference import Inference, Stored
+
+# The words of a policy; checkers and the check at run time read the same ones.
+NonFinite = Literal["skip", "raise", "propagate"]
+TooFew = Literal["raise", "population"]
+WeightsAre = Literal["frequency", "reliability"]
+# What a layer's `momentum` may be; "estimator" leaves it to the estimator.
+Momentum = float | Schedule | Literal["estimator"] | None
 
 
 @dataclass(frozen=True)
@@ -28,20 +35,14 @@ class Policy:
         BatchNormError: another word for any of them.
     """
 
-    nonfinite: Literal["skip", "raise", "propagate"] = "skip"
-    too_few: Literal["raise", "population"] = "raise"
-    weights: Literal["frequency", "reliability"] = "frequency"
+    nonfinite: NonFinite = "skip"
+    too_few: TooFew = "raise"
+    weights: WeightsAre = "frequency"
 
     def __post_init__(self) -> None:
-        legal = {
-            "nonfinite": ("skip", "raise", "propagate"),
-            "too_few": ("raise", "population"),
-            "weights": ("frequency", "reliability"),
-        }
-        for name, words in legal.items():
-            value = getattr(self, name)
-            listed = f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}"
-            check(value in words, name, listed, repr(value))
+        check_word("nonfinite", self.nonfinite, NonFinite)
+        check_word("too_few", self.too_few, TooFew)
+        check_word("weights", self.weights, WeightsAre)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ class Recipe:
         reason = self.coupling.refuses(self) or _sequential_refuses(self) or _precisions_refuse(self)
         if reason is not None:
             raise BatchNormError(f"the choices must go together; they do not: {reason}")
+
+
+class Choices(TypedDict, total=False):
+    """The five choices as keyword arguments; None leaves a choice to the method."""
+
+    extent: Extent | None
+    estimator: Estimator | None
+    coupling: Coupling | None
+    inference: Inference | None
+    policy: Policy | None
 
 
 def is_momentum(momentum: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from batchnorm.layers.windows import pushed, rows_with
 
 Gain = float | Tensor
 Schedule = Callable[[Tensor], Any]
+Correction = Literal[0, 1]
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ class _Average(Estimator):
 
     sigma: bool = field(default=False, kw_only=True)
     total: bool = field(default=False, kw_only=True)
-    correction: int = field(default=1, kw_only=True)
+    correction: Correction = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
-        check(self.correction in (0, 1), "correction", "0 (biased) or 1 (unbiased)", self.correction)
+        check(self.correction in get_args(Correction), "correction", "0 (biased) or 1 (unbiased)", self.correction)
         check(not (self.sigma and self.total), "sigma and total", "given one at a time", "both given")
 
     def gain(self, state: State, batch: Moments, now: Now) -> Gain:
@@ -107,7 +108,7 @@ class EMA(_Average):
 
     Example:
         >>> import batchnorm
-        >>> layer = batchnorm.BatchNorm1d(4, estimator=batchnorm.EMA(decay=0.99, debias=True))
+        >>> layer = batchnorm.BatchNorm1d(4, estimator=batchnorm.layers.EMA(decay=0.99, debias=True))
         >>> round(layer.momentum, 6)
         0.01
 
@@ -187,7 +188,7 @@ class Cumulative(_Average):
 
     Example:
         >>> import batchnorm
-        >>> batchnorm.BatchNorm1d(4, estimator=batchnorm.Cumulative()).momentum is None
+        >>> batchnorm.BatchNorm1d(4, estimator=batchnorm.layers.Cumulative()).momentum is None
         True
 
     A number assigned to the layer's `momentum` makes it a moving average while it stays, as in torch.
@@ -200,7 +201,7 @@ class Diminishing(_Average):
 
     Example:
         >>> import batchnorm, torch
-        >>> layer = batchnorm.BatchNorm1d(4, estimator=batchnorm.Diminishing(power=0.5))
+        >>> layer = batchnorm.BatchNorm1d(4, estimator=batchnorm.layers.Diminishing(power=0.5))
         >>> float(layer.momentum(torch.tensor(16)))
         0.25
 
@@ -246,7 +247,7 @@ class Pooled(Estimator):
     Example:
         >>> import torch
         >>> from batchnorm import BatchNorm1d
-        >>> from batchnorm import Pooled
+        >>> from batchnorm.layers import Pooled
         >>> layer = BatchNorm1d(1, estimator=Pooled())
         >>> for batch in torch.tensor([[1.0], [2.0], [3.0], [4.0], [9.0]]).split([2, 3]):
         ...     _ = layer(batch)
@@ -257,11 +258,11 @@ class Pooled(Estimator):
     other values have no meaning here. correction is 1 for the unbiased variance, 0 for the biased.
     """
 
-    correction: int = 1
+    correction: Correction = 1
     total = True
 
     def __post_init__(self) -> None:
-        check(self.correction in (0, 1), "correction", "0 (biased) or 1 (unbiased)", self.correction)
+        check(self.correction in get_args(Correction), "correction", "0 (biased) or 1 (unbiased)", self.correction)
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The number of values pooled; of statistics from elsewhere it is not known, so none."""
@@ -289,7 +290,7 @@ class Window(Estimator):
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm1d(1, estimator=batchnorm.Window(2))
+        >>> layer = batchnorm.BatchNorm1d(1, estimator=batchnorm.layers.Window(2))
         >>> for value in (100.0, 1.0, 3.0):
         ...     _ = layer(torch.full((4, 1), value))
         >>> layer.running_mean
@@ -306,11 +307,11 @@ class Window(Estimator):
 
     size: int = 10
     total: bool = False
-    correction: int = field(default=1, kw_only=True)
+    correction: Correction = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         check(isinstance(self.size, int) and self.size >= 1, "size", "1 or more batches", self.size)
-        check(self.correction in (0, 1), "correction", "0 (biased) or 1 (unbiased)", self.correction)
+        check(self.correction in get_args(Correction), "correction", "0 (biased) or 1 (unbiased)", self.correction)
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The window's batches, and how many came by."""
@@ -357,7 +358,7 @@ class Window(Estimator):
         memory["window_seen"] = seen + 1
         return replace(self._average(weights, memory, state, self.correction), memory=memory)
 
-    def _average(self, weights: Tensor, memory: Mapping[str, Tensor], empty: State, correction: int) -> State:
+    def _average(self, weights: Tensor, memory: Mapping[str, Tensor], empty: State, correction: Correction) -> State:
         total = weights.sum(0)
         safe = torch.where(total > 0, total, 1.0)
         mean = (weights * memory["window_mean"]).sum(0) / safe

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from batchnorm.errors import check
+from batchnorm.errors import check, check_word
+
+Update = Literal["pooled", "sequential"]
 
 
 class Extent:
@@ -34,7 +36,7 @@ class Ghost(Extent):
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.Ghost(4))
+        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Ghost(4))
         >>> x = torch.randn(8, 3)
         >>> plain = torch.nn.BatchNorm1d(3)
         >>> torch.allclose(layer(x), torch.cat([plain(x[:4]), plain(x[4:])]), atol=1e-6)
@@ -58,11 +60,11 @@ class Ghost(Extent):
     """
 
     size: int = 32
-    update: Literal["pooled", "sequential"] = "pooled"
+    update: Update = "pooled"
 
     def __post_init__(self) -> None:
         check(isinstance(self.size, int) and self.size >= 1, "size", "1 or more samples", self.size)
-        check(self.update in ("pooled", "sequential"), "update", "'pooled' or 'sequential'", repr(self.update))
+        check_word("update", self.update, Update)
 
     @property
     def sequential(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -80,7 +82,7 @@ class Sync(Extent):
 
     Example:
         >>> import batchnorm
-        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.Sync())
+        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Sync())
 
     Works wherever `torch.distributed` does, gloo on the CPU included. Ranks may hold different
     numbers of samples, or none. Forward is one sum over ranks (two at the first batch, and where the
@@ -133,7 +135,7 @@ class Masked(Extent):
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.Masked())
+        >>> layer = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Masked())
         >>> x, lengths = torch.randn(2, 3, 5), torch.tensor([5, 2])
         >>> float(layer(x, lengths=lengths)[1, :, 2:].detach().abs().sum())
         0.0
@@ -165,7 +167,7 @@ class Weighted(Masked):
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm1d(1, extent=batchnorm.Weighted(), momentum=1.0)
+        >>> layer = batchnorm.BatchNorm1d(1, extent=batchnorm.layers.Weighted(), momentum=1.0)
         >>> _ = layer(torch.tensor([[0.0], [4.0]]), weights=torch.tensor([3.0, 1.0]))
         >>> float(layer.running_mean)
         1.0

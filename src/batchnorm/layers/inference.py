@@ -7,10 +7,12 @@ from typing import Literal
 
 import torch
 
-from batchnorm.errors import check
+from batchnorm.errors import check, check_word
 from batchnorm.layers.couplings import Plan
 from batchnorm.layers.estimators import Gain, State
 from batchnorm.layers.moments import Moments
+
+Per = Literal["example", "batch"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Mixture:
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm2d(3, inference=batchnorm.Mixture(weight=0.1)).eval()
+        >>> layer = batchnorm.BatchNorm2d(3, inference=batchnorm.layers.Mixture(weight=0.1)).eval()
         >>> layer(torch.randn(2, 3, 4, 4)).shape
         torch.Size([2, 3, 4, 4])
 
@@ -48,14 +50,14 @@ class Mixture:
 
     weight: float | None = None
     prior: float | None = None
-    per: Literal["example", "batch"] = "example"
+    per: Per = "example"
 
     def __post_init__(self) -> None:
         both = f"weight={self.weight}, prior={self.prior}"
         check((self.weight is None) != (self.prior is None), "weight or prior", "given, one of them", both)
         check(self.weight is None or 0 <= self.weight <= 1, "weight", "in [0, 1]", self.weight)
         check(self.prior is None or self.prior >= 0, "prior", "0 or more samples", self.prior)
-        check(self.per in ("example", "batch"), "per", "'example' or 'batch'", repr(self.per))
+        check_word("per", self.per, Per)
 
     def groups(self, samples: int) -> int:
         """One a sample, or one."""

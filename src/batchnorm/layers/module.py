@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from torch.nn import functional
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import fused, normalise, shared, traced
-from batchnorm.layers.activation import InPlace, activate, check_activation
+from batchnorm.layers.activation import Activation, InPlace, activate, check_activation
 from batchnorm.layers.asserting import tracing, transformed
-from batchnorm.layers.choices import starting_momentum
+from batchnorm.layers.choices import Choices, Momentum, starting_momentum
 from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
 from batchnorm.layers.cross_iteration import look_back
 from batchnorm.layers.estimators import Now, State
@@ -36,7 +36,7 @@ from batchnorm.layers.recompute import (
 )
 from batchnorm.layers.spelling import differences
 from batchnorm.layers.statistics import NARROW
-from batchnorm.layers.table import recipe_for
+from batchnorm.layers.table import Method, recipe_for
 
 
 class BatchNorm(Moving):
@@ -56,7 +56,7 @@ class BatchNorm(Moving):
 
     # Class attributes hold the defaults, so that a stock layer becomes one of these by changing its class alone.
     channel_axis: int = 1
-    activation: str | None = None
+    activation: Activation | None = None
     negative_slope: float = 0.01
     inplace: bool = False
     fused_from: str | None = None
@@ -65,19 +65,19 @@ class BatchNorm(Moving):
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: Any = "estimator",
+        momentum: Momentum = "estimator",
         affine: bool = True,
         track_running_stats: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        method: str = "batchnorm",
+        method: Method = "batchnorm",
         channel_axis: int = 1,
-        activation: str | None = None,
+        activation: Activation | None = None,
         negative_slope: float = 0.01,
         inplace: bool = False,
-        **choices: Any,
+        **choices: Unpack[Choices],
     ) -> None:
         recipe = recipe_for(method, **choices)
         check_activation(activation, negative_slope, inplace)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _LazyNormBase
 
-from batchnorm.layers.activation import check_activation
-from batchnorm.layers.choices import starting_momentum
+from batchnorm.layers.activation import Activation, check_activation
+from batchnorm.layers.choices import Choices, Momentum, starting_momentum
 from batchnorm.layers.module import BatchNorm
-from batchnorm.layers.table import recipe_for
+from batchnorm.layers.table import Method, recipe_for
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
@@ -90,17 +90,17 @@ class _Lazy(_LazyNormBase):
     def __init__(
         self,
         eps: float = 1e-5,
-        momentum: float | str | None = "estimator",
+        momentum: Momentum = "estimator",
         affine: bool = True,
         track_running_stats: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        method: str = "batchnorm",
-        activation: str | None = None,
+        method: Method = "batchnorm",
+        activation: Activation | None = None,
         negative_slope: float = 0.01,
-        **choices: Any,
+        **choices: Unpack[Choices],
     ) -> None:
         recipe = recipe_for(method, **choices)
         check_activation(activation, negative_slope, False)

@@ -18,7 +18,7 @@ class Moments:
 
     Example:
         >>> import torch
-        >>> from batchnorm import Moments
+        >>> from batchnorm.layers import Moments
         >>> x = torch.tensor([[1.0], [2.0], [3.0], [6.0]], dtype=torch.float64)
         >>> whole = Moments.of(x)
         >>> parts = Moments.of(x[:1]).merge(Moments.of(x[1:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from batchnorm.layers.estimators import Estimator, Now, State
 from batchnorm.layers.moments import Moments
 
 Limits = tuple[Any, Any]
+LimitSchedule = Literal["paper", "crossq"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Renorm(Coupling):
 
     Example:
         >>> import torch, batchnorm
-        >>> layer = batchnorm.BatchNorm1d(4, method="renorm", coupling=batchnorm.Renorm(schedule="paper"))
+        >>> layer = batchnorm.BatchNorm1d(4, method="renorm", coupling=batchnorm.layers.Renorm(schedule="paper"))
         >>> _ = layer(torch.randn(32, 4))
 
     y = (x - mean_B) / sigma_B * r + d with r = sigma_B / sigma within [1 / r_max, r_max] and
@@ -47,12 +48,12 @@ class Renorm(Coupling):
 
     r_max: float = 3.0
     d_max: float = 5.0
-    schedule: str | Callable[[Tensor], Limits] | None = None
+    schedule: LimitSchedule | Callable[[Tensor], Limits] | None = None
 
     def __post_init__(self) -> None:
         check(self.r_max >= 1, "r_max", "1 or more", self.r_max)
         check(self.d_max >= 0, "d_max", "0 or more", self.d_max)
-        legal = self.schedule is None or self.schedule in ("paper", "crossq") or callable(self.schedule)
+        legal = self.schedule is None or self.schedule in get_args(LimitSchedule) or callable(self.schedule)
         check(legal, "schedule", "None, 'paper', 'crossq' or a function of the steps done", repr(self.schedule))
 
     def limits(self, done: Tensor) -> Limits:

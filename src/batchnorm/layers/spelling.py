@@ -7,12 +7,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from batchnorm.errors import BatchNormError
-from batchnorm.layers.choices import Recipe
+from batchnorm.layers.choices import Choices, Recipe
 from batchnorm.layers.estimators import EMA, Estimator
 
-CHOICES = ("extent", "estimator", "coupling", "inference", "policy")
-# Choices that a user seldom types; the others are names of the package itself.
-_IN_LAYERS = ("Batch", "BatchCoupling", "PopulationCoupling", "SecondMoment", "Stored")
+CHOICES = tuple(Choices.__annotations__)
 
 
 def differences(recipe: Recipe, momentum: Any) -> list[str]:
@@ -61,7 +59,7 @@ def how_to_set(name: str, value: Any, method: str, recipe: Recipe) -> str:
     bare = {field.replace("_", ""): field for field in homes}
     close = get_close_matches(name.replace("_", "").lower(), list(bare), 1, 0.75)
     if not close:
-        return ": a method's parameters are set in its choices, as in coupling=batchnorm.Renorm(r_max=3.0)"
+        return ": a method's parameters are set in its choices, as in coupling=batchnorm.layers.Renorm(r_max=3.0)"
     field = bare[close[0]]
     written = _written(getattr(recipe, homes[field]), field, value)
     return f": a parameter of {method!r} is set in its choice, {homes[field]}={written}"
@@ -78,9 +76,7 @@ def _written(choice: Any, field: str, value: Any) -> str:
         kept = {}
     plain = value is None or isinstance(value, bool | int | float | str)
     given = {name: repr(what) for name, what in kept.items()} | {field: repr(value) if plain else "..."}
-    kind = type(choice).__name__
-    home = "batchnorm.layers" if kind in _IN_LAYERS else "batchnorm"
-    return f"{home}.{kind}({', '.join(f'{name}={what}' for name, what in given.items())})"
+    return f"batchnorm.layers.{type(choice).__name__}({', '.join(f'{name}={what}' for name, what in given.items())})"
 
 
 def _default(field: Any) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Literal, Unpack, get_args
 
 from batchnorm.errors import BatchNormError
-from batchnorm.layers.choices import Recipe
+from batchnorm.layers.choices import Choices, Recipe
 from batchnorm.layers.couplings import PopulationCoupling
 from batchnorm.layers.cross_iteration import CrossIteration
 from batchnorm.layers.estimators import EMA, Cumulative, Diminishing, Pooled, Window
@@ -17,8 +17,29 @@ from batchnorm.layers.online import OnlineNorm
 from batchnorm.layers.renorm import Renorm
 from batchnorm.layers.spelling import CHOICES, how_to_set, nearest
 
+Method = Literal[
+    "batchnorm",
+    "debiased",
+    "cumulative",
+    "pooled",
+    "window",
+    "diminishing",
+    "ghost",
+    "sync",
+    "renorm",
+    "population",
+    "mabn",
+    "cbn",
+    "online",
+    "power",
+    "unified",
+    "example-weighing",
+    "masked",
+    "weighted",
+    "banks",
+]
 _MOMENT = EMA(correction=0)
-_TABLE: dict[str, tuple[Recipe, str]] = {
+_TABLE: dict[Method, tuple[Recipe, str]] = {
     "batchnorm": (Recipe(), "the batch normalises, a moving average is stored (2015)"),
     "debiased": (Recipe(estimator=EMA(debias=True)), "the moving average forgets its initial value at once"),
     "cumulative": (Recipe(estimator=Cumulative()), "the plain average over all batches, torch's momentum=None"),
@@ -63,10 +84,10 @@ _TABLE: dict[str, tuple[Recipe, str]] = {
     "weighted": (Recipe(extent=Weighted()), "samples count by their weights"),
     "banks": (Recipe(), "statistics by name, `with bank(model, name)`, for domains, clients or widths"),
 }
-METHODS: dict[str, Recipe] = {name: recipe for name, (recipe, _) in _TABLE.items()}
+METHODS: dict[Method, Recipe] = {name: _TABLE[name][0] for name in get_args(Method)}
 
 
-def methods() -> dict[str, str]:
+def methods() -> dict[Method, str]:
     """Every named method with one line about it.
 
     Example:
@@ -79,7 +100,7 @@ def methods() -> dict[str, str]:
     return {name: line for name, (_, line) in _TABLE.items()}
 
 
-def recipe_for(method: str = "batchnorm", **choices: Any) -> Recipe:
+def recipe_for(method: Method = "batchnorm", **choices: Unpack[Choices]) -> Recipe:
     """The recipe of a named method with some of its choices replaced.
 
     Example:
@@ -90,7 +111,7 @@ def recipe_for(method: str = "batchnorm", **choices: Any) -> Recipe:
     Raises:
         BatchNormError: an unknown method or choice, or choices that do not go together.
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         meant = nearest(method, METHODS)
         legal = "a name of batchnorm.methods()" if meant else f"one of {', '.join(METHODS)}"
         raise BatchNormError(f"method must be {legal}; it was {method!r}{meant}")

@@ -1,34 +1,60 @@
 """One model: modes, contexts, surgery and recalibration."""
 
-from batchnorm.models.activations import fuse_activations as fuse_activations
-from batchnorm.models.adapting.adapt import Adaptation as Adaptation
-from batchnorm.models.adapting.adapt import AdaptedLayer as AdaptedLayer
-from batchnorm.models.adapting.adapt import adapt as adapt
-from batchnorm.models.adapting.adapt import unadapt as unadapt
-from batchnorm.models.adapting.decide import Choice as Choice
-from batchnorm.models.affine import Centred as Centred
-from batchnorm.models.affine import affine_penalty as affine_penalty
-from batchnorm.models.affine import center_weights as center_weights
-from batchnorm.models.affine import parameter_groups as parameter_groups
-from batchnorm.models.contexts import accumulate as accumulate
-from batchnorm.models.contexts import bank as bank
-from batchnorm.models.contexts import masked as masked
-from batchnorm.models.contexts import mode as mode
-from batchnorm.models.find import batch_norm_layers as batch_norm_layers
-from batchnorm.models.folding.channels import ChannelAffine as ChannelAffine
-from batchnorm.models.folding.fold import fold as fold
-from batchnorm.models.folding.result import FoldedLayer as FoldedLayer
-from batchnorm.models.folding.result import Folding as Folding
-from batchnorm.models.modes import freeze as freeze
-from batchnorm.models.modes import is_frozen as is_frozen
-from batchnorm.models.modes import pause as pause
-from batchnorm.models.modes import unfreeze as unfreeze
-from batchnorm.models.ranks import RankReport as RankReport
-from batchnorm.models.ranks import rank_report as rank_report
-from batchnorm.models.ranks import sync_statistics as sync_statistics
-from batchnorm.models.recalibrate import Recalibration as Recalibration
-from batchnorm.models.recalibrate import recalibrate as recalibrate
-from batchnorm.models.recalibration.update_bn import update_bn as update_bn
-from batchnorm.models.surgery import convert as convert
-from batchnorm.models.surgery import to_stock as to_stock
-from batchnorm.models.union import union as union
+import sys
+
+from batchnorm.models import joint_forward
+from batchnorm.models.activations import fuse_activations
+from batchnorm.models.adapting.adapt import Adaptation, AdaptedLayer, adapt, unadapt
+from batchnorm.models.adapting.decide import Choice
+from batchnorm.models.affine import Centred, affine_penalty, center_weights, parameter_groups
+from batchnorm.models.contexts import accumulate, bank, masked, mode
+from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.folding.channels import ChannelAffine
+from batchnorm.models.folding.fold import fold
+from batchnorm.models.folding.result import FoldedLayer, Folding
+from batchnorm.models.joint_forward import union
+from batchnorm.models.modes import freeze, is_frozen, pause, unfreeze
+from batchnorm.models.ranks import RankReport, rank_report, sync_statistics
+from batchnorm.models.recalibration import recalibrating
+from batchnorm.models.recalibration.recalibrating import Recalibration, recalibrate
+from batchnorm.models.recalibration.update_bn import update_bn
+from batchnorm.models.surgery import convert, to_stock
+
+__all__ = [
+    "Adaptation",
+    "AdaptedLayer",
+    "Centred",
+    "ChannelAffine",
+    "Choice",
+    "FoldedLayer",
+    "Folding",
+    "RankReport",
+    "Recalibration",
+    "accumulate",
+    "adapt",
+    "affine_penalty",
+    "bank",
+    "batch_norm_layers",
+    "center_weights",
+    "convert",
+    "fold",
+    "freeze",
+    "fuse_activations",
+    "is_frozen",
+    "masked",
+    "mode",
+    "parameter_groups",
+    "pause",
+    "rank_report",
+    "recalibrate",
+    "sync_statistics",
+    "to_stock",
+    "unadapt",
+    "unfreeze",
+    "union",
+    "update_bn",
+]
+
+# Pickles of version 0.1.0 name these modules.
+sys.modules["batchnorm.models.recalibrate"] = recalibrating
+sys.modules["batchnorm.models.union"] = joint_forward

@@ -12,6 +12,7 @@ from batchnorm.layers import BatchNorm
 from batchnorm.models.batches import counted
 from batchnorm.models.contexts import own_layers
 from batchnorm.models.example import Example
+from batchnorm.models.find import Model
 from batchnorm.models.graph.flow import Edge, Flow, flow_of
 from batchnorm.models.graph.record import recorded
 from batchnorm.models.state import evaluating
@@ -30,7 +31,7 @@ class Fusing:
         return " ".join([words, *(f"{name or '(root)'} was left: {why}." for name, why in self.left.items())])
 
 
-def fuse_activations(model: nn.Module, example_input: Any = None, *, progress: bool = True) -> nn.Module:
+def fuse_activations(model: Model, example_input: Any = None, *, progress: bool = True) -> Model:
     """Let each batch norm layer that is followed by ReLU or LeakyReLU apply it itself.
 
     Example:
@@ -58,7 +59,7 @@ def fuse_activations(model: nn.Module, example_input: Any = None, *, progress: b
     layers = own_layers(model, "fuse_activations()")
     run = None if example_input is None else Example(example_input).run
     flow = flow_of(model, None if run is None else lambda: recorded(model, lambda m: _in_eval(m, run)))
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     plan = _plan(flow, layers, modules)
     for name, after in plan.fused.items():
         layer, activation = layers[name], modules[after]

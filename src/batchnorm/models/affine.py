@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from batchnorm.errors import BatchNormError
-from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.find import Model, batch_norm_layers
 from batchnorm.models.graph.flow import linear_maps_before
 
 
@@ -31,7 +31,7 @@ class Centred(nn.Module):
         return weight - weight.mean(tuple(range(1, weight.dim())), keepdim=True)
 
 
-def center_weights(model: nn.Module) -> nn.Module:
+def center_weights(model: Model) -> Model:
     """Centre the weights of the convolution or linear layer before each batch norm layer that takes off no mean.
 
     Example:

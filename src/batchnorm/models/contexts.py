@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
-from batchnorm.layers import BatchNorm, Given, Renorm
+from batchnorm.layers import BatchNorm, Renorm
 from batchnorm.layers.held import hold
-from batchnorm.models.find import batch_norm_layers
+from batchnorm.layers.masks import Given
+from batchnorm.models.find import Model, batch_norm_layers
 
 
 def own_layers(model: nn.Module, what: str) -> dict[str, BatchNorm]:
@@ -27,8 +28,8 @@ def own_layers(model: nn.Module, what: str) -> dict[str, BatchNorm]:
 
 @contextmanager
 def masked(
-    model: nn.Module, mask: Tensor | None = None, *, lengths: Tensor | None = None, weights: Tensor | None = None
-) -> Iterator[nn.Module]:
+    model: Model, mask: Tensor | None = None, *, lengths: Tensor | None = None, weights: Tensor | None = None
+) -> Iterator[Model]:
     """Within the context every batch norm layer counts only what the mask, the lengths or the weights say is data.
 
     Example:
@@ -62,7 +63,7 @@ def masked(
 
 
 @contextmanager
-def bank(model: nn.Module, name: str, *, own_affine: bool = False) -> Iterator[nn.Module]:
+def bank(model: Model, name: str, *, own_affine: bool = False) -> Iterator[Model]:
     """Within the context every batch norm layer reads and moves the statistics of this bank.
 
     Example:
@@ -107,7 +108,7 @@ def bank(model: nn.Module, name: str, *, own_affine: bool = False) -> Iterator[n
 
 
 @contextmanager
-def accumulate(model: nn.Module, *, renorm: bool = False) -> Iterator[nn.Module]:
+def accumulate(model: Model, *, renorm: bool = False) -> Iterator[Model]:
     """Within the context running statistics stand still; at its end they move once, by all its batches pooled.
 
     Example:
@@ -181,7 +182,7 @@ def accumulate(model: nn.Module, *, renorm: bool = False) -> Iterator[nn.Module]
 
 
 @contextmanager
-def mode(model: nn.Module, train: bool) -> Iterator[nn.Module]:
+def mode(model: Model, train: bool) -> Iterator[Model]:
     """Within the context batch norm layers alone are in train or in eval mode, whatever the model's mode.
 
     Example:

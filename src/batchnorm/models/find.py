@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.errors import BatchNormError
+
+# A verb that gives a model back gives back the caller's own type.
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.layers import BatchNorm
 from batchnorm.layers.held import hold
-from batchnorm.models.find import present_layers
+from batchnorm.models.find import Model, present_layers
 
 
-def freeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
+def freeze(model: Model, *, affine: bool = False) -> Model:
     """Make every batch norm layer use its stored statistics and never move them, whatever `.train()` says.
 
     Example:
@@ -48,7 +48,7 @@ def freeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
     return model
 
 
-def unfreeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
+def unfreeze(model: Model, *, affine: bool = False) -> Model:
     """Undo `freeze`: layers follow `.train()` and `.eval()` again; with affine, weight and bias train again."""
     for layer in present_layers(model).values():
         if isinstance(layer, BatchNorm):
@@ -93,7 +93,7 @@ def _forget_compiled() -> None:
 
 
 @contextmanager
-def pause(model: nn.Module) -> Iterator[nn.Module]:
+def pause(model: Model) -> Iterator[Model]:
     """Within the context no running statistic and no counter moves; layers normalise as they would have.
 
     Example:

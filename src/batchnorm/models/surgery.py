@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm import layers as ours
-from batchnorm.errors import BatchNormError
+from batchnorm.errors import BatchNormError, check_word
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
+from batchnorm.layers.choices import Choices
+from batchnorm.layers.table import Method
 from batchnorm.models.activations import activation_of, set_module
-from batchnorm.models.find import batch_norm_layers, inner_name, present_layers
+from batchnorm.models.find import Model, batch_norm_layers, inner_name, present_layers
 from batchnorm.models.graph.flow import linear_maps_before
 from batchnorm.models.modes import freeze
 from batchnorm.models.momentum import check_momentum, next_momentum
 from batchnorm.models.state import preserved
 
+Custom = Literal["refuse", "keep"]
 _TO_OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
     nn.BatchNorm2d: ours.BatchNorm2d,
@@ -34,13 +37,13 @@ _TO_STOCK = {mine: theirs for theirs, mine in _TO_OURS.items()}
 
 
 def convert(
-    model: nn.Module,
-    method: str = "batchnorm",
+    model: Model,
+    method: Method = "batchnorm",
     *,
     count: int | None = None,
-    custom: str = "refuse",
-    **choices: Any,
-) -> nn.Module:
+    custom: Custom = "refuse",
+    **choices: Unpack[Choices],
+) -> Model:
     """Turn every batch norm layer of a model into this package's, with a named method or your choices.
 
     Example:
@@ -70,8 +73,7 @@ def convert(
     """
     recipe = recipe_for(method, **choices)
     found = present_layers(model)
-    if custom not in ("refuse", "keep"):
-        raise BatchNormError(f"custom must be 'refuse' or 'keep'; it was {custom!r}")
+    check_word("custom", custom, Custom)
     targets: dict[str, Any] = {name: m for name, m in found.items() if type(m) in _TO_OURS or type(m) in _TO_STOCK}
     others = {name: m for name, m in found.items() if name not in targets}
     if others and custom == "refuse":
@@ -172,6 +174,10 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
     return None
 
 
+@overload
+def to_stock(model: BatchNorm, *, bank: str | None = None) -> nn.Module: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def to_stock(model: Model, *, bank: str | None = None) -> Model: ...
 def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     """Turn this package's layers back into plain torch ones with the same eval output.
 

@@ -20,9 +20,9 @@ from batchnorm.diagnosis.experiments.scores import Scorer
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call, count_samples
 from batchnorm.models.find import batch_norm_layers
-from batchnorm.models.recalibrate import recalibrate
 from batchnorm.models.recalibration.batch_moments import received as received_by
 from batchnorm.models.recalibration.memory import available
+from batchnorm.models.recalibration.recalibrating import recalibrate
 from batchnorm.models.state import preserved
 
 REST_BATCHES = 4  # at least, that are run with everything but batch norm in train mode

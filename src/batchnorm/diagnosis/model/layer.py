@@ -14,7 +14,7 @@ from batchnorm.diagnosis.experiments.inputs import Inputs
 from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.momentum import fades_from_start, is_plain, next_momentum
-from batchnorm.models.recalibrate import rms
+from batchnorm.models.recalibration.recalibrating import rms
 
 
 @dataclass

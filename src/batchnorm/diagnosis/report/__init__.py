@@ -1,7 +1,6 @@
 """The report every kind of evidence ends in."""
 
-from batchnorm.diagnosis.report.report import Report as Report
-from batchnorm.diagnosis.report.report import finite as finite
-from batchnorm.diagnosis.report.subject import Subject as Subject
-from batchnorm.diagnosis.report.subject import Table as Table
-from batchnorm.diagnosis.report.subject import Timeline as Timeline
+from batchnorm.diagnosis.report.report import Report, finite
+from batchnorm.diagnosis.report.subject import Subject, Table, Timeline
+
+__all__ = ["Report", "Subject", "Table", "Timeline", "finite"]

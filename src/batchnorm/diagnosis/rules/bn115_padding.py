@@ -15,7 +15,7 @@ from torch import nn
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
-from batchnorm.models.recalibrate import recalibrate
+from batchnorm.models.recalibration.recalibrating import recalibrate
 
 if TYPE_CHECKING:
     from batchnorm.diagnosis.model.evidence import Evidence

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batchnorm.models.recalibrate import recalibrate
+from batchnorm.models.recalibration.recalibrating import recalibrate
 
 FEATURES = 8
 

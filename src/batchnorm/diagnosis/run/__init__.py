@@ -1,5 +1,11 @@
 """A training run: what the running statistics do, step by step."""
 
-from batchnorm.diagnosis.run.watch import BatchNormWarning as BatchNormWarning
-from batchnorm.diagnosis.run.watch import Watch as Watch
-from batchnorm.diagnosis.run.watch import watch as watch
+import sys
+
+from batchnorm.diagnosis.run import watching
+from batchnorm.diagnosis.run.watching import BatchNormWarning, Watch, watch
+
+__all__ = ["BatchNormWarning", "Watch", "watch"]
+
+# Pickles of version 0.1.0 name these modules.
+sys.modules["batchnorm.diagnosis.run.watch"] = watching

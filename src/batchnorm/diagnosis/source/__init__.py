@@ -1,3 +1,11 @@
 """Source code: what it does to running statistics, read and never run."""
 
-from batchnorm.diagnosis.source.lint import lint as lint
+import sys
+
+from batchnorm.diagnosis.source import linting
+from batchnorm.diagnosis.source.linting import lint
+
+__all__ = ["lint"]
+
+# Pickles of version 0.1.0 name these modules.
+sys.modules["batchnorm.diagnosis.source.lint"] = linting

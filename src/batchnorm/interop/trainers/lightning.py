@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from batchnorm.interop.trainers.lazy import Adapter
 from batchnorm.interop.trainers.loaders import again
 from batchnorm.interop.trainers.options import check_moments, check_options, everybody
 from batchnorm.models import Recalibration, recalibrate
+
+Event = Literal["validation", "end"]
 
 
 class _Callback(Adapter):
@@ -102,13 +104,13 @@ class Recalibrate(_Callback):
         self,
         loader: Iterable[Any] | None = None,
         *,
-        at: Collection[str] | str = ("validation", "end"),
+        at: Collection[Event] | Event = ("validation", "end"),
         forward_fn: Callable[[Any, Any], Any] | None = None,
         until: float | None = 0.01,
         **options: Any,
     ) -> None:
         check_options(options)
-        self._loader, self._at, self._forward_fn = loader, check_moments(at, ("validation", "end")), forward_fn
+        self._loader, self._at, self._forward_fn = loader, check_moments(at, get_args(Event)), forward_fn
         self._options: dict[str, Any] = {"until": until, "progress": False, **options}
         self._of_the_fit: Any = None
         # Of the last call, with its undo().

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from batchnorm.interop.extras import needs
 from batchnorm.layers import BatchNorm2d
+from batchnorm.layers.table import Method
 from batchnorm.models import convert as convert_plain
 from batchnorm.models import to_stock as to_stock_plain
+from batchnorm.models.find import Model
 
 
 class _WithAct(BatchNorm2d):
@@ -27,7 +29,7 @@ class _WithAct(BatchNorm2d):
         return y if isinstance(y, torch.fx.Proxy) else self.act(self.drop(y))
 
 
-def convert(model: nn.Module, method: str = "batchnorm", **options: Any) -> nn.Module:
+def convert(model: Model, method: Method = "batchnorm", **options: Any) -> Model:
     """Turn a timm model's batch norm layers into this package's, `BatchNormAct2d` with drop and activation included.
 
     Example:
@@ -49,7 +51,7 @@ def convert(model: nn.Module, method: str = "batchnorm", **options: Any) -> nn.M
     return _as_plain(model, plain, ours, lambda: convert_plain(model, method, **options))
 
 
-def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
+def to_stock(model: Model, *, bank: str | None = None) -> Model:
     """Turn them back into timm's and torch's own layers, with the same eval output.
 
     Example:
@@ -66,7 +68,7 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     return _as_plain(model, {ours: BatchNorm2d}, theirs, lambda: to_stock_plain(model, bank=bank))
 
 
-def _as_plain(model: nn.Module, plain: dict[Any, Any], becomes: Any, verb: Any) -> nn.Module:
+def _as_plain(model: Model, plain: dict[Any, Any], becomes: Any, verb: Any) -> Model:
     """Let a verb see layers of torch's or this package's class; afterwards they have the class that they become."""
     before: dict[Any, Any] = {m: type(m) for m in model.modules() if type(m) in plain}
     for module, cls in before.items():

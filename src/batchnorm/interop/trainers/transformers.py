@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 from batchnorm.diagnosis import watch
 from batchnorm.interop.trainers.frozen import Frozen
@@ -12,6 +12,8 @@ from batchnorm.interop.trainers.lazy import Adapter
 from batchnorm.interop.trainers.loaders import again
 from batchnorm.interop.trainers.options import check_moments, check_options, everybody
 from batchnorm.models import Recalibration, recalibrate
+
+Event = Literal["evaluate", "save", "end"]
 
 
 class _Callback(Adapter):
@@ -74,13 +76,13 @@ class Recalibrate(_Callback):
         self,
         loader: Iterable[Any] | None = None,
         *,
-        at: Collection[str] | str = ("evaluate", "save", "end"),
+        at: Collection[Event] | Event = ("evaluate", "save", "end"),
         forward_fn: Callable[[Any, Any], Any] | None = None,
         until: float | None = 0.01,
         **options: Any,
     ) -> None:
         check_options(options)
-        self._loader, self._at = loader, check_moments(at, ("evaluate", "save", "end"))
+        self._loader, self._at = loader, check_moments(at, get_args(Event))
         self._options: dict[str, Any] = {"forward_fn": forward_fn, "until": until, "progress": False, **options}
         # Of the last call, with its undo().
         self.result: Recalibration | None = None

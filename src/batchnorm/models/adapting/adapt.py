@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import BatchNormError, check, check_word
 from batchnorm.layers import Mixture, Stored
 from batchnorm.layers.inference import Inference
 from batchnorm.models.adapting.decide import Choice, confirm, decide, weigh
@@ -19,15 +19,17 @@ from batchnorm.models.adapting.evidence import ForwardFn, Reader, Samples, Shift
 from batchnorm.models.adapting.layers import ADAPTED, Adapted, begin, end, write
 from batchnorm.models.adapting.predictions import compare
 from batchnorm.models.batches import as_text, count_samples
-from batchnorm.models.find import batch_norm_layers, tracking_layers
+from batchnorm.models.find import Model, batch_norm_layers, tracking_layers
 from batchnorm.models.modes import is_frozen
-from batchnorm.models.recalibrate import fixed_point
+from batchnorm.models.recalibration.recalibrating import fixed_point
 from batchnorm.models.state import held
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-MODES = ("auto", "stored", "batch", "prior", "alpha", "example", "running", "domain")
+Mode = Literal["auto", "stored", "batch", "prior", "alpha", "example", "running", "domain"]
+IfSorted = Literal["refuse", "pool"]
+Outputs = Literal["classes", "values"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class AdaptedLayer:
 
 
 @dataclass(frozen=True)
-class Adaptation:
+class Adaptation(Generic[Model]):
     """What `adapt` did: the model (the same object), the choice with its reason, a row a layer, the way back."""
 
-    model: nn.Module = field(repr=False)
+    model: Model = field(repr=False)
     choice: Choice
     layers: dict[str, AdaptedLayer]
     frozen: tuple[str, ...] = ()
@@ -70,19 +72,19 @@ class Adaptation:
 
 
 def adapt(
-    model: nn.Module,
+    model: Model,
     data: Iterable[Any] | None = None,
-    mode: str = "auto",
+    mode: Mode = "auto",
     *,
     prior: float = 16.0,
     weight: float | None = None,
     memory: float = 64.0,
     passes: int = 3,
-    if_sorted: str = "refuse",
-    outputs: str = "classes",
+    if_sorted: IfSorted = "refuse",
+    outputs: Outputs = "classes",
     max_batches: int | None = None,
     forward_fn: ForwardFn | None = None,
-) -> Adaptation:
+) -> Adaptation[Model]:
     """Let batch norm layers normalise with statistics that fit unlabelled data from elsewhere.
 
     Example:
@@ -142,8 +144,8 @@ def adapt(
     Dinneen, "Four Things Everyone Should Know to Improve Batch Normalization" (2020).
     """
     inference = _inference(mode, prior, weight, memory)
-    check(if_sorted in ("refuse", "pool"), "if_sorted", "'refuse' or 'pool'", repr(if_sorted))
-    check(outputs in ("classes", "values"), "outputs", "'classes' or 'values'", repr(outputs))
+    check_word("if_sorted", if_sorted, IfSorted)
+    check_word("outputs", outputs, Outputs)
     check(passes >= 1, "passes", "1 or more", passes)
     check(max_batches is None or max_batches >= 1, "max_batches", "1 or more", max_batches)
     layers, frozen = _layers(model)
@@ -192,7 +194,7 @@ def adapt(
     return Adaptation(model, choice, rows, frozen)
 
 
-def unadapt(model: nn.Module) -> nn.Module:
+def unadapt(model: Model) -> Model:
     """Undo `adapt` on a model, or on a copy of one, whose result is not at hand.
 
     Example:
@@ -208,8 +210,8 @@ def unadapt(model: nn.Module) -> nn.Module:
     return model
 
 
-def _inference(mode: str, prior: float, weight: float | None, memory: float) -> Inference:
-    check(mode in MODES, "mode", f"one of {', '.join(MODES)}", repr(mode))
+def _inference(mode: Mode, prior: float, weight: float | None, memory: float) -> Inference:
+    check_word("mode", mode, Mode)
     check(weight is None or mode in ("alpha", "example"), "weight", f"None for mode {mode!r}", weight)
     if mode == "batch":
         return Mixture(weight=1.0, per="batch")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import BatchNormError, check, check_word
 from batchnorm.models.folding.absorb import LINEAR_MAPS, channel_range
 from batchnorm.models.folding.build import build, gap_of, verified, watched
 from batchnorm.models.folding.channels import affine_of, normalization_layers
@@ -20,13 +20,16 @@ from batchnorm.models.folding.run import Example, compare, observe, outputs_of, 
 from batchnorm.models.graph.flow import flow_of
 from batchnorm.models.graph.record import recorded
 
+Rest = Literal["affine", "keep"]
+Padding = Literal["refuse", "explicit"]
+
 
 def fold(
     model: nn.Module,
     example_input: Any,
     *,
-    rest: str = "affine",
-    padding: str = "refuse",
+    rest: Rest = "affine",
+    padding: Padding = "refuse",
     layers: bool = False,
     timing: int = 5,
 ) -> Folding:
@@ -65,8 +68,8 @@ def fold(
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference" (2018), section 3.2.
     """
-    check(rest in ("affine", "keep"), "rest", "'affine' or 'keep'", repr(rest))
-    check(padding in ("refuse", "explicit"), "padding", "'refuse' or 'explicit'", repr(padding))
+    check_word("rest", rest, Rest)
+    check_word("padding", padding, Padding)
     check(timing >= 0, "timing", "0 or more rounds", timing)
     # Folded before it is compiled: what torch.compile returns holds the module it was given.
     model = getattr(model, "_orig_mod", model)

@@ -28,7 +28,7 @@ from batchnorm.models.recalibration.resume import Checkpoint
 from batchnorm.models.recalibration.source import Held
 from batchnorm.models.recalibration.streaming import Layout, Skipped
 from batchnorm.models.recalibration.targets import Target
-from batchnorm.models.recalibration.totals import Totals
+from batchnorm.models.recalibration.totals import Totals, Variance
 
 CLOSE = 1e-6
 _MOST_ROUNDS = 25
@@ -62,7 +62,7 @@ class FixedPoint:
     caller: Caller
     visits: Visits
     targets: dict[str, Target]
-    variance: str
+    variance: Variance
     order: Order
     ranks: Ranks
     checkpoint: Checkpoint
@@ -287,7 +287,7 @@ class FixedPoint:
         return spacing * float(((mean / scale).square() + 1).mean().sqrt())
 
 
-def estimate(target: Target, totals: Totals, variance: str) -> tuple[Tensor, Tensor]:
+def estimate(target: Target, totals: Totals, variance: Variance) -> tuple[Tensor, Tensor]:
     """The mean and the variance to store for what a layer received."""
     var = totals.variance(variance, target.correction)
     if not bool(torch.isfinite(var).all()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from batchnorm.models.state import Buffers, restore
 if TYPE_CHECKING:
     from rich.console import Group
 
+# What layers normalise with while they are measured: their own new statistics, or each batch's.
+Upstream = Literal["population", "batch"]
 # A smaller move than this many standard deviations, or than the error bars allow, changes nothing.
 NEGLIGIBLE = 0.05
 _SURE = 3.0
@@ -72,7 +74,7 @@ class Recalibration:
     samples: int
     batches: int
     offered: int | None
-    upstream: str
+    upstream: Upstream
     layers: dict[str, RecalibratedLayer]
     unreached: tuple[str, ...]
     frozen: tuple[str, ...]

@@ -23,6 +23,7 @@ from batchnorm.models.recalibration.forwards import Caller, Order, Visits
 from batchnorm.models.recalibration.memory import NO_PILOT, Pilot, available, frontier
 from batchnorm.models.recalibration.part import MOST_FORWARDS, MOST_THREADS, Part, part_of_data, sentence, spread
 from batchnorm.models.recalibration.ranks import Ranks
+from batchnorm.models.recalibration.result import Upstream
 from batchnorm.models.recalibration.resume import Checkpoint
 from batchnorm.models.recalibration.source import (
     Held,
@@ -35,7 +36,7 @@ from batchnorm.models.recalibration.source import (
 )
 from batchnorm.models.recalibration.streaming import Stream
 from batchnorm.models.recalibration.targets import Target, shards
-from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, errors_in_std
+from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, Variance, errors_in_std
 from batchnorm.models.state import snapshot
 
 
@@ -43,8 +44,8 @@ from batchnorm.models.state import snapshot
 class Settings:
     """What the caller asked for."""
 
-    variance: str
-    upstream: str
+    variance: Variance
+    upstream: Upstream
     until: float | None
     max_samples: int | None
     memory: int | None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from batchnorm.models.recalibration.correlation import correlation_times
 
+# Of all values together, or the mean of the batches' own.
+Variance = Literal["total", "within"]
 FEWEST_BATCHES = 8
 _SIGNS = 8
 _VECTORS = ("count", "mean", "m2", "within", "within_count", "unbiased", "batches", "reference", "reference_var", "top")
@@ -90,7 +92,7 @@ class Totals:
         totals.add(n[:, None].expand_as(mean), mean, m2)
         return totals
 
-    def variance(self, kind: str, correction: int) -> Tensor:
+    def variance(self, kind: Variance, correction: int) -> Tensor:
         """The variance to store: "total" or "within", biased (correction 0) or unbiased (1)."""
         if kind == "within":
             top, rest = (self.unbiased, self.within_count) if correction else (self.within, self.count)
@@ -98,7 +100,7 @@ class Totals:
             top, rest = self.m2, self.count - correction
         return torch.where(rest > 0, top / torch.where(rest > 0, rest, 1.0), torch.nan)
 
-    def standard_errors(self, kind: str) -> tuple[Tensor, Tensor]:
+    def standard_errors(self, kind: Variance) -> tuple[Tensor, Tensor]:
         """Of the mean and of the variance, from the spread between batches; infinite below 8 batches.
 
         Batches are the units, as in cluster sampling: whatever ties the values within a batch
@@ -204,7 +206,7 @@ def _signs(channels: int) -> Tensor:
     return torch.randint(0, 2, (channels, _SIGNS), generator=generator).double() * 2 - 1
 
 
-def errors_in_std(totals: Totals, eps: Tensor, kind: str, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def errors_in_std(totals: Totals, eps: Tensor, kind: Variance, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Per layer the root mean square over channels of both standard errors, in standard deviations of the layer.
 
     That of the variance is taken as that of the standard deviation, half of it relative. eps is

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from batchnorm.models.find import batch_norm_layers
-from batchnorm.models.recalibrate import recalibrate
+from batchnorm.models.recalibration.recalibrating import recalibrate
 from batchnorm.models.recalibration.result import Recalibration
 
 

@@ -10,15 +10,20 @@ from torch import Tensor
 from batchnorm.models.recalibration.collect import rms
 from batchnorm.models.recalibration.correlation import correlation_times
 from batchnorm.models.recalibration.fixed_point import distance, estimate
-from batchnorm.models.recalibration.result import RecalibratedLayer, Recalibration
+from batchnorm.models.recalibration.result import RecalibratedLayer, Recalibration, Upstream
 from batchnorm.models.recalibration.run import Outcome
 from batchnorm.models.recalibration.targets import Target, Targets
-from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, errors_in_std
+from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, Variance, errors_in_std
 from batchnorm.models.state import restore, snapshot
 
 
 def write(
-    outcome: Outcome, targets: Targets, written: dict[str, Target], variance: str, upstream: str, bank: str | None
+    outcome: Outcome,
+    targets: Targets,
+    written: dict[str, Target],
+    variance: Variance,
+    upstream: Upstream,
+    bank: str | None,
 ) -> Recalibration:
     """Put the statistics in place, all or none, and say what that changed."""
     layers = [written[name].layer for name in outcome.totals]
@@ -63,7 +68,7 @@ def write(
 
 
 def _row(
-    target: Target, totals: Totals, variance: str, mean: Tensor, var: Tensor, residual: float
+    target: Target, totals: Totals, variance: Variance, mean: Tensor, var: Tensor, residual: float
 ) -> RecalibratedLayer:
     moved = distance(target, mean, var)
     if not target.centres:

@@ -13,14 +13,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import BatchNormError, check, check_word
 from batchnorm.models.recalibration.collect import rms as rms
 from batchnorm.models.recalibration.forwards import Caller
 from batchnorm.models.recalibration.ranks import Ranks
 from batchnorm.models.recalibration.result import RecalibratedLayer as RecalibratedLayer
 from batchnorm.models.recalibration.result import Recalibration as Recalibration
+from batchnorm.models.recalibration.result import Upstream
 from batchnorm.models.recalibration.run import Run, Settings, peek
 from batchnorm.models.recalibration.targets import Select, Target, Targets, unwrapped
+from batchnorm.models.recalibration.totals import Variance
 from batchnorm.models.recalibration.writing import write
 from batchnorm.models.state import held, restore
 
@@ -32,8 +34,8 @@ def recalibrate(
     loader: Iterable[Any],
     *,
     forward_fn: ForwardFn | None = None,
-    variance: str = "total",
-    upstream: str = "population",
+    variance: Variance = "total",
+    upstream: Upstream = "population",
     exact: bool = False,
     until: float | None = None,
     max_samples: int | None = None,
@@ -101,8 +103,8 @@ def recalibrate(
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), PreciseBN, for upstream="batch".
     """
-    check(variance in ("total", "within"), "variance", "'total' or 'within'", repr(variance))
-    check(upstream in ("population", "batch"), "upstream", "'population' or 'batch'", repr(upstream))
+    check_word("variance", variance, Variance)
+    check_word("upstream", upstream, Upstream)
     check(until is None or until > 0, "until", "a positive number of standard deviations", until)
     check(max_samples is None or max_samples >= 1, "max_samples", "1 or more", max_samples)
     check(memory is None or memory > 0, "memory", "a positive number of bytes", memory)
