@@ -1,4 +1,4 @@
-"""The one error class of the package, and the sentence every bad argument gets."""
+"""The error classes of the package, and the sentence every bad argument gets."""
 
 from __future__ import annotations
 
@@ -28,6 +28,35 @@ class OperandError(BatchNormError, RuntimeError):
         ... except RuntimeError as error:
         ...     print(error)
         input must have 4 channels on axis 1, as many as running_mean of layer BatchNorm1d(4); it had 5, in shape (2, 5)
+    """
+
+
+class ArgumentError(BatchNormError, TypeError):
+    """An argument of the wrong type, an unknown one, or one that is missing.
+
+    Python and torch raise a `TypeError` there, so this is one as well.
+
+    Example:
+        >>> import batchnorm
+        >>> try:
+        ...     batchnorm.BatchNorm2d("8")
+        ... except TypeError as error:
+        ...     print(error)
+        num_features must be an integer of 0 or more; it was '8'
+    """
+
+
+class UserCodeError(BatchNormError, RuntimeError):
+    """The caller's model, loader, metric or forward_fn raised: at which batch, in which layer; `__cause__` is the error.
+
+    Example:
+        >>> import batchnorm, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+        >>> try:
+        ...     batchnorm.recalibrate(model, [torch.ones(8, 5)])
+        ... except batchnorm.BatchNormError as error:
+        ...     print(type(error.__cause__).__name__)
+        RuntimeError
     """
 
 

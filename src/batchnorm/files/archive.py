@@ -14,7 +14,7 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 from batchnorm.files import states
-from batchnorm.files.atomic import save_state, write_atomically
+from batchnorm.files.atomic import check_readable, save_state, write_atomically
 from batchnorm.files.entry import mapped
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -93,9 +93,7 @@ def load_archive(path: str | Path, key: str | None = None) -> Archive:
     Raises:
         BatchNormError: the file is missing, is not a checkpoint, holds no tensors by name, or several states.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BatchNormError(f"weights must be an existing file; there is none at {path}")
+    path = check_readable(path, "weights")
     metadata, safetensors, objects = None, path.suffix == ".safetensors", False
     try:
         if safetensors:

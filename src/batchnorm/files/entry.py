@@ -65,5 +65,7 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:
             raise BatchNormError(f"path must be a checkpoint; {path.name} is empty") from error
+        except OSError as error:
+            raise BatchNormError(f"path must be a checkpoint; {path} cannot be mapped: {error.strerror}") from error
         with data:
             yield data

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
-from batchnorm.files import check_writable, load_state, save_state
+from batchnorm.files import check_readable, check_writable, load_state, save_state
 from batchnorm.interop import equinox_format, flax_format, haiku_format, keras_files, keras_models, onnx_format
 from batchnorm.interop import torch_format as torch_
 from batchnorm.interop.trees import flatten, load_tree, save_tree
@@ -53,8 +53,7 @@ def read(source: Any, argument: str = "source", key: str | None = None) -> Weigh
 
 
 def _read_file(path: Path, argument: str, key: str | None) -> Weights:
-    if not path.is_file():
-        raise BatchNormError(f"{argument} must be an existing file; there is none at {path}")
+    check_readable(path, argument)
     found = _by_suffix(path, argument, key)
     if not found.layers:
         raise BatchNormError(f"{argument} must hold the weights of layers; {path.name} holds none")

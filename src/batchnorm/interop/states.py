@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from batchnorm.errors import BatchNormError, check
+from batchnorm.arguments import NOT_NEGATIVE, a_state, arguments, word
+from batchnorm.errors import BatchNormError
 from batchnorm.interop.torch_format import MOVING, is_batch_norm, key_sets
 
 LIBRARIES = ("detectron2", "detectron2-folded", "inplace_abn", "timm", "sync")
 
 
+@arguments(state=a_state, library=word(*LIBRARIES), like=a_state, eps=NOT_NEGATIVE)
 def state_from(
     state: Mapping[str, Tensor], library: str, *, like: Mapping[str, Tensor] | None = None, eps: float = 1e-5
 ) -> dict[str, Tensor]:
@@ -39,7 +41,6 @@ def state_from(
     Raises:
         BatchNormError: an unknown library, or a layer of `like` that the state does not have.
     """
-    _check(library, eps)
     new = dict(state)
     for path, leaves in key_sets(like if like is not None else state).items():
         if not is_batch_norm(leaves):
@@ -58,6 +59,7 @@ def state_from(
     return new
 
 
+@arguments(state=a_state, library=word(*LIBRARIES), eps=NOT_NEGATIVE)
 def state_for(state: Mapping[str, Tensor], library: str, *, eps: float = 1e-5) -> dict[str, Tensor]:
     """A stock state dict as a library's layers hold it, with the same eval output.
 
@@ -76,7 +78,6 @@ def state_for(state: Mapping[str, Tensor], library: str, *, eps: float = 1e-5) -
     Raises:
         BatchNormError: an unknown library; for "inplace_abn" a weight below eps, which |weight| + eps never is.
     """
-    _check(library, eps)
     new = dict(state)
     for path, leaves in _batch_norms(state):
         if library.startswith("detectron2"):
@@ -109,8 +110,3 @@ def _batch_norms(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, s
     for path, leaves in key_sets(state).items():
         if leaves.keys() >= MOVING:
             yield path, leaves
-
-
-def _check(library: str, eps: float) -> None:
-    check(library in LIBRARIES, "library", f"one of {', '.join(LIBRARIES)}", repr(library))
-    check(eps >= 0, "eps", "0 or more", eps)

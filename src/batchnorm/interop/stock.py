@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.arguments import a_module, a_process_group, arguments, number, or_mapping
 from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.states import scale_in_place_abn
 from batchnorm.layers import BatchNorm
@@ -24,6 +25,7 @@ _ACTIVATIONS = {
 }
 
 
+@arguments(model=a_module, dims=or_mapping(number("1, 2 or 3", lambda v: v in (1, 2, 3))))
 def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> nn.Module:
     """Turn other libraries' batch norm layers into torch's own, with the same eval output.
 
@@ -66,6 +68,7 @@ def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> n
     return made.get(model, model)
 
 
+@arguments(model=a_module, process_group=a_process_group)
 def to_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
     """Turn torch's layers into `SyncBatchNorm`, keeping objects, hooks and the frozen state.
 

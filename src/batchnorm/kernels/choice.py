@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 
+from batchnorm.arguments import arguments
 from batchnorm.errors import check
 from batchnorm.kernels import native
 
 ENVIRONMENT = "BATCHNORM_BACKEND"
 
 
+@arguments()
 def backends() -> dict[str, str]:
     """Every backend of the four passes with one line about what it is doing here.
 

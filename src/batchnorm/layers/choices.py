@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
+from torch import Tensor
+
+from batchnorm.arguments import arguments, instance, word
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.couplings import BatchCoupling, Coupling
 from batchnorm.layers.estimators import EMA, Estimator, Pooled, Window
 from batchnorm.layers.extents import Batch, Extent
-from batchnorm.layers.inference import Inference, Stored
+from batchnorm.layers.inference import Inference, Mixture, Stored
 
 
+@arguments(
+    nonfinite=word("skip", "raise", "propagate"),
+    too_few=word("raise", "population"),
+    weights=word("frequency", "reliability"),
+)
 @dataclass(frozen=True)
 class Policy:
     """What happens at the edges.
@@ -32,18 +41,14 @@ class Policy:
     too_few: Literal["raise", "population"] = "raise"
     weights: Literal["frequency", "reliability"] = "frequency"
 
-    def __post_init__(self) -> None:
-        legal = {
-            "nonfinite": ("skip", "raise", "propagate"),
-            "too_few": ("raise", "population"),
-            "weights": ("frequency", "reliability"),
-        }
-        for name, words in legal.items():
-            value = getattr(self, name)
-            listed = f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}"
-            check(value in words, name, listed, repr(value))
 
-
+@arguments(
+    extent=instance(Extent, "an extent, such as batchnorm.Ghost()"),
+    estimator=instance(Estimator, "an estimator, such as batchnorm.EMA()"),
+    coupling=instance(Coupling, "a coupling, such as batchnorm.Renorm()"),
+    inference=instance((Stored, Mixture), "an inference, such as batchnorm.Mixture(0.1)"),
+    policy=instance(Policy, "a batchnorm.Policy()"),
+)
 @dataclass(frozen=True)
 class Recipe:
     """A method of batch normalization: extent, estimator, coupling, inference and policy.
@@ -59,10 +64,6 @@ class Recipe:
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
-        kinds = {"extent": Extent, "estimator": Estimator, "coupling": Coupling, "policy": Policy}
-        for name, kind in kinds.items():
-            value = getattr(self, name)
-            check(isinstance(value, kind), name, f"one of the choices of {name}", repr(value))
         reason = self.coupling.refuses(self) or _sequential_refuses(self) or _precisions_refuse(self)
         if reason is not None:
             raise BatchNormError(f"the choices must go together; they do not: {reason}")
@@ -70,7 +71,11 @@ class Recipe:
 
 def is_momentum(momentum: Any) -> bool:
     """Whether it is None, a function of the step, or a weight of the new batch in [0, 1]."""
-    return momentum is None or callable(momentum) or (not isinstance(momentum, str) and 0 <= momentum <= 1)
+    if momentum is None or callable(momentum):
+        return not isinstance(momentum, type)
+    # A tensor of one value is a number to torch.
+    number = isinstance(momentum, Real) or (isinstance(momentum, Tensor) and momentum.numel() == 1)
+    return number and not isinstance(momentum, bool) and bool(0 <= momentum <= 1)
 
 
 def starting_momentum(momentum: Any, recipe: Recipe) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from batchnorm.arguments import POSITIVE, a_process_group, arguments, instance, whole, word
 from batchnorm.errors import check
 
 
@@ -28,6 +29,7 @@ class Batch(Extent):
     """All samples of the batch share statistics."""
 
 
+@arguments(size=whole(1, "an integer of 1 or more samples"), update=word("pooled", "sequential"))
 @dataclass(frozen=True)
 class Ghost(Extent):
     """Groups of at least `size` samples, each normalised on its own.
@@ -60,10 +62,6 @@ class Ghost(Extent):
     size: int = 32
     update: Literal["pooled", "sequential"] = "pooled"
 
-    def __post_init__(self) -> None:
-        check(isinstance(self.size, int) and self.size >= 1, "size", "1 or more samples", self.size)
-        check(self.update in ("pooled", "sequential"), "update", "'pooled' or 'sequential'", repr(self.update))
-
     @property
     def sequential(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether each group meets the statistics its predecessor left."""
@@ -74,6 +72,7 @@ class Ghost(Extent):
         return max(1, samples // self.size)
 
 
+@arguments(within=instance(Extent, "Batch() or Ghost(size)"), group=a_process_group, timeout=POSITIVE)
 @dataclass(frozen=True)
 class Sync(Extent):
     """All samples of all processes share statistics; in a single process this is the batch.
@@ -106,7 +105,6 @@ class Sync(Extent):
     def __post_init__(self) -> None:
         check(type(self.within) in (Batch, Ghost), "within", "Batch() or Ghost(size)", self.within)
         check(not self.within.sequential, "within", "without sequential updates, which follow one order", self.within)
-        check(self.timeout > 0, "timeout", "positive", self.timeout)
 
     @property
     def sync(self) -> Sync | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -127,6 +125,7 @@ class Sync(Extent):
         return self  # frozen, and a process group cannot be copied
 
 
+@arguments(within=instance(Extent, "an extent, such as batchnorm.Ghost()"))
 @dataclass(frozen=True)
 class Masked(Extent):
     """Samples and positions where the mask is True, within another extent; a forward without a mask is an error.
@@ -159,6 +158,7 @@ class Masked(Extent):
         return self.within.groups(samples)
 
 
+@arguments(within=instance(Extent, "an extent, such as batchnorm.Ghost()"))
 @dataclass(frozen=True)
 class Weighted(Masked):
     """Samples count by their weights, within another extent; a forward without weights is an error.

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _LazyNormBase
 
-from batchnorm.layers.activation import check_activation
+from batchnorm.arguments import NOT_NEGATIVE, a_device, a_flag, a_floating_dtype, arguments, number, word
+from batchnorm.layers.activation import ACTIVATIONS, check_activation
 from batchnorm.layers.choices import starting_momentum
 from batchnorm.layers.module import BatchNorm
 from batchnorm.layers.table import recipe_for
@@ -27,7 +28,7 @@ class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
     See `BatchNorm2d` for arguments, errors, the differences from torch and the source.
     """
 
-    _check_input_dim = nn.BatchNorm1d._check_input_dim  # pyright: ignore[reportAssignmentType]
+    _axes, _expected = (2, 3), "2D or 3D"
 
 
 class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
@@ -66,7 +67,7 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
     Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithms 1 and 2.
     """
 
-    _check_input_dim = nn.BatchNorm2d._check_input_dim  # pyright: ignore[reportAssignmentType]
+    _axes, _expected = (4,), "4D"
 
 
 class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
@@ -81,12 +82,22 @@ class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
     See `BatchNorm2d` for arguments, errors, the differences from torch and the source.
     """
 
-    _check_input_dim = nn.BatchNorm3d._check_input_dim  # pyright: ignore[reportAssignmentType]
+    _axes, _expected = (5,), "5D"
 
 
 class _Lazy(_LazyNormBase):
     """num_features comes from the first input; the layer then becomes the plain class."""
 
+    @arguments(
+        eps=NOT_NEGATIVE,
+        affine=a_flag,
+        track_running_stats=a_flag,
+        device=a_device,
+        dtype=a_floating_dtype,
+        bias=a_flag,
+        activation=word(*ACTIVATIONS),
+        negative_slope=number("a number"),
+    )
     def __init__(
         self,
         eps: float = 1e-5,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from batchnorm import kernels
-from batchnorm.errors import BatchNormError, check
+from batchnorm.arguments import NOT_NEGATIVE, a_tensor, an_axis, arguments, whole
+from batchnorm.errors import check
 from batchnorm.layers.masks import against, require_weights
 
 
@@ -41,6 +42,7 @@ class Moments:
     reliability: bool = False
 
     @staticmethod
+    @arguments(x=a_tensor, channel_axis=an_axis, mask=a_tensor, weight=a_tensor, groups=whole(1))
     def of(
         x: Tensor,
         *,
@@ -115,8 +117,8 @@ class Moments:
         two); for reliabilities the correction is taken in units of count_squared / count. NaN where
         count <= correction.
         """
-        if correction < 0:
-            raise BatchNormError(f"correction must be 0 or more; it was {correction}")
+        if type(correction) not in (int, float) or not 0 <= correction < torch.inf:
+            NOT_NEGATIVE("correction", correction)
         unit = self._squares() / torch.where(self.count > 0, self.count, 1.0) if self.reliability else 1.0
         rest = self.count - correction * unit
         return torch.where(rest > 0, self.m2 / torch.where(rest > 0, rest, 1.0), torch.nan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from batchnorm.arguments import arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices import Recipe
 from batchnorm.layers.couplings import PopulationCoupling
@@ -66,6 +67,7 @@ _TABLE: dict[str, tuple[Recipe, str]] = {
 METHODS: dict[str, Recipe] = {name: recipe for name, (recipe, _) in _TABLE.items()}
 
 
+@arguments()
 def methods() -> dict[str, str]:
     """Every named method with one line about it.
 
@@ -90,7 +92,7 @@ def recipe_for(method: str = "batchnorm", **choices: Any) -> Recipe:
     Raises:
         BatchNormError: an unknown method or choice, or choices that do not go together.
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         meant = nearest(method, METHODS)
         legal = "a name of batchnorm.methods()" if meant else f"one of {', '.join(METHODS)}"
         raise BatchNormError(f"method must be {legal}; it was {method!r}{meant}")

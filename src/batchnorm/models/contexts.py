@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from batchnorm.arguments import a_flag, a_module, a_string, a_tensor, arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm, Given, Renorm
 from batchnorm.layers.held import hold
@@ -25,6 +26,7 @@ def own_layers(model: nn.Module, what: str) -> dict[str, BatchNorm]:
     return {name: layer for name, layer in found.items() if isinstance(layer, BatchNorm)}
 
 
+@arguments(model=a_module, mask=a_tensor, lengths=a_tensor, weights=a_tensor)
 @contextmanager
 def masked(
     model: nn.Module, mask: Tensor | None = None, *, lengths: Tensor | None = None, weights: Tensor | None = None
@@ -61,6 +63,7 @@ def masked(
         yield model
 
 
+@arguments(model=a_module, name=a_string, own_affine=a_flag)
 @contextmanager
 def bank(model: nn.Module, name: str, *, own_affine: bool = False) -> Iterator[nn.Module]:
     """Within the context every batch norm layer reads and moves the statistics of this bank.
@@ -87,7 +90,7 @@ def bank(model: nn.Module, name: str, *, own_affine: bool = False) -> Iterator[n
         BatchNormError: another kind of name, a model with torch's layers or without statistics, a
             bank entered inside `accumulate`.
     """
-    if not (isinstance(name, str) and name.isidentifier()):
+    if not name.isidentifier():
         raise BatchNormError(f"name must be letters, digits and underscores; it was {name!r}")
     layers = own_layers(model, "bank()")
     busy = [path or "(root)" for path, layer in layers.items() if layer.accumulating]
@@ -106,6 +109,7 @@ def bank(model: nn.Module, name: str, *, own_affine: bool = False) -> Iterator[n
         yield model
 
 
+@arguments(model=a_module, renorm=a_flag)
 @contextmanager
 def accumulate(model: nn.Module, *, renorm: bool = False) -> Iterator[nn.Module]:
     """Within the context running statistics stand still; at its end they move once, by all its batches pooled.
@@ -180,6 +184,7 @@ def accumulate(model: nn.Module, *, renorm: bool = False) -> Iterator[nn.Module]
                 layer.stop_accumulating(land=True)
 
 
+@arguments(model=a_module, train=a_flag)
 @contextmanager
 def mode(model: nn.Module, train: bool) -> Iterator[nn.Module]:
     """Within the context batch norm layers alone are in train or in eval mode, whatever the model's mode.
@@ -197,8 +202,6 @@ def mode(model: nn.Module, train: bool) -> Iterator[nn.Module]:
     Raises:
         BatchNormError: train is not True or False.
     """
-    if not isinstance(train, bool):
-        raise BatchNormError(f"train must be True or False; it was {train!r}")
     with _set(dict(batch_norm_layers(model)), "training", lambda _: train):
         yield model
 

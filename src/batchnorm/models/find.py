@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.arguments import a_module, arguments
 from batchnorm.errors import BatchNormError
 
 
+@arguments(model=a_module)
 def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Every batch norm layer of a model by its path: torch's, this package's, and subclasses of either.
 
@@ -26,8 +28,6 @@ def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     Raises:
         BatchNormError: model is not a module.
     """
-    if not isinstance(model, nn.Module):
-        raise BatchNormError(f"model must be a torch.nn.Module; it was {type(model).__name__}")
     return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
 
 

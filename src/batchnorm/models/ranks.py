@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.arguments import a_module_with_values, a_process_group, arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import Moments
 from batchnorm.layers.circle import named
@@ -75,6 +76,7 @@ class RankReport:
         return as_text(self)
 
 
+@arguments(model=a_module_with_values, group=a_process_group)
 def rank_report(model: nn.Module, *, group: Any = None) -> RankReport:
     """Say which layers' running statistics differ over ranks, and by how much; nothing is changed.
 
@@ -93,6 +95,7 @@ def rank_report(model: nn.Module, *, group: Any = None) -> RankReport:
     return _report(tracking_layers(model), group)[0]
 
 
+@arguments(model=a_module_with_values, group=a_process_group)
 @torch.no_grad()
 def sync_statistics(model: nn.Module, *, group: Any = None) -> RankReport:
     """Give every rank the pooled running statistics: weighted by batches seen, with the variance between ranks.

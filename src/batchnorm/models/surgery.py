@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm import layers as ours
+from batchnorm.arguments import a_module, a_string, arguments, whole, word
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
 from batchnorm.models.activations import activation_of, set_module
@@ -33,6 +34,7 @@ _GIVE_UP = (
 _TO_STOCK = {mine: theirs for theirs, mine in _TO_OURS.items()}
 
 
+@arguments(model=a_module, count=whole(0, "an integer of 0 or more batches"), custom=word("refuse", "keep"))
 def convert(
     model: nn.Module,
     method: str = "batchnorm",
@@ -70,8 +72,6 @@ def convert(
     """
     recipe = recipe_for(method, **choices)
     found = present_layers(model)
-    if custom not in ("refuse", "keep"):
-        raise BatchNormError(f"custom must be 'refuse' or 'keep'; it was {custom!r}")
     targets: dict[str, Any] = {name: m for name, m in found.items() if type(m) in _TO_OURS or type(m) in _TO_STOCK}
     others = {name: m for name, m in found.items() if name not in targets}
     if others and custom == "refuse":
@@ -146,8 +146,6 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
     if layer.running_mean is None or _is_lazy(layer):
         return None
     if count is not None:
-        if count < 0:
-            raise BatchNormError(f"count must be 0 or more batches; it was {count}")
         return count
     if layer.running_mean.is_meta:
         # Its values come later, with a state dict.
@@ -172,6 +170,7 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
     return None
 
 
+@arguments(model=a_module, bank=a_string)
 def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     """Turn this package's layers back into plain torch ones with the same eval output.
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batchnorm.arguments import a_function, a_module, arguments
 from batchnorm.errors import BatchNormError
 
 
+@arguments(model=a_module, forward_fn=a_function)
 def union(model: nn.Module, *inputs: Any, forward_fn: Callable[..., Any] | None = None) -> tuple[Any, ...]:
     """One forward over several inputs together, so that they share statistics; the outputs, apart again.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
-from batchnorm.files import onnx_file, states
+from batchnorm.files import check_readable, onnx_file, states
 from batchnorm.files.entry import MOST_CHANNELS, Entry, mapped
 from batchnorm.files.states import STATISTICS
 
@@ -68,10 +68,7 @@ def gather(path: str | Path, sample_others: bool = False, key: str | None = None
     Raises:
         BatchNormError: no such file, not a checkpoint, truncated or inconsistent, or no such key.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "nothing"
-        raise BatchNormError(f"path must be an existing checkpoint file; there is {what} at {path}")
+    path = check_readable(path, "path", "checkpoint file")
     with mapped(path) as data:
         try:
             onnx = path.suffix == ".onnx"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batchnorm.arguments import a_module, a_string, arguments
 from batchnorm.interop.extras import needs
 from batchnorm.layers import BatchNorm2d
 from batchnorm.models import convert as convert_plain
@@ -27,6 +28,7 @@ class _WithAct(BatchNorm2d):
         return y if isinstance(y, torch.fx.Proxy) else self.act(self.drop(y))
 
 
+@arguments(model=a_module)
 def convert(model: nn.Module, method: str = "batchnorm", **options: Any) -> nn.Module:
     """Turn a timm model's batch norm layers into this package's, `BatchNormAct2d` with drop and activation included.
 
@@ -49,6 +51,7 @@ def convert(model: nn.Module, method: str = "batchnorm", **options: Any) -> nn.M
     return _as_plain(model, plain, ours, lambda: convert_plain(model, method, **options))
 
 
+@arguments(model=a_module, bank=a_string)
 def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     """Turn them back into timm's and torch's own layers, with the same eval output.
 

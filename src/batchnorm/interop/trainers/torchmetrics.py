@@ -6,9 +6,11 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from batchnorm.arguments import a_function, a_string, arguments
 from batchnorm.errors import BatchNormError, check
 
 
+@arguments(metric=a_function, key=a_string)
 def as_metric(
     metric: Callable[[Any, Any], Any],
     *,

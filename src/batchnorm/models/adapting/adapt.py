@@ -11,6 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from batchnorm.arguments import (
+    SHARE,
+    a_function,
+    a_module,
+    a_module_with_values,
+    arguments,
+    number,
+    some_batches,
+    whole,
+    word,
+)
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import Mixture, Stored
 from batchnorm.layers.inference import Inference
@@ -18,7 +29,7 @@ from batchnorm.models.adapting.decide import Choice, confirm, decide, weigh
 from batchnorm.models.adapting.evidence import ForwardFn, Reader, Samples, Shift, shift_of
 from batchnorm.models.adapting.layers import ADAPTED, Adapted, begin, end, write
 from batchnorm.models.adapting.predictions import compare
-from batchnorm.models.batches import as_text, count_samples
+from batchnorm.models.batches import as_text, count_samples, numbered
 from batchnorm.models.find import batch_norm_layers, tracking_layers
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.recalibrate import fixed_point
@@ -69,6 +80,19 @@ class Adaptation:
         return as_text(self)
 
 
+@arguments(
+    model=a_module_with_values,
+    data=some_batches,
+    mode=word(*MODES),
+    prior=number("0 or more samples", lambda v: v >= 0),
+    weight=SHARE,
+    memory=number("0 or more samples", lambda v: v >= 0),
+    passes=whole(1),
+    if_sorted=word("refuse", "pool"),
+    outputs=word("classes", "values"),
+    max_batches=whole(1),
+    forward_fn=a_function,
+)
 def adapt(
     model: nn.Module,
     data: Iterable[Any] | None = None,
@@ -142,10 +166,6 @@ def adapt(
     Dinneen, "Four Things Everyone Should Know to Improve Batch Normalization" (2020).
     """
     inference = _inference(mode, prior, weight, memory)
-    check(if_sorted in ("refuse", "pool"), "if_sorted", "'refuse' or 'pool'", repr(if_sorted))
-    check(outputs in ("classes", "values"), "outputs", "'classes' or 'values'", repr(outputs))
-    check(passes >= 1, "passes", "1 or more", passes)
-    check(max_batches is None or max_batches >= 1, "max_batches", "1 or more", max_batches)
     layers, frozen = _layers(model)
     if mode not in ("auto", "domain"):
         for layer in layers.values():
@@ -153,7 +173,7 @@ def adapt(
         own = weight_of(inference)
         rows = {name: AdaptedLayer(None, own) for name in layers}
         return Adaptation(model, Choice(mode, f"as asked, {inference!r}"), rows, frozen)
-    batches = list(itertools.islice(data if data is not None else (), max_batches))
+    batches = list(itertools.islice(numbered(data if data is not None else (), "data"), max_batches))
     if not batches:
         raise BatchNormError(f"data must yield at least one batch for mode {mode!r}; there was none")
     with held(model):
@@ -192,6 +212,7 @@ def adapt(
     return Adaptation(model, choice, rows, frozen)
 
 
+@arguments(model=a_module)
 def unadapt(model: nn.Module) -> nn.Module:
     """Undo `adapt` on a model, or on a copy of one, whose result is not at hand.
 
@@ -209,14 +230,12 @@ def unadapt(model: nn.Module) -> nn.Module:
 
 
 def _inference(mode: str, prior: float, weight: float | None, memory: float) -> Inference:
-    check(mode in MODES, "mode", f"one of {', '.join(MODES)}", repr(mode))
     check(weight is None or mode in ("alpha", "example"), "weight", f"None for mode {mode!r}", weight)
     if mode == "batch":
         return Mixture(weight=1.0, per="batch")
     if mode == "prior":
         return Mixture(prior=prior, per="batch")
     if mode == "running":
-        check(memory >= 0, "memory", "0 or more samples", memory)
         return Mixture(prior=memory, per="batch")
     if mode == "alpha":
         return Mixture(weight=0.5 if weight is None else weight, per="batch")

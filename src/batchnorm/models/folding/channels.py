@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.arguments import a_tensor, an_axis, arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm, Mixture
 from batchnorm.models.activations import activation_of
@@ -33,6 +34,7 @@ class ChannelAffine(nn.Module):
         channel_axis: which axis of the input holds the channels.
     """
 
+    @arguments(weight=a_tensor, bias=a_tensor, channel_axis=an_axis)
     def __init__(self, weight: Tensor, bias: Tensor, channel_axis: int = 1) -> None:
         super().__init__()
         if weight.dim() != 1 or weight.shape != bias.shape:
