@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import math
@@ -260,8 +261,14 @@ def a_path(name: str, value: Any) -> None:
         _refuse(name, "the path of a file", value, "write it with torch.save first")
     if not isinstance(value, str | os.PathLike):
         _refuse(name, "a path, a string or a pathlib.Path", value)
-    if os.fspath(value) in ("", b""):
-        _refuse(name, "a path", value, of_type=False)
+    try:
+        os.stat(value)
+    except ValueError:
+        _refuse(name, "a path without null bytes", value, of_type=False)
+    except OSError as error:
+        # What is not there may be made, and what lies there is for its reader to say.
+        if error.errno == errno.ENAMETOOLONG or not os.fspath(value):
+            _refuse(name, "a path", value, "" if not os.fspath(value) else "it is too long", of_type=False)
 
 
 def a_module(name: str, value: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.arguments import told
-from batchnorm.errors import UserCodeError
+from batchnorm.errors import BatchNormError, UserCodeError
 
 _NOT_THEIRS = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
 
@@ -57,6 +57,22 @@ def of_forward(
 def of_loader(error: Exception, name: str, number: int) -> UserCodeError:
     """The error of a loader."""
     return UserCodeError(f"{name} must yield batches; it failed at batch {number}: {reason(error)}")
+
+
+def one_number(measure: Callable[[], Any], legal: str, at: str = "") -> float:
+    """What a metric gives; NaN and infinity are numbers too, as a broken network has them."""
+    try:
+        found = measure()
+    except BatchNormError:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"{legal}; {at}it raised {reason(error)}") from error
+    try:
+        if isinstance(found, str | bytes):
+            raise TypeError
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BatchNormError(f"{legal}; {at}it returned {told(found)}") from error
 
 
 def _batch(batch: Any) -> str:

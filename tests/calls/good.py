@@ -26,9 +26,14 @@ def ours():
     return batchnorm.convert(network())
 
 
+def drawn(*shape):
+    """Numbers of a generator of their own."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
 def x():
     """A batch."""
-    return torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    return drawn(8, 3, 6, 6)
 
 
 def batches():
@@ -37,8 +42,8 @@ def batches():
 
 
 def metric(output, batch):
-    """The share of labels met."""
-    return (output.argmax(1) == batch[1]).float().mean()
+    """A number."""
+    return output.mean()
 
 
 def file(name, content):

@@ -55,7 +55,7 @@ WITHOUT_LAYERS = {"without batch norm": lambda: nn.Sequential(nn.Conv2d(3, 4, 3)
 WITHOUT_VALUES = {"on the meta device": _without_values}
 # Wrong where the model is run.
 RUN = {
-    "raises": lambda: Odd(_raises),
+    "raises": lambda: Odd(_raises).eval(),
     "float64": lambda: good.network().double(),
     "of other channels": lambda: nn.Sequential(nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4)),
 }
@@ -80,11 +80,11 @@ BATCHES = {
     "float64": lambda: [good.x().double()] * 2,
     "float16": lambda: [good.x().half()] * 2,
     "complex": lambda: [good.x().to(torch.complex64)] * 2,
-    "wrong channels": lambda: [torch.randn(8, 5, 6, 6)] * 2,
-    "wrong rank": lambda: [torch.randn(8, 3)] * 2,
+    "wrong channels": lambda: [good.drawn(8, 5, 6, 6)] * 2,
+    "wrong rank": lambda: [good.drawn(8, 3)] * 2,
     "a scalar": lambda: [torch.tensor(1.0)] * 2,
-    "a later batch of wrong channels": lambda: [good.x(), torch.randn(8, 5, 6, 6)],
-    "without channels axis": lambda: [torch.randn(6, 6)] * 2,
+    "a later batch of wrong channels": lambda: [good.x(), good.drawn(8, 5, 6, 6)],
+    "without channels axis": lambda: [good.drawn(6, 6)] * 2,
     "None in it": lambda: [None, None],
     "words in it": lambda: ["a", "b"],
     "numbers in it": lambda: [1.0, 2.0],
@@ -95,7 +95,7 @@ BATCHES = {
     "raises": _loader_that_raises,
     "on the meta device": lambda: [good.x().to("meta")] * 2,
     "not finite": lambda: [torch.full((8, 3, 6, 6), float("nan"))] * 2,
-    "too small images": lambda: [torch.randn(8, 3, 1, 1)] * 2,
+    "too small images": lambda: [good.drawn(8, 3, 1, 1)] * 2,
 }
 FUNCTION = {
     "a name": lambda: "accuracy",
@@ -130,7 +130,12 @@ NUMBER = {
     "complex": lambda: 1j,
 }
 SHARE = NUMBER | {"above 1": lambda: 2.0, "percent": lambda: 90}
-WHOLE = NUMBER | {"half": lambda: 2.5, "a negative integer": lambda: -3, "a float": lambda: 8.0, "a tuple": lambda: (8,)}
+WHOLE = NUMBER | {
+    "half": lambda: 2.5,
+    "a negative integer": lambda: -3,
+    "a float": lambda: 8.0,
+    "a tuple": lambda: (8,),
+}
 WORD = {
     "an unknown word": lambda: "nonesuch",
     "an empty word": lambda: "",
@@ -197,12 +202,12 @@ IMAGES = TENSOR | {
     "booleans": lambda: good.x() > 0,
     "complex": lambda: good.x().to(torch.complex64),
     "float64": lambda: good.x().double(),
-    "wrong channels": lambda: torch.randn(8, 5, 6, 6),
-    "wrong rank": lambda: torch.randn(8, 3),
-    "one axis": lambda: torch.randn(3),
+    "wrong channels": lambda: good.drawn(8, 5, 6, 6),
+    "wrong rank": lambda: good.drawn(8, 3),
+    "one axis": lambda: good.drawn(3),
     "a scalar": lambda: torch.tensor(1.0),
     "on the meta device": lambda: good.x().to("meta"),
-    "one value per channel": lambda: torch.randn(1, 3, 1, 1),
+    "one value per channel": lambda: good.drawn(1, 3, 1, 1),
 }
 EXAMPLE = {
     "None": lambda: None,
@@ -213,8 +218,8 @@ EXAMPLE = {
     "an empty tuple": tuple,
     "uint8": lambda: good.x().to(torch.uint8),
     "float64": lambda: good.x().double(),
-    "wrong channels": lambda: torch.randn(8, 5, 6, 6),
-    "wrong rank": lambda: torch.randn(8, 3),
+    "wrong channels": lambda: good.drawn(8, 5, 6, 6),
+    "wrong rank": lambda: good.drawn(8, 3),
     "two arguments": lambda: (good.x(), good.x()),
     "another name": lambda: {"image": good.x()},
     "a loader": lambda: DataLoader(TensorDataset(good.x()), 4),
@@ -265,7 +270,19 @@ STATE = {
     "a checkpoint": lambda: {"epoch": 3, "state_dict": good.network().state_dict()},
     "numbers as names": lambda: {1: good.x()},
 }
-ANYTHING = {"None": lambda: None, "a number": lambda: 3, "a word": lambda: "nonesuch", "a list": lambda: [1], "a tensor": good.x}
-CHOICE = {"a word": lambda: "ghost", "a number": lambda: 3, "a class": lambda: Words, "an object": Words, "True": lambda: True}
+ANYTHING = {
+    "None": lambda: None,
+    "a number": lambda: 3,
+    "a word": lambda: "nonesuch",
+    "a list": lambda: [1],
+    "a tensor": good.x,
+}
+CHOICE = {
+    "a word": lambda: "ghost",
+    "a number": lambda: 3,
+    "a class": lambda: Words,
+    "an object": Words,
+    "True": lambda: True,
+}
 GROUP = {"a word": lambda: "gloo", "a number": lambda: 3, "a list": lambda: [0, 1]}
 TENSOR_LIKE = {"a word": lambda: "x", "words": lambda: ["a", "b"], "a dict": lambda: {"a": 1}, "an object": Words}

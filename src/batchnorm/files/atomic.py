@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from batchnorm.arguments import told
+from batchnorm.arguments import a_path
 from batchnorm.errors import BatchNormError
 
 
@@ -38,14 +38,11 @@ def check_writable(path: str | Path, name: str = "path") -> None:
     Raises:
         BatchNormError: the folder does not exist, or the format needs a package that is not installed.
     """
+    a_path(name, path)
     path = Path(path)
-    try:
-        folder, taken = path.parent.is_dir(), path.is_dir()
-    except (OSError, ValueError) as error:  # a null byte, a name that is too long
-        raise BatchNormError(f"{name} must be a path of a file; it was {told(path)}: {_why(error)}") from error
-    if not folder:
+    if not path.parent.is_dir():
         raise BatchNormError(f"{name} must lie in an existing folder; there is none at {path.parent}")
-    if taken:
+    if path.is_dir():
         raise BatchNormError(f"{name} must be a file; {path} is a folder")
     if not os.access(path.parent, os.W_OK):
         raise BatchNormError(f"{name} must lie in a folder that can be written to; {path.parent} cannot")
@@ -59,13 +56,10 @@ def check_readable(path: str | Path, name: str = "path", what: str = "file") -> 
     Raises:
         BatchNormError: nothing there, a folder, no permission, a text that is no path.
     """
+    a_path(name, path)
     path = Path(path)
-    try:
-        file, folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError) as error:
-        raise BatchNormError(f"{name} must be a path of a file; it was {told(path)}: {_why(error)}") from error
-    if not file:
-        found = "a folder" if folder else "none"
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "none"
         raise BatchNormError(f"{name} must be an existing {what}; there is {found} at {path}")
     if not os.access(path, os.R_OK):
         raise BatchNormError(f"{name} must be a {what} that can be read; {path} cannot: no permission")
@@ -78,8 +72,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     check_writable(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except (OSError, ValueError) as error:
-        raise BatchNormError(f"path must be one that can be written; {told(path)} cannot: {_why(error)}") from error
+    except OSError as error:
+        raise BatchNormError(f"path must be one that can be written; {path} cannot: {error.strerror}") from error
     os.close(handle)
     try:
         write(Path(name))
@@ -88,10 +82,6 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _why(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
 
 
 def _umask() -> int:

@@ -54,6 +54,8 @@ def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> n
         BatchNormError: a layer whose rank is not certain, or of a class that is not known here.
             Nothing is changed.
     """
+    unknown = set(dims) - dict(model.named_modules()).keys() if isinstance(dims, dict) else set[str]()
+    check(not unknown, "dims", "by paths of layers of the model", f"for {', '.join(map(repr, sorted(unknown)))}")
     before = linear_maps_before(model)
     made: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from batchnorm.arguments import arguments
+from batchnorm.arguments import arguments, told
 from batchnorm.errors import check
 from batchnorm.kernels import native
 
@@ -55,7 +55,7 @@ def use(backend: str | None = None) -> None:
     """
     sets = native.instruction_sets()
     legal = ["reference", *(["native", *sets] if sets else [])]
-    check(backend is None or backend in legal, "backend", f"None or one of {', '.join(legal)}", repr(backend))
+    check(backend is None or backend in legal, "backend", f"None or one of {', '.join(legal)}", told(backend))
     native.enable(backend != "reference")
     if sets and backend != "reference":
         native.choose(backend if backend in sets else sets[-1])

@@ -153,6 +153,8 @@ class BatchNorm(Moving):
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), named)
         if not isinstance(input, Tensor):
             raise ArgumentError(f"input must be a tensor; it was {told(input)}, in {describe(self)}")
+        if residual is not None and (not isinstance(residual, Tensor) or residual.is_complex()):
+            raise ArgumentError(f"residual must be a real tensor; it was {told(residual)}, in {describe(self)}")
         if self.channel_axis != 1:
             require_axis(self, input)
             input = input.movedim(self.channel_axis, 1)

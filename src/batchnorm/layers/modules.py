@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _LazyNormBase
 
-from batchnorm.arguments import NOT_NEGATIVE, a_device, a_flag, a_floating_dtype, arguments, number, word
+from batchnorm.arguments import NOT_NEGATIVE, a_device, a_flag, a_floating_dtype, arguments, number, told, word
+from batchnorm.errors import ArgumentError
 from batchnorm.layers.activation import ACTIVATIONS, check_activation
 from batchnorm.layers.choices import starting_momentum
 from batchnorm.layers.module import BatchNorm
+from batchnorm.layers.naming import describe
 from batchnorm.layers.table import recipe_for
 
 
@@ -123,6 +125,9 @@ class _Lazy(_LazyNormBase):
 
     def initialize_parameters(self, input: Any) -> None:
         """Take the number of channels from the input and the buffers the recipe needs."""
+        if not isinstance(input, Tensor):
+            raise ArgumentError(f"input must be a tensor; it was {told(input)}, in {describe(self)}")
+        self._check_input_dim(input)
         fresh = self.has_uninitialized_params()  # pyright: ignore[reportAttributeAccessIssue]
         # Ordinary tensors, also where the first input comes in inference mode.
         with torch.inference_mode(False):

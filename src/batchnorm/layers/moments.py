@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from batchnorm import kernels
-from batchnorm.arguments import NOT_NEGATIVE, a_tensor, an_axis, arguments, whole
-from batchnorm.errors import check
-from batchnorm.layers.masks import against, require_weights
+from batchnorm.arguments import NOT_NEGATIVE, a_tensor, an_axis, arguments, told, whole
+from batchnorm.errors import ArgumentError, OperandError, check
+from batchnorm.layers.masks import against, require_kind, require_weights
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Moments:
         if mask is not None:
             check(mask.dtype == torch.bool, "mask", "a boolean tensor, True where data is", mask.dtype)
         given = mask if mask is not None else weight
+        if given is not None:
+            require_kind("mask" if given is mask else "weight", given)
         spread = None if given is None else against(channels_second, given)
         if spread is not None and mask is None:
             require_weights(spread)
@@ -85,6 +87,10 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of values together (Chan's formula), exact in float64."""
+        if not isinstance(other, Moments):
+            raise ArgumentError(f"other must be a Moments; it was {told(other)}")
+        if self.mean.shape[-1] != other.mean.shape[-1]:
+            raise OperandError(f"other must be of {self.mean.shape[-1]} channels; it was of {other.mean.shape[-1]}")
         count = self.count + other.count
         share = torch.where(count > 0, other.count / torch.where(count > 0, count, 1.0), 0.0)
         # An empty side may carry any mean; it must not reach the result, not even as NaN * 0.

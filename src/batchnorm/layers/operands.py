@@ -67,7 +67,7 @@ def require_axis(layer: BatchNorm, x: Tensor) -> None:
     """Refuse an input that has no such axis for the channels."""
     if not -x.dim() <= layer.channel_axis < x.dim():
         raise BatchNormError(
-            f"input must have an axis {layer.channel_axis} for its channels, as channel_axis of {describe(layer)} says; "
+            f"input must have an axis {layer.channel_axis} for its channels, as {describe(layer)} says; "
             f"its shape was {tuple(x.shape)}"
         )
 

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from batchnorm import kernels
+from batchnorm.arguments import told
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices import Recipe
 from batchnorm.layers.couplings import BatchCoupling
@@ -135,7 +136,7 @@ class Statistics(_BatchNorm):
         weight = getattr(before, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() < 2 or weight.shape[0] != self.num_features:
             raise BatchNormError(
-                f"before must be a convolution or linear layer with {self.num_features} outputs; it was {before}"
+                f"before must be a convolution or linear layer with {self.num_features} outputs; it was {told(before)}"
             )
         # In a list, so that the module is not registered as a child and its parameters not counted twice.
         self.__dict__["_before"] = [before]

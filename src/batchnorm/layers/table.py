@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from batchnorm.arguments import arguments
+from batchnorm.arguments import arguments, told
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices import Recipe
 from batchnorm.layers.couplings import PopulationCoupling
@@ -95,7 +95,7 @@ def recipe_for(method: str = "batchnorm", **choices: Any) -> Recipe:
     if not isinstance(method, str) or method not in METHODS:
         meant = nearest(method, METHODS)
         legal = "a name of batchnorm.methods()" if meant else f"one of {', '.join(METHODS)}"
-        raise BatchNormError(f"method must be {legal}; it was {method!r}{meant}")
+        raise BatchNormError(f"method must be {legal}; it was {told(method)}{meant}")
     for name, choice in choices.items():
         if name not in CHOICES:
             meant = how_to_set(name, choice, method, METHODS[method])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from batchnorm.arguments import NOT_NEGATIVE, a_module, arguments
+from batchnorm.arguments import NOT_NEGATIVE, a_module, a_tensor, arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.graph.flow import linear_maps_before
@@ -29,6 +29,7 @@ class Centred(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight without its means."""
+        a_tensor("weight", weight)
         return weight - weight.mean(tuple(range(1, weight.dim())), keepdim=True)
 
 

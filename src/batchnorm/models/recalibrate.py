@@ -24,11 +24,14 @@ from batchnorm.arguments import (
     a_string,
     arguments,
     number,
+    or_function,
     some_batches,
+    some_names,
     whole,
     word,
 )
 from batchnorm.errors import BatchNormError
+from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.recalibration.collect import rms as rms
 from batchnorm.models.recalibration.forwards import Caller
 from batchnorm.models.recalibration.ranks import Ranks
@@ -51,6 +54,7 @@ ForwardFn = Callable[[nn.Module, Any], Any]
     exact=a_flag,
     until=number("a positive number of standard deviations", lambda v: v > 0),
     max_samples=whole(1),
+    select=or_function(some_names),
     bank=a_string,
     resume=a_path,
     progress=a_flag,
@@ -184,6 +188,8 @@ def _materialise(caller: Caller, loader: Iterable[Any]) -> Iterable[Any]:
 
 def _same_layers(targets: Targets, other: nn.Module, select: Select, bank: str | None) -> dict[str, Target]:
     """The same layers in another copy of the model."""
+    if not any(layer.running_mean is not None for layer in batch_norm_layers(other).values()):
+        raise BatchNormError("apply_to must be a copy of the model; it has no batch norm layer with running statistics")
     theirs = Targets.of(other, select, bank).active
     for name, target in targets.active.items():
         size = target.stat("running_mean").shape

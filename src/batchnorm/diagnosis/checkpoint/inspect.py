@@ -54,7 +54,7 @@ def inspect_checkpoint(path: str | Path, other: str | Path | None = None, *, key
         )
     if other is None:
         return Report(CheckpointSubject(first), apply_rules(CHECKPOINT_RULES, first))
-    comparison = compare(first, gather(other, sample_others=True, key=key))
+    comparison = compare(first, gather(other, sample_others=True, key=key, name="other"))
     found = apply_rules(COMPARISON_RULES, comparison) + _of_each(first, comparison.second)
     order = ("error", "warning", "note")
     findings = sorted(found, key=lambda finding: order.index(finding.severity))

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from batchnorm.arguments import told
 from batchnorm.diagnosis.experiments.slices import rows, sliceable
-from batchnorm.errors import BatchNormError, UserCodeError
-from batchnorm.failures import reason
+from batchnorm.failures import one_number
 from batchnorm.models.batches import count_samples
 
 Metric = Callable[[Any, Any], Any]
@@ -38,7 +36,9 @@ class Scorer:
     @torch.no_grad()
     def score(self, condition: str, output: Any, batch: Any, number: int) -> Units:
         """The values and sizes of one batch's units."""
-        whole, samples = self._of(output, batch, number), count_samples(batch)
+        legal = "metric must take the model's output and the batch, and return one number"
+        whole = one_number(lambda: self.metric(output, batch), legal, f"at batch {number} ")
+        samples = count_samples(batch)
         found: Units = ([whole], [samples])
         if self.unit == "samples":
             parts = self._parts(output, batch, samples)
@@ -48,22 +48,6 @@ class Scorer:
                 self.unit = "batches"
         self._guess(condition, output, batch, found)
         return found
-
-    def _of(self, output: Any, batch: Any, number: int) -> float:
-        """The metric of a batch; NaN and infinity are numbers too, as a broken network has them."""
-        legal = "metric must take the model's output and the batch, and return one number"
-        try:
-            found = self.metric(output, batch)
-        except BatchNormError:
-            raise
-        except Exception as error:
-            raise UserCodeError(f"{legal}; at batch {number} it raised {reason(error)}") from error
-        try:
-            if isinstance(found, str | bytes):
-                raise TypeError
-            return float(found)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise BatchNormError(f"{legal}; at batch {number} it returned {told(found)}") from error
 
     def _parts(self, output: Any, batch: Any, samples: int) -> Units | None:
         if samples < 2 or not (sliceable(output, samples) and sliceable(batch, samples)):

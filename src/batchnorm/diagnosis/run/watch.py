@@ -19,7 +19,7 @@ from batchnorm.diagnosis.run.evidence import Lag, LayerRun, Point, RunEvidence, 
 from batchnorm.diagnosis.run.modes import Owner, Tally, parameters_of, parent_of, parts
 from batchnorm.diagnosis.run.ranks import compare_ranks, world
 from batchnorm.diagnosis.run.rules import RUN_RULES
-from batchnorm.diagnosis.run.sinks import open_sink
+from batchnorm.diagnosis.run.sinks import a_sink, open_sink
 from batchnorm.diagnosis.run.subject import RunSubject
 from batchnorm.layers import BatchNorm
 from batchnorm.layers.held import outside
@@ -40,6 +40,7 @@ class BatchNormWarning(UserWarning):
     model=a_module_with_values,
     optimizer=instance(torch.optim.Optimizer, "a torch.optim.Optimizer"),
     every=whole(1),
+    to=a_sink,
     steps=whole(1),
     compare_processes=a_flag,
 )

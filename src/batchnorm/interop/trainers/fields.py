@@ -43,7 +43,7 @@ class Fields:
             try:
                 yield {argument: batch[name] for argument, name in self._parts.items()}
             except (KeyError, AttributeError, TypeError, IndexError) as error:
-                parts = ", ".join(self._parts.values())
+                parts = ", ".join(map(repr, self._parts.values()))
                 raise BatchNormError(
                     f"loader must give batches with {parts}; a {type(batch).__name__} has not"
                 ) from error

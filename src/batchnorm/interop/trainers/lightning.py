@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from batchnorm.arguments import a_flag, a_function, a_string, arguments, some_batches, some_names, whole
 from batchnorm.diagnosis import watch
+from batchnorm.diagnosis.run.sinks import a_sink
 from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.trainers.frozen import Frozen
 from batchnorm.interop.trainers.history import History
@@ -40,7 +41,7 @@ class Watch(_Callback):
         BatchNormError: Lightning is not installed.
     """
 
-    @arguments(part=a_string, every=whole(1), compare_processes=a_flag)
+    @arguments(part=a_string, to=a_sink, every=whole(1), compare_processes=a_flag)
     def __init__(self, to: Any = None, *, part: str = "", every: int = 10, compare_processes: bool = True) -> None:
         self._to, self._part = to, part
         self._options = {"every": every, "compare_processes": compare_processes}

@@ -7,6 +7,7 @@ from typing import Any
 
 from batchnorm.arguments import a_flag, a_function, arguments, some_batches, some_names, whole
 from batchnorm.diagnosis import watch
+from batchnorm.diagnosis.run.sinks import a_sink
 from batchnorm.interop.trainers.frozen import Frozen
 from batchnorm.interop.trainers.history import History
 from batchnorm.interop.trainers.lazy import Adapter
@@ -34,7 +35,7 @@ class Watch(_Callback):
         BatchNormError: transformers is not installed.
     """
 
-    @arguments(every=whole(1), compare_processes=a_flag)
+    @arguments(to=a_sink, every=whole(1), compare_processes=a_flag)
     def __init__(self, to: Any = None, *, every: int = 10, compare_processes: bool = True) -> None:
         self._options = {"to": to, "every": every, "compare_processes": compare_processes}
         self.report: Any = None
