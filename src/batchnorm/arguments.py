@@ -115,7 +115,7 @@ def told(value: Any) -> str:
 
 
 def _with_article(noun: str) -> str:
-    return f"{'an' if noun[:1].lower() in 'aeio' or noun.startswith('uint') else 'a'} {noun}"
+    return f"{'an' if noun[:1].lower() in 'aeio' else 'a'} {noun}"
 
 
 def _refuse(name: str, legal: str, value: Any, hint: str = "", *, of_type: bool = True) -> None:
@@ -178,6 +178,16 @@ def or_function(kind: Kind) -> Kind:
 
     def either(name: str, value: Any) -> None:
         if not callable(value) or isinstance(value, type):
+            kind(name, value)
+
+    return either
+
+
+def or_none(kind: Kind) -> Kind:
+    """The same, or None where that is not the default."""
+
+    def either(name: str, value: Any) -> None:
+        if value is not None:
             kind(name, value)
 
     return either

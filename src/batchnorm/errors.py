@@ -47,7 +47,7 @@ class ArgumentError(BatchNormError, TypeError):
 
 
 class UserCodeError(BatchNormError, RuntimeError):
-    """The caller's model, loader, metric or forward_fn raised: at which batch and in which layer; `__cause__` says what.
+    """The caller's model, loader, metric or function raised: at which batch, in which layer; `__cause__` says what.
 
     Example:
         >>> import batchnorm, torch

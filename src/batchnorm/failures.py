@@ -20,7 +20,9 @@ _NOT_THEIRS = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
 def reason(error: BaseException) -> str:
     """The class of an error, the line of the caller's file where it was raised, and its first line."""
     words = next((line for line in str(error).splitlines() if line.strip()), "without a word")
-    return f"{type(error).__name__}{_place(error)}: {words.strip()}"
+    # Torch goes on with a list of signatures.
+    words = words.strip().removesuffix("but expected one of:").rstrip(" ,:.")
+    return f"{type(error).__name__}{_place(error)}: {words}"
 
 
 def _place(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from batchnorm.interop.statistics import encode, rescale_variance
 from batchnorm.interop.weights import Weights
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from batchnorm.models.tables import LayerTable
 
 
 class Carried(NamedTuple):
@@ -44,17 +44,14 @@ class Translation:
     settings: dict[str, tuple[float | None, float | None]]
     notes: tuple[str, ...]
 
-    def __rich__(self) -> Table:
-        from rich.table import Table
+    def __rich__(self) -> LayerTable:
+        from batchnorm.models.tables import LayerTable
 
-        caption = "\n".join(self.notes)
-        table = Table("source", "target", "kind", "paired by", caption=caption, caption_justify="left")
-        for row in self.layers:
-            table.add_row(*row)
-        return table
+        header = ("source", "target", "kind", "paired by")
+        return LayerTable(header, self.layers, caption="\n".join(self.notes), names=(0, 1), texts=(2, 3))
 
     def __str__(self) -> str:
-        from batchnorm.models.batches import as_text
+        from batchnorm.models.tables import as_text
 
         return as_text(self)
 

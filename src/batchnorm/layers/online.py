@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from batchnorm.arguments import DECAY, POSITIVE, a_flag, arguments
+from batchnorm.arguments import DECAY, a_flag, arguments, number, or_none
 from batchnorm.errors import check
 from batchnorm.kernels.recurrence import before, recurrence
 from batchnorm.layers.couplings import Coupling, Plan, Returned
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from batchnorm.layers.choices import Recipe
 
 
-@arguments(backward_decay=DECAY, clamp=POSITIVE, layer_scaling=a_flag)
+@arguments(backward_decay=DECAY, clamp=or_none(number("positive or None", lambda v: v > 0)), layer_scaling=a_flag)
 @dataclass(frozen=True)
 class OnlineNorm(Coupling):
     """Normalise each sample with the statistics of those before it; two controllers straighten the gradient.

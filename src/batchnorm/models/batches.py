@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from io import StringIO
 from typing import Any
 
 import torch
@@ -134,13 +132,3 @@ def progress_bar(loader: Iterable[Any], shown: bool, label: str) -> Iterator[Cal
 def counted(number: int, one: str, more: str | None = None) -> str:
     """The number with its noun."""
     return f"{number} {one if number == 1 else more or one + 's'}"
-
-
-def as_text(renderable: Any) -> str:
-    """What rich would print, as plain text, as wide as the terminal or 100 columns where there is none."""
-    from rich.console import Console
-
-    out = StringIO()
-    width = max(40, shutil.get_terminal_size((100, 24)).columns)
-    Console(file=out, width=width, color_system=None).print(renderable, crop=False)
-    return out.getvalue().rstrip()

@@ -12,7 +12,8 @@ from batchnorm.arguments import a_path, arguments
 from batchnorm.diagnosis.findings import Finding
 from batchnorm.diagnosis.report.subject import Subject, Table, Timeline
 from batchnorm.files import write_atomically
-from batchnorm.models.batches import as_text, counted
+from batchnorm.models.batches import counted
+from batchnorm.models.tables import as_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

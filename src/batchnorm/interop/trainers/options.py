@@ -8,11 +8,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from batchnorm.arguments import number, some_names
+from batchnorm.arguments import number, or_none, some_names
 from batchnorm.errors import BatchNormError, check
 from batchnorm.models import recalibrate
 
-UNTIL = number("None or a positive number of standard deviations", lambda v: v > 0)
+UNTIL = or_none(number("None or a positive number of standard deviations", lambda v: v > 0))
 _FILLED_IN = {"model", "loader", "process_group"}
 
 

@@ -29,11 +29,12 @@ from batchnorm.models.adapting.decide import Choice, confirm, decide, weigh
 from batchnorm.models.adapting.evidence import ForwardFn, Reader, Samples, Shift, shift_of
 from batchnorm.models.adapting.layers import ADAPTED, Adapted, begin, end, write
 from batchnorm.models.adapting.predictions import compare
-from batchnorm.models.batches import as_text, count_samples, numbered
+from batchnorm.models.batches import count_samples, numbered
 from batchnorm.models.find import batch_norm_layers, tracking_layers
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.recalibrate import fixed_point
 from batchnorm.models.state import held
+from batchnorm.models.tables import LayerTable, as_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -64,17 +65,14 @@ class Adaptation:
 
     def __rich__(self) -> Group:
         from rich.console import Group
-        from rich.table import Table
 
-        table = Table("layer", title=f"{self.choice}", title_justify="left")
-        for heading in ("shift (std)", "stored statistics are worth (samples)", "weight of the data"):
-            table.add_column(heading, justify="right")
+        header = ("layer", "shift (std)", "stored statistics are worth (samples)", "weight of the data")
+        rows: list[tuple[str, ...]] = []
         for name, row in self.layers.items():
             found = ("", "") if row.shift is None else (f"{row.shift.shift**0.5:.3f}", f"{row.shift.prior:.3g}")
-            table.add_row(name or "(root)", *found, f"{row.weight:.2f}")
-        for name in self.frozen:
-            table.add_row(name, "frozen: unchanged", "", "")
-        return Group(table)
+            rows.append((name or "(root)", *found, f"{row.weight:.2f}"))
+        rows += [(name or "(root)", "frozen: unchanged", "", "") for name in self.frozen]
+        return Group(LayerTable(header, rows, str(self.choice)))
 
     def __str__(self) -> str:
         return as_text(self)
