@@ -331,7 +331,7 @@ def a_device(name: str, value: Any) -> None:
     try:
         torch.empty(0, device=value)
     except Exception as error:
-        why = str(error).splitlines()[0].rstrip(".")
+        why = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
         raise BatchNormError(f"{name} must be {legal}; it was {told(value)}: {why}") from error
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import batchnorm
 from batchnorm import models
+from batchnorm.diagnosis.run.watch import BatchNormWarning
 from batchnorm.models.tables import LayerTable, as_text, part_of, shortened
 from tests.command import run
 
@@ -108,7 +109,7 @@ def test_every_printed_table_of_layers_keeps_them_apart(monkeypatch, names, colu
 def test_diagnose_watch_and_inspect_at_80_columns(monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
     net, batches = network(DENSE), data()
-    with pytest.warns(batchnorm.diagnosis.run.watch.BatchNormWarning, match="BN308"), batchnorm.watch(net) as watched:
+    with pytest.warns(BatchNormWarning, match="BN308"), batchnorm.watch(net) as watched:
         net.train()(batches[0])
     torch.save(net.state_dict(), tmp_path / "dense.pt")
     reports = [

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function
+from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function, told
 from batchnorm.errors import BatchNormError, check
 from batchnorm.kernels import wide_dtype
 from batchnorm.layers.moments import Moments
@@ -373,6 +373,8 @@ def _paused(now: Now) -> bool:
 def resolve(momentum: Any, step: Tensor) -> Gain | None:
     """The momentum of this step: a schedule is called with the step's number, wide so that its result is."""
     if not callable(momentum):
+        if isinstance(momentum, str | list):
+            raise BatchNormError(f"momentum must be a number, None or a function of the step; it was {told(momentum)}")
         return momentum
     value = momentum(step.to(wide_dtype(step.device)))
     if not isinstance(value, float | int | Tensor):

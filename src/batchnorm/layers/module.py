@@ -38,7 +38,7 @@ from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.operands import require as require_operands
-from batchnorm.layers.operands import require_axis
+from batchnorm.layers.operands import require_axis, require_layout
 from batchnorm.layers.recompute import (
     ForwardRecord,
     as_first,
@@ -160,6 +160,8 @@ class BatchNorm(Moving):
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
+        if input.layout is not torch.strided:
+            require_layout(self, input)
         self._check_eps()
         given = None if mask is None and lengths is None and weights is None else Given(mask, lengths, weights)
         if self.training and not self.frozen and not torch.compiler.is_compiling():
@@ -460,9 +462,10 @@ class BatchNorm(Moving):
     def _check_eps(self) -> None:
         """As torch from 2.13 on; before it, the output was NaN."""
         trains = self.training and not self.frozen
-        if not (self.eps > 0 or (self.eps == 0 and not trains)):
+        # Assigned since the constructor looked, as the momentum may be.
+        if isinstance(self.eps, str | None) or not (self.eps > 0 or (self.eps == 0 and not trains)):
             legal = "positive in training" if trains else "0 or more"
-            raise BatchNormError(f"eps must be {legal}; it was {self.eps} in {describe(self)}")
+            raise BatchNormError(f"eps must be {legal}; it was {told(self.eps)} in {describe(self)}")
 
     # How many axes an input has, and torch's words for it.
     _axes: tuple[int, ...] = ()

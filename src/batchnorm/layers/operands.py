@@ -72,6 +72,12 @@ def require_axis(layer: BatchNorm, x: Tensor) -> None:
         )
 
 
+def require_layout(layer: BatchNorm, x: Tensor) -> None:
+    """Refuse a sparse input: its zeros are values too."""
+    if str(x.layout).startswith("torch.sparse"):
+        raise OperandError(f"input of {describe(layer)} must be dense; it was {x.layout}: call to_dense()")
+
+
 def require_residual(layer: BatchNorm, x: Tensor, residual: Tensor) -> None:
     """Refuse a residual that does not broadcast against the output, or on another device."""
     sizes = zip(reversed(residual.shape), reversed(x.shape), strict=False)

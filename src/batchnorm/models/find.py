@@ -74,7 +74,12 @@ def is_frozen_copy(module: nn.Module) -> bool:
 @torch.no_grad()
 def frozen_eps(module: nn.Module) -> float | None:
     """The eps of a frozen copy, from its attribute or from one forward; None for any other module."""
-    if isinstance(module, _BatchNorm) or module._parameters or module._modules or not module._buffers.keys() >= _ROLES:
+    if (
+        isinstance(module, _BatchNorm)
+        or module._parameters
+        or module._modules
+        or not _ROLES <= set(module._buffers.keys())
+    ):
         return None
     weight, bias, mean, var = (module._buffers[name] for name in ("weight", "bias", "running_mean", "running_var"))
     if any(t is None or t.dim() != 1 or t.shape != var.shape or t.is_meta for t in (weight, bias, mean, var)):  # pyright: ignore

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchnorm.arguments import a_path, arguments
+from batchnorm.arguments import a_path, arguments, instance, several_of
 from batchnorm.diagnosis.findings import Finding
 from batchnorm.diagnosis.report.subject import Subject, Table, Timeline
 from batchnorm.files import write_atomically
@@ -128,7 +128,11 @@ class Report:
         text = json.dumps(finite(self.to_dict()), indent=2)
         write_atomically(path, lambda temporary: _write_text(temporary, text + "\n"))
 
-    @arguments(path=a_path)
+    @arguments(
+        path=a_path,
+        timelines=several_of(instance(Timeline, "a Timeline")),
+        tables=several_of(instance(Table, "a Table")),
+    )
     def to_html(self, path: str | Path, timelines: Sequence[Timeline] = (), tables: Sequence[Table] = ()) -> None:
         """Write one page that opens without a network.
 
