@@ -34,7 +34,7 @@ class Scorer:
         self._outputs = []
 
     @torch.no_grad()
-    def score(self, condition: str, output: Any, batch: Any, number: int) -> Units:
+    def score(self, condition: str, output: Any, batch: Any, number: int = 0) -> Units:
         """The values and sizes of one batch's units."""
         legal = "metric must take the model's output and the batch, and return one number"
         whole = one_number(lambda: self.metric(output, batch), legal, f"at batch {number} ")
