@@ -1,8 +1,6 @@
-"""The one error class of the package, and the sentence every bad argument gets."""
+"""The error classes of the package, and the sentence every bad argument gets."""
 
 from __future__ import annotations
-
-from typing import Any, get_args
 
 
 class BatchNormError(ValueError):
@@ -33,15 +31,36 @@ class OperandError(BatchNormError, RuntimeError):
     """
 
 
+class ArgumentError(BatchNormError, TypeError):
+    """An argument of the wrong type, an unknown one, or one that is missing.
+
+    Python and torch raise a `TypeError` there, so this is one as well.
+
+    Example:
+        >>> import batchnorm
+        >>> try:
+        ...     batchnorm.BatchNorm2d("8")
+        ... except TypeError as error:
+        ...     print(error)
+        num_features must be an integer of 0 or more; it was '8'
+    """
+
+
+class UserCodeError(BatchNormError, RuntimeError):
+    """The caller's model, loader, metric or function raised: at which batch, in which layer; `__cause__` says what.
+
+    Example:
+        >>> import batchnorm, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+        >>> try:
+        ...     batchnorm.recalibrate(model, [torch.ones(8, 5)])
+        ... except batchnorm.BatchNormError as error:
+        ...     print(type(error.__cause__).__name__)
+        RuntimeError
+    """
+
+
 def check(condition: bool, argument: str, legal: str, value: object) -> None:
     """Raise a `BatchNormError` that names the argument, what is legal and what it was."""
     if not condition:
         raise BatchNormError(f"{argument} must be {legal}; it was {value}")
-
-
-def check_word(argument: str, value: object, words: Any) -> None:
-    """Raise a `BatchNormError` unless the value is one of the words of a `Literal`, which are said."""
-    legal = get_args(words)
-    few = f"{', '.join(map(repr, legal[:-1]))} or {legal[-1]!r}"
-    said = few if len(legal) < 4 else f"one of {', '.join(legal)}"
-    check(isinstance(value, str) and value in legal, argument, said, repr(value))

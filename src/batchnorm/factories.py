@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -18,36 +16,30 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from batchnorm.errors import BatchNormError
+from batchnorm.errors import BatchNormError, UserCodeError
+from batchnorm.failures import reason
 from batchnorm.files import load_archive
 
 # Where set, an error of the caller's own code is raised with all its frames.
 TRACEBACK = "BATCHNORM_TRACEBACK"
-_NOT_THEIRS = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
 
 
 @contextmanager
 def running(what: str) -> Iterator[None]:
     """What the code that runs within raises, as a `BatchNormError` that begins with what and names the place."""
+    whole = bool(os.environ.get(TRACEBACK))
     try:
         yield
+    except UserCodeError as error:
+        if whole and error.__cause__ is not None:
+            raise error.__cause__ from None
+        raise UserCodeError(f"{error} ({TRACEBACK}=1 shows all of it)") from error.__cause__
     except BatchNormError:
         raise
     except Exception as error:
-        if os.environ.get(TRACEBACK):
+        if whole:
             raise
-        told = next((line for line in str(error).splitlines() if line.strip()), "without a word")
-        raise BatchNormError(
-            f"{what}: {type(error).__name__}{_place(error)}: {told.strip()} ({TRACEBACK}=1 shows all of it)"
-        ) from error
-
-
-def _place(error: BaseException) -> str:
-    if isinstance(error, SyntaxError):
-        return f" in {Path(error.filename or '?').name}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(_NOT_THEIRS) and "site-packages" not in f.filename]
-    return f" in {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+        raise UserCodeError(f"{what}: {reason(error)} ({TRACEBACK}=1 shows all of it)") from error
 
 
 def model_of(reference: str, weights: Path | None, key: str | None = None) -> nn.Module:

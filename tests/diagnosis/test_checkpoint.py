@@ -391,7 +391,7 @@ def test_hostile_headers(tmp_path, name):
 
 
 def test_missing_files_and_files_without_batch_norm(tmp_path):
-    with pytest.raises(BatchNormError, match="there is nothing at"):
+    with pytest.raises(BatchNormError, match="there is none at"):
         inspect_checkpoint(tmp_path / "absent.pt")
     with pytest.raises(BatchNormError, match="there is a folder at"):
         inspect_checkpoint(tmp_path)

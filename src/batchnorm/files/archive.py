@@ -14,7 +14,7 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 from batchnorm.files import states
-from batchnorm.files.atomic import save_state, write_atomically
+from batchnorm.files.atomic import check_readable, save_state, write_atomically
 from batchnorm.files.entry import mapped
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -83,19 +83,18 @@ def _narrow_statistic(name: str, value: Any) -> bool:
     return name.rpartition(".")[2] in states.STATISTICS and value.dtype in NARROW
 
 
-def load_archive(path: str | Path, key: str | None = None) -> Archive:
+def load_archive(path: str | Path, key: str | None = None, name: str = "weights") -> Archive:
     """A `.pt`, `.pth`, `.bin` or `.safetensors` file, as data only.
 
     Args:
         path: a state dict, a training checkpoint, or a whole pickled model, of which the tensors are read.
         key: where the state dict lies, such as `ema` or `state_dict.model`; needed where there are several.
+        name: what the caller calls the path.
 
     Raises:
         BatchNormError: the file is missing, is not a checkpoint, holds no tensors by name, or several states.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BatchNormError(f"weights must be an existing file; there is none at {path}")
+    path = check_readable(path, name)
     metadata, safetensors, objects = None, path.suffix == ".safetensors", False
     try:
         if safetensors:
@@ -113,8 +112,8 @@ def load_archive(path: str | Path, key: str | None = None) -> Archive:
         reason = _unread(path)
         if reason is not None or not foreign:
             reason = reason or f"is cut off or damaged ({type(error).__name__})"
-            raise BatchNormError(f"weights must be a checkpoint of tensors; {path.name} {reason}") from error
-        content, objects = _tensors_of(path), True
+            raise BatchNormError(f"{name} must be a checkpoint of tensors; {path.name} {reason}") from error
+        content, objects = _tensors_of(path, name), True
     keys, prefix = states.choose(states.in_tree(content), key, path.name, type(content).__name__)
     archive = Archive(content, keys, metadata, safetensors, objects=objects)
     if prefix:
@@ -122,7 +121,7 @@ def load_archive(path: str | Path, key: str | None = None) -> Archive:
     return archive
 
 
-def _tensors_of(path: Path) -> dict[Any, Any]:
+def _tensors_of(path: Path, of: str) -> dict[Any, Any]:
     """The tensors of a file with objects in it, read as data: a dict of state dicts, or one."""
     with mapped(path) as data:
         content: dict[Any, Any] = {}
@@ -133,7 +132,7 @@ def _tensors_of(path: Path) -> dict[Any, Any]:
                     inner = inner.setdefault(key, {})
                 inner.update({name: entry.tensor(data) for name, entry in held.items()})
         except ValueError as error:
-            raise BatchNormError(f"weights must be a checkpoint of tensors; {path.name} is not one: {error}") from error
+            raise BatchNormError(f"{of} must be a checkpoint of tensors; {path.name} is not one: {error}") from error
     return content
 
 
@@ -158,13 +157,13 @@ def changed(new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]
     }
 
 
-def load_state(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
+def load_state(path: str | Path, key: str | None = None, name: str = "weights") -> dict[str, Tensor]:
     """The state dict in a `.pt`, `.pth`, `.bin` or `.safetensors` file, as data only.
 
     Raises:
         BatchNormError: as `load_archive`.
     """
-    return load_archive(path, key).state
+    return load_archive(path, key, name).state
 
 
 def save_archive(archive: Archive, path: str | Path) -> None:

@@ -58,12 +58,14 @@ class Entry:
 
 
 @contextmanager
-def mapped(path: Path) -> Iterator[mmap.mmap]:
+def mapped(path: Path, name: str = "path") -> Iterator[mmap.mmap]:
     """A file's bytes, read where they are touched."""
     with path.open("rb") as file:
         try:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:
-            raise BatchNormError(f"path must be a checkpoint; {path.name} is empty") from error
+            raise BatchNormError(f"{name} must be a checkpoint; {path.name} is empty") from error
+        except OSError as error:
+            raise BatchNormError(f"{name} must be a checkpoint; {path} cannot be mapped: {error.strerror}") from error
         with data:
             yield data

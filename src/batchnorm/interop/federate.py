@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from batchnorm.errors import BatchNormError, check, check_word
+from batchnorm.arguments import NOT_NEGATIVE, a_state, arguments, instance, several_of, word
+from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.torch_format import MOVING, is_batch_norm, key_sets
 
 State = Mapping[str, Tensor]
@@ -25,6 +26,7 @@ class Rule:
     layer: str
 
 
+@arguments(state=a_state, batch_norm=word(Keep))
 def rules(state: State, batch_norm: Keep = "share") -> tuple[Rule, ...]:
     """What `average` will do with each entry of a state dict.
 
@@ -42,7 +44,6 @@ def rules(state: State, batch_norm: Keep = "share") -> tuple[Rule, ...]:
     Raises:
         BatchNormError: another word for batch_norm.
     """
-    check_word("batch_norm", batch_norm, Keep)
     found: list[Rule] = []
     for path, leaves in key_sets(state).items():
         normal = is_batch_norm(leaves)
@@ -61,6 +62,12 @@ def rules(state: State, batch_norm: Keep = "share") -> tuple[Rule, ...]:
     return tuple(sorted(found, key=lambda r: order[r.entry]))
 
 
+@arguments(
+    states=several_of(a_state),
+    counts=several_of(NOT_NEGATIVE),
+    batch_norm=word(Keep),
+    names=instance(Mapping, "a mapping of entries to rules"),
+)
 def average(
     states: Sequence[State],
     counts: Sequence[float],
@@ -116,6 +123,7 @@ def average(
     return result
 
 
+@arguments(client=a_state, shared=a_state)
 def merge(client: State, shared: State) -> dict[str, Tensor]:
     """A client's state with the shared entries in place of its own.
 

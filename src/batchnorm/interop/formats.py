@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from batchnorm.errors import BatchNormError
-from batchnorm.files import check_writable, load_state, save_state
+from batchnorm.arguments import told
+from batchnorm.errors import BatchNormError, check
+from batchnorm.files import check_readable, check_writable, load_state, save_state
 from batchnorm.interop import equinox_format, flax_format, haiku_format, keras_files, keras_models, onnx_format
 from batchnorm.interop import torch_format as torch_
 from batchnorm.interop.trees import flatten, load_tree, save_tree
@@ -29,6 +30,7 @@ def read(source: Any, argument: str = "source", key: str | None = None) -> Weigh
     """
     if isinstance(source, str | Path):
         return _read_file(Path(source), argument, key)
+    check(key is None, "key", f"None where {argument} is no file", repr(key))
     if _comes_from(source, "keras"):  # with the torch backend these are torch modules too
         return keras_models.read_keras_model(source)
     if isinstance(source, nn.Module):
@@ -53,8 +55,7 @@ def read(source: Any, argument: str = "source", key: str | None = None) -> Weigh
 
 
 def _read_file(path: Path, argument: str, key: str | None) -> Weights:
-    if not path.is_file():
-        raise BatchNormError(f"{argument} must be an existing file; there is none at {path}")
+    check_readable(path, argument)
     found = _by_suffix(path, argument, key)
     if not found.layers:
         raise BatchNormError(f"{argument} must hold the weights of layers; {path.name} holds none")
@@ -69,7 +70,7 @@ def _by_suffix(path: Path, argument: str, key: str | None) -> Weights:
     if path.suffix == ".onnx":
         return onnx_format.read_onnx(path)
     if path.suffix in _TORCH:
-        return torch_.read_state(load_state(path, key))
+        return torch_.read_state(load_state(path, key, argument))
     raise BatchNormError(f"{argument} must end in one of {', '.join(SUFFIXES)}; it was {path.name}")
 
 
@@ -160,4 +161,4 @@ def _comes_from(thing: Any, package: str) -> bool:
 
 
 def _say(thing: Any) -> str:
-    return str(thing) if isinstance(thing, str | Path) else f"a {type(thing).__name__}"
+    return str(thing) if isinstance(thing, str | Path) else told(thing)

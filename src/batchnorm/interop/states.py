@@ -8,12 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from batchnorm.errors import BatchNormError, check, check_word
+from batchnorm.arguments import NOT_NEGATIVE, a_state, arguments, word
+from batchnorm.errors import BatchNormError
 from batchnorm.interop.torch_format import MOVING, is_batch_norm, key_sets
 
 Library = Literal["detectron2", "detectron2-folded", "inplace_abn", "timm", "sync"]
 
 
+@arguments(state=a_state, library=word(Library), like=a_state, eps=NOT_NEGATIVE)
 def state_from(
     state: Mapping[str, Tensor], library: Library, *, like: Mapping[str, Tensor] | None = None, eps: float = 1e-5
 ) -> dict[str, Tensor]:
@@ -42,7 +44,6 @@ def state_from(
     Raises:
         BatchNormError: an unknown library, or a layer of `like` that the state does not have.
     """
-    _check(library, eps)
     new = dict(state)
     for path, leaves in key_sets(like if like is not None else state).items():
         if not is_batch_norm(leaves):
@@ -61,6 +62,7 @@ def state_from(
     return new
 
 
+@arguments(state=a_state, library=word(Library), eps=NOT_NEGATIVE)
 def state_for(state: Mapping[str, Tensor], library: Library, *, eps: float = 1e-5) -> dict[str, Tensor]:
     """A stock state dict as a library's layers hold it, with the same eval output.
 
@@ -81,7 +83,6 @@ def state_for(state: Mapping[str, Tensor], library: Library, *, eps: float = 1e-
     Raises:
         BatchNormError: an unknown library; for "inplace_abn" a weight below eps, which |weight| + eps never is.
     """
-    _check(library, eps)
     new = dict(state)
     for path, leaves in _batch_norms(state):
         if library.startswith("detectron2"):
@@ -114,8 +115,3 @@ def _batch_norms(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, s
     for path, leaves in key_sets(state).items():
         if leaves.keys() >= MOVING:
             yield path, leaves
-
-
-def _check(library: Library, eps: float) -> None:
-    check_word("library", library, Library)
-    check(eps >= 0, "eps", "0 or more", eps)

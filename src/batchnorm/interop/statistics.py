@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from batchnorm.errors import BatchNormError, check, check_word
+from batchnorm.arguments import NOT_NEGATIVE, SHARE, an_array, arguments, number, word
+from batchnorm.errors import BatchNormError, check
 
 Form = Literal["variance", "std", "std_plus_eps", "std_with_eps", "second_moment"]
 Bias = Literal["biased", "unbiased"]
 
 
+@arguments(other=SHARE)
 def torch_momentum(other: float) -> float:
     """Torch's momentum, the weight of the new batch, from a library's that weighs the old value, and back.
 
@@ -20,10 +22,10 @@ def torch_momentum(other: float) -> float:
         >>> torch_momentum(0.99)
         0.01
     """
-    check(0 <= other <= 1, "momentum", "in [0, 1]", other)
     return round(1 - other, 12)
 
 
+@arguments(stored=an_array, form=word(Form), mean=an_array, eps=NOT_NEGATIVE)
 def variance_from(stored: Any, form: Form, *, mean: Any = None, eps: float | None = None) -> Any:
     """The running variance from what a library stores in its place.
 
@@ -41,13 +43,16 @@ def variance_from(stored: Any, form: Form, *, mean: Any = None, eps: float | Non
     Raises:
         BatchNormError: an unknown form, what it needs is missing, or values that no variance gives.
     """
-    check_word("form", form, Form)
     stored = np.asarray(stored, dtype=np.float64)
     if form == "variance":
         return stored
     if form == "second_moment":
         check(mean is not None, "mean", "given for a second moment", mean)
-        variance = stored - np.square(np.asarray(mean, dtype=np.float64))
+        centre = np.asarray(mean, dtype=np.float64)
+        check(
+            centre.shape in ((), stored.shape), "mean", f"of the shape {stored.shape} of stored", f"of {centre.shape}"
+        )
+        variance = stored - np.square(centre)
     elif form == "std":
         variance = np.square(stored)
     else:
@@ -61,6 +66,14 @@ def variance_from(stored: Any, form: Form, *, mean: Any = None, eps: float | Non
     return np.maximum(variance, 0.0)
 
 
+@arguments(
+    variance=an_array,
+    count=number("2 or more values per channel and batch", lambda v: v > 1),
+    have=word(Bias),
+    want=word(Bias),
+    weight_of_start=SHARE,
+    start=NOT_NEGATIVE,
+)
 def rescale_variance(
     variance: Any, count: float, have: Bias, want: Bias, *, weight_of_start: float = 0.0, start: float = 1.0
 ) -> Any:
@@ -82,9 +95,6 @@ def rescale_variance(
     Raises:
         BatchNormError: a count below 2, another word than those two.
     """
-    check_word("have", have, Bias)
-    check_word("want", want, Bias)
-    check(count > 1, "count", "2 or more values per channel and batch", count)
     if have == want:
         return variance
     factor = count / (count - 1) if want == "unbiased" else (count - 1) / count

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.arguments import a_module, a_process_group, arguments, number, or_mapping
 from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.states import scale_in_place_abn
 from batchnorm.layers import BatchNorm
@@ -28,6 +29,7 @@ _ACTIVATIONS = {
 def to_torch(model: _BatchNorm, *, dims: int | dict[str, int] | None = None) -> nn.Module: ...  # pyright: ignore[reportOverlappingOverload]
 @overload
 def to_torch(model: Model, *, dims: int | dict[str, int] | None = None) -> Model: ...
+@arguments(model=a_module, dims=or_mapping(number("1, 2 or 3", lambda v: v in (1, 2, 3))))
 def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> nn.Module:
     """Turn other libraries' batch norm layers into torch's own, with the same eval output.
 
@@ -56,6 +58,8 @@ def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> n
         BatchNormError: a layer whose rank is not certain, or of a class that is not known here.
             Nothing is changed.
     """
+    unknown = set(dims) - dict(model.named_modules()).keys() if isinstance(dims, dict) else set[str]()
+    check(not unknown, "dims", "by paths of layers of the model", f"for {', '.join(map(repr, sorted(unknown)))}")
     before = linear_maps_before(model)
     made: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
@@ -70,6 +74,7 @@ def to_torch(model: nn.Module, *, dims: int | dict[str, int] | None = None) -> n
     return made.get(model, model)
 
 
+@arguments(model=a_module, process_group=a_process_group)
 def to_sync(model: Model, process_group: Any = None) -> Model:
     """Turn torch's layers into `SyncBatchNorm`, keeping objects, hooks and the frozen state.
 

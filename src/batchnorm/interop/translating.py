@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from batchnorm.arguments import SHARE, a_flag, a_string, arguments, instance, number, or_mapping, whole
 from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.flattening import Flatten, check_names, reorder, suspects
 from batchnorm.interop.formats import read, target_for, write
@@ -17,7 +18,7 @@ from batchnorm.interop.statistics import encode, rescale_variance
 from batchnorm.interop.weights import Weights
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from batchnorm.models.tables import LayerTable
 
 
 class Carried(NamedTuple):
@@ -43,21 +44,30 @@ class Translation:
     settings: dict[str, tuple[float | None, float | None]]
     notes: tuple[str, ...]
 
-    def __rich__(self) -> Table:
-        from rich.table import Table
+    def __rich__(self) -> LayerTable:
+        from batchnorm.models.tables import LayerTable
 
-        caption = "\n".join(self.notes)
-        table = Table("source", "target", "kind", "paired by", caption=caption, caption_justify="left")
-        for row in self.layers:
-            table.add_row(*row)
-        return table
+        header = ("source", "target", "kind", "paired by")
+        return LayerTable(header, self.layers, caption="\n".join(self.notes), names=(0, 1), texts=(2, 3))
 
     def __str__(self) -> str:
-        from batchnorm.models.batches import as_text
+        from batchnorm.models.tables import as_text
 
         return as_text(self)
 
 
+@arguments(
+    map=instance(Mapping, "a mapping of source layers to target layers"),
+    eps=SHARE,
+    momentum=SHARE,
+    count=or_mapping(number("2 or more values per channel and batch", lambda v: v > 1)),
+    steps=whole(0),
+    partial=a_flag,
+    trust_numbers=a_flag,
+    repair=a_flag,
+    flatten=instance(Mapping, "a mapping of linear layers to (C, H, W)"),
+    key=a_string,
+)
 def translate(
     source: Any,
     target: Any,
@@ -120,9 +130,6 @@ def translate(
     Raises:
         BatchNormError: see each argument; also tensors a target cannot hold. Nothing is changed or written.
     """
-    for name, value in (("eps", eps), ("momentum", momentum)):
-        check(value is None or 0 <= value <= 1, name, "in [0, 1]", value)
-    check(steps is None or steps >= 0, "steps", "0 or more", steps)
     have = read(source, key=key)
     want, path = target_for(target, like, have)
     pairs = pair(have, want, map, partial=partial, trust_numbers=trust_numbers)

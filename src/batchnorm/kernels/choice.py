@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
+from batchnorm.arguments import arguments, told
 from batchnorm.errors import check
 from batchnorm.kernels import native
 
@@ -13,6 +14,7 @@ ENVIRONMENT = "BATCHNORM_BACKEND"
 Backend = Literal["native", "base", "avx2", "avx512", "reference"]
 
 
+@arguments()
 def backends() -> dict[str, str]:
     """Every backend of the four passes with one line about what it is doing here.
 
@@ -56,7 +58,7 @@ def use(backend: Backend | None = None) -> None:
     """
     sets = native.instruction_sets()
     legal = ["reference", *(["native", *sets] if sets else [])]
-    check(backend is None or backend in legal, "backend", f"None or one of {', '.join(legal)}", repr(backend))
+    check(backend is None or backend in legal, "backend", f"None or one of {', '.join(legal)}", told(backend))
     native.enable(backend != "reference")
     if sets and backend != "reference":
         native.choose(backend if backend in sets else sets[-1])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from batchnorm.errors import check
+from batchnorm.arguments import a_device_with_values, a_floating_dtype, a_function, arguments, several_of
 from batchnorm.kernels.shapes import per_channel
 
 SHAPE = (16, 8, 14, 14)
@@ -62,6 +62,7 @@ class Parity:
         return "\n".join([head, *map(str, self.failed)])
 
 
+@arguments(device=a_device_with_values, batch_norm=a_function, dtypes=several_of(a_floating_dtype))
 def verify(
     device: torch.device | str = "cpu",
     batch_norm: Callable[..., Tensor] = functional.batch_norm,
@@ -88,8 +89,6 @@ def verify(
     Raises:
         BatchNormError: a dtype that is not floating point. What the device raises is not caught.
     """
-    for dtype in dtypes:
-        check(dtype.is_floating_point, "dtypes", "floating-point types", dtype)
     rows = [
         row
         for dtype in dtypes

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from batchnorm.errors import BatchNormError
+from batchnorm.arguments import told
+from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.kernels import reference
 from batchnorm.kernels.shapes import RawMoments
 
@@ -40,6 +41,8 @@ _backends: list[Passes] = [REFERENCE]
 
 def register(passes: Passes) -> None:
     """Put a backend in front of those registered so far; the reference stays last."""
+    if not isinstance(passes, Passes):
+        raise ArgumentError(f"passes must be a batchnorm.kernels.Passes; it was {told(passes)}")
     if any(known.name == passes.name for known in _backends):
         raise BatchNormError(f"passes.name must be new; {passes.name!r} is registered already")
     _backends.insert(0, passes)

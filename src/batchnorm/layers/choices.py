@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, TypedDict
 
-from batchnorm.errors import BatchNormError, check, check_word
+from torch import Tensor
+
+from batchnorm.arguments import arguments, instance, word
+from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.couplings import BatchCoupling, Coupling
 from batchnorm.layers.estimators import EMA, Estimator, Pooled, Schedule, Window
 from batchnorm.layers.extents import Batch, Extent
-from batchnorm.layers.inference import Inference, Stored
+from batchnorm.layers.inference import Inference, Mixture, Stored
 
 # The words of a policy; checkers and the check at run time read the same ones.
 NonFinite = Literal["skip", "raise", "propagate"]
@@ -19,6 +23,11 @@ WeightsAre = Literal["frequency", "reliability"]
 Momentum = float | Schedule | Literal["estimator"] | None
 
 
+@arguments(
+    nonfinite=word(NonFinite),
+    too_few=word(TooFew),
+    weights=word(WeightsAre),
+)
 @dataclass(frozen=True)
 class Policy:
     """What happens at the edges.
@@ -39,12 +48,14 @@ class Policy:
     too_few: TooFew = "raise"
     weights: WeightsAre = "frequency"
 
-    def __post_init__(self) -> None:
-        check_word("nonfinite", self.nonfinite, NonFinite)
-        check_word("too_few", self.too_few, TooFew)
-        check_word("weights", self.weights, WeightsAre)
 
-
+@arguments(
+    extent=instance(Extent, "an extent, such as batchnorm.Ghost()"),
+    estimator=instance(Estimator, "an estimator, such as batchnorm.EMA()"),
+    coupling=instance(Coupling, "a coupling, such as batchnorm.Renorm()"),
+    inference=instance((Stored, Mixture), "an inference, such as batchnorm.Mixture(0.1)"),
+    policy=instance(Policy, "a batchnorm.Policy()"),
+)
 @dataclass(frozen=True)
 class Recipe:
     """A method of batch normalization: extent, estimator, coupling, inference and policy.
@@ -60,10 +71,6 @@ class Recipe:
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
-        kinds = {"extent": Extent, "estimator": Estimator, "coupling": Coupling, "policy": Policy}
-        for name, kind in kinds.items():
-            value = getattr(self, name)
-            check(isinstance(value, kind), name, f"one of the choices of {name}", repr(value))
         reason = self.coupling.refuses(self) or _sequential_refuses(self) or _precisions_refuse(self)
         if reason is not None:
             raise BatchNormError(f"the choices must go together; they do not: {reason}")
@@ -81,7 +88,11 @@ class Choices(TypedDict, total=False):
 
 def is_momentum(momentum: Any) -> bool:
     """Whether it is None, a function of the step, or a weight of the new batch in [0, 1]."""
-    return momentum is None or callable(momentum) or (not isinstance(momentum, str) and 0 <= momentum <= 1)
+    if momentum is None or callable(momentum):
+        return not isinstance(momentum, type)
+    # A tensor of one value is a number to torch.
+    number = isinstance(momentum, Real) or (isinstance(momentum, Tensor) and momentum.numel() == 1)
+    return number and not isinstance(momentum, bool) and bool(0 <= momentum <= 1)
 
 
 def starting_momentum(momentum: Any, recipe: Recipe) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from batchnorm.arguments import a_flag, arguments
 from batchnorm.layers.estimators import Estimator, Gain, Now, State
 from batchnorm.layers.moments import Moments
 
@@ -117,6 +118,7 @@ class SecondMoment(Coupling):
         return Plan(zero, batch.var(0), 1.0, zero, centred=False)
 
 
+@arguments(gradient=a_flag)
 @dataclass(frozen=True)
 class PopulationCoupling(Coupling):
     """Normalise with the population as updated by this batch: `gain * batch + (1 - gain) * running`.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from batchnorm.errors import check
+from batchnorm.arguments import BATCHES, STEPS, a_flag, arguments
 from batchnorm.kernels import compute_dtype
 from batchnorm.layers.couplings import Coupling, Plan
 from batchnorm.layers.estimators import Estimator, Now, State
@@ -38,6 +38,7 @@ def look_back(x: Tensor, weight: Tensor) -> dict[str, Tensor]:
     return {"mean_slope": slopes[0], "square_slope": slopes[1], "weight": weight.detach().clone(), "live": weight}
 
 
+@arguments(window=BATCHES, burn_in=STEPS, through_weights=a_flag)
 @dataclass(frozen=True)
 class CrossIteration(Coupling):
     """Normalise with the last `window` batches, their moments carried to the present weights (first order).
@@ -69,10 +70,6 @@ class CrossIteration(Coupling):
 
     counts_batches = True
     looks_back = True
-
-    def __post_init__(self) -> None:
-        check(isinstance(self.window, int) and self.window >= 1, "window", "1 or more batches", self.window)
-        check(self.burn_in >= 0, "burn_in", "0 or more steps", self.burn_in)
 
     def refuses(self, recipe: Recipe) -> str | None:
         """The slopes are those of whole batches."""

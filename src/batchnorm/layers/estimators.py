@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function, told
 from batchnorm.errors import BatchNormError, check
 from batchnorm.kernels import wide_dtype
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.windows import pushed, rows_with
 
 Gain = float | Tensor
+CORRECTION = number("0 (biased) or 1 (unbiased)", lambda v: v in (0, 1))
 Schedule = Callable[[Tensor], Any]
 Correction = Literal[0, 1]
 
@@ -81,7 +83,6 @@ class _Average(Estimator):
     correction: Correction = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
-        check(self.correction in get_args(Correction), "correction", "0 (biased) or 1 (unbiased)", self.correction)
         check(not (self.sigma and self.total), "sigma and total", "given one at a time", "both given")
 
     def gain(self, state: State, batch: Moments, now: Now) -> Gain:
@@ -102,6 +103,13 @@ class _Average(Estimator):
         return State(mean, var, state.memory)
 
 
+@arguments(
+    decay=or_function(number("in [0, 1), the weight of the old value", lambda v: 0 <= v < 1)),
+    debias=a_flag,
+    sigma=a_flag,
+    total=a_flag,
+    correction=CORRECTION,
+)
 @dataclass(frozen=True)
 class EMA(_Average):
     """An exponential moving average: `new = decay * old + (1 - decay) * batch`.
@@ -131,11 +139,6 @@ class EMA(_Average):
 
     decay: float | Schedule = 0.9
     debias: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        legal = callable(self.decay) or 0 <= self.decay < 1
-        check(legal, "decay", "in [0, 1), the weight of the old value", self.decay)
 
     @property
     def momentum(self) -> float | Schedule | None:
@@ -182,6 +185,7 @@ class Complement:
         return 1 - self.decay(step)
 
 
+@arguments(sigma=a_flag, total=a_flag, correction=CORRECTION)
 @dataclass(frozen=True)
 class Cumulative(_Average):
     """The plain average over batches, torch's `momentum=None`: equal batch weights, within-batch variance.
@@ -195,6 +199,9 @@ class Cumulative(_Average):
     """
 
 
+@arguments(
+    power=number("in (0, 1]", lambda v: 0 < v <= 1), scale=POSITIVE, sigma=a_flag, total=a_flag, correction=CORRECTION
+)
 @dataclass(frozen=True)
 class Diminishing(_Average):
     """A gain that falls with the step, `min(1, scale / step**power)`.
@@ -217,11 +224,6 @@ class Diminishing(_Average):
     power: float = 1.0
     scale: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(0 < self.power <= 1, "power", "in (0, 1]", self.power)
-        check(self.scale > 0, "scale", "positive", self.scale)
-
     @property
     def momentum(self) -> float | Schedule | None:
         """The gain as a function of the step."""
@@ -240,6 +242,7 @@ class Falling:
         return (self.scale / step.double() ** self.power).clamp_max(1.0)
 
 
+@arguments(correction=CORRECTION)
 @dataclass(frozen=True)
 class Pooled(Estimator):
     """The exact moments of everything seen: count-weighted, with the variance between batches.
@@ -261,9 +264,6 @@ class Pooled(Estimator):
     correction: Correction = 1
     total = True
 
-    def __post_init__(self) -> None:
-        check(self.correction in get_args(Correction), "correction", "0 (biased) or 1 (unbiased)", self.correction)
-
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The number of values pooled; of statistics from elsewhere it is not known, so none."""
         # One element, not a scalar: compiled graphs lose in-place changes of 0-dim float64 CPU tensors.
@@ -284,6 +284,7 @@ class Pooled(Estimator):
         return State(new.mean, new.var(self.correction), {**state.memory, "pooled_count": new.count[:1]})
 
 
+@arguments(size=BATCHES, total=a_flag, correction=CORRECTION)
 @dataclass(frozen=True)
 class Window(Estimator):
     """The average over the last `size` batches, and nothing of what came before.
@@ -308,10 +309,6 @@ class Window(Estimator):
     size: int = 10
     total: bool = False
     correction: Correction = field(default=1, kw_only=True)
-
-    def __post_init__(self) -> None:
-        check(isinstance(self.size, int) and self.size >= 1, "size", "1 or more batches", self.size)
-        check(self.correction in get_args(Correction), "correction", "0 (biased) or 1 (unbiased)", self.correction)
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The window's batches, and how many came by."""
@@ -377,6 +374,8 @@ def _paused(now: Now) -> bool:
 def resolve(momentum: Any, step: Tensor) -> Gain | None:
     """The momentum of this step: a schedule is called with the step's number, wide so that its result is."""
     if not callable(momentum):
+        if isinstance(momentum, str | list):
+            raise BatchNormError(f"momentum must be a number, None or a function of the step; it was {told(momentum)}")
         return momentum
     value = momentum(step.to(wide_dtype(step.device)))
     if not isinstance(value, float | int | Tensor):

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from batchnorm.errors import check, check_word
+from batchnorm.arguments import POSITIVE, a_process_group, arguments, instance, whole, word
+from batchnorm.errors import check
 
 Update = Literal["pooled", "sequential"]
 
@@ -30,6 +31,7 @@ class Batch(Extent):
     """All samples of the batch share statistics."""
 
 
+@arguments(size=whole(1, "an integer of 1 or more samples"), update=word(Update))
 @dataclass(frozen=True)
 class Ghost(Extent):
     """Groups of at least `size` samples, each normalised on its own.
@@ -62,10 +64,6 @@ class Ghost(Extent):
     size: int = 32
     update: Update = "pooled"
 
-    def __post_init__(self) -> None:
-        check(isinstance(self.size, int) and self.size >= 1, "size", "1 or more samples", self.size)
-        check_word("update", self.update, Update)
-
     @property
     def sequential(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether each group meets the statistics its predecessor left."""
@@ -76,6 +74,7 @@ class Ghost(Extent):
         return max(1, samples // self.size)
 
 
+@arguments(within=instance(Extent, "Batch() or Ghost(size)"), group=a_process_group, timeout=POSITIVE)
 @dataclass(frozen=True)
 class Sync(Extent):
     """All samples of all processes share statistics; in a single process this is the batch.
@@ -108,7 +107,6 @@ class Sync(Extent):
     def __post_init__(self) -> None:
         check(type(self.within) in (Batch, Ghost), "within", "Batch() or Ghost(size)", self.within)
         check(not self.within.sequential, "within", "without sequential updates, which follow one order", self.within)
-        check(self.timeout > 0, "timeout", "positive", self.timeout)
 
     @property
     def sync(self) -> Sync | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -129,6 +127,7 @@ class Sync(Extent):
         return self  # frozen, and a process group cannot be copied
 
 
+@arguments(within=instance(Extent, "an extent, such as batchnorm.Ghost()"))
 @dataclass(frozen=True)
 class Masked(Extent):
     """Samples and positions where the mask is True, within another extent; a forward without a mask is an error.
@@ -161,6 +160,7 @@ class Masked(Extent):
         return self.within.groups(samples)
 
 
+@arguments(within=instance(Extent, "an extent, such as batchnorm.Ghost()"))
 @dataclass(frozen=True)
 class Weighted(Masked):
     """Samples count by their weights, within another extent; a forward without weights is an error.

@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from batchnorm.errors import check, check_word
+from batchnorm.arguments import SHARE, arguments, number, word
+from batchnorm.errors import check
 from batchnorm.layers.couplings import Plan
 from batchnorm.layers.estimators import Gain, State
 from batchnorm.layers.moments import Moments
@@ -20,6 +21,7 @@ class Stored:
     """Inference: the stored running statistics normalise."""
 
 
+@arguments(weight=SHARE, prior=number("0 or more samples", lambda v: v >= 0), per=word(Per))
 @dataclass(frozen=True)
 class Mixture:
     """Inference: the stored statistics mixed with those of each example, or of the batch at hand.
@@ -55,9 +57,6 @@ class Mixture:
     def __post_init__(self) -> None:
         both = f"weight={self.weight}, prior={self.prior}"
         check((self.weight is None) != (self.prior is None), "weight or prior", "given, one of them", both)
-        check(self.weight is None or 0 <= self.weight <= 1, "weight", "in [0, 1]", self.weight)
-        check(self.prior is None or self.prior >= 0, "prior", "0 or more samples", self.prior)
-        check_word("per", self.per, Per)
 
     def groups(self, samples: int) -> int:
         """One a sample, or one."""

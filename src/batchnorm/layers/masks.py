@@ -34,6 +34,10 @@ class Given(NamedTuple):
         check(len(several) < 2, "mask, lengths and weights", "given one at a time", " and ".join(several) + " together")
         for name in several:
             check(isinstance(getattr(self, name), Tensor), name, "a tensor", type(getattr(self, name)).__name__)
+        for name in ("mask", "weights"):
+            given = getattr(self, name)
+            if given is not None:
+                require_kind(name, given)
         if self.mask is not None:
             check(self.mask.dtype == torch.bool, "mask", "a boolean tensor, True where data is", self.mask.dtype)
         if self.lengths is not None:
@@ -51,6 +55,12 @@ class Given(NamedTuple):
         if self.resize and given.dim() > 1 and given.shape[1:] != x.shape[2:]:
             given = _resized(given, x)
         return against(x, given)
+
+
+def require_kind(name: str, given: Tensor) -> None:
+    """Refuse a mask or weights without a batch axis, and complex ones."""
+    legal = "real and of shape (N,) or (N, *spatial)"
+    check(given.dim() > 0 and not given.is_complex(), name, legal, _described(given))
 
 
 def require_weights(weights: Tensor, layer: nn.Module | None = None) -> None:
@@ -88,5 +98,5 @@ def against(x: Tensor, weight: Tensor) -> Tensor:
     """Reshape a mask or weight given without the channel axis to broadcast over `(N, C, *)`."""
     without = (x.shape[0], *x.shape[2:])
     fits = weight.dim() <= len(without) and tuple(weight.shape) == without[: weight.dim()]
-    check(fits, "mask or weight", _legal(x), f"of shape {tuple(weight.shape)}")
+    check(fits, "mask or weights", _legal(x), f"of shape {tuple(weight.shape)}")
     return weight.reshape(weight.shape[0], 1, *weight.shape[1:], *[1] * (x.dim() - 1 - weight.dim()))

@@ -11,7 +11,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from batchnorm import kernels
-from batchnorm.errors import BatchNormError, check
+from batchnorm.arguments import (
+    NOT_NEGATIVE,
+    a_device,
+    a_flag,
+    a_floating_dtype,
+    an_axis,
+    arguments,
+    number,
+    told,
+    whole,
+    word,
+)
+from batchnorm.errors import ArgumentError, BatchNormError, check
 from batchnorm.layers import fused, normalise, shared, traced
 from batchnorm.layers.activation import Activation, InPlace, activate, check_activation
 from batchnorm.layers.asserting import tracing, transformed
@@ -26,6 +38,7 @@ from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
 from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.operands import require as require_operands
+from batchnorm.layers.operands import require_axis, require_layout
 from batchnorm.layers.recompute import (
     ForwardRecord,
     as_first,
@@ -61,6 +74,19 @@ class BatchNorm(Moving):
     inplace: bool = False
     fused_from: str | None = None
 
+    @arguments(
+        num_features=whole(0),
+        eps=NOT_NEGATIVE,
+        affine=a_flag,
+        track_running_stats=a_flag,
+        device=a_device,
+        dtype=a_floating_dtype,
+        bias=a_flag,
+        channel_axis=an_axis,
+        activation=word(Activation),
+        negative_slope=number("a number"),
+        inplace=a_flag,
+    )
     def __init__(
         self,
         num_features: int,
@@ -125,10 +151,17 @@ class BatchNorm(Moving):
                     stacklevel=2,
                 )
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), named)
+        if not isinstance(input, Tensor):
+            raise ArgumentError(f"input must be a tensor; it was {told(input)}, in {describe(self)}")
+        if residual is not None and (not isinstance(residual, Tensor) or residual.is_complex()):
+            raise ArgumentError(f"residual must be a real tensor; it was {told(residual)}, in {describe(self)}")
         if self.channel_axis != 1:
+            require_axis(self, input)
             input = input.movedim(self.channel_axis, 1)
             residual = None if residual is None else residual.movedim(self.channel_axis, 1)
         self._check_input_dim(input)
+        if input.layout is not torch.strided:
+            require_layout(self, input)
         self._check_eps()
         given = None if mask is None and lengths is None and weights is None else Given(mask, lengths, weights)
         if self.training and not self.frozen and not torch.compiler.is_compiling():
@@ -429,13 +462,22 @@ class BatchNorm(Moving):
     def _check_eps(self) -> None:
         """As torch from 2.13 on; before it, the output was NaN."""
         trains = self.training and not self.frozen
-        if not (self.eps > 0 or (self.eps == 0 and not trains)):
+        # Assigned since the constructor looked, as the momentum may be.
+        if isinstance(self.eps, str | None) or not (self.eps > 0 or (self.eps == 0 and not trains)):
             legal = "positive in training" if trains else "0 or more"
-            raise BatchNormError(f"eps must be {legal}; it was {self.eps} in {describe(self)}")
+            raise BatchNormError(f"eps must be {legal}; it was {told(self.eps)} in {describe(self)}")
+
+    # How many axes an input has, and torch's words for it.
+    _axes: tuple[int, ...] = ()
+    _expected = ""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise BatchNormError(f"input must have at least 2 axes (N, C, ...); it had {input.dim()}")
+        if input.dim() < 2 or (self._axes and input.dim() not in self._axes):
+            torchs = f": expected {self._expected} input (got {input.dim()}D input)" if self._axes else ""
+            legal = " or ".join(map(str, self._axes)) or "at least 2"
+            raise BatchNormError(
+                f"input must have {legal} axes (N, C, ...); it had {input.dim()}, in {describe(self)}{torchs}"
+            )
 
     def extra_repr(self) -> str:
         """Torch's line, and what differs from it."""

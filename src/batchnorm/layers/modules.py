@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _LazyNormBase
 
+from batchnorm.arguments import NOT_NEGATIVE, a_device, a_flag, a_floating_dtype, arguments, number, told, word
+from batchnorm.errors import ArgumentError
 from batchnorm.layers.activation import Activation, check_activation
 from batchnorm.layers.choices import Choices, Momentum, starting_momentum
 from batchnorm.layers.module import BatchNorm
+from batchnorm.layers.naming import describe
 from batchnorm.layers.table import Method, recipe_for
 
 
@@ -27,7 +30,7 @@ class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
     See `BatchNorm2d` for arguments, errors, the differences from torch and the source.
     """
 
-    _check_input_dim = nn.BatchNorm1d._check_input_dim  # pyright: ignore[reportAssignmentType]
+    _axes, _expected = (2, 3), "2D or 3D"
 
 
 class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
@@ -66,7 +69,7 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
     Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithms 1 and 2.
     """
 
-    _check_input_dim = nn.BatchNorm2d._check_input_dim  # pyright: ignore[reportAssignmentType]
+    _axes, _expected = (4,), "4D"
 
 
 class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
@@ -81,12 +84,22 @@ class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
     See `BatchNorm2d` for arguments, errors, the differences from torch and the source.
     """
 
-    _check_input_dim = nn.BatchNorm3d._check_input_dim  # pyright: ignore[reportAssignmentType]
+    _axes, _expected = (5,), "5D"
 
 
 class _Lazy(_LazyNormBase):
     """num_features comes from the first input; the layer then becomes the plain class."""
 
+    @arguments(
+        eps=NOT_NEGATIVE,
+        affine=a_flag,
+        track_running_stats=a_flag,
+        device=a_device,
+        dtype=a_floating_dtype,
+        bias=a_flag,
+        activation=word(Activation),
+        negative_slope=number("a number"),
+    )
     def __init__(
         self,
         eps: float = 1e-5,
@@ -112,6 +125,9 @@ class _Lazy(_LazyNormBase):
 
     def initialize_parameters(self, input: Any) -> None:
         """Take the number of channels from the input and the buffers the recipe needs."""
+        if not isinstance(input, Tensor):
+            raise ArgumentError(f"input must be a tensor; it was {told(input)}, in {describe(self)}")
+        self._check_input_dim(input)
         fresh = self.has_uninitialized_params()  # pyright: ignore[reportAttributeAccessIssue]
         # Ordinary tensors, also where the first input comes in inference mode.
         with torch.inference_mode(False):

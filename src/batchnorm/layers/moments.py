@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from batchnorm import kernels
-from batchnorm.errors import BatchNormError, check
-from batchnorm.layers.masks import against, require_weights
+from batchnorm.arguments import NOT_NEGATIVE, a_tensor, an_axis, arguments, told, whole
+from batchnorm.errors import ArgumentError, OperandError, check
+from batchnorm.layers.masks import against, require_kind, require_weights
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Moments:
     reliability: bool = False
 
     @staticmethod
+    @arguments(x=a_tensor, channel_axis=an_axis, mask=a_tensor, weight=a_tensor, groups=whole(1))
     def of(
         x: Tensor,
         *,
@@ -74,6 +76,8 @@ class Moments:
         if mask is not None:
             check(mask.dtype == torch.bool, "mask", "a boolean tensor, True where data is", mask.dtype)
         given = mask if mask is not None else weight
+        if given is not None:
+            require_kind("mask" if given is mask else "weight", given)
         spread = None if given is None else against(channels_second, given)
         if spread is not None and mask is None:
             require_weights(spread)
@@ -83,6 +87,10 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of values together (Chan's formula), exact in float64."""
+        if not isinstance(other, Moments):
+            raise ArgumentError(f"other must be a Moments; it was {told(other)}")
+        if self.mean.shape[-1] != other.mean.shape[-1]:
+            raise OperandError(f"other must be of {self.mean.shape[-1]} channels; it was of {other.mean.shape[-1]}")
         count = self.count + other.count
         share = torch.where(count > 0, other.count / torch.where(count > 0, count, 1.0), 0.0)
         # An empty side may carry any mean; it must not reach the result, not even as NaN * 0.
@@ -115,8 +123,8 @@ class Moments:
         two); for reliabilities the correction is taken in units of count_squared / count. NaN where
         count <= correction.
         """
-        if correction < 0:
-            raise BatchNormError(f"correction must be 0 or more; it was {correction}")
+        if type(correction) not in (int, float) or not 0 <= correction < torch.inf:
+            NOT_NEGATIVE("correction", correction)
         unit = self._squares() / torch.where(self.count > 0, self.count, 1.0) if self.reliability else 1.0
         rest = self.count - correction * unit
         return torch.where(rest > 0, self.m2 / torch.where(rest > 0, rest, 1.0), torch.nan)

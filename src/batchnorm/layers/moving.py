@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from batchnorm.errors import check
+from batchnorm.arguments import AT_LEAST_1, BATCHES, DECAY, STEPS, a_flag, arguments
 from batchnorm.layers.couplings import Coupling, Plan, Returned
 from batchnorm.layers.estimators import Estimator, Now, State
 from batchnorm.layers.moments import Moments
@@ -54,6 +54,7 @@ def _plan(var: Tensor, ratio: Tensor | None = None, grad_ratio: Tensor | None = 
     return Plan(zero, var, 1.0, zero, ratio, None, False, grad_ratio)
 
 
+@arguments(window=BATCHES, r_max=AT_LEAST_1, warmup=STEPS, correct_after=STEPS)
 @dataclass(frozen=True)
 class MABN(_SecondMoment):
     """Moving-average batch norm: windows over the second moment and over the gradient's correlation with y.
@@ -86,10 +87,6 @@ class MABN(_SecondMoment):
     r_max: float = 5.0
     warmup: int = 100
     correct_after: int = 1000
-
-    def __post_init__(self) -> None:
-        _check_window(self.window, self.r_max, self.warmup)
-        check(self.correct_after >= 0, "correct_after", "0 or more steps", self.correct_after)
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The last second moments and the last gradient correlations."""
@@ -134,12 +131,7 @@ class MABN(_SecondMoment):
         return torch.zeros_like(psi), windowed * back.invstd.square(), new
 
 
-def _check_window(window: int, r_max: float, warmup: int) -> None:
-    check(isinstance(window, int) and window >= 1, "window", "1 or more batches", window)
-    check(r_max >= 1, "r_max", "1 or more", r_max)
-    check(warmup >= 0, "warmup", "0 or more steps", warmup)
-
-
+@arguments(backward_decay=DECAY, warmup=STEPS)
 @dataclass(frozen=True)
 class PowerNorm(_SecondMoment):
     """Normalise with the running second moment of the past; a controller decorrelates the gradient from y.
@@ -165,10 +157,6 @@ class PowerNorm(_SecondMoment):
     backward_decay: float = 0.9
     warmup: int = 10_000
 
-    def __post_init__(self) -> None:
-        check(0 <= self.backward_decay < 1, "backward_decay", "in [0, 1)", self.backward_decay)
-        check(self.warmup >= 0, "warmup", "0 or more steps", self.warmup)
-
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The controller."""
         return {"backward_v": _ring(state, 1)}
@@ -187,6 +175,7 @@ class PowerNorm(_SecondMoment):
         return torch.zeros_like(psi), used * back.invstd.square(), {"backward_v": new}
 
 
+@arguments(window=BATCHES, r_max=AT_LEAST_1, warmup=STEPS, backward_decay=DECAY, filter_outliers=a_flag)
 @dataclass(frozen=True)
 class UnifiedNorm(_SecondMoment):
     """The geometric mean of the last second moments; averaged gradient statistics; outliers left out.
@@ -218,10 +207,6 @@ class UnifiedNorm(_SecondMoment):
     warmup: int = 4000
     backward_decay: float = 0.9
     filter_outliers: bool = False
-
-    def __post_init__(self) -> None:
-        _check_window(self.window, self.r_max, self.warmup)
-        check(0 <= self.backward_decay < 1, "backward_decay", "in [0, 1)", self.backward_decay)
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """Both windows and the average over the second."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from batchnorm.arguments import DECAY, a_flag, arguments, number, or_none
 from batchnorm.errors import check
 from batchnorm.kernels.recurrence import before, recurrence
 from batchnorm.layers.couplings import Coupling, Plan, Returned
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from batchnorm.layers.choices import Recipe
 
 
+@arguments(backward_decay=DECAY, clamp=or_none(number("positive or None", lambda v: v > 0)), layer_scaling=a_flag)
 @dataclass(frozen=True)
 class OnlineNorm(Coupling):
     """Normalise each sample with the statistics of those before it; two controllers straighten the gradient.
@@ -54,8 +56,6 @@ class OnlineNorm(Coupling):
     takes_one_value = True
 
     def __post_init__(self) -> None:
-        check(0 <= self.backward_decay < 1, "backward_decay", "in [0, 1)", self.backward_decay)
-        check(self.clamp is None or self.clamp > 0, "clamp", "positive or None", self.clamp)
         both = self.clamp is not None and self.layer_scaling
         check(not both, "clamp and layer_scaling", "given one at a time (clamp=None)", "both given")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from batchnorm.errors import OperandError
+from batchnorm.errors import BatchNormError, OperandError
 from batchnorm.kernels import native, slab
 from batchnorm.layers.naming import describe
 
@@ -61,6 +61,21 @@ def _require_one(layer: BatchNorm, x: Tensor, name: str, held: Tensor) -> None:
         )
     if held.device != x.device:
         raise OperandError(f"input must be on {held.device}, as {name} of {describe(layer)} is; it was on {x.device}")
+
+
+def require_axis(layer: BatchNorm, x: Tensor) -> None:
+    """Refuse an input that has no such axis for the channels."""
+    if not -x.dim() <= layer.channel_axis < x.dim():
+        raise BatchNormError(
+            f"input must have an axis {layer.channel_axis} for its channels, as {describe(layer)} says; "
+            f"its shape was {tuple(x.shape)}"
+        )
+
+
+def require_layout(layer: BatchNorm, x: Tensor) -> None:
+    """Refuse a sparse input: its zeros are values too."""
+    if str(x.layout).startswith("torch.sparse"):
+        raise OperandError(f"input of {describe(layer)} must be dense; it was {x.layout}: call to_dense()")
 
 
 def require_residual(layer: BatchNorm, x: Tensor, residual: Tensor) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from batchnorm.errors import check
+from batchnorm.arguments import AT_LEAST_1, NOT_NEGATIVE, arguments, or_function, word
 from batchnorm.kernels import wide_dtype
 from batchnorm.layers.couplings import Coupling, Plan
 from batchnorm.layers.estimators import Estimator, Now, State
@@ -19,6 +19,7 @@ Limits = tuple[Any, Any]
 LimitSchedule = Literal["paper", "crossq"]
 
 
+@arguments(r_max=AT_LEAST_1, d_max=NOT_NEGATIVE, schedule=or_function(word(LimitSchedule)))
 @dataclass(frozen=True)
 class Renorm(Coupling):
     """Batch renormalization: normalise with the batch, then correct towards the running statistics within limits.
@@ -49,12 +50,6 @@ class Renorm(Coupling):
     r_max: float = 3.0
     d_max: float = 5.0
     schedule: LimitSchedule | Callable[[Tensor], Limits] | None = None
-
-    def __post_init__(self) -> None:
-        check(self.r_max >= 1, "r_max", "1 or more", self.r_max)
-        check(self.d_max >= 0, "d_max", "0 or more", self.d_max)
-        legal = self.schedule is None or self.schedule in get_args(LimitSchedule) or callable(self.schedule)
-        check(legal, "schedule", "None, 'paper', 'crossq' or a function of the steps done", repr(self.schedule))
 
     def limits(self, done: Tensor) -> Limits:
         """r_max and d_max after this many steps."""

@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from batchnorm import kernels
-from batchnorm.errors import BatchNormError
+from batchnorm.arguments import a_string, told
+from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.choices import Recipe
 from batchnorm.layers.couplings import BatchCoupling
 from batchnorm.layers.estimators import EMA, Now, State, resolve
@@ -70,6 +71,7 @@ class Statistics(_BatchNorm):
 
     def adopt(self, recipe: Recipe) -> None:
         """Take a recipe and the buffers it needs; what is there already is kept."""
+        check(hasattr(recipe, "estimator"), "recipe", "a Recipe, as recipe_for(method) gives", told(recipe))
         self.recipe = recipe
         if self.running_mean is None:
             return
@@ -135,7 +137,7 @@ class Statistics(_BatchNorm):
         weight = getattr(before, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() < 2 or weight.shape[0] != self.num_features:
             raise BatchNormError(
-                f"before must be a convolution or linear layer with {self.num_features} outputs; it was {before}"
+                f"before must be a convolution or linear layer with {self.num_features} outputs; it was {told(before)}"
             )
         # In a list, so that the module is not registered as a child and its parameters not counted twice.
         self.__dict__["_before"] = [before]
@@ -161,6 +163,7 @@ class Statistics(_BatchNorm):
 
     def make_bank(self, bank: str, own_affine: bool) -> None:
         """Register a bank as a copy of the layer's statistics, and of weight and bias where asked."""
+        a_string("bank", bank)
         for name in (*_STOCK, *self.memory_names):
             value = getattr(self, name, None)
             if value is not None and _key(bank, name) not in self._buffers:
@@ -174,6 +177,7 @@ class Statistics(_BatchNorm):
 
     def drop_bank(self, bank: str) -> None:
         """Forget a bank."""
+        check(bank in self.bank_names, "bank", f"one of {list(self.bank_names)}", told(bank))
         for name in (*_STOCK, *self.memory_names):
             self._buffers.pop(_key(bank, name), None)
         for name in ("weight", "bias"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, Unpack, get_args
 
+from batchnorm.arguments import arguments, told
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices import Choices, Recipe
 from batchnorm.layers.couplings import PopulationCoupling
@@ -87,6 +88,7 @@ _TABLE: dict[Method, tuple[Recipe, str]] = {
 METHODS: dict[Method, Recipe] = {name: _TABLE[name][0] for name in get_args(Method)}
 
 
+@arguments()
 def methods() -> dict[Method, str]:
     """Every named method with one line about it.
 
@@ -114,7 +116,7 @@ def recipe_for(method: Method = "batchnorm", **choices: Unpack[Choices]) -> Reci
     if not isinstance(method, str) or method not in METHODS:
         meant = nearest(method, METHODS)
         legal = "a name of batchnorm.methods()" if meant else f"one of {', '.join(METHODS)}"
-        raise BatchNormError(f"method must be {legal}; it was {method!r}{meant}")
+        raise BatchNormError(f"method must be {legal}; it was {told(method)}{meant}")
     for name, choice in choices.items():
         if name not in CHOICES:
             meant = how_to_set(name, choice, method, METHODS[method])

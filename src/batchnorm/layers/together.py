@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from batchnorm.arguments import a_module, a_tensor, arguments, several_of
 from batchnorm.errors import check
 from batchnorm.layers import fused, shared
 from batchnorm.layers.activation import activate
 from batchnorm.layers.module import BatchNorm
 
 
+@arguments(layers=several_of(a_module), inputs=several_of(a_tensor))
 def forward_together(layers: Iterable[nn.Module], inputs: Iterable[Tensor]) -> list[Tensor]:
     """Run layers on inputs of their own, with one message over processes for all instead of one each.
 

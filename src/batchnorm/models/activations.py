@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from batchnorm.arguments import a_flag, a_module_with_values, arguments
 from batchnorm.layers import BatchNorm
 from batchnorm.models.batches import counted
 from batchnorm.models.contexts import own_layers
@@ -31,6 +32,7 @@ class Fusing:
         return " ".join([words, *(f"{name or '(root)'} was left: {why}." for name, why in self.left.items())])
 
 
+@arguments(model=a_module_with_values, progress=a_flag)
 def fuse_activations(model: Model, example_input: Any = None, *, progress: bool = True) -> Model:
     """Let each batch norm layer that is followed by ReLU or LeakyReLU apply it itself.
 

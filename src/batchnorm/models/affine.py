@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from batchnorm.arguments import NOT_NEGATIVE, a_module, a_tensor, arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.models.find import Model, batch_norm_layers
 from batchnorm.models.graph.flow import linear_maps_before
@@ -28,9 +29,11 @@ class Centred(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight without its means."""
+        a_tensor("weight", weight)
         return weight - weight.mean(tuple(range(1, weight.dim())), keepdim=True)
 
 
+@arguments(model=a_module)
 def center_weights(model: Model) -> Model:
     """Centre the weights of the convolution or linear layer before each batch norm layer that takes off no mean.
 
@@ -76,6 +79,7 @@ def _is_centred(module: nn.Module) -> bool:
     return "weight" in held and any(isinstance(p, Centred) for p in held["weight"])
 
 
+@arguments(model=a_module, weight_decay=NOT_NEGATIVE, gamma=NOT_NEGATIVE, beta=NOT_NEGATIVE)
 def parameter_groups(
     model: nn.Module, weight_decay: float, *, gamma: float = 0.0, beta: float = 0.0
 ) -> list[dict[str, Any]]:
@@ -101,9 +105,6 @@ def parameter_groups(
 
     Source: Summers and Dinneen, "Four Things Everyone Should Know to Improve Batch Normalization" (2020).
     """
-    for name, value in (("weight_decay", weight_decay), ("gamma", gamma), ("beta", beta)):
-        if not value >= 0:
-            raise BatchNormError(f"{name} must be 0 or more; it was {value}")
     weights, biases = _affine_parameters(model)
     own = {id(p) for p in (*weights, *biases)}
     others = [p for p in model.parameters() if id(p) not in own]
@@ -115,6 +116,7 @@ def parameter_groups(
     ]
 
 
+@arguments(model=a_module)
 def affine_penalty(model: nn.Module) -> Tensor:
     """The sum of (gamma - 1)^2 and beta^2 over all batch norm layers, to be weighted and added to a loss.
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from io import StringIO
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
+from batchnorm.failures import of_forward, of_loader
 
 
 def call(
@@ -22,8 +21,24 @@ def call(
     forward_fn: Callable[[nn.Module, Any], Any] | None,
     device: torch.device | None = None,
     channels_last: bool = False,
+    number: int | None = None,
+    loader: str = "loader",
 ) -> Any:
-    """Run the model on a batch, moved to the device (default: where the model is; a forward_fn moves its own)."""
+    """Run the model on a batch, moved to the device (default: where the model is; a forward_fn moves its own).
+
+    Raises:
+        UserCodeError: what the model or the forward_fn raised, with the batch's number and the layer. Running out of
+            memory is no mistake of a call, and raises as it is.
+    """
+    try:
+        return _call(model, batch, forward_fn, device, channels_last)
+    except (BatchNormError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise of_forward(error, model, batch, number, forward_fn is not None, loader) from error
+
+
+def _call(model: nn.Module, batch: Any, forward_fn: Any, device: torch.device | None, channels_last: bool) -> Any:
     if forward_fn is not None and device is None:
         return forward_fn(model, _last(batch) if channels_last else batch)
     if device is None:
@@ -36,10 +51,24 @@ def call(
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, (tuple, list)):
-        if not batch:
-            raise BatchNormError("loader must yield a tensor, a tuple, a list or a dict; it yielded an empty one")
         return model(batch[0])
     return model(batch)
+
+
+def numbered(loader: Iterable[Any], name: str = "loader") -> Iterator[Any]:
+    """A loader's batches.
+
+    Raises:
+        UserCodeError: what the loader raised, with the number of the batch that was to come.
+    """
+    number = 0
+    try:
+        for number, batch in enumerate(loader, 1):  # noqa: B007
+            yield batch
+    except (BatchNormError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise of_loader(error, name, number) from error
 
 
 def _to(value: Any, device: torch.device) -> Any:
@@ -103,13 +132,3 @@ def progress_bar(loader: Iterable[Any], shown: bool, label: str) -> Iterator[Cal
 def counted(number: int, one: str, more: str | None = None) -> str:
     """The number with its noun."""
     return f"{number} {one if number == 1 else more or one + 's'}"
-
-
-def as_text(renderable: Any) -> str:
-    """What rich would print, as plain text, as wide as the terminal or 100 columns where there is none."""
-    from rich.console import Console
-
-    out = StringIO()
-    width = max(40, shutil.get_terminal_size((100, 24)).columns)
-    Console(file=out, width=width, color_system=None).print(renderable, crop=False)
-    return out.getvalue().rstrip()

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from batchnorm.arguments import a_flag, a_module, a_string, a_tensor, arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm, Renorm
 from batchnorm.layers.held import hold
@@ -26,6 +27,7 @@ def own_layers(model: nn.Module, what: str) -> dict[str, BatchNorm]:
     return {name: layer for name, layer in found.items() if isinstance(layer, BatchNorm)}
 
 
+@arguments(model=a_module, mask=a_tensor, lengths=a_tensor, weights=a_tensor)
 @contextmanager
 def masked(
     model: Model, mask: Tensor | None = None, *, lengths: Tensor | None = None, weights: Tensor | None = None
@@ -62,6 +64,7 @@ def masked(
         yield model
 
 
+@arguments(model=a_module, name=a_string, own_affine=a_flag)
 @contextmanager
 def bank(model: Model, name: str, *, own_affine: bool = False) -> Iterator[Model]:
     """Within the context every batch norm layer reads and moves the statistics of this bank.
@@ -88,7 +91,7 @@ def bank(model: Model, name: str, *, own_affine: bool = False) -> Iterator[Model
         BatchNormError: another kind of name, a model with torch's layers or without statistics, a
             bank entered inside `accumulate`.
     """
-    if not (isinstance(name, str) and name.isidentifier()):
+    if not name.isidentifier():
         raise BatchNormError(f"name must be letters, digits and underscores; it was {name!r}")
     layers = own_layers(model, "bank()")
     busy = [path or "(root)" for path, layer in layers.items() if layer.accumulating]
@@ -107,6 +110,7 @@ def bank(model: Model, name: str, *, own_affine: bool = False) -> Iterator[Model
         yield model
 
 
+@arguments(model=a_module, renorm=a_flag)
 @contextmanager
 def accumulate(model: Model, *, renorm: bool = False) -> Iterator[Model]:
     """Within the context running statistics stand still; at its end they move once, by all its batches pooled.
@@ -181,6 +185,7 @@ def accumulate(model: Model, *, renorm: bool = False) -> Iterator[Model]:
                 layer.stop_accumulating(land=True)
 
 
+@arguments(model=a_module, train=a_flag)
 @contextmanager
 def mode(model: Model, train: bool) -> Iterator[Model]:
     """Within the context batch norm layers alone are in train or in eval mode, whatever the model's mode.
@@ -198,8 +203,6 @@ def mode(model: Model, train: bool) -> Iterator[Model]:
     Raises:
         BatchNormError: train is not True or False.
     """
-    if not isinstance(train, bool):
-        raise BatchNormError(f"train must be True or False; it was {train!r}")
     with _set(dict(batch_norm_layers(model)), "training", lambda _: train):
         yield model
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from batchnorm.errors import BatchNormError
+from batchnorm.arguments import told
+from batchnorm.errors import BatchNormError, UserCodeError
+from batchnorm.failures import layer_of, reason
 
 
 class Example:
@@ -25,7 +27,7 @@ class Example:
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((self.args, self.kwargs))):
             raise BatchNormError(
                 "example_input must be a tensor, a tuple of the model's arguments or a dict of its keyword arguments; "
-                f"it was {type(given).__name__}"
+                f"it was {told(given)}"
             )
 
     @torch.no_grad()
@@ -40,4 +42,11 @@ class Example:
         args, kwargs = pytree.tree_map(fresh, (self.args, self.kwargs))
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return model(*args, **kwargs)
+            try:
+                return model(*args, **kwargs)
+            except (BatchNormError, torch.OutOfMemoryError, MemoryError):
+                raise
+            except Exception as error:
+                raise UserCodeError(
+                    f"example_input must run through the model; it failed{layer_of(error, model)}: {reason(error)}"
+                ) from error

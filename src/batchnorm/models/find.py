@@ -9,12 +9,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.arguments import a_module, arguments
 from batchnorm.errors import BatchNormError
 
 # A verb that gives a model back gives back the caller's own type.
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@arguments(model=a_module)
 def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Every batch norm layer of a model by its path: torch's, this package's, and subclasses of either.
 
@@ -29,8 +31,6 @@ def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     Raises:
         BatchNormError: model is not a module.
     """
-    if not isinstance(model, nn.Module):
-        raise BatchNormError(f"model must be a torch.nn.Module; it was {type(model).__name__}")
     return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
 
 
@@ -77,7 +77,12 @@ def is_frozen_copy(module: nn.Module) -> bool:
 @torch.no_grad()
 def frozen_eps(module: nn.Module) -> float | None:
     """The eps of a frozen copy, from its attribute or from one forward; None for any other module."""
-    if isinstance(module, _BatchNorm) or module._parameters or module._modules or not module._buffers.keys() >= _ROLES:
+    if (
+        isinstance(module, _BatchNorm)
+        or module._parameters
+        or module._modules
+        or not set(module._buffers.keys()) >= _ROLES
+    ):
         return None
     weight, bias, mean, var = (module._buffers[name] for name in ("weight", "bias", "running_mean", "running_var"))
     if any(t is None or t.dim() != 1 or t.shape != var.shape or t.is_meta for t in (weight, bias, mean, var)):  # pyright: ignore

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.arguments import a_flag, a_module, arguments
 from batchnorm.layers import BatchNorm
 from batchnorm.layers.held import hold
 from batchnorm.models.find import Model, present_layers
 
 
+@arguments(model=a_module, affine=a_flag)
 def freeze(model: Model, *, affine: bool = False) -> Model:
     """Make every batch norm layer use its stored statistics and never move them, whatever `.train()` says.
 
@@ -48,6 +50,7 @@ def freeze(model: Model, *, affine: bool = False) -> Model:
     return model
 
 
+@arguments(model=a_module, affine=a_flag)
 def unfreeze(model: Model, *, affine: bool = False) -> Model:
     """Undo `freeze`: layers follow `.train()` and `.eval()` again; with affine, weight and bias train again."""
     for layer in present_layers(model).values():
@@ -65,6 +68,7 @@ def unfreeze(model: Model, *, affine: bool = False) -> Model:
 
 def is_frozen(layer: nn.Module) -> bool:
     """Whether `freeze` holds this layer."""
+    a_module("layer", layer)
     return getattr(layer, "frozen", False) is True or _hold in layer._forward_pre_hooks.values()
 
 
@@ -92,6 +96,7 @@ def _forget_compiled() -> None:
         torch.compiler.reset()
 
 
+@arguments(model=a_module)
 @contextmanager
 def pause(model: Model) -> Iterator[Model]:
     """Within the context no running statistic and no counter moves; layers normalise as they would have.

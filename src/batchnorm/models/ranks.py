@@ -5,21 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.arguments import a_module_with_values, a_process_group, arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import Moments
 from batchnorm.layers.circle import named
-from batchnorm.models.batches import as_text
 from batchnorm.models.find import tracking_layers
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from batchnorm.models.tables import LayerTable, as_text
 
 # Mean, variance and weight per channel, and the batches of each rank.
 Pooled = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -58,23 +56,21 @@ class RankReport:
         rows = {name: row for name, row in self.layers.items() if row.mean_spread >= 1e-5 or row.var_ratio >= 1 + 1e-5}
         return tuple(sorted(rows, key=lambda name: -max(rows[name].mean_spread, rows[name].var_ratio - 1)))
 
-    def __rich__(self) -> Table:
-        from rich.table import Table
-
-        told = "all the same" if self.ok else f"{len(self.differing)} of {len(self.layers)} layers differ"
-        table = Table("layer", title=f"Statistics of {self.ranks} ranks: {told}", title_justify="left")
-        for heading in ("mean apart (std)", "variance x", "rank 0's mean off (std)", "rank 0's variance x"):
-            table.add_column(heading, justify="right")
+    def __rich__(self) -> LayerTable:
+        said = "all the same" if self.ok else f"{len(self.differing)} of {len(self.layers)} layers differ"
+        header = ("layer", "mean apart (std)", "variance x", "rank 0's mean off (std)", "rank 0's variance x")
+        rows: list[tuple[str, ...]] = []
         for name in self.differing or self.layers:
             row = self.layers[name]
             cells = (row.mean_spread, row.var_ratio, row.rank0_mean, row.rank0_var)
-            table.add_row(name or "(root)", *(f"{cell:.3f}" for cell in cells))
-        return table
+            rows.append((name or "(root)", *(f"{cell:.3f}" for cell in cells)))
+        return LayerTable(header, rows, f"Statistics of {self.ranks} ranks: {said}")
 
     def __str__(self) -> str:
         return as_text(self)
 
 
+@arguments(model=a_module_with_values, group=a_process_group)
 def rank_report(model: nn.Module, *, group: Any = None) -> RankReport:
     """Say which layers' running statistics differ over ranks, and by how much; nothing is changed.
 
@@ -93,6 +89,7 @@ def rank_report(model: nn.Module, *, group: Any = None) -> RankReport:
     return _report(tracking_layers(model), group)[0]
 
 
+@arguments(model=a_module_with_values, group=a_process_group)
 @torch.no_grad()
 def sync_statistics(model: nn.Module, *, group: Any = None) -> RankReport:
     """Give every rank the pooled running statistics: weighted by batches seen, with the variance between ranks.

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm import layers as ours
-from batchnorm.errors import BatchNormError, check_word
+from batchnorm.arguments import a_module, a_string, arguments, whole, word
+from batchnorm.errors import BatchNormError
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
 from batchnorm.layers.choices import Choices
 from batchnorm.layers.table import Method
@@ -36,6 +37,7 @@ _GIVE_UP = (
 _TO_STOCK = {mine: theirs for theirs, mine in _TO_OURS.items()}
 
 
+@arguments(model=a_module, count=whole(0, "an integer of 0 or more batches"), custom=word(Custom))
 def convert(
     model: Model,
     method: Method = "batchnorm",
@@ -73,7 +75,6 @@ def convert(
     """
     recipe = recipe_for(method, **choices)
     found = present_layers(model)
-    check_word("custom", custom, Custom)
     targets: dict[str, Any] = {name: m for name, m in found.items() if type(m) in _TO_OURS or type(m) in _TO_STOCK}
     others = {name: m for name, m in found.items() if name not in targets}
     if others and custom == "refuse":
@@ -148,8 +149,6 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
     if layer.running_mean is None or _is_lazy(layer):
         return None
     if count is not None:
-        if count < 0:
-            raise BatchNormError(f"count must be 0 or more batches; it was {count}")
         return count
     if layer.running_mean.is_meta:
         # Its values come later, with a state dict.
@@ -178,6 +177,7 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
 def to_stock(model: BatchNorm, *, bank: str | None = None) -> nn.Module: ...  # pyright: ignore[reportOverlappingOverload]
 @overload
 def to_stock(model: Model, *, bank: str | None = None) -> Model: ...
+@arguments(model=a_module, bank=a_string)
 def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     """Turn this package's layers back into plain torch ones with the same eval output.
 

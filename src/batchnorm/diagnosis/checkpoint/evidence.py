@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
-from batchnorm.files import onnx_file, states
+from batchnorm.files import check_readable, onnx_file, states
 from batchnorm.files.entry import MOST_CHANNELS, Entry, mapped
 from batchnorm.files.states import STATISTICS
 
@@ -60,7 +60,9 @@ class CheckpointEvidence:
     keys: tuple[str, ...] = ()
 
 
-def gather(path: str | Path, sample_others: bool = False, key: str | None = None) -> CheckpointEvidence:
+def gather(
+    path: str | Path, sample_others: bool = False, key: str | None = None, name: str = "path"
+) -> CheckpointEvidence:
     """Read a file's batch norm tensors and nothing else of it (`sample_others`: and the start of every tensor).
 
     Without a key all state dicts with batch norm are read; where there are several, names begin with their keys.
@@ -68,18 +70,15 @@ def gather(path: str | Path, sample_others: bool = False, key: str | None = None
     Raises:
         BatchNormError: no such file, not a checkpoint, truncated or inconsistent, or no such key.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "nothing"
-        raise BatchNormError(f"path must be an existing checkpoint file; there is {what} at {path}")
-    with mapped(path) as data:
+    path = check_readable(path, name, "checkpoint file")
+    with mapped(path, name) as data:
         try:
             onnx = path.suffix == ".onnx"
             held: dict[states.Keys, dict[str, Any]] = (
                 {(): onnx_file.entries(path)} if onnx else states.entries(path, data)
             )
         except ValueError as error:
-            raise BatchNormError(f"path must be a checkpoint of tensors; {path.name} is not one: {error}") from error
+            raise BatchNormError(f"{name} must be a checkpoint of tensors; {path.name} is not one: {error}") from error
         tensors, size = sum(map(len, held.values())), path.stat().st_size
         chosen: dict[states.Keys, dict[str, Entry]] = {k: held[k] for k in states.with_batch_norm(held) or held}
         if key is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from batchnorm.arguments import a_path, a_string, arguments
 from batchnorm.diagnosis.checkpoint.compare import COMPARISON_RULES, compare
 from batchnorm.diagnosis.checkpoint.evidence import CheckpointEvidence, gather
 from batchnorm.diagnosis.checkpoint.rules import CHECKPOINT_RULES
@@ -14,6 +15,7 @@ from batchnorm.diagnosis.report import Report
 from batchnorm.errors import BatchNormError
 
 
+@arguments(path=a_path, other=a_path, key=a_string)
 def inspect_checkpoint(path: str | Path, other: str | Path | None = None, *, key: str | None = None) -> Report:
     """Say what is wrong with the batch norm layers in a checkpoint, from the file alone.
 
@@ -52,7 +54,7 @@ def inspect_checkpoint(path: str | Path, other: str | Path | None = None, *, key
         )
     if other is None:
         return Report(CheckpointSubject(first), apply_rules(CHECKPOINT_RULES, first))
-    comparison = compare(first, gather(other, sample_others=True, key=key))
+    comparison = compare(first, gather(other, sample_others=True, key=key, name="other"))
     found = apply_rules(COMPARISON_RULES, comparison) + _of_each(first, comparison.second)
     order = ("error", "warning", "note")
     findings = sorted(found, key=lambda finding: order.index(finding.severity))

@@ -45,9 +45,14 @@ class Data:
     of a generator only what was kept is used.
     """
 
-    def __init__(self, loader: Iterable[Any], samples: int | None = None, seconds: float | None = None) -> None:
-        check(isinstance(loader, Iterable), "loader", "an iterable of batches", type(loader).__name__)
-        self.loader, self.most = loader, samples
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        samples: int | None = None,
+        seconds: float | None = None,
+        name: str = "loader",
+    ) -> None:
+        self.loader, self.most, self.name = loader, samples, name
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.seconds = seconds
         self.offered = offered(loader)
@@ -80,7 +85,7 @@ class Data:
             restore_random_state(self._random)
             if self._generator is not None and self._own is not None:
                 self._generator.set_state(self._own)
-            for index, batch in enumerate(ahead(self.loader)):
+            for index, batch in enumerate(ahead(self.loader, name=self.name)):
                 if index >= self.batches:
                     return
                 yield index, batch
@@ -89,7 +94,7 @@ class Data:
         """The first pass decides how much is read."""
         room = int(available(torch.device("cpu")) * _MEMORY)
         listed, used, started = isinstance(self.loader, (list, tuple)), 0, time.monotonic()
-        for index, batch in enumerate(ahead(self.loader)):
+        for index, batch in enumerate(ahead(self.loader, name=self.name)):
             if self._full(started):
                 self.cut = True
                 break
@@ -105,7 +110,7 @@ class Data:
             self.batches += 1
             yield index, batch
         if self.batches == 0:
-            raise BatchNormError("loader must yield at least one batch; it was empty")
+            raise BatchNormError(f"{self.name} must yield at least one batch; it was empty")
         self._read = True
 
     def _full(self, started: float) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from batchnorm.models.tables import part_of
+
 SURE = 2.6  # standard errors, 99 % of a normal distribution
 HARM = 0.02  # of the distance between the metric and what guessing gives
 OUTPUT = 0.1  # of the size of the output, where there is no metric
@@ -67,9 +69,10 @@ class Effect:
             return f"metric {self.before:.4g} -> {self.after:.4g}{bar}, {verb}, {self.samples} samples"
         if self.moved is None:
             return "not measured"
-        alone = "" if self.noise is None else f" (sampling alone: {self.noise:.1%})"
+        alone = "" if self.noise is None else f" (sampling alone: {part_of(self.noise, '')})"
+        moved = part_of(self.moved, "")
         return (
-            f"output changes by {self.moved:.1%}{alone}, {verb}, {self.samples} samples; whether that is harm was not "
+            f"output changes by {moved}{alone}, {verb}, {self.samples} samples; whether that is harm was not "
             "measured: give metric="
         )
 

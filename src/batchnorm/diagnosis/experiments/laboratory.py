@@ -54,20 +54,28 @@ class Laboratory:
         if self.scorer is not None:
             self.scorer.start()
         for index, batch in data:
-            output = self.forward(data, batch)
+            output = self.forward(data, batch, index)
             if sample is not None:
                 sample.add(batch, first_output(output))
-            outcome.take(index, output, count_samples(batch), self._score(condition, output, batch))
+            outcome.take(index, output, count_samples(batch), self._score(condition, output, batch, index))
         return outcome
 
-    def forward(self, data: Data, batch: Any) -> Any:
-        """One forward, counted."""
+    def forward(self, data: Data, batch: Any, number: int) -> Any:
+        """One forward, counted.
+
+        Raises:
+            BatchNormError: the model gave nothing, and as `call`.
+        """
         data.forwarded += count_samples(batch)
         self.advance(1)
-        return call(self.model, batch, self.forward_fn)
+        output = call(self.model, batch, self.forward_fn, number=number, loader=data.name)
+        if output is None:
+            who = "model" if self.forward_fn is None else "forward_fn"
+            raise BatchNormError(f"{who} must return the model's output; at batch {number} of {data.name} it gave None")
+        return output
 
-    def _score(self, condition: str, output: Any, batch: Any) -> Any:
-        return None if self.scorer is None else self.scorer.score(condition, output, batch)
+    def _score(self, condition: str, output: Any, batch: Any, number: int) -> Any:
+        return None if self.scorer is None else self.scorer.score(condition, output, batch, number)
 
     def hooks(self, layers: Layers, look: Callable[[str, Tensor, Tensor | None], None]) -> ExitStack:
         """Tell look the name, the input and the weights of its positions, whenever one of these layers is called."""
@@ -121,12 +129,12 @@ class Laboratory:
                 if valid is not None:
                     self.valid[index] = valid
                 try:
-                    output = self.forward(data, batch)
+                    output = self.forward(data, batch, index)
                 except ValueError:
                     if all(layer.inputs.single is None for layer in evidence.values()):
                         raise
                     continue
-                outcome.take(index, output, count_samples(batch), self._score("batch", output, batch))
+                outcome.take(index, output, count_samples(batch), self._score("batch", output, batch, index))
         return outcome
 
     def recalibrated(self, data: Data) -> tuple[Statistics | None, str]:
@@ -160,8 +168,8 @@ class Laboratory:
         # Vectors of spectral norm, queues and counters move in train mode.
         with preserved(self.model), same_random(self.model), modes(self.model, True, but=self._normalising()):
             for index, batch in data:
-                output = self.forward(data, batch)
-                outcome.take(index, output, count_samples(batch), self._score("rest", output, batch))
+                output = self.forward(data, batch, index)
+                outcome.take(index, output, count_samples(batch), self._score("rest", output, batch, index))
                 if outcome.distance(stored) in (None, 0.0):
                     return None
                 if self.scorer is None and outcome.batches >= REST_BATCHES:
@@ -183,7 +191,7 @@ class Laboratory:
                     return
                 seen += count_samples(batch)
                 try:
-                    self.forward(data, batch)
+                    self.forward(data, batch, index)
                 except ValueError:
                     continue
 
@@ -210,8 +218,8 @@ class Laboratory:
             for index, batch in data:
                 if data.batches > 1 and index % 2:
                     continue
-                output = self.forward(data, batch)
-                outcome.take(index, output, count_samples(batch), self._score(condition, output, batch))
+                output = self.forward(data, batch, index)
+                outcome.take(index, output, count_samples(batch), self._score(condition, output, batch, index))
         return outcome
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from batchnorm.diagnosis.experiments.slices import rows, sliceable
+from batchnorm.failures import one_number
 from batchnorm.models.batches import count_samples
 
 Metric = Callable[[Any, Any], Any]
@@ -33,9 +34,11 @@ class Scorer:
         self._outputs = []
 
     @torch.no_grad()
-    def score(self, condition: str, output: Any, batch: Any) -> Units:
+    def score(self, condition: str, output: Any, batch: Any, number: int = 0) -> Units:
         """The values and sizes of one batch's units."""
-        whole, samples = float(self.metric(output, batch)), count_samples(batch)
+        legal = "metric must take the model's output and the batch, and return one number"
+        whole = one_number(lambda: self.metric(output, batch), legal, f"at batch {number} ")
+        samples = count_samples(batch)
         found: Units = ([whole], [samples])
         if self.unit == "samples":
             parts = self._parts(output, batch, samples)

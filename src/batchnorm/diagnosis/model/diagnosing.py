@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from batchnorm.arguments import a_flag, a_function, a_module_with_values, arguments, some_batches
 from batchnorm.diagnosis import rules
 from batchnorm.diagnosis.model.evidence import gather
 from batchnorm.diagnosis.model.judge import judge
@@ -14,6 +15,16 @@ from batchnorm.diagnosis.model.subject import ModelSubject
 from batchnorm.diagnosis.report import Report
 
 
+@arguments(
+    model=a_module_with_values,
+    loader=some_batches,
+    metric=a_function,
+    forward_fn=a_function,
+    eval_loader=some_batches,
+    attribution=a_flag,
+    higher_is_better=a_flag,
+    progress=a_flag,
+)
 def diagnose(
     model: nn.Module,
     loader: Iterable[Any],

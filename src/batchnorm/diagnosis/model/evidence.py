@@ -24,7 +24,7 @@ from batchnorm.diagnosis.experiments.scores import Metric, Scorer
 from batchnorm.diagnosis.experiments.slices import replaced
 from batchnorm.diagnosis.experiments.training_step import TrainingStep, left_in_eval, training_step
 from batchnorm.diagnosis.model.layer import LayerEvidence, compare, stored
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call, progress_bar
 from batchnorm.models.find import batch_norm_layers, pointer
 from batchnorm.models.modes import is_frozen
@@ -124,8 +124,6 @@ def gather(
             "model must contain a batch norm layer with running statistics; "
             f"{type(model).__name__} has none{pointer(model)}"
         )
-    legal = higher_is_better is None or isinstance(higher_is_better, bool)
-    check(legal, "higher_is_better", "True, False or None", repr(higher_is_better))
     if shards(model):
         raise BatchNormError("model must not be sharded (FSDP): gather its state into a plain model, and diagnose that")
     inner = unwrapped(model)
@@ -138,7 +136,8 @@ def gather(
     on_cpu = all(getattr(m.running_mean, "is_cpu", False) for m in layers.values())
     evidence.sync_refused = group and on_cpu and any(type(m) is SyncBatchNorm for m in layers.values())
     data = Data(loader, samples, seconds)
-    others = None if eval_loader is None else Data(eval_loader, samples, None if seconds is None else seconds / 2)
+    half = None if seconds is None else seconds / 2
+    others = None if eval_loader is None else Data(eval_loader, samples, half, "eval_loader")
     scorer = None if metric is None else Scorer(metric, higher_is_better)
     bar = progress_bar(range(int(PASSES) * _length(loader)), True, "diagnosing") if progress else nullcontext()
     with held(inner), sync_on_cpu(layers), bar as advance:

@@ -12,6 +12,7 @@ from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.report.channels import pack
 from batchnorm.diagnosis.report.subject import Table
 from batchnorm.models.batches import counted
+from batchnorm.models.tables import part_of
 
 COLUMNS = (
     "drift: from the stored mean to the actual, in stored standard deviations, +- its sampling error; variance off x: "
@@ -53,8 +54,8 @@ class ModelSubject:
         """Samples, batches, passes, and how far the modes are apart."""
         e = self.evidence
         gap, exact = e.output_gap, e.recalibrated_gap
-        outputs = "" if gap is None else f"; train and eval outputs differ by {gap:.1%} of their size"
-        outputs += "" if gap is None or exact is None else f", by {exact:.1%} with exact statistics"
+        outputs = "" if gap is None else f"; train and eval outputs differ by {part_of(gap, 'their size')}"
+        outputs += "" if gap is None or exact is None else f", by {part_of(exact, '')} with exact statistics"
         part = (
             f" of {e.offered}" if e.partial and e.offered is not None else " (the loader has more)" if e.partial else ""
         )

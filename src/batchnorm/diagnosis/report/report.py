@@ -8,10 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchnorm.arguments import a_path, arguments, instance, several_of
 from batchnorm.diagnosis.findings import Finding
 from batchnorm.diagnosis.report.subject import Subject, Table, Timeline
 from batchnorm.files import write_atomically
-from batchnorm.models.batches import as_text, counted
+from batchnorm.models.batches import counted
+from batchnorm.models.tables import as_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -120,11 +122,17 @@ class Report:
             "findings": [{**asdict(finding), "page": finding.page} for finding in self.findings],
         }
 
+    @arguments(path=a_path)
     def to_json(self, path: str | Path) -> None:
         """Write `to_dict` as JSON, NaN and infinity as null."""
         text = json.dumps(finite(self.to_dict()), indent=2)
         write_atomically(path, lambda temporary: _write_text(temporary, text + "\n"))
 
+    @arguments(
+        path=a_path,
+        timelines=several_of(instance(Timeline, "a Timeline")),
+        tables=several_of(instance(Table, "a Table")),
+    )
     def to_html(self, path: str | Path, timelines: Sequence[Timeline] = (), tables: Sequence[Table] = ()) -> None:
         """Write one page that opens without a network.
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.padding import Padding
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from batchnorm.diagnosis.report.subject import Table
+from batchnorm.models.tables import LayerTable
 
 if TYPE_CHECKING:
     from batchnorm.diagnosis.report.report import Report
@@ -22,20 +22,17 @@ def parts(report: Report) -> Iterator[RenderableType]:
     """From the verdict down to the findings."""
     yield Text(report.headline(), style="bold")
     for table in report.subject.tables():
-        yield _numbers(table)
+        yield _shown(table)
         if table.caption:
             yield Text(table.caption, style="dim")
     yield from _findings(report)
 
 
-def _numbers(table: Table) -> RichTable:
-    made = RichTable(title=table.title, title_justify="left")
-    for index, heading in enumerate(table.header):
-        # Broken, not cut: what a narrow terminal has no room for goes on the next line.
-        made.add_column(heading, justify="right" if index else "left", overflow="fold")
-    for row in table.rows:
-        made.add_row(*map(Text, row))
-    return made
+def _shown(table: Table) -> LayerTable:
+    # Of layers, or of files and conditions in words.
+    names = table.header[0] in ("layer", "file")
+    texts = [index for index, heading in enumerate(table.header) if heading == "why" or (not index and not names)]
+    return LayerTable(table.header, table.rows, table.title, names=(0,) if names else (), texts=texts)
 
 
 def _findings(report: Report) -> Iterator[RenderableType]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules.examples import batches, network
+from batchnorm.models.tables import part_of
 
 if TYPE_CHECKING:
     from batchnorm.diagnosis.model.evidence import Evidence
@@ -35,10 +36,10 @@ def look(e: Evidence) -> Said:
         names = ", ".join(e.random_modules[:3])
         more = f" and {len(e.random_modules) - 3} more" if len(e.random_modules) > 3 else ""
         what = f" ({names}{more})" if names else ""
-        beside = "" if e.output_gap is None else f", batch norm {e.output_gap:.0%}"
+        beside = "" if e.output_gap is None else f", batch norm {part_of(e.output_gap, '', 0)}"
         yield (
             "",
-            f"what is random in train mode{what} moves the output by {gap:.0%} of its size{beside}: dropout, "
+            f"what is random in train mode{what} moves the output by {part_of(gap, 'its size', 0)}{beside}: dropout, "
             "stochastic depth or the like make the gap, not the statistics",
         )
 

@@ -8,11 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from batchnorm.arguments import told
 from batchnorm.diagnosis.report.report import finite
 from batchnorm.diagnosis.run.evidence import Point
-from batchnorm.errors import BatchNormError
+from batchnorm.errors import BatchNormError, check
+from batchnorm.files import check_writable
 
 Sink = Callable[[int, Mapping[str, Point]], None]
+
+
+def a_sink(name: str, value: Any) -> None:
+    """A path, or what has TensorBoard's `add_scalar`."""
+    if not hasattr(value, "add_scalar") or isinstance(value, type):
+        legal = isinstance(value, str | Path) and bool(str(value))
+        check(legal, name, "a path or an object with add_scalar, as a SummaryWriter has", told(value))
 
 
 def open_sink(to: Any) -> tuple[Sink, Callable[[], None]]:
@@ -21,15 +30,15 @@ def open_sink(to: Any) -> tuple[Sink, Callable[[], None]]:
         return lambda step, points: None, lambda: None
     if hasattr(to, "add_scalar"):
         return _tensorboard(to), lambda: None
-    if isinstance(to, (str, Path)):
-        return _json_lines(Path(to))
-    raise BatchNormError(f"to must be a path or have add_scalar, as a SummaryWriter has; it was {type(to).__name__}")
+    return _json_lines(Path(to))
 
 
 def _json_lines(path: Path) -> tuple[Sink, Callable[[], None]]:
-    if not path.parent.is_dir():
-        raise BatchNormError(f"to must lie in an existing folder; there is none at {path.parent}")
-    file = path.open("w", encoding="utf-8")
+    check_writable(path, "to")
+    try:
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise BatchNormError(f"to must be a file that can be written; {path} cannot: {error.strerror}") from error
 
     def write(step: int, points: Mapping[str, Point]) -> None:
         layers = {name: {k: v for k, v in asdict(point).items() if k != "step"} for name, point in points.items()}

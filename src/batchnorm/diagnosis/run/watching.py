@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.arguments import a_flag, a_module_with_values, arguments, instance, whole
 from batchnorm.diagnosis.findings import Finding, apply_rules
 from batchnorm.diagnosis.report import Report
 from batchnorm.diagnosis.run.distances import hold, moved, sampled
@@ -18,9 +19,8 @@ from batchnorm.diagnosis.run.evidence import Lag, LayerRun, Point, RunEvidence, 
 from batchnorm.diagnosis.run.modes import Owner, Tally, parameters_of, parent_of, parts
 from batchnorm.diagnosis.run.ranks import compare_ranks, world
 from batchnorm.diagnosis.run.rules import RUN_RULES
-from batchnorm.diagnosis.run.sinks import open_sink
+from batchnorm.diagnosis.run.sinks import a_sink, open_sink
 from batchnorm.diagnosis.run.subject import RunSubject
-from batchnorm.errors import check
 from batchnorm.layers import BatchNorm
 from batchnorm.layers.held import outside
 from batchnorm.layers.recompute import recomputing
@@ -36,6 +36,14 @@ class BatchNormWarning(UserWarning):
     """Something that a run does to its running statistics, at the step it happened."""
 
 
+@arguments(
+    model=a_module_with_values,
+    optimizer=instance(torch.optim.Optimizer, "a torch.optim.Optimizer"),
+    every=whole(1),
+    to=a_sink,
+    steps=whole(1),
+    compare_processes=a_flag,
+)
 def watch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
@@ -91,8 +99,6 @@ class Watch(Report):
         steps: int | None,
         compare_processes: bool,
     ) -> None:
-        check(every >= 1, "every", "1 or more", every)
-        check(steps is None or steps >= 1, "steps", "None, or 1 or more", steps)
         self._modules = tracking_layers(model)
         layers = {name: _start(name, m) for name, m in self._modules.items()}
         evidence = RunEvidence(layers, planned=steps, ranks=world() if compare_processes else 1)

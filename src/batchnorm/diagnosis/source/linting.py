@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from batchnorm.arguments import a_path_or_paths, arguments, some_names
 from batchnorm.diagnosis.findings import Finding
 from batchnorm.diagnosis.report import Report
 from batchnorm.diagnosis.report.subject import Table
@@ -116,6 +117,7 @@ class SourceSubject:
         return {"metric": [], "layers": [], "bar": "", "unit": ""}
 
 
+@arguments(path=a_path_or_paths, select=some_names, ignore=some_names)
 def lint(path: str | Path | Sequence[str | Path], *, select: Iterable[str] = (), ignore: Iterable[str] = ()) -> Report:
     """Say what Python source does wrong with batch norm's running statistics; nothing is imported or run.
 

@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import nn
 
+from batchnorm.arguments import a_module, arguments, some_batches, told
+from batchnorm.errors import check
 from batchnorm.interop.trainers.loaders import again
 from batchnorm.interop.trainers.options import everybody
 from batchnorm.models import Recalibration
 from batchnorm.models import recalibrate as recalibrate_model
 
 
+@arguments(model=a_module, loader=some_batches)
 def recalibrate(accelerator: Any, model: nn.Module, loader: Iterable[Any], **options: Any) -> Recalibration:
     """Recalibrate a prepared model on a prepared loader; all processes must call it, and get the same statistics.
 
@@ -33,6 +36,8 @@ def recalibrate(accelerator: Any, model: nn.Module, loader: Iterable[Any], **opt
     Raises:
         BatchNormError: as `batchnorm.recalibrate`.
     """
+    known = callable(getattr(accelerator, "unwrap_model", None))
+    check(known, "accelerator", "an accelerate.Accelerator", told(accelerator))
     inner = accelerator.unwrap_model(model)
     options = {"progress": accelerator.is_local_main_process, **options}
     return recalibrate_model(inner, again(loader), process_group=everybody(), **options)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from batchnorm.arguments import arguments, some_batches
 from batchnorm.errors import BatchNormError
 from batchnorm.interop.trainers.loaders import again
 from batchnorm.models import Recalibration
@@ -43,6 +44,7 @@ def averaged_model(holder: Any) -> nn.Module:
     raise BatchNormError(f"holder must keep an averaged model; {type(holder).__name__} has none as {', '.join(_HOLDS)}")
 
 
+@arguments(loader=some_batches)
 def recalibrate(holder: Any, loader: Iterable[Any], **options: Any) -> Recalibration:
     """Give an averaged copy the statistics of its own weights; the model in training is left alone.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from batchnorm.arguments import a_string, arguments, some_batches
 from batchnorm.errors import BatchNormError, check
+from batchnorm.models.batches import numbered
 
 
 class Fields:
@@ -29,16 +31,19 @@ class Fields:
         BatchNormError: no names; when read: a batch without such a part.
     """
 
+    @arguments(loader=some_batches)
     def __init__(self, loader: Iterable[Any], *names: str, **renamed: str) -> None:
         check(bool(names or renamed), "names", "at least one part of a batch", "empty")
+        for argument, name in (*((f"names[{i}]", name) for i, name in enumerate(names)), *renamed.items()):
+            a_string(argument, name)
         self._loader, self._parts = loader, {**{name: name for name in names}, **renamed}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._loader:
+        for batch in numbered(self._loader):
             try:
                 yield {argument: batch[name] for argument, name in self._parts.items()}
             except (KeyError, AttributeError, TypeError, IndexError) as error:
-                parts = ", ".join(self._parts.values())
+                parts = ", ".join(map(repr, self._parts.values()))
                 raise BatchNormError(
                     f"loader must give batches with {parts}; a {type(batch).__name__} has not"
                 ) from error

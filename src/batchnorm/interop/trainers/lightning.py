@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from batchnorm.arguments import a_flag, a_function, a_string, arguments, some_batches, some_names, whole
 from batchnorm.diagnosis import watch
+from batchnorm.diagnosis.run.sinks import a_sink
 from batchnorm.errors import BatchNormError, check
 from batchnorm.interop.trainers.frozen import Frozen
 from batchnorm.interop.trainers.history import History
 from batchnorm.interop.trainers.lazy import Adapter
 from batchnorm.interop.trainers.loaders import again
-from batchnorm.interop.trainers.options import check_moments, check_options, everybody
+from batchnorm.interop.trainers.options import UNTIL, check_moments, check_options, everybody
 from batchnorm.models import Recalibration, recalibrate
 
 Event = Literal["validation", "end"]
@@ -41,6 +43,7 @@ class Watch(_Callback):
         BatchNormError: Lightning is not installed.
     """
 
+    @arguments(part=a_string, to=a_sink, every=whole(1), compare_processes=a_flag)
     def __init__(self, to: Any = None, *, part: str = "", every: int = 10, compare_processes: bool = True) -> None:
         self._to, self._part = to, part
         self._options = {"every": every, "compare_processes": compare_processes}
@@ -100,6 +103,7 @@ class Recalibrate(_Callback):
             one DataLoader and no loader.
     """
 
+    @arguments(loader=some_batches, forward_fn=a_function, until=UNTIL)
     def __init__(
         self,
         loader: Iterable[Any] | None = None,
@@ -183,6 +187,7 @@ class Freeze(_Callback):
         BatchNormError: Lightning is not installed; when the fit starts: no such part.
     """
 
+    @arguments(parts=some_names, affine=a_flag, until_epoch=whole(0))
     def __init__(
         self, parts: Iterable[str] | None = None, *, affine: bool = False, until_epoch: int | None = None
     ) -> None:

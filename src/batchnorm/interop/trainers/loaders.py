@@ -9,9 +9,11 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
+from batchnorm.arguments import arguments, some_batches
 from batchnorm.errors import BatchNormError
 
 
+@arguments(loader=some_batches)
 def again(loader: Iterable[Any]) -> Iterable[Any]:
     """The batches of a `DataLoader` from another one; what iterates in its own way, as it is.
 

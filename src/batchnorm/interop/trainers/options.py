@@ -8,9 +8,11 @@ from typing import Any
 
 import torch.distributed as dist
 
+from batchnorm.arguments import number, or_none, some_names
 from batchnorm.errors import BatchNormError, check
 from batchnorm.models import recalibrate
 
+UNTIL = or_none(number("None or a positive number of standard deviations", lambda v: v > 0))
 _FILLED_IN = {"model", "loader", "process_group"}
 
 
@@ -24,6 +26,7 @@ def check_options(options: Iterable[str]) -> None:
 
 def check_moments(at: Collection[str] | str, legal: tuple[str, ...]) -> frozenset[str]:
     """Some of the legal words; one may come alone."""
+    some_names("at", [at] if isinstance(at, str) else at)
     words = frozenset([at] if isinstance(at, str) else at)
     check(bool(words) and words <= set(legal), "at", f"some of {', '.join(map(repr, legal))}", repr(at))
     return words

@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from batchnorm.arguments import a_module, arguments, some_batches, told
 from batchnorm.errors import check
 from batchnorm.interop.trainers.loaders import again
 from batchnorm.models import Recalibration
 from batchnorm.models import recalibrate as recalibrate_model
 
 
+@arguments(model=a_module, loader=some_batches)
 def recalibrate(model: nn.Module, optimizer: Any, loader: Iterable[Any], **options: Any) -> Recalibration:
     """Put the optimizer into eval mode and recalibrate at the weights it gives: for the end of training.
 
@@ -43,6 +45,7 @@ def recalibrate(model: nn.Module, optimizer: Any, loader: Iterable[Any], **optio
         raise
 
 
+@arguments(model=a_module, loader=some_batches)
 @contextmanager
 def evaluating(model: nn.Module, optimizer: Any, loader: Iterable[Any], **options: Any) -> Iterator[Recalibration]:
     """Within the context weights and statistics are those of evaluation; afterwards those of training again.
@@ -76,5 +79,5 @@ def evaluating(model: nn.Module, optimizer: Any, loader: Iterable[Any], **option
 
 def _in_training(optimizer: Any) -> bool:
     modes = callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
-    check(modes, "optimizer", "schedule-free, with train() and eval()", type(optimizer).__name__)
+    check(modes, "optimizer", "schedule-free, with train() and eval()", told(optimizer))
     return bool(getattr(optimizer, "train_mode", optimizer.param_groups[0].get("train_mode", False)))

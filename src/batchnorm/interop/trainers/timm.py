@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batchnorm.arguments import a_module, a_string, arguments
 from batchnorm.interop.extras import needs
 from batchnorm.layers import BatchNorm2d
 from batchnorm.layers.table import Method
@@ -29,6 +30,7 @@ class _WithAct(BatchNorm2d):
         return y if isinstance(y, torch.fx.Proxy) else self.act(self.drop(y))
 
 
+@arguments(model=a_module)
 def convert(model: Model, method: Method = "batchnorm", **options: Any) -> Model:
     """Turn a timm model's batch norm layers into this package's, `BatchNormAct2d` with drop and activation included.
 
@@ -51,6 +53,7 @@ def convert(model: Model, method: Method = "batchnorm", **options: Any) -> Model
     return _as_plain(model, plain, ours, lambda: convert_plain(model, method, **options))
 
 
+@arguments(model=a_module, bank=a_string)
 def to_stock(model: Model, *, bank: str | None = None) -> Model:
     """Turn them back into timm's and torch's own layers, with the same eval output.
 

@@ -6,9 +6,12 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from batchnorm.arguments import a_function, a_string, arguments
 from batchnorm.errors import BatchNormError, check
+from batchnorm.failures import one_number
 
 
+@arguments(metric=a_function, key=a_string)
 def as_metric(
     metric: Callable[[Any, Any], Any],
     *,
@@ -45,11 +48,16 @@ def as_metric(
         wanted = _pick(batch, target, "target")
         if stateful and hasattr(own, "to"):
             own.to(prediction.device)
-        value = own(prediction, wanted.to(prediction.device) if hasattr(wanted, "to") else wanted)
-        if isinstance(value, Mapping):
-            check(key in value, "key", f"one of {', '.join(map(repr, value))}", repr(key))
-            value = value[key]
-        return float(value)
+        wanted = wanted.to(prediction.device) if hasattr(wanted, "to") else wanted
+
+        def value() -> Any:
+            found = own(prediction, wanted)
+            if isinstance(found, Mapping):
+                check(key in found, "key", f"one of {', '.join(map(repr, found))}", repr(key))
+                found = found[key]
+            return found
+
+        return one_number(value, "metric must take the output and the target, and return one number")
 
     return measure
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal, get_args
 
+from batchnorm.arguments import a_flag, a_function, arguments, some_batches, some_names, whole
 from batchnorm.diagnosis import watch
+from batchnorm.diagnosis.run.sinks import a_sink
 from batchnorm.interop.trainers.frozen import Frozen
 from batchnorm.interop.trainers.history import History
 from batchnorm.interop.trainers.lazy import Adapter
 from batchnorm.interop.trainers.loaders import again
-from batchnorm.interop.trainers.options import check_moments, check_options, everybody
+from batchnorm.interop.trainers.options import UNTIL, check_moments, check_options, everybody
 from batchnorm.models import Recalibration, recalibrate
 
 Event = Literal["evaluate", "save", "end"]
@@ -35,6 +37,7 @@ class Watch(_Callback):
         BatchNormError: transformers is not installed.
     """
 
+    @arguments(to=a_sink, every=whole(1), compare_processes=a_flag)
     def __init__(self, to: Any = None, *, every: int = 10, compare_processes: bool = True) -> None:
         self._options = {"to": to, "every": every, "compare_processes": compare_processes}
         self.report: Any = None
@@ -72,6 +75,7 @@ class Recalibrate(_Callback):
         BatchNormError: transformers is not installed, an argument that is not legal.
     """
 
+    @arguments(loader=some_batches, forward_fn=a_function, until=UNTIL)
     def __init__(
         self,
         loader: Iterable[Any] | None = None,
@@ -127,6 +131,7 @@ class Freeze(_Callback):
         BatchNormError: transformers is not installed; when training begins: no such part.
     """
 
+    @arguments(parts=some_names, affine=a_flag, until_step=whole(0))
     def __init__(
         self, parts: Iterable[str] | None = None, *, affine: bool = False, until_step: int | None = None
     ) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from batchnorm.arguments import arguments, some_batches
 from batchnorm.interop.trainers.averages import recalibrate
 from batchnorm.interop.trainers.history import History
-from batchnorm.interop.trainers.options import check_options, everybody
+from batchnorm.interop.trainers.options import UNTIL, check_options, everybody
 from batchnorm.models import Recalibration
 
 
@@ -30,6 +31,7 @@ class Recalibrate:
         BatchNormError: an option that `recalibrate` does not have.
     """
 
+    @arguments(loader=some_batches, until=UNTIL)
     def __init__(self, loader: Iterable[Any] | None = None, *, until: float | None = 0.01, **options: Any) -> None:
         check_options(options)
         self._loader = loader

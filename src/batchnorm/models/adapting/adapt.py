@@ -11,18 +11,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from batchnorm.errors import BatchNormError, check, check_word
+from batchnorm.arguments import (
+    SHARE,
+    a_function,
+    a_module,
+    a_module_with_values,
+    arguments,
+    number,
+    some_batches,
+    whole,
+    word,
+)
+from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import Mixture, Stored
 from batchnorm.layers.inference import Inference
 from batchnorm.models.adapting.decide import Choice, confirm, decide, weigh
 from batchnorm.models.adapting.evidence import ForwardFn, Reader, Samples, Shift, shift_of
 from batchnorm.models.adapting.layers import ADAPTED, Adapted, begin, end, write
 from batchnorm.models.adapting.predictions import compare
-from batchnorm.models.batches import as_text, count_samples
+from batchnorm.models.batches import count_samples, numbered
 from batchnorm.models.find import Model, batch_norm_layers, tracking_layers
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.recalibration.recalibrating import fixed_point
 from batchnorm.models.state import held
+from batchnorm.models.tables import LayerTable, as_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -55,22 +67,32 @@ class Adaptation(Generic[Model]):
 
     def __rich__(self) -> Group:
         from rich.console import Group
-        from rich.table import Table
 
-        table = Table("layer", title=f"{self.choice}", title_justify="left")
-        for heading in ("shift (std)", "stored statistics are worth (samples)", "weight of the data"):
-            table.add_column(heading, justify="right")
+        header = ("layer", "shift (std)", "stored statistics are worth (samples)", "weight of the data")
+        rows: list[tuple[str, ...]] = []
         for name, row in self.layers.items():
             found = ("", "") if row.shift is None else (f"{row.shift.shift**0.5:.3f}", f"{row.shift.prior:.3g}")
-            table.add_row(name or "(root)", *found, f"{row.weight:.2f}")
-        for name in self.frozen:
-            table.add_row(name, "frozen: unchanged", "", "")
-        return Group(table)
+            rows.append((name or "(root)", *found, f"{row.weight:.2f}"))
+        rows += [(name or "(root)", "frozen: unchanged", "", "") for name in self.frozen]
+        return Group(LayerTable(header, rows, str(self.choice)))
 
     def __str__(self) -> str:
         return as_text(self)
 
 
+@arguments(
+    model=a_module_with_values,
+    data=some_batches,
+    mode=word(Mode),
+    prior=number("0 or more samples", lambda v: v >= 0),
+    weight=SHARE,
+    memory=number("0 or more samples", lambda v: v >= 0),
+    passes=whole(1),
+    if_sorted=word(IfSorted),
+    outputs=word(Outputs),
+    max_batches=whole(1),
+    forward_fn=a_function,
+)
 def adapt(
     model: Model,
     data: Iterable[Any] | None = None,
@@ -144,10 +166,6 @@ def adapt(
     Dinneen, "Four Things Everyone Should Know to Improve Batch Normalization" (2020).
     """
     inference = _inference(mode, prior, weight, memory)
-    check_word("if_sorted", if_sorted, IfSorted)
-    check_word("outputs", outputs, Outputs)
-    check(passes >= 1, "passes", "1 or more", passes)
-    check(max_batches is None or max_batches >= 1, "max_batches", "1 or more", max_batches)
     layers, frozen = _layers(model)
     if mode not in ("auto", "domain"):
         for layer in layers.values():
@@ -155,7 +173,7 @@ def adapt(
         own = weight_of(inference)
         rows = {name: AdaptedLayer(None, own) for name in layers}
         return Adaptation(model, Choice(mode, f"as asked, {inference!r}"), rows, frozen)
-    batches = list(itertools.islice(data if data is not None else (), max_batches))
+    batches = list(itertools.islice(numbered(data if data is not None else (), "data"), max_batches))
     if not batches:
         raise BatchNormError(f"data must yield at least one batch for mode {mode!r}; there was none")
     with held(model):
@@ -194,6 +212,7 @@ def adapt(
     return Adaptation(model, choice, rows, frozen)
 
 
+@arguments(model=a_module)
 def unadapt(model: Model) -> Model:
     """Undo `adapt` on a model, or on a copy of one, whose result is not at hand.
 
@@ -211,14 +230,12 @@ def unadapt(model: Model) -> Model:
 
 
 def _inference(mode: Mode, prior: float, weight: float | None, memory: float) -> Inference:
-    check_word("mode", mode, Mode)
     check(weight is None or mode in ("alpha", "example"), "weight", f"None for mode {mode!r}", weight)
     if mode == "batch":
         return Mixture(weight=1.0, per="batch")
     if mode == "prior":
         return Mixture(prior=prior, per="batch")
     if mode == "running":
-        check(memory >= 0, "memory", "0 or more samples", memory)
         return Mixture(prior=memory, per="batch")
     if mode == "alpha":
         return Mixture(weight=0.5 if weight is None else weight, per="batch")

@@ -163,8 +163,8 @@ class Reader:
         with ExitStack() as stack:
             for name, layer in self.layers.items():
                 stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
-            for batch in batches:
-                self.outputs.append(call(self.model, batch, self.forward_fn))
+            for number, batch in enumerate(batches):
+                self.outputs.append(call(self.model, batch, self.forward_fn, number=number, loader="data"))
         found = {name: self.samples(name) for name in calls}
         for name, samples in found.items():
             if not samples.finite():

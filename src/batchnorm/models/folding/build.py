@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from batchnorm.failures import reason
 from batchnorm.models.folding.absorb import PadChannels, absorb_after, absorb_before, pad_values
 from batchnorm.models.folding.plan import Fold
 from batchnorm.models.folding.run import NONE, Difference, Example, compare, difference, outputs_of
@@ -78,14 +79,18 @@ def verified(model: nn.Module, folds: list[Fold], example: Example) -> tuple[lis
         double = True
     except Exception as error:
         # A model may cast inside, or call what has no float64.
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        why = reason(error.__cause__ or error)
         was, held = outputs_of(copy.deepcopy(model).eval(), example, names)
         double = False
     while True:
         try:
             output, now = outputs_of(build(model, folds, double=double), example, watched(folds), double=double)
         except Exception as error:
-            folds = _drop(folds, _alone(model, folds, example, was, double), f"the folded model raised {error}")
+            folds = _drop(
+                folds,
+                _alone(model, folds, example, was, double),
+                f"the folded model raised {reason(error.__cause__ or error)}",
+            )
             continue
         wrong = next((f for f in folds if not _small(gap_of(f, folds, held, now), double)), None)
         if wrong is not None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.errors import BatchNormError
+from batchnorm.arguments import a_tensor, an_axis, arguments
+from batchnorm.errors import BatchNormError, OperandError
 from batchnorm.layers import BatchNorm, Mixture
 from batchnorm.models.activations import activation_of
 from batchnorm.models.find import batch_norm_layers, frozen_eps, is_frozen_copy
@@ -33,6 +34,7 @@ class ChannelAffine(nn.Module):
         channel_axis: which axis of the input holds the channels.
     """
 
+    @arguments(weight=a_tensor, bias=a_tensor, channel_axis=an_axis)
     def __init__(self, weight: Tensor, bias: Tensor, channel_axis: int = 1) -> None:
         super().__init__()
         if weight.dim() != 1 or weight.shape != bias.shape:
@@ -45,6 +47,13 @@ class ChannelAffine(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Of any rank, in the input's dtype."""
+        a_tensor("input", input)
+        there = -input.dim() <= self.channel_axis < input.dim()
+        if not there or input.shape[self.channel_axis] != len(self.weight):
+            raise OperandError(
+                f"input must have {len(self.weight)} channels on axis {self.channel_axis}; its shape was "
+                f"{tuple(input.shape)}"
+            )
         shape = [1] * input.dim()
         shape[self.channel_axis] = len(self.weight)
         return torch.addcmul(self.bias.view(shape), input, self.weight.view(shape)).to(input.dtype)

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from batchnorm.errors import BatchNormError, check, check_word
+from batchnorm.arguments import a_flag, a_module_with_values, arguments, whole, word
+from batchnorm.errors import BatchNormError, UserCodeError
+from batchnorm.failures import reason
 from batchnorm.models.folding.absorb import LINEAR_MAPS, channel_range
 from batchnorm.models.folding.build import build, gap_of, verified, watched
 from batchnorm.models.folding.channels import affine_of, normalization_layers
@@ -24,6 +26,13 @@ Rest = Literal["affine", "keep"]
 Padding = Literal["refuse", "explicit"]
 
 
+@arguments(
+    model=a_module_with_values,
+    rest=word(Rest),
+    padding=word(Padding),
+    layers=a_flag,
+    timing=whole(0),
+)
 def fold(
     model: nn.Module,
     example_input: Any,
@@ -68,9 +77,6 @@ def fold(
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference" (2018), section 3.2.
     """
-    check_word("rest", rest, Rest)
-    check_word("padding", padding, Padding)
-    check(timing >= 0, "timing", "0 or more rounds", timing)
     # Folded before it is compiled: what torch.compile returns holds the module it was given.
     model = getattr(model, "_orig_mod", model)
     found = normalization_layers(model)
@@ -80,10 +86,7 @@ def fold(
             raise BatchNormError(f"model must know its shapes; run it once: layer {name!r} is {type(module).__name__}")
     original = _in_eval(model)
     maps = [name for name, m in original.named_modules() if isinstance(m, LINEAR_MAPS)]
-    try:
-        calls = observe(original, example, [*found, *maps])
-    except Exception as error:
-        raise BatchNormError(f"example_input must run through the model; it raised {error}") from error
+    calls = observe(original, example, [*found, *maps])
     planner = Planner(
         original, flow_of(original, lambda: recorded(original, example.run)), calls, padding == "explicit"
     )
@@ -99,7 +102,7 @@ def _in_eval(model: nn.Module) -> nn.Module:
     try:
         return as_linear(copy.deepcopy(model).eval())
     except Exception as error:
-        raise BatchNormError(f"model must be one that copy.deepcopy can copy; it raised {error}") from error
+        raise UserCodeError(f"model must be one that copy.deepcopy can copy; it raised {reason(error)}") from error
 
 
 def _fate(name: str, model: nn.Module, planner: Planner) -> Fold:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from batchnorm.models.batches import as_text
+from batchnorm.models.tables import LayerTable, as_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -58,36 +58,26 @@ class Folding:
 
     def __rich__(self) -> Group:
         from rich.console import Group
-        from rich.table import Table
 
         absorbed = len(self.layers) - len(self.left)
-        table = Table(
-            "layer",
-            "went into",
-            title=f"Folded {absorbed} of {len(self.layers)} batch norm layers",
-            title_justify="left",
-            caption="weights: the largest of an output channel, max / median over channels",
-            caption_justify="left",
-        )
-        table.add_column("weights before", justify="right")
-        table.add_column("after", justify="right")
         asked = any(row.max_abs_error is not None for row in self.layers.values())
-        if asked:
-            table.add_column("difference", justify="right")
-        if self.left:
-            table.add_column("reason")
+        header = ["layer", "went into", "weights before", "after"]
+        header += ["difference"] * asked + ["reason"] * bool(self.left)
+        rows: list[tuple[str, ...]] = []
         for name, row in self.layers.items():
             maps = [m for m in row.went.split(", ") if m in self.ranges]
             before, after = ("\n".join(spread(self.ranges[m][i]) for m in maps) for i in (0, 1))
             gap = ["" if row.max_abs_error is None else f"{row.max_abs_error:.1e}"] if asked else []
-            table.add_row(
-                name or "(root)",
-                "\n".join(maps) or row.went,
-                before,
-                after,
-                *gap,
-                *([self.left.get(name, "")] * bool(self.left)),
-            )
+            reason = [self.left.get(name, "")] * bool(self.left)
+            rows.append((name or "(root)", "\n".join(maps) or row.went, before, after, *gap, *reason))
+        table = LayerTable(
+            header,
+            rows,
+            f"Folded {absorbed} of {len(self.layers)} batch norm layers",
+            "weights: the largest of an output channel, max / median over channels",
+            names=(0, 1),
+            texts=(len(header) - 1,) if self.left else (),
+        )
         lines = [f"outputs differ by {self.max_abs_error:.1e}, {self.max_rel_error:.1e} of the largest"]
         lines[0] += f"; in float64 by {self.exact_error:.0e}" if self.exact_error == self.exact_error else ""
         if self.not_exact:

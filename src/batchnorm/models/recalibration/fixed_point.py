@@ -209,7 +209,7 @@ class FixedPoint:
             for number, batch in held.replay():
                 if number in out or number < start:
                     continue
-                for name, part in self._first_unsettled(batch, settled).items():
+                for name, part in self._first_unsettled(number, batch, settled).items():
                     _check_finite(number, name, part)
                     found.setdefault(name, _empty(self.targets[name])).add(*(row[None] for row in _wide(part)))
                 self.checkpoint.save(
@@ -235,10 +235,10 @@ class FixedPoint:
         early = {name for name, count in counts.items() if name in totals and float(totals[name].count[0]) != count}
         return totals, reused | early, alike
 
-    def _first_unsettled(self, batch: Any, settled: set[str]) -> dict[str, Part]:
+    def _first_unsettled(self, number: int, batch: Any, settled: set[str]) -> dict[str, Part]:
         visitor = _First(settled, self.order.steady)
         with self.visits.by(visitor), contextlib.suppress(Enough):
-            self.caller(batch)
+            self.caller(batch, number)
         return visitor.found
 
     def _verify(self, held: Held, out: set[int]) -> tuple[dict[str, Totals], set[str], list[Alike]]:
@@ -253,7 +253,7 @@ class FixedPoint:
             complete = True
             with self.visits.by(visitor):
                 try:
-                    self.caller(batch)
+                    self.caller(batch, number)
                 except Enough:
                     complete = False
             self.order.note(tuple(visitor.names), complete)

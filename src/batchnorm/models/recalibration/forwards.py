@@ -64,12 +64,17 @@ class Caller:
     autocast: torch.dtype | None = None
     # A forward each, whole or cut short.
     calls: list[None] = field(default_factory=list[None])
+    # Of the batches in the loader, where a part of them is read.
+    numbers: list[int] = field(default_factory=list[int])
+    # What the caller calls the batches.
+    loader: str = "loader"
 
-    def __call__(self, batch: Any) -> None:
-        """Run to the end, or until a visitor has enough."""
+    def __call__(self, batch: Any, number: int) -> None:
+        """Run to the end, or until a visitor has enough; number says which batch it is of those that are read."""
         self.calls.append(None)
+        in_loader = self.numbers[number] if self.numbers else number
         with self._autocast():
-            call(self.model, batch, self.forward_fn, self.device, self.channels_last)
+            call(self.model, batch, self.forward_fn, self.device, self.channels_last, in_loader, self.loader)
 
     @property
     def where(self) -> torch.device:

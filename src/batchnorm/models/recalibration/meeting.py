@@ -109,7 +109,7 @@ class Meeting:
             self._wait(attendee)
             with carried.over(), self.visits.by(_Visit(self, attendee), threads=True):
                 batch, attendee.batch = attendee.batch, None
-                self.caller(batch)
+                self.caller(batch, attendee.number)
         except Enough:
             pass
         except _Abort:

@@ -69,7 +69,7 @@ def frontier(caller: Caller, visits: Visits, batch: Any, order: Order) -> Pilot:
     start = time.perf_counter()
     try:
         with visits.by(visitor):
-            caller(batch)
+            caller(batch, 0)
     finally:
         for handle in handles:
             handle.remove()

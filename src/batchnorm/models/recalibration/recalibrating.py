@@ -13,7 +13,25 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from batchnorm.errors import BatchNormError, check, check_word
+from batchnorm.arguments import (
+    a_device_with_values,
+    a_flag,
+    a_floating_dtype,
+    a_function,
+    a_module_with_values,
+    a_path,
+    a_process_group,
+    a_string,
+    arguments,
+    number,
+    or_function,
+    some_batches,
+    some_names,
+    whole,
+    word,
+)
+from batchnorm.errors import BatchNormError
+from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.recalibration.collect import rms as rms
 from batchnorm.models.recalibration.forwards import Caller
 from batchnorm.models.recalibration.ranks import Ranks
@@ -29,6 +47,26 @@ from batchnorm.models.state import held, restore
 ForwardFn = Callable[[nn.Module, Any], Any]
 
 
+@arguments(
+    model=a_module_with_values,
+    loader=some_batches,
+    forward_fn=a_function,
+    variance=word(Variance),
+    upstream=word(Upstream),
+    exact=a_flag,
+    until=number("a positive number of standard deviations", lambda v: v > 0),
+    max_samples=whole(1),
+    select=or_function(some_names),
+    bank=a_string,
+    resume=a_path,
+    progress=a_flag,
+    device=a_device_with_values,
+    process_group=a_process_group,
+    apply_to=a_module_with_values,
+    channels_last=a_flag,
+    autocast=a_floating_dtype,
+    memory=whole(1, "a positive number of bytes"),
+)
 def recalibrate(
     model: nn.Module,
     loader: Iterable[Any],
@@ -103,13 +141,6 @@ def recalibrate(
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), PreciseBN, for upstream="batch".
     """
-    check_word("variance", variance, Variance)
-    check_word("upstream", upstream, Upstream)
-    check(until is None or until > 0, "until", "a positive number of standard deviations", until)
-    check(max_samples is None or max_samples >= 1, "max_samples", "1 or more", max_samples)
-    check(memory is None or memory > 0, "memory", "a positive number of bytes", memory)
-    check(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
-    check(isinstance(loader, Iterable), "loader", "an iterable of batches", type(loader).__name__)
     ranks = Ranks.of(process_group)
     with ranks.telling():
         inner = unwrapped(model)
@@ -133,7 +164,7 @@ def recalibrate(
 
 
 def fixed_point(
-    model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None, select: Select
+    model: nn.Module, loader: Iterable[Any], forward_fn: ForwardFn | None, select: Select
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """The mean and the biased variance that each layer receives once all layers store what they receive.
 
@@ -141,7 +172,7 @@ def fixed_point(
     """
     targets = {n: replace(t, biased=True) for n, t in Targets.of(model, select, None).active.items()}
     settings = Settings("total", "population", None, None, None)
-    outcome = Run(Caller(model, forward_fn), batches, targets, settings, Ranks(), None, True).population()
+    outcome = Run(Caller(model, forward_fn, loader="data"), loader, targets, settings, Ranks(), None, True).population()
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for name, totals in outcome.totals.items():
         mean, var = totals.mean, totals.variance("total", 0)
@@ -153,12 +184,14 @@ def _materialise(caller: Caller, loader: Iterable[Any]) -> Iterable[Any]:
     """Give lazy layers their shapes, as the first forward of any kind would."""
     first, loader = peek(loader)
     with held(caller.model):
-        caller(first)
+        caller(first, 0)
     return loader
 
 
 def _same_layers(targets: Targets, other: nn.Module, select: Select, bank: str | None) -> dict[str, Target]:
     """The same layers in another copy of the model."""
+    if not any(layer.running_mean is not None for layer in batch_norm_layers(other).values()):
+        raise BatchNormError("apply_to must be a copy of the model; it has no batch norm layer with running statistics")
     theirs = Targets.of(other, select, bank).active
     for name, target in targets.active.items():
         size = target.stat("running_mean").shape

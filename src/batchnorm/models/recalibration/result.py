@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from batchnorm.models.batches import as_text, counted
+from batchnorm.models.batches import counted
 from batchnorm.models.recalibration.correlation import ENOUGH, student
 from batchnorm.models.recalibration.totals import FEWEST_BATCHES
 from batchnorm.models.state import Buffers, restore
+from batchnorm.models.tables import LayerTable, as_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -192,19 +193,23 @@ class Recalibration:
 
     def __rich__(self) -> Group:
         from rich.console import Group
-        from rich.table import Table
 
         title = f"Recalibrated {counted(len(self.layers), 'layer')} on {counted(self.samples, 'sample')}"
-        table = Table("layer", title=title, title_justify="left", caption=_COLUMNS, caption_justify="left")
-        headings = ("values a channel", "mean moved by (std)", "variance new/old", "+- (std)", "residual (std)")
-        for heading in headings:
-            table.add_column(heading, justify="right", overflow="fold")
+        header = (
+            "layer",
+            "values a channel",
+            "mean moved by (std)",
+            "variance new/old",
+            "+- (std)",
+            "residual (std)",
+        )
+        rows: list[tuple[str, ...]] = []
         for name, row in self.layers.items():
             bar = "?" if math.isnan(row.standard_error) else f"{row.standard_error:.3f}"
             rest = "" if math.isnan(row.residual) else f"{row.residual:.1e}"
             cells = (f"{row.count}", f"{row.mean_shift:.3f}", f"{row.var_ratio:.3f}", bar, rest)
-            table.add_row(name or "(root)", *cells)
-        return Group(table, *self.notes)
+            rows.append((name or "(root)", *cells))
+        return Group(LayerTable(header, rows, title, _COLUMNS), *self.notes)
 
     def __str__(self) -> str:
         return as_text(self)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from batchnorm.errors import BatchNormError
-from batchnorm.files import write_atomically
+from batchnorm.files import check_writable, write_atomically
 
 # Writing may take this share of the run.
 _SHARE = 0.05
@@ -31,8 +31,8 @@ class Checkpoint:
         self._started = time.monotonic()
         self._written = -float("inf")
         self._cost = 0.0
-        if self.path is not None and not self.path.parent.is_dir():
-            raise BatchNormError(f"resume must lie in an existing folder; there is none at {self.path.parent}")
+        if self.path is not None:
+            check_writable(self.path, "resume")
         self._saved = self._load()
 
     def part(self, kind: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from batchnorm.errors import BatchNormError
-from batchnorm.models.batches import count_samples, progress_bar, tensors
+from batchnorm.models.batches import count_samples, numbered, progress_bar, tensors
 from batchnorm.models.random_state import cuda_devices, random_state, same_random_state
 from batchnorm.models.recalibration.correlation import student, uncertain_time
 from batchnorm.models.recalibration.exchangeable import ordered
@@ -278,7 +278,7 @@ class Run:
         for _ in range(2):
             draws.append(Measured(None))
             with self.visits.by(draws[-1]):
-                self.caller(batch)
+                self.caller(batch, 0)
         first, second = (draw.parts for draw in draws)
         return max((first[name].apart(second[name]) for name in first.keys() & second.keys()), default=0.0)
 
@@ -325,9 +325,10 @@ class Run:
         if chosen is not None:
             data.close()
             reading.data, reading.numbers = Held(chosen[0], None, free // 4), chosen[1]
+            self.caller.numbers.extend(chosen[1])
         # The first forward of a process is slower than those that follow.
         start = time.perf_counter()
-        self.caller(first)
+        self.caller(first, 0)
         seconds = min(pilot.seconds, time.perf_counter() - start)
         reading.plan = sentence(part, pilot, seconds, chosen is not None, self._budget)
         if settings.until is not None:
@@ -391,10 +392,10 @@ def _next(goal: int) -> int:
 
 def peek(loader: Iterable[Any], empty: bool = False) -> tuple[Any, Iterable[Any]]:
     """The first batch, and a loader that still gives it; nothing where there may be none."""
-    iterator = iter(loader)
+    iterator = numbered(loader)
     first = next(iterator, _END)
     if first is _END:
         if empty:
             return (), loader
         raise BatchNormError("loader must yield at least one batch; it was empty")
-    return first, itertools.chain([first], iterator) if iterator is loader else loader
+    return first, itertools.chain([first], iterator) if isinstance(loader, Iterator) else loader

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from batchnorm.models.batches import count_samples, tensors
+from batchnorm.models.batches import count_samples, numbered, tensors
 from batchnorm.models.random_state import random_state, restore_random_state
 
 
@@ -63,14 +63,14 @@ def limited(batches: Iterator[Any], max_samples: int | None) -> Iterator[Any]:
         yield batch
 
 
-def ahead(loader: Iterable[Any], most: int = 2) -> Iterator[Any]:
+def ahead(loader: Iterable[Any], most: int = 2, name: str = "loader") -> Iterator[Any]:
     """A loader's batches, loaded by a thread while the model computes.
 
     Only a DataLoader without workers gains from it: one with workers does so by itself, a list is
     there already, and a generator is the caller's own code, which belongs in the caller's thread.
     """
     if not isinstance(loader, DataLoader) or loader.num_workers > 0:
-        yield from iter(loader)
+        yield from numbered(loader, name)
         return
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(most)
     stop = threading.Event()
@@ -84,7 +84,7 @@ def ahead(loader: Iterable[Any], most: int = 2) -> Iterator[Any]:
 
     def work() -> None:
         try:
-            for batch in loader:
+            for batch in numbered(loader, name):
                 put(("batch", batch))
                 if stop.is_set():
                     return

@@ -109,7 +109,7 @@ class Stream:
         complete = True
         with visits.by(visitor):
             try:
-                caller(batch)
+                caller(batch, self.read)
             except Enough:
                 complete = False
         row = self._flat(visitor.parts)

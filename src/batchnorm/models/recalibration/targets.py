@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from batchnorm.errors import BatchNormError
+from batchnorm.arguments import told
+from batchnorm.errors import BatchNormError, UserCodeError
+from batchnorm.failures import reason
 from batchnorm.layers import BatchNorm
 from batchnorm.models.find import tracking_layers
 from batchnorm.models.modes import is_frozen
@@ -100,19 +102,28 @@ class Targets:
 
 def _selected(layers: dict[str, _BatchNorm], select: Any) -> dict[str, _BatchNorm]:
     if callable(select):
-        chosen = {name: layer for name, layer in layers.items() if select(name, layer)}
+        chosen = {name: layer for name, layer in layers.items() if _asked(select, name, layer)}
     else:
         names = [select] if isinstance(select, str) else list(select)
         unknown = [name for name in names if name not in layers]
         if unknown:
             raise BatchNormError(
                 f"select must name batch norm layers of the model, such as {next(iter(layers))!r}; "
-                f"it named {unknown[0]!r}"
+                f"it named {told(unknown[0])}"
             )
         chosen = {name: layers[name] for name in names}
     if not chosen:
         raise BatchNormError("select must leave at least one batch norm layer; it left none")
     return chosen
+
+
+def _asked(select: Callable[[str, _BatchNorm], bool], name: str, layer: _BatchNorm) -> bool:
+    try:
+        return bool(select(name, layer))
+    except Exception as error:
+        raise UserCodeError(
+            f"select must take a name and a layer and return True or False; at {name!r} it raised {reason(error)}"
+        ) from error
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

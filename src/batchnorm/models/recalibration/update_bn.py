@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from batchnorm.arguments import a_device_with_values, a_module_with_values, arguments, some_batches
 from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.recalibration.recalibrating import recalibrate
 from batchnorm.models.recalibration.result import Recalibration
 
 
+@arguments(loader=some_batches, model=a_module_with_values, device=a_device_with_values)
 def update_bn(
     loader: Iterable[Any], model: nn.Module, device: torch.device | str | None = None
 ) -> Recalibration | None:
