@@ -105,6 +105,7 @@ bench: $(TEST) $(DOCS)
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/methods/cost.py
 	$(BIN)/python benchmarks/network.py
+	$(BIN)/python -m docs.figures
 
 # An sdist, a wheel made of that, and the wheel with its tags installed and used in a clean environment, away from the
 # sources. libgomp stays out: torch brings its own.
