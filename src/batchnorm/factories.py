@@ -28,7 +28,7 @@ _NOT_THEIRS = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
 
 @contextmanager
 def running(what: str) -> Iterator[None]:
-    """What the code that runs within raises, as a `BatchNormError` that begins with what and names the place."""
+    """Re-raise errors of user code as a `BatchNormError` that begins with `what` and names file and line."""
     try:
         yield
     except BatchNormError:
@@ -36,7 +36,7 @@ def running(what: str) -> Iterator[None]:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        told = next((line for line in str(error).splitlines() if line.strip()), "without a word")
+        told = next((line for line in str(error).splitlines() if line.strip()), "no message")
         raise BatchNormError(
             f"{what}: {type(error).__name__}{_place(error)}: {told.strip()} ({TRACEBACK}=1 shows all of it)"
         ) from error

@@ -49,7 +49,7 @@ class Recipe:
     """A method of batch normalization: extent, estimator, coupling, inference and policy.
 
     Raises:
-        BatchNormError: choices of the wrong kind, or that do not go together, with the reason.
+        BatchNormError: choices of the wrong kind, or that cannot be combined, with the reason.
     """
 
     extent: Extent = field(default_factory=Batch)
@@ -65,7 +65,7 @@ class Recipe:
             check(isinstance(value, kind), name, f"one of the choices of {name}", repr(value))
         reason = self.coupling.refuses(self) or _sequential_refuses(self) or _precisions_refuse(self)
         if reason is not None:
-            raise BatchNormError(f"the choices must go together; they do not: {reason}")
+            raise BatchNormError(f"these choices cannot be combined: {reason}")
 
 
 def is_momentum(momentum: Any) -> bool:

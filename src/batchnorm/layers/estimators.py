@@ -81,7 +81,8 @@ class _Average(Estimator):
 
     def __post_init__(self) -> None:
         check(self.correction in (0, 1), "correction", "0 (biased) or 1 (unbiased)", self.correction)
-        check(not (self.sigma and self.total), "sigma and total", "given one at a time", "both given")
+        if self.sigma and self.total:
+            raise BatchNormError("give sigma or total, not both")
 
     def gain(self, state: State, batch: Moments, now: Now) -> Gain:
         """The momentum, or 1 / step for None."""
@@ -374,7 +375,7 @@ def _paused(now: Now) -> bool:
 
 
 def resolve(momentum: Any, step: Tensor) -> Gain | None:
-    """The momentum of this step: a schedule is called with the step's number, wide so that its result is."""
+    """The momentum of this step; a schedule gets the step's number as float64, so that the gain is float64."""
     if not callable(momentum):
         return momentum
     value = momentum(step.to(wide_dtype(step.device)))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from batchnorm.errors import check
+from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.couplings import Plan
 from batchnorm.layers.estimators import Gain, State
 from batchnorm.layers.moments import Moments
@@ -51,8 +51,8 @@ class Mixture:
     per: Literal["example", "batch"] = "example"
 
     def __post_init__(self) -> None:
-        both = f"weight={self.weight}, prior={self.prior}"
-        check((self.weight is None) != (self.prior is None), "weight or prior", "given, one of them", both)
+        if (self.weight is None) == (self.prior is None):
+            raise BatchNormError(f"give either weight or prior; got weight={self.weight}, prior={self.prior}")
         check(self.weight is None or 0 <= self.weight <= 1, "weight", "in [0, 1]", self.weight)
         check(self.prior is None or self.prior >= 0, "prior", "0 or more samples", self.prior)
         check(self.per in ("example", "batch"), "per", "'example' or 'batch'", repr(self.per))

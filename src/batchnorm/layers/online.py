@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from batchnorm.errors import check
+from batchnorm.errors import BatchNormError, check
 from batchnorm.kernels.recurrence import before, recurrence
 from batchnorm.layers.couplings import Coupling, Plan, Returned
 from batchnorm.layers.estimators import Estimator, Now, State
@@ -56,8 +56,8 @@ class OnlineNorm(Coupling):
     def __post_init__(self) -> None:
         check(0 <= self.backward_decay < 1, "backward_decay", "in [0, 1)", self.backward_decay)
         check(self.clamp is None or self.clamp > 0, "clamp", "positive or None", self.clamp)
-        both = self.clamp is not None and self.layer_scaling
-        check(not both, "clamp and layer_scaling", "given one at a time (clamp=None)", "both given")
+        if self.clamp is not None and self.layer_scaling:
+            raise BatchNormError(f"give clamp or layer_scaling, not both; clamp was {self.clamp}: use clamp=None")
 
     def refuses(self, recipe: Recipe) -> str | None:
         """Only a stream of single samples has an order."""

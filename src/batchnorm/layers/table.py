@@ -88,7 +88,7 @@ def recipe_for(method: str = "batchnorm", **choices: Any) -> Recipe:
         True
 
     Raises:
-        BatchNormError: an unknown method or choice, or choices that do not go together.
+        BatchNormError: an unknown method or choice, or choices that cannot be combined.
     """
     if method not in METHODS:
         meant = nearest(method, METHODS)
