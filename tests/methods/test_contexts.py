@@ -297,7 +297,7 @@ def sentences():
             "layer scaling",
         ),
         "to_stock, mixture": (lambda: batchnorm.to_stock(BatchNorm1d(3, inference=Mixture(weight=0.1))), "at hand"),
-        "to_stock, axis": (lambda: batchnorm.to_stock(BatchNorm1d(3, channel_axis=-1)), "this one at -1"),
+        "to_stock, axis": (lambda: batchnorm.to_stock(BatchNorm1d(3, channel_axis=-1)), "this one on axis -1"),
         "to_stock, rank": (lambda: batchnorm.to_stock(batchnorm.BatchNorm(3)), "torch has no class for BatchNorm"),
     }
 
