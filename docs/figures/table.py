@@ -67,7 +67,7 @@ def _kernels() -> Iterator[Claim]:
     yield Claim("docs/kernels.md", f"| {name} | {{}}, {{}} |", (step[1], step[0]))
     name = "memory kept by BN + leaky_relu in place, of stock's (less is better)"
     yield Claim("docs/kernels.md", f"| {name} | {{}} |", (Figure("network.json", ("BN + leaky_relu", "over stock")),))
-    yield Claim("docs/kernels.md", "(8, 32, 8, 8) and (256, 128), come out at {}:", (of("step, worst shape"),))
+    yield Claim("docs/kernels.md", "(8, 32, 8, 8) and (256, 128), reach {}:", (of("step, worst shape"),))
 
 
 def _recalibrate() -> Iterator[Claim]:

@@ -78,7 +78,7 @@ def test_the_point_comes_before_the_tables(console, tmp_path):
     run(tmp_path / "demo.html", console, CHINESE)
     text = console.export_text()
     screen = "\n".join(text.splitlines()[:20])
-    for point in ("永远不要手工更新它们", "同一组权重", "22.8%", "batchnorm.recalibrate(model, loader)"):
+    for point in ("永远不要手工更新它们", "同一组权重", "评估模式，训练之后", "batchnorm.recalibrate(model, loader)"):
         assert point in screen.replace("\n", ""), point
     assert max(cell_len(line) for line in text.splitlines() if "/" not in line and "fix:" not in line) <= 80
 
