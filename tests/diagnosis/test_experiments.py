@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import batchnorm
 from batchnorm.diagnosis.experiments import Effect, Outcome
 from batchnorm.diagnosis.experiments.data import Data, limits
 from batchnorm.diagnosis.experiments.differing import Sample, difference, variation
-from batchnorm.diagnosis.experiments.effect import HARM, NOISE, OUTPUT, SURE, quantile
+from batchnorm.diagnosis.experiments.effect import HARM, NOISE, OUTPUT, SURE, quantile, relative
 from batchnorm.diagnosis.experiments.outcome import effect
 from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.diagnosis.experiments.scores import Scorer
@@ -298,3 +299,16 @@ def test_the_model_is_the_same_after_an_interrupt_in_any_pass():
         assert model.training
         assert model[1].training
         assert not model[1]._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.128, "12.8%"), (2.0, "200.0%"), (2.412, "2.41 times"), (41.2, "41.2 times")]
+)
+def test_more_than_twice_is_a_factor(value, words):
+    assert relative(value) == words
+
+
+def test_an_effect_without_a_direction_says_why():
+    moved = Effect("recalibrate", 256, moved=0.612, noise=0.006)
+    assert moved.sentence().endswith("without metric= it is not known whether that is harm")
+    assert "no better than guessing" in replace(moved, scored=True).sentence()

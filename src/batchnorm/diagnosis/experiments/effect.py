@@ -32,6 +32,8 @@ class Effect:
     scale: float = 0.0
     moved: float | None = None
     noise: float | None = None
+    # Whether a metric was given, which then does not tell the outputs from guesses.
+    scored: bool = False
 
     @property
     def limit(self) -> float:
@@ -67,11 +69,18 @@ class Effect:
             return f"metric {self.before:.4g} -> {self.after:.4g}{bar}, {verb}, {self.samples} samples"
         if self.moved is None:
             return "not measured"
-        alone = "" if self.noise is None else f" (sampling alone: {self.noise:.1%})"
-        return (
-            f"output changes by {self.moved:.1%}{alone}, {verb}, {self.samples} samples; whether that is harm was not "
-            "measured: give metric="
+        alone = "" if self.noise is None else f" (sampling alone: {relative(self.noise)})"
+        unknown = (
+            "the metric is no better than guessing, so it does not show whether that is harm"
+            if self.scored
+            else "without metric= it is not known whether that is harm"
         )
+        return f"output changes by {relative(self.moved)}{alone}, {verb}, {self.samples} samples; {unknown}"
+
+
+def relative(value: float) -> str:
+    """A share in percent, or above 200 % a factor: "12.8%", "2.4 times"."""
+    return f"{value:.1%}" if value <= 2 else f"{value:.3g} times"
 
 
 def quantile(units: int) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from batchnorm.diagnosis.experiments.effect import Effect
+from batchnorm.diagnosis.experiments.effect import Effect, relative
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.report.channels import pack
@@ -14,23 +14,23 @@ from batchnorm.diagnosis.report.subject import Table
 from batchnorm.models.batches import counted
 
 COLUMNS = (
-    "drift: from the stored mean to the actual, in stored standard deviations, +- its sampling error; variance off x: "
-    "the factor between stored and actual; share: of the change in the output; values: the fewest a channel had in a "
-    "batch; updates: num_batches_tracked"
+    "drift: distance from the stored to the actual mean, in stored standard deviations, +- its sampling error; variance "
+    "x: factor between the stored and the actual variance; share: part of the change in the output that the layer causes; "
+    "values: smallest number per channel in a batch; updates: num_batches_tracked"
 )
 CHOICE = {
     "stored": "stored statistics (eval mode)",
-    "batch": "the batch's own (train mode)",
-    "exact": "exact ones (recalibrated)",
+    "batch": "statistics of the batch (train mode)",
+    "exact": "exact statistics (recalibrated)",
 }
 KEYS = {"exact": "recalibrated"}
 OTHERS = {
-    "rest": "stored ones, dropout on",
-    "without_padding": "those without padding",
-    "eval_stored": "evaluation data: stored ones",
-    "eval_exact": "evaluation data: exact ones of the loader",
-    "eval_undone": "evaluation data: stored ones, the difference undone",
-    "eval_own": "evaluation data: their own",
+    "rest": "stored statistics, dropout on",
+    "without_padding": "statistics without padding",
+    "eval_stored": "evaluation data: stored statistics",
+    "eval_exact": "evaluation data: exact statistics of the loader",
+    "eval_undone": "evaluation data: stored statistics, difference undone",
+    "eval_own": "evaluation data: their own statistics",
 }
 
 
@@ -53,8 +53,12 @@ class ModelSubject:
         """Samples, batches, passes, and how far the modes are apart."""
         e = self.evidence
         gap, exact = e.output_gap, e.recalibrated_gap
-        outputs = "" if gap is None else f"; train and eval outputs differ by {gap:.1%} of their size"
-        outputs += "" if gap is None or exact is None else f", by {exact:.1%} with exact statistics"
+        outputs = (
+            ""
+            if gap is None
+            else f"; train and eval outputs differ by {relative(gap)}{' of' if gap <= 2 else ''} their size"
+        )
+        outputs += "" if gap is None or exact is None else f", by {relative(exact)} with exact statistics"
         part = (
             f" of {e.offered}" if e.partial and e.offered is not None else " (the loader has more)" if e.partial else ""
         )
@@ -63,7 +67,7 @@ class ModelSubject:
     def tables(self) -> list[Table]:
         """The metric under each choice, and the layers."""
         found = [self._choices()] if self._rows() else []
-        header = ["layer", "drift (std)", "+-", "variance off x", "share", "values", "updates"]
+        header = ["layer", "drift (std)", "+-", "variance x", "share", "values", "updates"]
         rows = [_row(v) for v in self.layers.values()]
         used = self.evidence.attributed
         caption = COLUMNS + (f"; shares on {counted(used, 'sample')}" if used else "")
@@ -90,7 +94,7 @@ class ModelSubject:
         if stored is None or batch is None or exact is None or not e.statistics.helps or batch == stored:
             return ""
         closed = min(max((exact - stored) / (batch - stored), 0.0), 1.0)
-        return f"; exact statistics close {closed:.0%} of the gap to the batch's, {1 - closed:.0%} is not explained"
+        return f"; exact statistics close {closed:.0%} of the gap to the batch's; {1 - closed:.0%} is unexplained"
 
     def as_dict(self) -> dict[str, Any]:
         """Layers and gaps as plain numbers."""
