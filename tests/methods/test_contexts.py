@@ -257,7 +257,7 @@ def sentences():
         "mask, shape": (lambda: ours(x, mask=yes[:, :4]), r"begins \(4, 5\)"),
         "lengths, type": (lambda: ours(x, lengths=torch.ones(4)), "lengths must be integers of shape"),
         "lengths, rank": (lambda: ours(x[..., 0], lengths=torch.ones(4).long()), r"for inputs \(N, C, L\)"),
-        "mask, one value": (lambda: ours(x[:1], mask=torch.arange(5)[None] == 0), "at least 2 unmasked values per channel"),
+        "mask, one value": (lambda: ours(x[:1], mask=torch.arange(5)[None] == 0), "at least 2 unmasked values"),
         "masked extent": (lambda: BatchNorm1d(3, method="masked")(x), "mask must be given"),
         "weighted extent": (lambda: BatchNorm1d(3, method="weighted")(x, mask=yes), "weights must be given"),
         "bank, name": (lambda: enter(batchnorm.bank(ours, "a b")), "letters, digits and underscores; it was 'a b'"),

@@ -14,9 +14,9 @@ from batchnorm.diagnosis.report.subject import Table
 from batchnorm.models.batches import counted
 
 COLUMNS = (
-    "drift: distance from the stored to the actual mean, in stored standard deviations, +- its sampling error; variance "
-    "x: factor between the stored and the actual variance; share: part of the change in the output that the layer causes; "
-    "values: smallest number per channel in a batch; updates: num_batches_tracked"
+    "drift: distance from the stored to the actual mean, in stored standard deviations, +- its sampling error; "
+    "variance x: factor between the stored and the actual variance; share: part of the change in the output that the "
+    "layer causes; values: smallest number per channel in a batch; updates: num_batches_tracked"
 )
 CHOICE = {
     "stored": "stored statistics (eval mode)",
