@@ -11,7 +11,7 @@ ENVIRONMENT = "BATCHNORM_BACKEND"
 
 
 def backends() -> dict[str, str]:
-    """Every backend of the four passes with one line about what it is doing here.
+    """Every backend of the four passes, with one line about its state on this machine.
 
     Example:
         >>> import batchnorm.kernels

@@ -14,7 +14,7 @@ from batchnorm.layers.inference import Inference, Stored
 
 @dataclass(frozen=True)
 class Policy:
-    """What happens at the edges.
+    """What happens with non-finite batches, with too few values, and what sample weights mean.
 
     nonfinite: a batch whose mean or variance is NaN or infinite in any channel is skipped and
     counted in `num_batches_skipped` ("skip"), stops the run ("raise"), or enters the statistics

@@ -286,7 +286,7 @@ class Pooled(Estimator):
 
 @dataclass(frozen=True)
 class Window(Estimator):
-    """The average over the last `size` batches, and nothing of what came before.
+    """The average over the last `size` batches; earlier batches have no weight.
 
     Example:
         >>> import torch, batchnorm

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OnlineNorm(Coupling):
-    """Normalise each sample with the statistics of those before it; two controllers straighten the gradient.
+    """Normalise each sample with the statistics of those before it; two controllers correct the gradient.
 
     Example:
         >>> import torch, batchnorm

@@ -29,7 +29,7 @@ def own_layers(model: nn.Module, what: str) -> dict[str, BatchNorm]:
 def masked(
     model: nn.Module, mask: Tensor | None = None, *, lengths: Tensor | None = None, weights: Tensor | None = None
 ) -> Iterator[nn.Module]:
-    """Within the context every batch norm layer counts only what the mask, the lengths or the weights say is data.
+    """Within the context every batch norm layer counts only the data that the mask, lengths or weights select.
 
     Example:
         >>> import torch, batchnorm
@@ -63,7 +63,7 @@ def masked(
 
 @contextmanager
 def bank(model: nn.Module, name: str, *, own_affine: bool = False) -> Iterator[nn.Module]:
-    """Within the context every batch norm layer reads and moves the statistics of this bank.
+    """Within the context every batch norm layer reads and updates the statistics of this bank.
 
     Example:
         >>> import torch, batchnorm
@@ -108,7 +108,7 @@ def bank(model: nn.Module, name: str, *, own_affine: bool = False) -> Iterator[n
 
 @contextmanager
 def accumulate(model: nn.Module, *, renorm: bool = False) -> Iterator[nn.Module]:
-    """Within the context running statistics stand still; at its end they move once, by all its batches pooled.
+    """Within the context running statistics do not change; at its end all its batches, pooled, update them once.
 
     Example:
         >>> import torch, batchnorm

@@ -17,7 +17,7 @@ from batchnorm.models.find import present_layers
 
 
 def freeze(model: nn.Module, *, affine: bool = False) -> nn.Module:
-    """Make every batch norm layer use its stored statistics and never move them, whatever `.train()` says.
+    """Make every batch norm layer use its stored statistics and never update them, whatever `.train()` says.
 
     Example:
         >>> import torch, batchnorm
@@ -94,7 +94,7 @@ def _forget_compiled() -> None:
 
 @contextmanager
 def pause(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the context no running statistic and no counter moves; layers normalise as they would have.
+    """Within the context no running statistics and no counter change; layers normalise as usual.
 
     Example:
         >>> import torch, batchnorm

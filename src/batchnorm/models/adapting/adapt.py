@@ -83,7 +83,7 @@ def adapt(
     max_batches: int | None = None,
     forward_fn: ForwardFn | None = None,
 ) -> Adaptation:
-    """Let batch norm layers normalise with statistics that fit unlabelled data from elsewhere.
+    """Let batch norm layers normalise with statistics that fit unlabelled data from another source.
 
     Example:
         >>> import torch
