@@ -61,7 +61,7 @@ def test_without_a_metric_the_output_decides_at_its_edges():
         assert Effect("x", 1, moved=0.99 * edge, noise=noise).helps is False
     assert Effect("x", 1).helps is None
     assert not Effect("x", 1, moved=9.0).harms
-    assert "give metric=" in Effect("x", 1, moved=1.0).sentence()
+    assert "without metric=" in Effect("x", 1, moved=1.0).sentence()
 
 
 def test_the_paired_error_is_that_of_the_differences():
