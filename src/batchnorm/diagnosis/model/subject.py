@@ -178,7 +178,7 @@ def _drawn(layer: LayerEvidence) -> dict[str, Any]:
         "updates": layer.counter,
         "momentum": layer.momentum,
         "eps": layer.eps,
-        "fewest values a channel": _fewest(layer),
+        "fewest values per channel": _fewest(layer),
         "variance off by a factor of": round(math.exp(min(layer.var_log_ratio, 50.0)), 3)
         if layer.var_log_ratio == layer.var_log_ratio
         else None,
