@@ -15,7 +15,7 @@ INTEROP := .venv-interop/.ready
 TRAINERS := .venv-trainers/.ready
 SOURCES := $(wildcard native/*.cpp native/*.h native/*.inl) native/CMakeLists.txt
 
-.PHONY: demo test test-slow test-interop test-trainers fuzz fuzz-asan torch-suite lint bench docs native wheel sanitize
+.PHONY: demo test test-slow test-interop test-trainers fresh-trainers fuzz fuzz-asan torch-suite lint bench docs native wheel sanitize
 .PHONY: no-compiler clean
 
 $(VENV): constraints.txt
@@ -87,6 +87,10 @@ $(TRAINERS): $(TEST)
 test-trainers: $(TRAINERS)
 	OMP_NUM_THREADS=1 .venv-trainers/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/trainers
 
+# Each block of docs/trainers.md in an environment of its own, made from the install lines above it: some gigabytes.
+fresh-trainers: $(TEST)
+	$(BIN)/python -m tests.trainers.fresh
+
 lint: $(LINT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -102,6 +106,7 @@ bench: $(TEST) $(DOCS)
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/methods/cost.py
 	$(BIN)/python benchmarks/network.py
+	$(BIN)/python -m docs.figures
 
 # An sdist, a wheel made of that, and the wheel with its tags installed and used in a clean environment, away from the
 # sources. libgomp stays out: torch brings its own.

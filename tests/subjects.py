@@ -6,7 +6,7 @@ from torch import nn
 import batchnorm
 from batchnorm.layers import METHODS
 
-# Their backward is an estimate with a memory: no derivative of the forward, and none to take twice.
+# Their backward uses running averages: it is not the derivative of the forward, and has no second one.
 INEXACT = ("mabn", "online", "power", "unified")
 EXACT = tuple(method for method in METHODS if method not in INEXACT)
 # Windows and warm-ups of the papers are hundreds of batches long; these are over before the test is.

@@ -10,19 +10,19 @@
   const WORDS = {
     en: {
       estimator: "Estimator", momentum: "Momentum a", size: "Window, batches", power: "Power p", batch: "Batch size",
-      drift: "Drift a step", at: "Look at step", draw: "Draw other batches", mean: "Running mean", variance: "Running variance",
+      drift: "Drift per step", at: "Look at step", draw: "Draw other batches", mean: "Running mean", variance: "Running variance",
       seam: "One value, one standard deviation above the mean, after batch norm", truth: "with true statistics: 1",
       train: "train mode: the batch normalises", eval: "eval mode: the running statistics normalise",
       error: "Error of the running mean, in standard deviations of the data", lag: "lag", noise: "noise", both: "both",
       lines: "lines: theory, rings: {n} channels", step: "step", atStep: "At step {t}", theory: "theory", measured: "measured",
       rows: ["lag of the mean, in standard deviations", "noise of the mean, in standard deviations",
-        "lag of the variance, of its size", "noise of the variance, of its size"],
+        "lag of the variance, relative to it", "noise of the variance, relative to it"],
       statistics: { mean: "Running mean and the truth over {n} steps", variance: "Running variance and the truth over {n} steps" },
       weight: "The weight of batch {t} is {gain}; it falls as 1 / step^{p}.",
-      settled: "Once settled", here: "At step {t}", nothing: "nothing", steps: (n) => (n === 1 ? "step" : "steps"),
+      settled: "Once settled", here: "At step {t}", nothing: "none", steps: (n) => (n === 1 ? "step" : "steps"),
       modes: "At step {t} the value becomes {train} in train mode and {eval} in eval mode. ",
-      text: "{when}, the noise has {source} = {noise} of the variance of a batch's mean, so it is {sd} standard deviations, "
-        + "as that of an average of {many} batches. The lag behind a steady drift is {behind} = {lag} steps. "
+      text: "{when}, the noise has {source} = {noise} times the variance of a batch's mean. That is {sd} standard deviations, "
+        + "as for an average of {many} batches. The lag behind a steady drift is {behind} = {lag} steps. "
         + "After {t} {steps} {left} of the initial value is left.",
     },
     zh: {
@@ -35,10 +35,10 @@
       rows: ["均值的滞后（标准差）", "均值的噪声（标准差）", "方差的滞后（相对大小）", "方差的噪声（相对大小）"],
       statistics: { mean: "{n} 步中的滑动均值和真实值", variance: "{n} 步中的滑动方差和真实值" },
       weight: "第 {t} 个批次的权重是 {gain}；它按 1 / 步数^{p} 下降。",
-      settled: "稳定之后", here: "在第 {t} 步", nothing: "没有了", steps: () => "步",
+      settled: "稳定之后", here: "在第 {t} 步", nothing: "0", steps: () => "步",
       modes: "在第 {t} 步，这个值在训练模式下变成 {train}，在评估模式下变成 {eval}。",
       text: "{when}，噪声的方差是批次均值方差的 {source} = {noise}，也就是 {sd} 个标准差，相当于 {many} 个批次的平均。"
-        + "对稳定漂移的滞后是 {behind} = {lag} 步。{t} {steps}之后初值还剩：{left}。",
+        + "对稳定漂移的滞后是 {behind} = {lag} 步。{t} {steps}之后还剩 {left} 的初值。",
     },
   }[LANGUAGE];
   const say = (text, values) => text.replace(/{(\w+)}/g, (_, name) => values[name]);

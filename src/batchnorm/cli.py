@@ -43,7 +43,8 @@ WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="A .pt or .safetensors state dict, read as data only.")
 ]
 KeyOption = Annotated[
-    str | None, typer.Option("--key", help="Where the state dict lies in the file, such as ema or state_dict.model.")
+    str | None,
+    typer.Option("--key", help="Which state dict to use if the file holds several, such as ema or state_dict.model."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -60,13 +61,13 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """What stands before a command."""
+    """Options of the program itself."""
 
 
 @app.command()
 def demo(
     report: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("batchnorm-demo.html"),
-    lang: Annotated[str | None, typer.Option(help="en or zh; by default that of the locale.")] = None,
+    lang: Annotated[str | None, typer.Option(help="Language, en or zh; by default the locale's.")] = None,
 ) -> None:
     """Show the four steps of batch norm, then diagnose and repair a network that fails in eval mode."""
     from batchnorm.demo.run import run
@@ -78,7 +79,7 @@ def demo(
 
 @app.command("env")
 def environment_report(as_json: JsonOption = False) -> None:
-    """Print versions, processor, kernels and settings, for a report of a bug."""
+    """Print versions, processor, kernels and settings, for a bug report."""
     from batchnorm.environment import environment
 
     told = environment()
@@ -99,7 +100,8 @@ def diagnose(
     weights: WeightsOption = None,
     key: KeyOption = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="MODULE:FUNCTION of output and batch, an accuracy or a loss.")
+        str | None,
+        typer.Option("--metric", help="MODULE:FUNCTION that takes output and batch and returns an accuracy or a loss."),
     ] = None,
     eval_data: Annotated[
         str | None, typer.Option("--eval-data", help="MODULE:FACTORY of evaluation batches, to compare with --data.")
@@ -124,12 +126,14 @@ def diagnose(
 @app.command()
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="A .pt, .safetensors or .onnx file, read as data only.")],
-    other: Annotated[Path | None, typer.Argument(help="A second one: what moved, what did not, what it lacks.")] = None,
+    other: Annotated[
+        Path | None, typer.Argument(help="A second checkpoint to compare: what changed, what did not, what is missing.")
+    ] = None,
     key: KeyOption = None,
     as_json: JsonOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Say what is wrong with the batch norm in a checkpoint, from the file alone; no model code is needed."""
+    """Say what is wrong with the batch norm in a checkpoint, from the file alone, without the model's code."""
     _check_html(html)
     _show(inspect_checkpoint(checkpoint, other, key=key), as_json, html)
 
@@ -137,16 +141,22 @@ def inspect(
 @app.command()
 def lint(
     paths: Annotated[list[Path], typer.Argument(help="Python files, or folders.")],
-    select: Annotated[list[str] | None, typer.Option(help="Report these codes, or codes that begin so, alone.")] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="Do not report these codes, or codes that begin so.")] = None,
-    diff: Annotated[bool, typer.Option("--diff", help="Show what --fix would change, and change nothing.")] = False,
+    select: Annotated[
+        list[str] | None, typer.Option(help="Report only these codes; BN4 selects all that begin with BN4.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Do not report these codes; BN4 ignores all that begin with BN4.")
+    ] = None,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Show what --fix would change, without changing anything.")
+    ] = False,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Show the fixes that are certain as a diff, then write them.")
+        bool, typer.Option("--fix", help="Apply the fixes that are certain, and show them as a diff.")
     ] = False,
     as_json: JsonOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Say what Python source does wrong with running statistics; nothing is imported or run."""
+    """Find misuse of running statistics in Python source; nothing is imported or run."""
     _check_html(html)
     given = [code for item in (select or []) for code in item.split(",")]
     left_out = [code for item in (ignore or []) for code in item.split(",")]
@@ -182,15 +192,23 @@ def recalibrate(
     out: Annotated[Path, typer.Option("--out", help="Where to write the repaired checkpoint (.pt or .safetensors).")],
     weights: WeightsOption = None,
     key: KeyOption = None,
-    variance: Annotated[str, typer.Option(help="'total' over all values, or 'within' batches.")] = "total",
-    upstream: Annotated[str, typer.Option(help="What layers normalise with: 'population' or 'batch'.")] = "population",
-    until: Annotated[float | None, typer.Option(help="Stop once the worst standard error, in std, is below.")] = None,
+    variance: Annotated[
+        str, typer.Option(help="'total': of all values together; 'within': the mean of the batches' variances.")
+    ] = "total",
+    upstream: Annotated[
+        str, typer.Option(help="What earlier layers normalise with: 'population' (as at inference) or 'batch'.")
+    ] = "population",
+    until: Annotated[
+        float | None, typer.Option(help="Stop once every standard error is below this, in standard deviations.")
+    ] = None,
     max_samples: Annotated[int | None, typer.Option(help="Stop after this many samples.")] = None,
-    bank: Annotated[str | None, typer.Option(help="Write the statistics of this bank.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="A file to continue from after a kill.")] = None,
+    bank: Annotated[str | None, typer.Option(help="Measure the statistics of this bank only.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Save progress in this file, and continue from it if the run was interrupted.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Re-estimate the running statistics from data and write the repaired checkpoint, all else in it as it was."""
+    """Re-estimate the running statistics from data and write the repaired checkpoint; all else in it stays."""
     check_writable(out, "--out")
     net, loader = model_of(model, weights, key), batches(data)
     with running(DOES_NOT_RUN):
@@ -225,24 +243,33 @@ def recalibrate(
 @app.command()
 def translate(
     source: Annotated[Path, typer.Argument(help="A .pt, .safetensors, .keras, .h5, .msgpack, .npz or .onnx file.")],
-    target: Annotated[Path, typer.Argument(help="The file to write; its ending says the format.")],
+    target: Annotated[Path, typer.Argument(help="The file to write; its suffix sets the format.")],
     key: KeyOption = None,
-    like: Annotated[Path | None, typer.Option(help="A file of the target's architecture.")] = None,
-    model: Annotated[str | None, typer.Option(help="MODULE:FACTORY of the target's architecture, instead.")] = None,
-    map_file: Annotated[Path | None, typer.Option("--map", help="JSON {source layer: target layer}.")] = None,
+    like: Annotated[Path | None, typer.Option(help="A file of the target's architecture, as a template.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="MODULE:FACTORY of the target's architecture, instead of --like.")
+    ] = None,
+    map_file: Annotated[Path | None, typer.Option("--map", help="A JSON file {source layer: target layer}.")] = None,
     eps: Annotated[float | None, typer.Option(help="Epsilon of the source's layers, if the file lacks it.")] = None,
     momentum: Annotated[
         float | None, typer.Option(help="Momentum of the source's layers (torch's meaning), if the file lacks it.")
     ] = None,
-    count: Annotated[float | None, typer.Option(help="N*H*W of a training batch: rescale the variance.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps behind the statistics.")] = None,
-    partial: Annotated[bool, typer.Option(help="Leave layers without a partner as they are.")] = False,
-    trust_numbers: Annotated[bool, typer.Option(help="Pair by the numbers in names.")] = False,
-    flatten: Annotated[list[str] | None, typer.Option(help="NAME=C,H,W of a linear layer behind a flatten.")] = None,
-    repair: Annotated[bool, typer.Option(help="Take out what Equinox leaves in its variance.")] = False,
+    count: Annotated[
+        float | None,
+        typer.Option(help="Values per channel in a training batch (N*H*W), to convert biased to unbiased variance."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of training steps that the statistics have seen.")] = None,
+    partial: Annotated[
+        bool, typer.Option(help="Allow layers without a counterpart, and leave them as they are.")
+    ] = False,
+    trust_numbers: Annotated[bool, typer.Option(help="Pair layers by the numbers in their names.")] = False,
+    flatten: Annotated[
+        list[str] | None, typer.Option(help="NAME=C,H,W: the shape before the flatten in front of linear layer NAME.")
+    ] = None,
+    repair: Annotated[bool, typer.Option(help='Remove the excess in Equinox\'s variance (mode "batch").')] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Carry weights and running statistics from one framework's file to another's, in its conventions."""
+    """Convert weights and running statistics from one framework's file to another's."""
     from batchnorm.interop.command import run
 
     check_writable(target, "the target")

@@ -17,7 +17,7 @@ class BatchNormError(ValueError):
 
 
 class OperandError(BatchNormError, RuntimeError):
-    """Tensors that cannot meet in one call: another number of channels, another dtype, another device.
+    """Tensors that do not fit together in one call: another number of channels, another dtype, another device.
 
     Torch raises a `RuntimeError` there, so this is one as well.
 

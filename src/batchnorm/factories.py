@@ -26,7 +26,7 @@ TRACEBACK = "BATCHNORM_TRACEBACK"
 
 @contextmanager
 def running(what: str) -> Iterator[None]:
-    """What the code that runs within raises, as a `BatchNormError` that begins with what and names the place."""
+    """Re-raise errors of user code as a `BatchNormError` that begins with `what` and names file and line."""
     whole = bool(os.environ.get(TRACEBACK))
     try:
         yield

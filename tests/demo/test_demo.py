@@ -12,7 +12,7 @@ from batchnorm.demo.broken_network import score, train
 from batchnorm.demo.data import load_digits
 from batchnorm.demo.four_steps import four_steps
 from batchnorm.demo.run import run
-from batchnorm.demo.words import CHINESE, ENGLISH, Words, words
+from batchnorm.demo.words import CHINESE, ENGLISH, Words, lines, words
 
 
 @pytest.fixture
@@ -42,6 +42,19 @@ def test_four_steps_equal_the_formula(console):
     assert shown.recipe_change < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("text", "width", "expected"),
+    [
+        ("a bc d", 4, "a bc\nd"),
+        ("a longword b", 4, "a\nlongword\nb"),
+        ("批归一化，用", 8, "批归一\n化，用"),  # no line begins with a comma
+        ("批 (1) 次\n用", 6, "批 (1)\n次\n用"),
+    ],
+)
+def test_lines_break_between_chinese_characters_too(text, width, expected):
+    assert lines(text, width) == expected
+
+
 @pytest.mark.parametrize("name", Words._fields)
 def test_both_languages_fill_in_the_same_values(name):
     def places(value):
@@ -64,8 +77,9 @@ def test_the_language_is_the_locales_or_the_one_asked_for(monkeypatch):
 def test_the_point_comes_before_the_tables(console, tmp_path):
     run(tmp_path / "demo.html", console, CHINESE)
     text = console.export_text()
-    assert "永远不要手工更新它们" in text[:600]
-    assert text.index("同一组权重") < text.index("Diagnosis")
+    screen = "\n".join(text.splitlines()[:20])
+    for point in ("永远不要手工更新它们", "同一组权重", "评估模式，训练之后", "batchnorm.recalibrate(model, loader)"):
+        assert point in screen.replace("\n", ""), point
     assert max(cell_len(line) for line in text.splitlines() if "/" not in line and "fix:" not in line) <= 80
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_without_a_metric_the_output_decides_at_its_edges():
         assert Effect("x", 1, moved=0.99 * edge, noise=noise).helps is False
     assert Effect("x", 1).helps is None
     assert not Effect("x", 1, moved=9.0).harms
-    assert "give metric=" in Effect("x", 1, moved=1.0).sentence()
+    assert "without metric=" in Effect("x", 1, moved=1.0).sentence()
 
 
 def test_the_paired_error_is_that_of_the_differences():
@@ -298,3 +299,9 @@ def test_the_model_is_the_same_after_an_interrupt_in_any_pass():
         assert model.training
         assert model[1].training
         assert not model[1]._forward_pre_hooks
+
+
+def test_an_effect_without_a_direction_says_why():
+    moved = Effect("recalibrate", 256, moved=0.612, noise=0.006)
+    assert moved.sentence().endswith("without metric= it is not known whether that is harm")
+    assert "no better than guessing" in replace(moved, scored=True).sentence()

@@ -55,7 +55,8 @@ def test_a_model_s_page_holds_its_numbers(tmp_path):
     assert sum(data["layers"][0]["histogram"]) == 4 * 32 * 6
     assert data["timelines"][0]["lines"] == {"loss": [[1, 2.0], [2, 1.0]]}
     assert [name for name, _ in data["metric"]] == [
-        "stored statistics (eval mode)", "the batch's own (train mode)", "exact ones (recalibrated)"]  # fmt: skip
+        "stored statistics (eval mode)", "statistics of the batch (train mode)",
+        "exact statistics (recalibrated)"]  # fmt: skip
 
 
 def test_every_kind_of_report_has_a_page(tmp_path):

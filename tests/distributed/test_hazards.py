@@ -99,7 +99,7 @@ def test_ranks_out_of_step_say_where_each_is():
         )
         assert told["copied on one rank"][0] is not None
     assert "rank 1 did not come" in first["copied on one rank"][0]
-    assert "to greet; rank 0 did not come" in second["copied on one rank"][0]
+    assert "waited for the others; rank 0 did not come" in second["copied on one rank"][0]
 
 
 def subgroups(rank, ranks):

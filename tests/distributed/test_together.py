@@ -199,7 +199,7 @@ def refused(rank, ranks):
 def test_what_cannot_be_normalised_is_refused_on_every_rank():
     for few, broken in world.run(refused, 2):
         assert few == (
-            "mask, weights and ranks must leave more than 1 value per channel when training: layer BatchNorm1d(3)",
+            "training needs at least 2 unmasked values per channel, over all ranks: layer BatchNorm1d(3)",
             [0.0, 0.0, 0.0],
             0,
         )

@@ -106,7 +106,7 @@ CONTEXTS = {
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_a_context_that_is_over_when_backward_runs(context, method, reentrant):
     if context == "accumulate" and method == "mabn":
-        pytest.skip("mabn keeps a memory of every backward and refuses to accumulate")
+        pytest.skip("every backward of mabn updates its running averages, so it refuses to accumulate")
 
     def build():
         torch.manual_seed(0)

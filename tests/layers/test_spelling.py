@@ -84,8 +84,8 @@ def test_a_missing_mask_is_told_how_it_is_given_and_both_ways_work(method, argum
     model, layer = batchnorm.convert(network(), method), batchnorm.BatchNorm2d(3, method=method)
     name = argument.split("=")[0]
     assert refusal(lambda: model(X)) == (
-        f"{name} must be given to layer '1' (BatchNorm2d); it was None: call layer(x, {argument}), or the model within "
-        f"batchnorm.masked(model, {argument})"
+        f"{name} must be given to layer '1' (BatchNorm2d); it was None: call layer(x, {argument}), or run "
+        f"the model inside batchnorm.masked(model, {argument})"
     )
     names = {"layer": layer, "model": model, "x": X, "batchnorm": batchnorm}
     names |= {"mask": torch.ones(4, 5, 5, dtype=torch.bool), "weights": torch.ones(4)}
@@ -100,7 +100,7 @@ def test_a_layer_that_no_stock_one_equals_says_what_to_do_first(method):
     model = batchnorm.convert(network(), method)
     model(X)
     expected = nn.functional.batch_norm(model[0](X), model[1].running_mean, model[1].running_var)
-    assert "batchnorm.convert(model) first gives that up" in refusal(lambda: batchnorm.to_stock(model))
+    assert "call batchnorm.convert(model) first, which drops it" in refusal(lambda: batchnorm.to_stock(model))
     assert type(model[1]) is batchnorm.BatchNorm2d
     stock = batchnorm.to_stock(batchnorm.convert(model)).eval()
     assert type(stock[1]) is nn.BatchNorm2d

@@ -245,14 +245,20 @@ def sentences():
     return {
         "masked, torch's layers": (lambda: enter(batchnorm.masked(stock, yes)), "0 is torch's: convert it first"),
         "masked, no layers": (lambda: enter(batchnorm.masked(nn.ReLU(), yes)), "there are none"),
-        "masked, nothing": (lambda: enter(batchnorm.masked(ours)), "must be given, one of them; all were None"),
-        "masked, two": (lambda: enter(batchnorm.masked(ours, yes, lengths=torch.ones(4).long())), "one at a time"),
+        "masked, nothing": (
+            lambda: enter(batchnorm.masked(ours)),
+            "all were None",
+        ),
+        "masked, two": (
+            lambda: enter(batchnorm.masked(ours, yes, lengths=torch.ones(4).long())),
+            "mask and lengths$",
+        ),
         "mask, type": (lambda: ours(x, mask=yes.float()), "mask must be a boolean tensor"),
         "mask, no tensor": (lambda: ours(x, mask=[True]), "mask must be a tensor; it was list"),
         "mask, shape": (lambda: ours(x, mask=yes[:, :4]), r"begins \(4, 5\)"),
         "lengths, type": (lambda: ours(x, lengths=torch.ones(4)), "lengths must be integers of shape"),
         "lengths, rank": (lambda: ours(x[..., 0], lengths=torch.ones(4).long()), r"for inputs \(N, C, L\)"),
-        "mask, one value": (lambda: ours(x[:1], mask=torch.arange(5)[None] == 0), "more than 1 value per channel"),
+        "mask, one value": (lambda: ours(x[:1], mask=torch.arange(5)[None] == 0), "at least 2 unmasked values"),
         "masked extent": (lambda: BatchNorm1d(3, method="masked")(x), "mask must be given"),
         "weighted extent": (lambda: BatchNorm1d(3, method="weighted")(x, mask=yes), "weights must be given"),
         "bank, name": (lambda: enter(batchnorm.bank(ours, "a b")), "letters, digits and underscores; it was 'a b'"),
@@ -267,10 +273,13 @@ def sentences():
             lambda: enter(batchnorm.accumulate(BatchNorm1d(3, method="online"))),
             "update='pooled'",
         ),
-        "accumulate, cbn": (lambda: enter(batchnorm.accumulate(Subject("cbn", 3))), "looks back on single ones"),
+        "accumulate, cbn": (
+            lambda: enter(batchnorm.accumulate(Subject("cbn", 3))),
+            "cross-iteration needs",
+        ),
         "renorm, no mean": (
             lambda: enter(batchnorm.accumulate(BatchNorm1d(3, coupling=SecondMoment()), renorm=True)),
-            "renorm must be False where no mean is taken off",
+            "renorm must be False for layer",
         ),
         "mode, word": (lambda: enter(mode(ours, "eval")), "train must be True or False; it was 'eval'"),
         "union, one": (lambda: union(ours, x), "two or more; there were 1"),
@@ -279,7 +288,7 @@ def sentences():
         "fuse, stock": (lambda: batchnorm.fuse_activations(stock), "convert it first"),
         "decay": (lambda: parameter_groups(ours, -1.0), "weight_decay must be 0 or more; it was -1.0"),
         "penalty": (lambda: affine_penalty(nn.ReLU()), "must contain a batch norm layer; ReLU has none"),
-        "centre": (lambda: center_weights(BatchNorm1d(3, method="mabn")), "none is certain"),
+        "centre": (lambda: center_weights(BatchNorm1d(3, method="mabn")), "none was found"),
         "to_stock, bank": (lambda: batchnorm.to_stock(ours, bank="nowhere"), "no bank 'nowhere'; its banks are"),
         "to_stock, clamp": (lambda: batchnorm.to_stock(BatchNorm1d(3, method="online")), "an activation clamp"),
         "to_stock, scaling": (
@@ -289,7 +298,7 @@ def sentences():
             "layer scaling",
         ),
         "to_stock, mixture": (lambda: batchnorm.to_stock(BatchNorm1d(3, inference=Mixture(weight=0.1))), "at hand"),
-        "to_stock, axis": (lambda: batchnorm.to_stock(BatchNorm1d(3, channel_axis=-1)), "this one at -1"),
+        "to_stock, axis": (lambda: batchnorm.to_stock(BatchNorm1d(3, channel_axis=-1)), "this one on axis -1"),
         "to_stock, rank": (lambda: batchnorm.to_stock(batchnorm.BatchNorm(3)), "torch has no class for BatchNorm"),
     }
 
@@ -321,7 +330,7 @@ def test_fused_activation_is_the_module_and_comes_back(method, activation):
         assert close(model(x), twin(x))
     assert close(model.eval()(x), twin.eval()(x))
     if method in ("online", "example-weighing"):
-        with pytest.raises(BatchNormError, match="must become a plain torch layer; it cannot"):
+        with pytest.raises(BatchNormError, match="cannot be converted to a torch layer"):
             batchnorm.to_stock(model)
         assert type(model[2]) is nn.Identity
         return

@@ -62,7 +62,7 @@ STEPS = 3
 
 
 def legal(ways, coupling, estimator):
-    """Which choices go together; everything else must be refused in a sentence."""
+    """Which choices can be combined; everything else must be refused in a sentence."""
     if {"mask", "weights"} <= set(ways):
         return False  # a mask is weights of 0 and 1: one of the two
     if len({"ghost", "sequential", "sync"} & set(ways)) > 1:
@@ -72,7 +72,7 @@ def legal(ways, coupling, estimator):
     if coupling == "cbn" and set(ways) & {"mask", "weights", "ghost", "sequential", "accumulate"}:
         return False  # its slopes are those of whole single batches
     if coupling in ("mabn", "power", "unified") and "accumulate" in ways:
-        return False  # their backward keeps a memory of every micro-batch
+        return False  # their backward updates its averages with every micro-batch
     if coupling == "online" and "sequential" not in ways:
         return False  # only single samples in sequence have an order
     if "sequential" in ways:

@@ -70,7 +70,7 @@ def test_a_parametrized_map():
     model = trained(nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)))
     x = random(2, 3, 6, 6)
     kinds = [type(module) for module in fuse(model).modules()]
-    assert nn.BatchNorm2d in kinds  # torch leaves it without a word
+    assert nn.BatchNorm2d in kinds  # torch leaves it, silently
     assert folded(model, x).left == {}
 
 

@@ -17,7 +17,7 @@ from tests.pains.table import outcome, pain
     7,
     "A ported model drifts after fine-tuning: momentum means the opposite, eps differs",
     state="prevented",
-    peer="0.99 is taken without a word: the statistics are 99 % the last batch's; eps 1e-5 in the place of 1e-3",
+    peer="0.99 is accepted silently: the statistics are 99 % the last batch's; eps 1e-5 in the place of 1e-3",
     here='batchnorm.interop.translate("a.keras", model)',
     thread="https://github.com/Cadene/pretrained-models.pytorch/issues/44",
     page="interop.md",

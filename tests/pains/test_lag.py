@@ -96,7 +96,7 @@ def test_pain_31_first_epochs():
     46,
     "Moving averages were never updated: forgotten update ops, or a port without buffers",
     state="diagnosed",
-    peer="torch loads a file without statistics (strict=False) and keeps mean 0, variance 1 without a word",
+    peer="torch loads a file without statistics (strict=False) and keeps mean 0, variance 1 silently",
     here='print(batchnorm.inspect_checkpoint("model.pt"))',
     thread="https://github.com/tensorflow/tensorflow/issues/11965",
     page="findings.md#bn201",

@@ -43,7 +43,7 @@ def test_pain_43_a_momentum_schedule():
     44,
     "momentum=None is misread: taken for 0.0, or 0.0 for it",
     state="prevented",
-    peer="None is the cumulative average, 0.0 stores nothing at all; 1.5 and -0.2 are taken without a word",
+    peer="None is the cumulative average, 0.0 stores nothing at all; 1.5 and -0.2 are accepted silently",
     here="batchnorm.BatchNorm2d(64, estimator=batchnorm.layers.Cumulative())",
     thread="https://github.com/Lightning-AI/pytorch-lightning/issues/14866",
     page="findings.md#bn107",

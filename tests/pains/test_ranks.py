@@ -123,7 +123,7 @@ def test_pain_10_ranks_differ():
     "RuntimeError: modified by an inplace operation, with DDP and two forwards (GAN, siamese, recurrent)",
     state="prevented",
     peer="copying statistics in between raises; DDP 2.13 hides its copies; an eval forward before a train one gets "
-    "wrong gradients without a word",
+    "wrong gradients silently",
     here="batchnorm.convert(model)",
     thread="https://github.com/pytorch/pytorch/issues/175024",
     page="deviations.md",

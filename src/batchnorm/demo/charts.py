@@ -14,7 +14,7 @@ def history_timelines(history: History) -> list[Timeline]:
     )
     caption = (
         "One channel of the first layer. The running value starts at 0 (mean) or 1 (variance) and moves 1 % of the "
-        "way at each step: after 40 steps two thirds of the start are still in it."
+        "way at each step: after 40 steps two thirds of the initial value are still in it."
     )
     return [
         Timeline(f"Running {what} over the steps", caption, {"batch": _points(batch), "running": _points(running)})

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import batchnorm
-from batchnorm.demo.words import ENGLISH, Words
+from batchnorm.demo.words import ENGLISH, Words, lines
 
 CHANNEL = 0
 
@@ -48,16 +48,15 @@ def four_steps(console: Console, said: Words = ENGLISH, batches: int = 5, seed: 
     torch.manual_seed(seed)
     model = nn.Sequential(batchnorm.BatchNorm1d(10), nn.Linear(10, 1)).train()
     layer: Any = model[0]
-    console.rule(said.title, align="left")
-    console.print(said.answer.format(momentum=layer.momentum, old=1 - layer.momentum))
+    console.rule(said.steps, align="left")
     steps = [_train_step(model, torch.randn(32, 10, generator=generator) * 2 + 3) for _ in range(batches)]
     console.print(_table(steps, said))
     left = (1 - layer.momentum) ** batches
-    console.print(said.left.format(batches=batches, left=left))
     error = _inference(model, torch.randn(32, 10, generator=generator) * 2 + 3)
-    console.print(said.inference.format(error=error))
     change = _recipe(model)
-    console.print(said.recipe.format(change=change), highlight=False)
+    told = (said.left.format(batches=batches, left=left), said.inference.format(error=error))
+    for text in (*told, said.recipe.format(change=change)):
+        console.print(lines(text, console.width), highlight=False)
     return FourSteps(steps, left, error, change)
 
 
@@ -82,7 +81,7 @@ def _train_step(model: nn.Sequential, x: Tensor) -> Step:
 
 
 def _table(steps: list[Step], said: Words) -> Table:
-    table = Table(said.columns[0], title=said.table, title_justify="left")
+    table = Table(said.columns[0], title=said.table.format(batches=len(steps)), title_justify="left")
     for heading in said.columns[1:]:
         table.add_column(heading, justify="right")
     for number, step in enumerate(steps, start=1):

@@ -152,7 +152,7 @@ def _mean(key: str, prefix: str, states: Sequence[State], weights: Sequence[floa
 def _pooled(key: str, prefix: str, states: Sequence[State], weights: Sequence[float]) -> Tensor:
     for i, state in enumerate(states):
         if not bool(torch.isfinite(state[key]).all()):
-            raise BatchNormError(f"states must have finite statistics; {key!r} of client {i} has not")
+            raise BatchNormError(f"states must have finite statistics; {key!r} of client {i} holds NaN or infinity")
     if key.removeprefix(prefix) != "running_var":
         return _mean(key, prefix, states, weights)
     means = [state[f"{prefix}running_mean"].double() for state in states]

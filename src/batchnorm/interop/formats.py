@@ -104,7 +104,9 @@ def target_for(target: Any, like: Any, source: Weights) -> tuple[Weights, Path |
         return torch_.blank_state(source), path
     if path.suffix in _TREES:
         return flax_format.blank_tree(source), path
-    raise BatchNormError(f"like must be given for {path.suffix}: a file of the target's architecture, whose weights go")
+    raise BatchNormError(
+        f"writing {path.suffix} needs like=, a file of the target's architecture, whose weights are replaced"
+    )
 
 
 def _names_of(like: Any) -> Weights:

@@ -95,8 +95,8 @@ def _names(name: str, kind: str, config: Mapping[str, Any], variables: Sequence[
         affine = ["gamma"] * bool(config.get("scale", True)) + ["beta"] * bool(config.get("center", True))
         if not config and len(variables) == 3:
             raise BatchNormError(
-                f"source must say whether batch norm layer {name!r} scales or centres, as it does one of both; its "
-                "file holds no settings: use the .keras file"
+                f"source must say whether batch norm layer {name!r} has a scale or an offset, since it has only one of "
+                "them; this file holds no settings: use the .keras file"
             )
         if not config and len(variables) == 2:
             affine = []

@@ -52,7 +52,7 @@ def state_from(
         if f"{prefix}running_var" not in new:
             weight = new.get(f"{prefix}weight")
             if weight is None:
-                raise BatchNormError(f"state must hold the layers of like; it has nothing for {path!r}")
+                raise BatchNormError(f"state must hold every layer of like; it lacks {path!r}")
             new[f"{prefix}running_mean"] = torch.zeros_like(weight)
             new[f"{prefix}running_var"] = torch.full_like(weight, 1 - eps)
         if f"{prefix}num_batches_tracked" not in new:

@@ -121,7 +121,7 @@ def _rank(name: str, before: nn.Module | None, dims: Any) -> int:
         given = getattr(before, "weight").dim() - 2 or 1  # noqa: B009
     if given is None:
         raise BatchNormError(
-            f"dims must be given for SyncBatchNorm layer {name or '(root)'!r}: no convolution before it tells its rank"
+            f"dims must be given for SyncBatchNorm layer {name or '(root)'!r}: no convolution before it shows its rank"
         )
     check(given in _RANKS, "dims", "1, 2 or 3", given)
     return int(given)

@@ -16,7 +16,7 @@ Backend = Literal["native", "base", "avx2", "avx512", "reference"]
 
 @arguments()
 def backends() -> dict[str, str]:
-    """Every backend of the four passes with one line about what it is doing here.
+    """Every backend of the four passes, with one line about its state on this machine.
 
     Example:
         >>> import batchnorm.kernels

@@ -54,7 +54,9 @@ class InPlace(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         """The gradient of plain batch norm at the xhat found again."""
         if torch.is_grad_enabled():
-            raise BatchNormError("create_graph must be False with inplace=True, whose input is gone; it was True")
+            raise BatchNormError(
+                "create_graph must be False with inplace=True, which keeps only its output; it was True"
+            )
         y, weight, bias = ctx.saved_tensors
         invstd, slope = ctx.invstd, ctx.slope
         wide = invstd.dtype

@@ -30,7 +30,7 @@ Momentum = float | Schedule | Literal["estimator"] | None
 )
 @dataclass(frozen=True)
 class Policy:
-    """What happens at the edges.
+    """What happens with non-finite batches, with too few values, and what sample weights mean.
 
     nonfinite: a batch whose mean or variance is NaN or infinite in any channel is skipped and
     counted in `num_batches_skipped` ("skip"), stops the run ("raise"), or enters the statistics
@@ -50,18 +50,18 @@ class Policy:
 
 
 @arguments(
-    extent=instance(Extent, "an extent, such as batchnorm.Ghost()"),
-    estimator=instance(Estimator, "an estimator, such as batchnorm.EMA()"),
-    coupling=instance(Coupling, "a coupling, such as batchnorm.Renorm()"),
-    inference=instance((Stored, Mixture), "an inference, such as batchnorm.Mixture(0.1)"),
-    policy=instance(Policy, "a batchnorm.Policy()"),
+    extent=instance(Extent, "an extent, such as batchnorm.layers.Ghost()"),
+    estimator=instance(Estimator, "an estimator, such as batchnorm.layers.EMA()"),
+    coupling=instance(Coupling, "a coupling, such as batchnorm.layers.Renorm()"),
+    inference=instance((Stored, Mixture), "an inference, such as batchnorm.layers.Mixture(0.1)"),
+    policy=instance(Policy, "a batchnorm.layers.Policy()"),
 )
 @dataclass(frozen=True)
 class Recipe:
     """A method of batch normalization: extent, estimator, coupling, inference and policy.
 
     Raises:
-        BatchNormError: choices of the wrong kind, or that do not go together, with the reason.
+        BatchNormError: choices of the wrong kind, or that cannot be combined, with the reason.
     """
 
     extent: Extent = field(default_factory=Batch)
@@ -73,7 +73,7 @@ class Recipe:
     def __post_init__(self) -> None:
         reason = self.coupling.refuses(self) or _sequential_refuses(self) or _precisions_refuse(self)
         if reason is not None:
-            raise BatchNormError(f"the choices must go together; they do not: {reason}")
+            raise BatchNormError(f"these choices cannot be combined: {reason}")
 
 
 class Choices(TypedDict, total=False):

@@ -75,8 +75,8 @@ class Circle:
         except RuntimeError as error:
             missing = self.silent(key)
             raise BatchNormError(
-                f"every rank must reach {told['layer']} within {timeout:g} s; rank {self.rank} waited to "
-                f"greet{_named(missing)} ({_first_line(error)})"
+                f"every rank must reach {told['layer']} within {timeout:g} s; rank {self.rank} waited "
+                f"for the others{_named(missing)} ({_first_line(error)})"
             ) from error
         trouble = store.get(f"{key}trouble").decode() if store.check([f"{key}trouble"]) else ""
         return trouble, store.check([f"{key}alone"])

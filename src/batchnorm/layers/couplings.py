@@ -53,9 +53,9 @@ class Coupling:
     """The choice "which statistics normalise in training?"."""
 
     reads_population: bool = True
-    # False: no mean is taken off, running_var is the second moment and running_mean stays 0.
+    # False: no mean is subtracted, running_var is the second moment and running_mean stays 0.
     centres: bool = True
-    # False: the backward is an estimate with a memory, not the derivative of the forward.
+    # False: the backward uses running averages and is not the derivative of the forward.
     exact: bool = True
     # Whether it needs the layer before, whose weights made the input.
     looks_back: bool = False
@@ -65,7 +65,7 @@ class Coupling:
     takes_one_value: bool = False
 
     def refuses(self, recipe: Recipe) -> str | None:
-        """Why these choices do not go together, or None."""
+        """Why these choices cannot be combined, or None."""
         return None
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ class BatchCoupling(Coupling):
 
 @dataclass(frozen=True)
 class SecondMoment(Coupling):
-    """Normalise with the batch's root mean square, no mean taken off."""
+    """Normalise with the batch's root mean square, no mean subtracted."""
 
     reads_population = False
     centres = False

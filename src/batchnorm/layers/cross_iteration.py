@@ -41,7 +41,7 @@ def look_back(x: Tensor, weight: Tensor) -> dict[str, Tensor]:
 @arguments(window=BATCHES, burn_in=STEPS, through_weights=a_flag)
 @dataclass(frozen=True)
 class CrossIteration(Coupling):
-    """Normalise with the last `window` batches, their moments carried to the present weights (first order).
+    """Normalise with the last `window` batches, their moments corrected to the current weights (first order).
 
     Example:
         >>> import torch, batchnorm

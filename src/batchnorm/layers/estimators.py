@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function, told
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import BatchNormError
 from batchnorm.kernels import wide_dtype
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.windows import pushed, rows_with
@@ -83,7 +83,8 @@ class _Average(Estimator):
     correction: Correction = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
-        check(not (self.sigma and self.total), "sigma and total", "given one at a time", "both given")
+        if self.sigma and self.total:
+            raise BatchNormError("give sigma or total, not both")
 
     def gain(self, state: State, batch: Moments, now: Now) -> Gain:
         """The momentum, or 1 / step for None."""
@@ -287,7 +288,7 @@ class Pooled(Estimator):
 @arguments(size=BATCHES, total=a_flag, correction=CORRECTION)
 @dataclass(frozen=True)
 class Window(Estimator):
-    """The average over the last `size` batches, and nothing of what came before.
+    """The average over the last `size` batches; earlier batches have no weight.
 
     Example:
         >>> import torch, batchnorm
@@ -372,7 +373,7 @@ def _paused(now: Now) -> bool:
 
 
 def resolve(momentum: Any, step: Tensor) -> Gain | None:
-    """The momentum of this step: a schedule is called with the step's number, wide so that its result is."""
+    """The momentum of this step; a schedule gets the step's number as float64, so that the gain is float64."""
     if not callable(momentum):
         if isinstance(momentum, str | list):
             raise BatchNormError(f"momentum must be a number, None or a function of the step; it was {told(momentum)}")

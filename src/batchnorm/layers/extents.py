@@ -127,7 +127,7 @@ class Sync(Extent):
         return self  # frozen, and a process group cannot be copied
 
 
-@arguments(within=instance(Extent, "an extent, such as batchnorm.Ghost()"))
+@arguments(within=instance(Extent, "an extent, such as batchnorm.layers.Ghost()"))
 @dataclass(frozen=True)
 class Masked(Extent):
     """Samples and positions where the mask is True, within another extent; a forward without a mask is an error.
@@ -160,7 +160,7 @@ class Masked(Extent):
         return self.within.groups(samples)
 
 
-@arguments(within=instance(Extent, "an extent, such as batchnorm.Ghost()"))
+@arguments(within=instance(Extent, "an extent, such as batchnorm.layers.Ghost()"))
 @dataclass(frozen=True)
 class Weighted(Masked):
     """Samples count by their weights, within another extent; a forward without weights is an error.

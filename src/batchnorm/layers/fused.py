@@ -127,7 +127,7 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
 
 
 def unweighted(layer: BatchNorm) -> bool:
-    """Whether no mask or weights come from around the call, and none are required."""
+    """Whether there is no enclosing `masked()` context and the extent requires no mask or weights."""
     return "_given" not in layer.__dict__ and layer.recipe.extent.requires is None
 
 
@@ -257,10 +257,10 @@ def _respelled(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any) -> t
     """The gradient with a graph of its own, through operations."""
     call, needs = ctx.call, ctx.needs_input_grad
     if call.inplace:
-        raise BatchNormError("create_graph must be False with inplace=True, which has only its output; it was True")
+        raise BatchNormError("create_graph must be False with inplace=True, which keeps its output alone; it was True")
     if not call.way.coupling.exact:
         raise BatchNormError(
-            "create_graph must be False for a coupling whose backward is an estimate with a memory; it was True"
+            "create_graph must be False for a coupling whose backward uses running averages; it was True"
         )
     found = [t for t, needed in zip((x, weight, bias), needs, strict=False) if needed]
     plain = _spelled(call, call.saved, x, weight, bias)

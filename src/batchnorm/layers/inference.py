@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from batchnorm.arguments import SHARE, arguments, number, word
-from batchnorm.errors import check
+from batchnorm.errors import BatchNormError
 from batchnorm.layers.couplings import Plan
 from batchnorm.layers.estimators import Gain, State
 from batchnorm.layers.moments import Moments
@@ -55,8 +55,8 @@ class Mixture:
     per: Per = "example"
 
     def __post_init__(self) -> None:
-        both = f"weight={self.weight}, prior={self.prior}"
-        check((self.weight is None) != (self.prior is None), "weight or prior", "given, one of them", both)
+        if (self.weight is None) == (self.prior is None):
+            raise BatchNormError(f"give either weight or prior; got weight={self.weight}, prior={self.prior}")
 
     def groups(self, samples: int) -> int:
         """One a sample, or one."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from batchnorm.errors import check
+from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.asserting import require, transformed
 
 
@@ -29,9 +29,10 @@ class Given(NamedTuple):
         return self.kind == kind or (kind == "mask" and self.kind == "lengths")
 
     def check(self) -> Given:
-        """One at a time, and of the right type."""
+        """Check that at most one is given, of the right type."""
         several = [name for name in ("mask", "lengths", "weights") if getattr(self, name) is not None]
-        check(len(several) < 2, "mask, lengths and weights", "given one at a time", " and ".join(several) + " together")
+        if len(several) > 1:
+            raise BatchNormError(f"give one of mask, lengths and weights; got {' and '.join(several)}")
         for name in several:
             check(isinstance(getattr(self, name), Tensor), name, "a tensor", type(getattr(self, name)).__name__)
         for name in ("mask", "weights"):

@@ -195,7 +195,7 @@ class BatchNorm(Moving):
         if given is not None or not fused.unweighted(self):
             sample_weight = self._weight_of(input, given or Given())
         if self.inplace and residual is not None:
-            raise BatchNormError("residual must be None with inplace=True, which has only its output to go back from")
+            raise BatchNormError("residual must be None with inplace=True, whose backward starts from the output alone")
         if input.dim() == 3 and self.channel_axis == 1 and not self._stored_alone() and not input.is_contiguous():
             # As torch, which keeps channels innermost from four axes on: its outputs and gradients can be viewed.
             input = input.contiguous()
@@ -227,7 +227,7 @@ class BatchNorm(Moving):
             said = kind if kind == "mask" else f"{kind}={kind}"
             raise BatchNormError(
                 f"{kind} must be given to {describe(self)}; it was {given.kind or 'None'}: call layer(x, {said}), or "
-                f"the model within batchnorm.masked(model, {said})"
+                f"run the model inside batchnorm.masked(model, {said})"
             )
         if given.kind is None:
             return None
@@ -279,7 +279,7 @@ class BatchNorm(Moving):
     def __prepare_scriptable__(self) -> BatchNorm:
         """What `torch.jit.script` asks before it compiles."""
         raise BatchNormError(
-            f"torch.jit.script must be given torch's layers, it cannot compile {describe(self)}: call "
+            f"torch.jit.script compiles torch's own layers only, not {describe(self)}: call "
             "batchnorm.to_stock(model) first, or use torch.jit.trace"
         )
 
@@ -405,12 +405,12 @@ class BatchNorm(Moving):
         if pull is not None and not torch.compiler.is_compiling() and transformed():
             raise BatchNormError(
                 f"coupling {type(self.recipe.coupling).__name__} cannot be transformed by torch.func in training: its "
-                "backward is an estimate with a memory, not a derivative; use eval mode, or autograd"
+                "backward uses running averages and is not a derivative; use eval mode, or autograd"
             )
         if tracing():
             raise BatchNormError(
                 f"{describe(self)} must be traced in eval mode: the backward of {type(self.recipe.coupling).__name__} "
-                "has a memory, which a trace cannot hold"
+                "uses running averages, which a trace cannot hold"
             )
         found = normalise.batch_moments(x, sharing) if batch is None else batch
         plan = plan_of(found)
@@ -424,7 +424,7 @@ class BatchNorm(Moving):
                 "whole model, or layer.attach(conv)"
             )
         if self._ranks() is not None:
-            raise BatchNormError(f"{describe(self)} must run in one process: the slopes of cross-iteration are its own")
+            raise BatchNormError(f"{describe(self)} must run in one process, whose gradients cross-iteration uses")
         if torch.compiler.is_compiling() or tracing():
             tool = "torch.jit.trace" if tracing() else "torch.compile"
             raise BatchNormError(f"cross-iteration takes a derivative inside its forward, which {tool} cannot trace")
@@ -439,8 +439,8 @@ class BatchNorm(Moving):
         if self.recipe.policy.weights == "frequency":
             # Repetitions that sum to one are weights of another kind: their corrected variance has no meaning.
             message = (
-                "weights must sum to more than 1 per channel where they are repetitions; "
-                "Policy(weights='reliability') takes any scale"
+                "weights that count repetitions must sum to more than 1 per channel; "
+                "Policy(weights='reliability') accepts any scale"
             )
             whole = found.pool()
             summed = (whole.count > 0) & (whole.count <= 1 + 1e-4) & (whole.effective_count > 1)
@@ -449,7 +449,7 @@ class BatchNorm(Moving):
             return plan
         few = (found.count > 0) & (found.effective_count <= 1)
         if not (tracks and self.recipe.policy.too_few == "population"):
-            message = "mask, weights and ranks must leave more than 1 value per channel when training"
+            message = "training needs at least 2 unmasked values per channel, over all ranks"
             require(~few.any(), message, self)
             return plan
         share = torch.where(few, 0.0, plan.share)

@@ -69,7 +69,8 @@ class Moments:
         check(x.is_floating_point(), "x", "a floating-point tensor", x.dtype)
         check(x.dim() >= 2, "x", "a tensor with at least two axes", f"of shape {tuple(x.shape)}")
         check(-x.dim() <= channel_axis < x.dim(), "channel_axis", f"an axis of {tuple(x.shape)}", channel_axis)
-        check(mask is None or weight is None, "mask and weight", "given one at a time", "both given")
+        if mask is not None and weight is not None:
+            raise BatchNormError("give mask or weight, not both")
         channels_second = x.movedim(channel_axis, 1)
         k = 1 if groups is None else groups
         check(1 <= k <= max(channels_second.shape[0], 1), "groups", "between 1 and the number of samples", k)

@@ -1,7 +1,7 @@
 """Couplings that average over past batches, in the backward pass too: MABN, PowerNorm, Unified Normalization.
 
 None takes off a mean: they normalise with second moments, `running_var` holds E[x^2] and
-`running_mean` stays 0. What they subtract from the gradient is an average with a memory, so it is
+`running_mean` stays 0. What they subtract from the gradient is a running average, so it is
 not the derivative of the forward.
 """
 
@@ -68,7 +68,7 @@ class MABN(_SecondMoment):
 
     For 1 to 4 samples a batch. The batch's second moment moves `running_var`; the released code feeds
     it the window's mean instead. Give the preceding convolutions centred weights
-    (`batchnorm.models.center_weights`), since no mean is taken off.
+    (`batchnorm.models.center_weights`), since no mean is subtracted.
 
     Args:
         window: how many batches the windows hold, this one included.

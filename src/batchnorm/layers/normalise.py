@@ -35,7 +35,7 @@ class Sharing(NamedTuple):
     uneven: bool = False
 
     def moments(self, raw: RawMoments, traced: bool = False) -> Moments:
-        """What `reduce` returned, of all ranks together, about zero where no mean is taken off."""
+        """What `reduce` returned, of all ranks together, about zero where no mean is subtracted."""
         found = Moments(raw.count, raw.mean, raw.m2, raw.count_squared, self.reliability)
         if self.ranks is not None:
             found = self.ranks.traced_pool(found) if traced else self.ranks.pool(found)
@@ -147,7 +147,7 @@ class FourPasses(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if ctx.rule.respell is None:
                 raise BatchNormError(
-                    "create_graph must be False for a coupling whose backward is an estimate with a memory; it was True"
+                    "create_graph must be False for a coupling whose backward uses running averages; it was True"
                 )
             all_inputs = (x, weight, bias, ctx.rule.source)
             inputs = [t for t in all_inputs if t is not None and t.requires_grad]

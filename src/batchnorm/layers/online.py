@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.arguments import DECAY, a_flag, arguments, number, or_none
-from batchnorm.errors import check
+from batchnorm.errors import BatchNormError
 from batchnorm.kernels.recurrence import before, recurrence
 from batchnorm.layers.couplings import Coupling, Plan, Returned
 from batchnorm.layers.estimators import Estimator, Now, State
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @arguments(backward_decay=DECAY, clamp=or_none(number("positive or None", lambda v: v > 0)), layer_scaling=a_flag)
 @dataclass(frozen=True)
 class OnlineNorm(Coupling):
-    """Normalise each sample with the statistics of those before it; two controllers straighten the gradient.
+    """Normalise each sample with the statistics of those before it; two controllers correct the gradient.
 
     Example:
         >>> import torch, batchnorm
@@ -56,8 +56,8 @@ class OnlineNorm(Coupling):
     takes_one_value = True
 
     def __post_init__(self) -> None:
-        both = self.clamp is not None and self.layer_scaling
-        check(not both, "clamp and layer_scaling", "given one at a time (clamp=None)", "both given")
+        if self.clamp is not None and self.layer_scaling:
+            raise BatchNormError(f"give clamp or layer_scaling, not both; clamp was {self.clamp}: use clamp=None")
 
     def refuses(self, recipe: Recipe) -> str | None:
         """Only a stream of single samples has an order."""

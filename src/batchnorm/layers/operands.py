@@ -34,7 +34,7 @@ def require(layer: BatchNorm, x: Tensor, residual: Tensor | None = None) -> None
         mean, var = layer.stat("running_mean"), layer.stat("running_var")
     for name, held in zip(_NAMES[:2], (mean, var), strict=True):
         if held is not None and held.requires_grad:
-            raise OperandError(f"{name} of {describe(layer)} must not require a gradient: it moves by its own rule")
+            raise OperandError(f"{name} of {describe(layer)} must not require a gradient: the layer updates it")
     for name, held in zip(_NAMES, (mean, var, *affine_of(layer)), strict=True):
         # What is plainly right is seen at once; this runs in every small inference.
         if held is None or (on_cpu and held.is_cpu and held.dtype is dtype and held.numel() == channels):

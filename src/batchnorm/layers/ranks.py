@@ -159,7 +159,7 @@ class Ranks:
     def out_of_step(self, direction: str) -> BatchNormError:
         """The error for a sum of messages of different places, saying where every rank is."""
         return BatchNormError(
-            f"ranks must run their layers in one order and mode; {self.circle.places(self.here(direction))}"
+            f"all ranks must run their layers in the same order and mode; {self.circle.places(self.here(direction))}"
         )
 
     def _far(self, mean: Tensor, distance: Tensor, var: Tensor) -> bool:

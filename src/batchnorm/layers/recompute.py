@@ -149,7 +149,7 @@ class ForwardRecord:
         if any(_differ(first, e) for e in entries):
             # Which context it was decides what Python does, so here a value must be known.
             nearest = int(distances.argmin())
-            # An older forward than the record is long tells nothing.
+            # Farther away than rounding: the forward has left the record.
             return entries[nearest] if float(distances[nearest]) <= 1e-2 * float(key.abs().sum()) else None
         if not first.vectors:
             return first

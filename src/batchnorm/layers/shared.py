@@ -154,7 +154,7 @@ def _after(part: Part) -> None:
     layer = part.layer
     if part.status == shared.TOO_FEW:
         raise BatchNormError(
-            f"mask, weights and ranks must leave more than 1 value per channel when training: {describe(layer)}"
+            f"training needs at least 2 unmasked values per channel, over all ranks: {describe(layer)}"
         )
     if part.status == shared.NOT_FINITE:
         raise BatchNormError(f"batch statistics must be finite: {describe(layer)}")

@@ -111,7 +111,7 @@ def recipe_for(method: Method = "batchnorm", **choices: Unpack[Choices]) -> Reci
         True
 
     Raises:
-        BatchNormError: an unknown method or choice, or choices that do not go together.
+        BatchNormError: an unknown method or choice, or choices that cannot be combined.
     """
     if not isinstance(method, str) or method not in METHODS:
         meant = nearest(method, METHODS)

@@ -18,7 +18,7 @@ from batchnorm.layers.module import BatchNorm
 
 @arguments(layers=several_of(a_module), inputs=several_of(a_tensor))
 def forward_together(layers: Iterable[nn.Module], inputs: Iterable[Tensor]) -> list[Tensor]:
-    """Run layers on inputs of their own, with one message over processes for all instead of one each.
+    """Run several layers, each on its own input, with one message between processes instead of one per layer.
 
     Example:
         >>> import torch, batchnorm

@@ -1,4 +1,4 @@
-"""What a layer's choices come to natively."""
+"""Translate a recipe into kernel arguments."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def center_weights(model: Model) -> Model:
         if name not in before:
             raise BatchNormError(
                 f"model must have a convolution or linear layer before {name or '(root)'!r} for its weight to be "
-                "centred; none is certain: register Centred() on the right one by hand"
+                "centred; none was found: register Centred() on the right one by hand"
             )
         targets.append(before[name])
     for target in targets:

@@ -32,7 +32,7 @@ def own_layers(model: nn.Module, what: str) -> dict[str, BatchNorm]:
 def masked(
     model: Model, mask: Tensor | None = None, *, lengths: Tensor | None = None, weights: Tensor | None = None
 ) -> Iterator[Model]:
-    """Within the context every batch norm layer counts only what the mask, the lengths or the weights say is data.
+    """Within the context every batch norm layer counts only the data that the mask, lengths or weights select.
 
     Example:
         >>> import torch, batchnorm
@@ -58,7 +58,7 @@ def masked(
     """
     given = Given(mask, lengths, weights, resize=True)
     if given.kind is None:
-        raise BatchNormError("mask, lengths or weights must be given, one of them; all were None")
+        raise BatchNormError("give one of mask, lengths and weights; all were None")
     given.check()
     with _set(own_layers(model, "masked()"), "_given", lambda _: given):
         yield model
@@ -67,7 +67,7 @@ def masked(
 @arguments(model=a_module, name=a_string, own_affine=a_flag)
 @contextmanager
 def bank(model: Model, name: str, *, own_affine: bool = False) -> Iterator[Model]:
-    """Within the context every batch norm layer reads and moves the statistics of this bank.
+    """Within the context every batch norm layer reads and updates the statistics of this bank.
 
     Example:
         >>> import torch, batchnorm
@@ -97,8 +97,8 @@ def bank(model: Model, name: str, *, own_affine: bool = False) -> Iterator[Model
     busy = [path or "(root)" for path, layer in layers.items() if layer.accumulating]
     if busy:
         raise BatchNormError(
-            f"bank must be entered before accumulate, whose one update goes to one bank; {', '.join(busy[:3])} "
-            "accumulates already"
+            f"bank must be entered before accumulate, which updates one bank; {', '.join(busy[:3])} is accumulating "
+            "already"
         )
     bare = [path or "(root)" for path, layer in layers.items() if layer.running_mean is None]
     if bare:
@@ -113,7 +113,7 @@ def bank(model: Model, name: str, *, own_affine: bool = False) -> Iterator[Model
 @arguments(model=a_module, renorm=a_flag)
 @contextmanager
 def accumulate(model: Model, *, renorm: bool = False) -> Iterator[Model]:
-    """Within the context running statistics stand still; at its end they move once, by all its batches pooled.
+    """Within the context running statistics do not change; at its end all its batches, pooled, update them once.
 
     Example:
         >>> import torch, batchnorm
@@ -145,16 +145,16 @@ def accumulate(model: Model, *, renorm: bool = False) -> Iterator[Model]:
             raise BatchNormError(f"accumulate must not be nested; layer {name!r} is accumulating already")
         if layer.recipe.coupling.looks_back:
             raise BatchNormError(
-                f"accumulate pools batches; layer {name!r} looks back on single ones (cross-iteration)"
+                f"accumulate cannot pool the batches of layer {name!r}: cross-iteration needs each one's moments"
             )
         if layer.recipe.extent.sequential:
             raise BatchNormError(
-                f"accumulate needs one update a batch; layer {name!r} moves group after group: "
+                f"accumulate needs one update a batch; layer {name!r} updates after every group: "
                 "use Ghost(size, update='pooled')"
             )
         if not layer.recipe.coupling.exact:
             raise BatchNormError(
-                f"accumulate pools batches; layer {name!r} keeps a memory of every backward "
+                f"accumulate cannot pool the batches of layer {name!r}: every backward updates its running averages "
                 f"({type(layer.recipe.coupling).__name__})"
             )
     recipes = {name: layer.recipe for name, layer in layers.items()}
@@ -162,7 +162,7 @@ def accumulate(model: Model, *, renorm: bool = False) -> Iterator[Model]:
         for name, layer in layers.items():
             if not layer.recipe.coupling.centres:
                 raise BatchNormError(
-                    f"renorm must be False where no mean is taken off; layer {name!r} normalises with second moments "
+                    f"renorm must be False for layer {name!r}, which divides by second moments and subtracts no mean "
                     f"({layer.recipe.coupling!r})"
                 )
         # Built before anything changes: choices that do not go with renorm refuse here.

@@ -19,7 +19,7 @@ from batchnorm.models.find import Model, present_layers
 
 @arguments(model=a_module, affine=a_flag)
 def freeze(model: Model, *, affine: bool = False) -> Model:
-    """Make every batch norm layer use its stored statistics and never move them, whatever `.train()` says.
+    """Make every batch norm layer use its stored statistics and never update them, whatever `.train()` says.
 
     Example:
         >>> import torch, batchnorm
@@ -99,7 +99,7 @@ def _forget_compiled() -> None:
 @arguments(model=a_module)
 @contextmanager
 def pause(model: Model) -> Iterator[Model]:
-    """Within the context no running statistic and no counter moves; layers normalise as they would have.
+    """Within the context no running statistics and no counter change; layers normalise as usual.
 
     Example:
         >>> import torch, batchnorm

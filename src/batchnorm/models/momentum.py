@@ -25,7 +25,7 @@ def next_momentum(layer: _BatchNorm) -> float | None:
 
 
 def check_momentum(name: str, layer: _BatchNorm) -> None:
-    """Refuse a number outside [0, 1], which torch takes without a word."""
+    """Refuse a number outside [0, 1], which torch accepts silently."""
     where = f"momentum of layer {name or '(root)'!r}"
     check(is_momentum(layer.momentum), where, "in [0, 1], the weight of the new batch", repr(layer.momentum))
 

@@ -31,9 +31,7 @@ _TO_OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LazyBatchNorm2d: ours.LazyBatchNorm2d,
     nn.LazyBatchNorm3d: ours.LazyBatchNorm3d,
 }
-_GIVE_UP = (
-    "batchnorm.convert(model) first gives that up, and the eval output is then that of the stored statistics alone"
-)
+_GIVE_UP = "call batchnorm.convert(model) first, which drops it: the eval output then uses the stored statistics alone"
 _TO_STOCK = {mine: theirs for theirs, mine in _TO_OURS.items()}
 
 
@@ -125,7 +123,7 @@ def _maps_before(model: nn.Module, targets: dict[str, Any]) -> dict[str, nn.Modu
     if missing:
         raise BatchNormError(
             "model must have a convolution or linear layer right before each batch norm layer for this coupling; none "
-            f"is certain for {', '.join(missing)}: convert the parts that have one, or use layer.attach(conv)"
+            f"was found for {', '.join(missing)}: convert the parts that have one, or use layer.attach(conv)"
         )
     return before
 
@@ -156,8 +154,8 @@ def _start_count(name: str, layer: Any, recipe: Recipe, count: int | None, choic
     trained = bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
     if trained and isinstance(estimator, Pooled) and "pooled_count" not in layer._buffers:
         raise BatchNormError(
-            f"count must be given: layer {name!r} holds trained statistics and how many values they stand for is not "
-            "known; 0 forgets them"
+            f"count must be given: layer {name!r} holds trained statistics, but the number of values behind them "
+            "is not known; count=0 discards them"
         )
     if not trained or layer.num_batches_tracked is None or int(layer.num_batches_tracked) > 0:
         return None
@@ -208,7 +206,7 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     for name, module in targets.items():
         reason = _no_stock(module, bank)
         if reason is not None:
-            raise BatchNormError(f"layer {name or '(root)'!r} must become a plain torch layer; it cannot: {reason}")
+            raise BatchNormError(f"layer {name or '(root)'!r} cannot be converted to a torch layer: {reason}")
     for name, module in targets.items():
         frozen, fused_from = module.frozen, module.fused_from
         # torch's layers take a number, in eval mode too.
@@ -232,9 +230,9 @@ def _no_stock(layer: Any, bank: str | None) -> str | None:
     if type(layer) not in _TO_STOCK:
         return f"torch has no class for {type(layer).__name__}; use BatchNorm1d, 2d or 3d"
     if layer.channel_axis != 1:
-        return f"torch's layers hold channels at axis 1, this one at {layer.channel_axis}"
+        return f"torch's layers have their channels on axis 1, this one on axis {layer.channel_axis}"
     if layer.accumulating:
-        return "it is inside accumulate(), whose update has not landed"
+        return "it is inside accumulate(), whose update is still pending"
     inference = layer.recipe.inference
     if isinstance(inference, Mixture) and inference.weight != 0:
         return f"its inference {inference!r} depends on the {inference.per} at hand; {_GIVE_UP}"

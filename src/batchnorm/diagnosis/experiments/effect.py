@@ -34,6 +34,8 @@ class Effect:
     scale: float = 0.0
     moved: float | None = None
     noise: float | None = None
+    # Whether a metric was given, which then does not tell the outputs from guesses.
+    scored: bool = False
 
     @property
     def limit(self) -> float:
@@ -70,11 +72,12 @@ class Effect:
         if self.moved is None:
             return "not measured"
         alone = "" if self.noise is None else f" (sampling alone: {part_of(self.noise, '')})"
-        moved = part_of(self.moved, "")
-        return (
-            f"output changes by {moved}{alone}, {verb}, {self.samples} samples; whether that is harm was not "
-            "measured: give metric="
+        unknown = (
+            "the metric is no better than guessing, so it does not show whether that is harm"
+            if self.scored
+            else "without metric= it is not known whether that is harm"
         )
+        return f"output changes by {part_of(self.moved, '')}{alone}, {verb}, {self.samples} samples; {unknown}"
 
 
 def quantile(units: int) -> float:

@@ -85,7 +85,7 @@ def effect(what: str, before: Outcome, after: Outcome, scorer: Scorer | None, no
     moved = after.distance(before) if after.finite else before.distance(after)
     if not before.finite and after.finite:
         moved = math.inf
-    plain = Effect(what, after.samples, moved=moved, noise=noise)
+    plain = Effect(what, after.samples, moved=moved, noise=noise, scored=scorer is not None)
     if scorer is None or not scorer.direction:
         return plain
     shared = [index for index in before.units if index in after.units]

@@ -15,23 +15,23 @@ from batchnorm.models.batches import counted
 from batchnorm.models.tables import part_of
 
 COLUMNS = (
-    "drift: from the stored mean to the actual, in stored standard deviations, +- its sampling error; variance off x: "
-    "the factor between stored and actual; share: of the change in the output; values: the fewest a channel had in a "
-    "batch; updates: num_batches_tracked"
+    "drift: distance from the stored to the actual mean, in stored standard deviations, +- its sampling error; "
+    "variance x: factor between the stored and the actual variance; share: part of the change in the output that the "
+    "layer causes; values: smallest number per channel in a batch; updates: num_batches_tracked"
 )
 CHOICE = {
     "stored": "stored statistics (eval mode)",
-    "batch": "the batch's own (train mode)",
-    "exact": "exact ones (recalibrated)",
+    "batch": "statistics of the batch (train mode)",
+    "exact": "exact statistics (recalibrated)",
 }
 KEYS = {"exact": "recalibrated"}
 OTHERS = {
-    "rest": "stored ones, dropout on",
-    "without_padding": "those without padding",
-    "eval_stored": "evaluation data: stored ones",
-    "eval_exact": "evaluation data: exact ones of the loader",
-    "eval_undone": "evaluation data: stored ones, the difference undone",
-    "eval_own": "evaluation data: their own",
+    "rest": "stored statistics, dropout on",
+    "without_padding": "statistics without padding",
+    "eval_stored": "evaluation data: stored statistics",
+    "eval_exact": "evaluation data: exact statistics of the loader",
+    "eval_undone": "evaluation data: stored statistics, difference undone",
+    "eval_own": "evaluation data: their own statistics",
 }
 
 
@@ -64,7 +64,7 @@ class ModelSubject:
     def tables(self) -> list[Table]:
         """The metric under each choice, and the layers."""
         found = [self._choices()] if self._rows() else []
-        header = ["layer", "drift (std)", "+-", "variance off x", "share", "values", "updates"]
+        header = ["layer", "drift (std)", "+-", "variance x", "share", "values", "updates"]
         rows = [_row(v) for v in self.layers.values()]
         used = self.evidence.attributed
         caption = COLUMNS + (f"; shares on {counted(used, 'sample')}" if used else "")
@@ -91,7 +91,7 @@ class ModelSubject:
         if stored is None or batch is None or exact is None or not e.statistics.helps or batch == stored:
             return ""
         closed = min(max((exact - stored) / (batch - stored), 0.0), 1.0)
-        return f"; exact statistics close {closed:.0%} of the gap to the batch's, {1 - closed:.0%} is not explained"
+        return f"; exact statistics close {closed:.0%} of the gap to the batch's; {1 - closed:.0%} is unexplained"
 
     def as_dict(self) -> dict[str, Any]:
         """Layers and gaps as plain numbers."""
@@ -175,7 +175,7 @@ def _drawn(layer: LayerEvidence) -> dict[str, Any]:
         "updates": layer.counter,
         "momentum": layer.momentum,
         "eps": layer.eps,
-        "fewest values a channel": _fewest(layer),
+        "fewest values per channel": _fewest(layer),
         "variance off by a factor of": round(math.exp(min(layer.var_log_ratio, 50.0)), 3)
         if layer.var_log_ratio == layer.var_log_ratio
         else None,

@@ -62,8 +62,8 @@
     const curve = path(Array.from({ length: 101 }, (_, i) => -5 + i / 10).map((x) => [X(x, -5, 5), Y(bell(x, 0, 1) / 2.5066, 0, top)]));
     const outside = (100 * (counts[0] + counts[counts.length - 1])) / total;
     const box = el("div");
-    box.innerHTML = `<h3>Normalised with the stored statistics</h3><p class="key"><span style="--c:var(--actual)">what the layer gives</span>` +
-      `<span style="--c:var(--stored)">what it should be on average</span></p><svg viewBox="0 0 ${W} ${H}" role="img" aria-label="Histogram of the ` +
+    box.innerHTML = `<h3>Normalised with the stored statistics</h3><p class="key"><span style="--c:var(--actual)">output of the layer</span>` +
+      `<span style="--c:var(--stored)">expected on average</span></p><svg viewBox="0 0 ${W} ${H}" role="img" aria-label="Histogram of the ` +
       `normalised values against a standard normal curve">${axis(-5, 5)}${bars}<path class="stored-line" d="${curve}"/></svg>` +
       `<p class="numbers">${outside >= 0.05 ? `${outside.toFixed(1)} % of the values lie beyond 5 standard deviations` : "standard deviations"}</p>`;
     return box;
@@ -151,8 +151,8 @@
       return cell;
     }));
     document.getElementById("strip-caption").textContent = view === "share"
-      ? "How much of the change in the output each layer's stored statistics cause, alone, in the network with exact ones. Heights go by the square root. Choose a layer by click or arrow keys."
-      : `${data.bar[0].toUpperCase() + data.bar.slice(1)} in ${data.unit}, root mean square over channels. Heights go by the square root. Choose a layer by click or arrow keys.`;
+      ? "How much of the change in the output each layer's stored statistics cause, alone, in the network with exact ones. Bar heights follow the square root. Choose a layer by click or arrow keys."
+      : `${data.bar[0].toUpperCase() + data.bar.slice(1)} in ${data.unit}, root mean square over channels. Bar heights follow the square root. Choose a layer by click or arrow keys.`;
   }
 
   function choose(i) {

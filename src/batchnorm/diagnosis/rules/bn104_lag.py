@@ -3,7 +3,7 @@
 Root mean square over channels; either must be above {SURE} times its sampling error, a variance's from the fourth
 moment. The weights moved after the statistics: a late large step, averaging, pruning, merging, quantising, another
 subnet. The layer furthest off comes first, by the divergence of the stored from the actual distribution. Frozen layers
-are not judged, nor layers whose statistics change nothing in the output. Where batches are of one kind each (BN117),
+are not judged, nor layers whose statistics change nothing in the output. Where each batch is of one kind (BN117),
 a layer must also drift in eval mode. A warning where recalibration, tried on a copy, helps beyond noise, else a note.
 """
 

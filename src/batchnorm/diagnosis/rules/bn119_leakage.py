@@ -1,4 +1,4 @@
-"""Batches are of one kind each (BN117), and the metric is better with the batch's statistics than with exact ones.
+"""Each batch is of one kind (BN117), and the metric is better with the batch's statistics than with exact ones.
 
 Beyond noise and by more than {PERSISTS} of the distance to guessing. The network reads from its batch what kind it is,
 and recalibration does not close the gap. Which way the metric is better is learnt from outputs held against other

@@ -53,7 +53,7 @@ def watch(
     steps: int | None = None,
     compare_processes: bool = True,
 ) -> Watch:
-    """Watch a training run's running statistics; warns once, at the step something goes wrong.
+    """Watch a training run's running statistics, and warn once, at the step where something goes wrong.
 
     Example:
         >>> import torch, batchnorm

@@ -119,7 +119,7 @@ class SourceSubject:
 
 @arguments(path=a_path_or_paths, select=some_names, ignore=some_names)
 def lint(path: str | Path | Sequence[str | Path], *, select: Iterable[str] = (), ignore: Iterable[str] = ()) -> Report:
-    """Say what Python source does wrong with batch norm's running statistics; nothing is imported or run.
+    """Find misuse of batch norm's running statistics in Python source; nothing is imported or run.
 
     Example:
         >>> import tempfile, pathlib, batchnorm

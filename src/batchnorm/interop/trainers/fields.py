@@ -45,5 +45,5 @@ class Fields:
             except (KeyError, AttributeError, TypeError, IndexError) as error:
                 parts = ", ".join(map(repr, self._parts.values()))
                 raise BatchNormError(
-                    f"loader must give batches with {parts}; a {type(batch).__name__} has not"
+                    f"loader must give batches that hold {parts}; a {type(batch).__name__} does not"
                 ) from error

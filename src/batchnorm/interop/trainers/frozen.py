@@ -58,4 +58,4 @@ def _part(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError as error:
-        raise BatchNormError(f"parts must be paths of modules of the model; {name!r} is none") from error
+        raise BatchNormError(f"parts must be paths of modules of the model; there is no {name!r}") from error

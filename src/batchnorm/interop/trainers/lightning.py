@@ -142,7 +142,7 @@ class Recalibrate(_Callback):
     def _run(self, trainer: Any, pl_module: Any, when: str) -> None:
         loader = self._of_the_fit if self._loader is None else self._loader
         if self._loader is None and not isinstance(loader, DataLoader):
-            raise BatchNormError(f"loader must be given where training does not read one DataLoader, but {loader!r}")
+            raise BatchNormError(f"loader must be given: training reads {loader!r}, not one DataLoader")
         plain = type(pl_module).forward is nn.Module.forward
         if self._forward_fn is None and plain:
             raise BatchNormError(f"forward_fn must be given: {type(pl_module).__name__} has no forward")

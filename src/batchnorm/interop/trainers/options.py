@@ -21,7 +21,7 @@ def check_options(options: Iterable[str]) -> None:
     known = sorted(set(inspect.signature(recalibrate).parameters) - _FILLED_IN)
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise BatchNormError(f"options must be arguments of recalibrate: {', '.join(known)}; {unknown[0]!r} is none")
+        raise BatchNormError(f"options must be arguments of recalibrate: {', '.join(known)}; not {unknown[0]!r}")
 
 
 def check_moments(at: Collection[str] | str, legal: tuple[str, ...]) -> frozenset[str]:

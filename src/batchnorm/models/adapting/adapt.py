@@ -107,7 +107,7 @@ def adapt(
     max_batches: int | None = None,
     forward_fn: ForwardFn | None = None,
 ) -> Adaptation[Model]:
-    """Let batch norm layers normalise with statistics that fit unlabelled data from elsewhere.
+    """Let batch norm layers normalise with statistics that fit unlabelled data from another source.
 
     Example:
         >>> import torch

@@ -83,7 +83,7 @@ def fold(
     example = Example(example_input)
     for name, module in model.named_modules():
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # pyright: ignore
-            raise BatchNormError(f"model must know its shapes; run it once: layer {name!r} is {type(module).__name__}")
+            raise BatchNormError(f"model must have its shapes: run it once; layer {name!r} is {type(module).__name__}")
     original = _in_eval(model)
     maps = [name for name, m in original.named_modules() if isinstance(m, LINEAR_MAPS)]
     calls = observe(original, example, [*found, *maps])

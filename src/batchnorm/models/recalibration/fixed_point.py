@@ -291,7 +291,7 @@ def estimate(target: Target, totals: Totals, variance: Variance) -> tuple[Tensor
     """The mean and the variance to store for what a layer received."""
     var = totals.variance(variance, target.correction)
     if not bool(torch.isfinite(var).all()):
-        raise BatchNormError(f"loader must give more than 1 value per channel; layer {target.name!r} got one in all")
+        raise BatchNormError(f"loader must give more than 1 value per channel; layer {target.name!r} got one in total")
     return totals.mean, var
 
 

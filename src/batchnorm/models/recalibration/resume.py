@@ -57,7 +57,7 @@ class Checkpoint:
             if identity.get(name) != value:
                 raise BatchNormError(
                     f"resume must be a checkpoint of this run; {self.path} was made with other {name}: delete it to "
-                    "begin anew"
+                    "start over"
                 )
         return saved
 

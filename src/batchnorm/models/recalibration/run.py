@@ -164,7 +164,7 @@ class Run:
                         if start:
                             continue
                         if code != stream.code:
-                            raise BatchNormError("resume must meet the same batches again; the loader gave others")
+                            raise BatchNormError("resume needs the same batches again; the loader gave others")
                     else:
                         stream.add(self.caller, self.visits, batch, count_samples(batch))
                         stream.code = code

@@ -113,7 +113,7 @@ def _selected(layers: dict[str, _BatchNorm], select: Any) -> dict[str, _BatchNor
             )
         chosen = {name: layers[name] for name in names}
     if not chosen:
-        raise BatchNormError("select must leave at least one batch norm layer; it left none")
+        raise BatchNormError("select matches no batch norm layer of the model")
     return chosen
 
 

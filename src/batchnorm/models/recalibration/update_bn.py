@@ -18,7 +18,7 @@ from batchnorm.models.recalibration.result import Recalibration
 def update_bn(
     loader: Iterable[Any], model: nn.Module, device: torch.device | str | None = None
 ) -> Recalibration | None:
-    """Recompute the running statistics of a model: `torch.optim.swa_utils.update_bn`, made right.
+    """Recompute running statistics as `torch.optim.swa_utils.update_bn` does, pooled exactly and with dropout off.
 
     Example:
         >>> import torch

@@ -118,7 +118,7 @@ def momentum_outside(facts: Facts) -> Iterator[Said]:
             yield Said(
                 layer.event.function.module,
                 layer.call,
-                f"momentum={value:g} is taken without a word, but must be in [0, 1]: the old value weighs "
+                f"momentum={value:g} is accepted silently, but must be in [0, 1]: the old value weighs "
                 f"{1 - value:g}, and the statistics "
                 "swing past the data or away from it",
                 "momentum=0.1, and batchnorm.recalibrate(model, loader) for what is trained already",
