@@ -10,7 +10,7 @@ from torch import nn
 
 import batchnorm
 from batchnorm import interop, layers, models
-from batchnorm.errors import check_word
+from batchnorm.arguments import word
 from batchnorm.interop import federate, states, statistics
 from batchnorm.kernels import choice
 from batchnorm.layers import activation, choices, estimators, extents, inference, renorm
@@ -92,11 +92,11 @@ def test_words_are_said_as_one_reads_them():
     for words, said in (
         (typing.Literal["a", "b"], "it must be 'a' or 'b'; it was 'c'"),
         (typing.Literal["a", "d", "e"], "it must be 'a', 'd' or 'e'; it was 'c'"),
-        (typing.Literal["a", "d", "e", "f"], "it must be one of a, d, e, f; it was 'c'"),
+        (typing.Literal["a", "d", "e", "f"], "it must be 'a', 'd', 'e' or 'f'; it was 'c'"),
     ):
-        check_word("it", "a", words)
+        word(words)("it", "a")
         with pytest.raises(batchnorm.BatchNormError) as error:
-            check_word("it", "c", words)
+            word(words)("it", "c")
         assert str(error.value) == said
 
 

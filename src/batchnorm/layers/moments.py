@@ -9,7 +9,7 @@ from torch import Tensor
 
 from batchnorm import kernels
 from batchnorm.arguments import NOT_NEGATIVE, a_tensor, an_axis, arguments, told, whole
-from batchnorm.errors import ArgumentError, OperandError, check
+from batchnorm.errors import ArgumentError, BatchNormError, OperandError, check
 from batchnorm.layers.masks import against, require_kind, require_weights
 
 
