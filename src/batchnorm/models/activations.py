@@ -113,7 +113,7 @@ def _why_not(
         if name is None or name not in layers:
             return f"its input comes from {edge.what}"
         if edge.via:
-            return f"the axes are moved between {name} and it"
+            return f"there is something between {name} and it that moves or averages values"
         if layers[name].activation is not None:
             return f"{name} applies an activation already"
         if {(e.target, e.via) for e in flow.out_of(name)} != {(after, ())}:

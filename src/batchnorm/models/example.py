@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from batchnorm.errors import BatchNormError
+from batchnorm.models.objects import all_tensors, private
 
 
 class Example:
@@ -22,10 +23,10 @@ class Example:
             self.kwargs = {str(key): value for key, value in given.items()}
         else:
             self.args = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((self.args, self.kwargs))):
+        if next(all_tensors((self.args, self.kwargs)), None) is None:
             raise BatchNormError(
                 "example_input must be a tensor, a tuple of the model's arguments or a dict of its keyword arguments; "
-                f"it was {type(given).__name__}"
+                f"it was {type(given).__name__}, with no tensor in it"
             )
 
     @torch.no_grad()
@@ -34,7 +35,7 @@ class Example:
 
         def fresh(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
-                return leaf
+                return private(leaf, torch.float64 if double else None)
             return leaf.detach().double() if double and leaf.is_floating_point() else leaf.detach().clone()
 
         args, kwargs = pytree.tree_map(fresh, (self.args, self.kwargs))

@@ -13,7 +13,7 @@ from batchnorm import layers as ours
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
 from batchnorm.models.activations import activation_of, set_module
-from batchnorm.models.find import batch_norm_layers, inner_name, present_layers
+from batchnorm.models.find import batch_norm_layers, inner_name, is_timms, present_layers
 from batchnorm.models.graph.flow import linear_maps_before
 from batchnorm.models.modes import freeze
 from batchnorm.models.momentum import check_momentum, next_momentum
@@ -110,7 +110,7 @@ def _refusal(model: nn.Module, others: dict[str, Any]) -> str:
     named = [f"{inner_name(model, name) or '(root)'} ({type(m).__name__})" for name, m in list(others.items())[:3]]
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     words = f"model must hold plain torch batch norm layers; {', '.join(named)}{more} would lose a forward of their own"
-    if any("BatchNormAct" in kind.__name__ for m in others.values() for kind in type(m).__mro__):
+    if any(map(is_timms, others.values())):
         return f"{words}: batchnorm.interop.trainers.timm.convert takes timm's"
     return f"{words}: convert them to torch's classes first, or pass custom='keep'"
 

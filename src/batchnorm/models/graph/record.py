@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from batchnorm.models.graph.trace import WholeLayers
+from batchnorm.models.objects import all_tensors
 from batchnorm.models.state import preserved
 
 
@@ -28,7 +29,7 @@ def recorded(model: nn.Module, run: Callable[[nn.Module], Any]) -> fx.Graph | No
                 stack.callback(module.register_forward_hook(recorder.leave(name), with_kwargs=True).remove)
             with recorder:
                 output = run(model)
-        recorder.graph.output(recorder.nodes_in(output))
+        recorder.graph.output(recorder.nodes_in(list(all_tensors(output))))
         return recorder.graph
     except Exception:
         return None
