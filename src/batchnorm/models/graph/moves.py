@@ -39,6 +39,9 @@ def follow(via: tuple[Step, ...], place: Place) -> Place | None:
         elif kind == "positions":
             if axis >= rank - numbers[0]:
                 return None
+        elif kind == "average":
+            if axis in {n % rank for n in numbers}:
+                return None
         elif kind == "resize":
             if axis != 1 or rank < 3:
                 return None
@@ -140,6 +143,14 @@ def _unsqueeze(node: fx.Node) -> tuple[Step, ...] | None:
     return None if dims is None else (("unsqueeze", *dims),)
 
 
+def _mean(node: fx.Node) -> tuple[Step, ...] | None:
+    given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+    dims = [given["dim"]] if isinstance(given.get("dim"), int) else given.get("dim")
+    if not isinstance(dims, list | tuple) or not dims or given.get("keepdim") not in (None, False, True):
+        return None
+    return (("average" if given.get("keepdim") else "squeeze", *dims),)  # pyright: ignore[reportGeneralTypeIssues]
+
+
 def _pad(node: fx.Node) -> tuple[Step, ...] | None:
     given = dict(zip(("pad", "mode"), node.args[1:], strict=False)) | node.kwargs
     if given.get("mode", "constant") == "constant" or not isinstance(given.get("pad"), list | tuple):
@@ -170,6 +181,7 @@ _MOVES: dict[str, Callable[[fx.Node], tuple[Step, ...] | None]] = {
     "transpose": _transpose,
     "swapaxes": _transpose,
     "flatten": _flatten,
+    "mean": _mean,
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
     "pad": _pad,
