@@ -56,8 +56,8 @@ def fuse_activations(model: nn.Module, example_input: Any = None, *, progress: b
         BatchNormError: a model with torch's layers, or without any.
     """
     layers = own_layers(model, "fuse_activations()")
-    run = None if example_input is None else Example(example_input).run
-    flow = flow_of(model, None if run is None else lambda: recorded(model, lambda m: _in_eval(m, run)))
+    example = None if example_input is None else Example(example_input)
+    flow = flow_of(model, None if example is None else lambda: _recorded(model, example))
     modules = dict(model.named_modules())
     plan = _plan(flow, layers, modules)
     for name, after in plan.fused.items():
@@ -75,9 +75,9 @@ def fuse_activations(model: nn.Module, example_input: Any = None, *, progress: b
     return model
 
 
-def _in_eval(model: nn.Module, run: Any) -> Any:
+def _recorded(model: nn.Module, example: Example) -> Any:
     with evaluating(model):
-        return run(model)
+        return recorded(model, example)
 
 
 def _plan(flow: Flow, layers: dict[str, BatchNorm], modules: dict[str, nn.Module]) -> Fusing:

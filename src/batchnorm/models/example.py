@@ -29,16 +29,20 @@ class Example:
                 f"it was {type(given).__name__}, with no tensor in it"
             )
 
-    @torch.no_grad()
-    def run(self, model: nn.Module, *, double: bool = False) -> Any:
-        """The model's output; every run draws the same random numbers."""
+    def fresh(self, *, double: bool = False) -> tuple[Any, Any]:
+        """Copies of the arguments, and of those by name."""
 
-        def fresh(leaf: Any) -> Any:
+        def copied(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return private(leaf, torch.float64 if double else None)
             return leaf.detach().double() if double and leaf.is_floating_point() else leaf.detach().clone()
 
-        args, kwargs = pytree.tree_map(fresh, (self.args, self.kwargs))
+        return pytree.tree_map(copied, (self.args, self.kwargs))
+
+    @torch.no_grad()
+    def run(self, model: nn.Module, *, double: bool = False, given: tuple[Any, Any] | None = None) -> Any:
+        """The model's output, on these copies if they are given; every run draws the same random numbers."""
+        args, kwargs = self.fresh(double=double) if given is None else given
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return model(*args, **kwargs)
