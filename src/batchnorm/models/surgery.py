@@ -109,7 +109,7 @@ def _refusal(model: nn.Module, others: dict[str, Any]) -> str:
     """Which layers cannot be converted, and what can: a few by name."""
     named = [f"{inner_name(model, name) or '(root)'} ({type(m).__name__})" for name, m in list(others.items())[:3]]
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-    words = f"model must hold plain torch batch norm layers; {', '.join(named)}{more} would lose a forward of their own"
+    words = f"model must hold plain torch batch norm layers; {', '.join(named)}{more} would lose what their own classes do"
     if any(map(is_timms, others.values())):
         return f"{words}: batchnorm.interop.trainers.timm.convert takes timm's"
     return f"{words}: convert them to torch's classes first, or pass custom='keep'"

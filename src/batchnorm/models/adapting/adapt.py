@@ -249,7 +249,7 @@ def _layers(model: nn.Module) -> tuple[dict[str, Any], tuple[str, ...]]:
                 way = "batchnorm.interop.trainers.timm.convert takes timm's"
             raise BatchNormError(
                 f"model must hold torch's or this package's batch norm layers; {name or '(root)'} is a "
-                f"{type(layer).__name__}, whose own forward would be lost: {way}"
+                f"{type(layer).__name__}, whose own class would be lost: {way}"
             )
     return active, frozen
 
