@@ -111,6 +111,12 @@ def converted(model: nn.Module, case: Case) -> nn.Module:
         return trainers_timm.convert(model) if "BatchNormAct2d" in kinds else batchnorm.convert(model)
 
 
+def stocked(model: nn.Module) -> nn.Module:
+    """With the layers it had, timm's too."""
+    kinds = {kind.__name__ for m in batch_norm_layers(model).values() for kind in type(m).__mro__}
+    return trainers_timm.to_stock(model) if "BatchNormAct2d" in kinds else batchnorm.to_stock(model)
+
+
 def step(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
     """One forward and backward in train mode: outputs, gradients, and running statistics, flat in float64."""
     model.train()
@@ -156,7 +162,7 @@ def _in_double(case: Case) -> Any:
 
 
 def to_stock(model: nn.Module, case: Case) -> str:
-    mine = batchnorm.to_stock(converted(model, case))
+    mine = stocked(converted(model, case))
     gap = apart(once(copy.deepcopy(case.model).eval(), case.batches[0]), once(mine.eval(), case.batches[0]))
     demand(gap == 0, f"the eval output differs by {gap:.1e}")
     own = [n for n, m in batch_norm_layers(mine).items() if isinstance(m, batchnorm.BatchNorm)]
@@ -173,7 +179,7 @@ def fuse_activations(model: nn.Module, case: Case) -> str:
     fused = sum(layer.activation is not None for layer in batch_norm_layers(mine).values())  # pyright: ignore
     words = f"{fused} fused"
     demand([n for n, _ in mine.named_modules()] == names, "the paths of the model changed")
-    for other in (mine, batchnorm.to_stock(copy.deepcopy(mine))):
+    for other in (mine, stocked(copy.deepcopy(mine))):
         gap = apart(once(copy.deepcopy(case.model).eval(), first), once(other.eval(), first))
         demand(gap < 1e-5, f"the eval output differs by {gap:.1e}")
     theirs, own = step(copy.deepcopy(case.model), first), step(mine, first)

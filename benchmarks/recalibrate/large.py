@@ -203,7 +203,7 @@ def picture(rows: list[dict[str, Any]], to: Path) -> None:
     )
     panels = [
         base.mark_line(point=True).encode(y=altair.Y(f"{name}:Q", scale=altair.Scale(zero=True))).properties(width=260)
-        for name in ("seconds", "MiB above the model", "read")
+        for name in ("processor seconds", "MiB above the model", "read")
     ]
     altair.hconcat(*panels).save(to, ppi=120)
 

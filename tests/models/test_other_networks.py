@@ -291,6 +291,15 @@ def test_refusals_of_timms_layers_name_what_takes_them(verb):
     assert type(model[1]) is BatchNormAct2d
 
 
+class OfTimms(batchnorm.BatchNorm2d, BatchNormAct2d):
+    """As `interop.trainers.timm.convert` makes them."""
+
+
+def test_to_stock_of_timms_layers_names_what_gives_them_back():
+    with pytest.raises(BatchNormError, match=r"batchnorm\.interop\.trainers\.timm\.to_stock"):
+        batchnorm.to_stock(nn.Sequential(OfTimms(3)))
+
+
 def test_unfreezing_leaves_nothing_behind():
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))

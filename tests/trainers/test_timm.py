@@ -152,6 +152,8 @@ def test_the_packages_own_verbs_point_here_and_take_what_comes_out():
         assert len(str(caught.value)) < 400
     convert(model).eval()
     kinds, before = [type(m) for m in layers(model)], model(IMAGES[:8])
+    with pytest.raises(BatchNormError, match=r"batchnorm\.interop\.trainers\.timm\.to_stock"):
+        batchnorm.to_stock(model)
     result = batchnorm.adapt(model, mode="batch")
     assert not torch.allclose(model(IMAGES[:8]), before)
     result.undo()

@@ -109,7 +109,9 @@ def _refusal(model: nn.Module, others: dict[str, Any]) -> str:
     """Which layers cannot be converted, and what can: a few by name."""
     named = [f"{inner_name(model, name) or '(root)'} ({type(m).__name__})" for name, m in list(others.items())[:3]]
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-    words = f"model must hold plain torch batch norm layers; {', '.join(named)}{more} would lose what their own classes do"
+    words = (
+        f"model must hold plain torch batch norm layers; {', '.join(named)}{more} would lose what their own classes do"
+    )
     if any(map(is_timms, others.values())):
         return f"{words}: batchnorm.interop.trainers.timm.convert takes timm's"
     return f"{words}: convert them to torch's classes first, or pass custom='keep'"
@@ -223,6 +225,8 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
 
 def _no_stock(layer: Any, bank: str | None) -> str | None:
     """Why no torch layer gives this layer's eval output, or None."""
+    if is_timms(layer):
+        return "it is timm's, which batchnorm.interop.trainers.timm.to_stock gives back"
     if type(layer) not in _TO_STOCK:
         return f"torch has no class for {type(layer).__name__}; use BatchNorm1d, 2d or 3d"
     if layer.channel_axis != 1:
