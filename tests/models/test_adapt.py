@@ -344,7 +344,7 @@ def test_all_or_nothing_and_errors():
         (lambda: adapt(net, [source(8)], if_sorted="maybe"), "if_sorted must be"),
         (lambda: adapt(nn.Linear(2, 2), mode="batch"), "must contain a batch norm"),
         (lambda: adapt(freeze(Net()), mode="batch"), "not frozen"),
-        (lambda: adapt(nn.Sequential(Custom(3)), mode="batch"), "own forward would be lost"),
+        (lambda: adapt(nn.Sequential(Custom(3)), mode="batch"), "own class would be lost"),
         (lambda: adapt(net, [source(32) * torch.nan], "domain"), "finite activations"),
     ):
         with pytest.raises(batchnorm.BatchNormError, match=words):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 import batchnorm
@@ -172,6 +173,79 @@ def test_before_a_linear_layer_in_every_layout():
     assert folded(trained(last), random(5, 4, 4)).left == {}
     moved = Through(lambda x, a, b: b(a(x).transpose(-1, 1)), nn.BatchNorm1d(4), nn.Linear(4, 3))
     assert folded(trained(moved), random(5, 4, 4)).left == {}
+
+
+def between(*what, conv=True):
+    """ReLU, batch norm, what keeps constants, and a map."""
+    return trained(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), *what, nn.Conv2d(4, 6, 3) if conv else nn.Linear(4, 6)))
+
+
+class Call(nn.Module):
+    """A function as a module that is looked into."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+KEEPING = {
+    "reflection": (nn.ReflectionPad2d(1),),
+    "replication": (nn.ReplicationPad2d((1, 0, 2, 1)),),
+    "circular": (nn.CircularPad2d(1),),
+    "pooling": (nn.AvgPool2d(2, 1),),
+    "adaptive pooling": (nn.AdaptiveAvgPool2d(3),),
+    "nearest": (nn.Upsample(scale_factor=2),),
+    "bilinear": (nn.UpsamplingBilinear2d(scale_factor=2),),
+    "pad": (Call(lambda x: functional.pad(x, (1, 1, 1, 1), mode="reflect")),),
+    "pad by name": (Call(lambda x: functional.pad(x, pad=[1, 1, 0, 2], mode="replicate")),),
+    "interpolate": (Call(lambda x: functional.interpolate(x, size=(9, 9), mode="bicubic")),),
+    "avg_pool2d": (Call(lambda x: functional.avg_pool2d(x, 2)),),
+    "adaptive_avg_pool2d": (Call(lambda x: functional.adaptive_avg_pool2d(x, (4, 5))),),
+    "kept axes": (Call(lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 3, 3)),),
+}
+# expand is no move that is known, and says so.
+LEFT = {"kept axes": "its output goes to expand"}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_through_padding_pooling_and_resizing_that_keep_constants(name):
+    left = folded(between(*KEEPING[name]), random(2, 4, 6, 6)).left
+    assert left.keys() == ({"1"} if name in LEFT else set())
+    assert LEFT.get(name, "") in left.get("1", "")
+
+
+@pytest.mark.parametrize(
+    "pooled",
+    [
+        (nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        (Call(lambda x: x.mean((2, 3))),),
+        (Call(lambda x: torch.mean(x, dim=[-1, -2])),),
+        (Call(lambda x: functional.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)),),
+        (Call(lambda x: x.mean(3).unsqueeze(1).squeeze(1).mean(2)),),
+    ],
+)
+def test_through_a_global_average_into_the_head(pooled):
+    assert folded(between(*pooled, conv=False), random(3, 4, 5, 6)).left == {}
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        (nn.ZeroPad2d(1), "its output goes to 2 (ZeroPad2d)"),
+        (nn.AvgPool2d(2, padding=1), "its output goes to 2 (AvgPool2d)"),
+        (nn.AvgPool2d(2, ceil_mode=True), "its output goes to 2 (AvgPool2d)"),
+        (nn.AvgPool2d(2, divisor_override=3), "its output goes to 2 (AvgPool2d)"),
+        (nn.MaxPool2d(2), "its output goes to 2 (MaxPool2d)"),
+        (Call(lambda x: functional.pad(x, (1, 1, 1, 1))), "its output goes to pad"),
+        (Call(lambda x: x.mean(1, keepdim=True).expand(-1, 4, -1, -1)), "its output goes to expand"),
+        (Call(lambda x: functional.interpolate(x.transpose(1, 2), size=(4, 14)).transpose(1, 2)), "not the input"),
+    ],
+)
+def test_what_changes_a_constant_or_mixes_channels_is_no_way_through(what, reason):
+    assert reason in folded(between(what), random(2, 4, 7, 7)).left["1"]
 
 
 def test_one_layer_before_several_maps():

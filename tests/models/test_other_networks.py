@@ -1,5 +1,8 @@
 """Networks as others write them: graphs that FX cannot trace, frozen copies, layers that draw in eval mode."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import fx, nn
@@ -104,6 +107,20 @@ def test_every_layer_is_folded(name):
     assert result.left == {}
     assert result.exact_error < 1e-14
     assert result.max_rel_error < 1e-5
+
+
+def test_the_input_of_a_recorded_run_is_called_the_input():
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return x if x.sum() > 1e9 else self.bn(x) * x
+
+    assert batchnorm.fold(First().eval(), torch.randn(4, 3), timing=0).left == {
+        "bn": "its input comes from the input; its output goes to mul"
+    }
 
 
 def test_a_linear_layer_that_changes_its_weight_is_not_taken_for_a_plain_one():
@@ -225,3 +242,70 @@ def test_refusals_are_short_and_name_a_few():
     with pytest.raises(BatchNormError, match=r"0 \(Own\), 1 \(Own\), 2 \(Own\) and 37 more") as caught:
         batchnorm.convert(nn.Sequential(*[Own(3) for _ in range(40)]))
     assert len(str(caught.value)) < 250
+
+
+class Scaled(batchnorm.BatchNorm2d):
+    """A subclass of this package's layer with a forward of its own, at the top level so that pickle finds it."""
+
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+def test_subclasses_of_our_layers_are_adapted_with_their_own_forward():
+    torch.manual_seed(0)
+    layer, data = Scaled(3), [torch.randn(16, 3, 4, 4) * 3 + 1 for _ in range(4)]
+    model = nn.Sequential(layer).eval()
+    before = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+    result = batchnorm.adapt(model, mode="batch")
+    x = data[0]
+    expected = 2 * functional.batch_norm(x, None, None, training=True, eps=layer.eps)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), model(x))
+    result.undo()
+    assert type(layer) is Scaled
+    assert {name: value for name, value in vars(layer).items() if not name.startswith("_")} == before
+    assert torch.equal(model(x), 2 * functional.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps))
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """Named as timm's, with a forward of its own."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        batchnorm.convert,
+        batchnorm.fuse_activations,
+        lambda model: batchnorm.adapt(model, mode="batch"),
+        lambda model: batchnorm.accumulate(model).__enter__(),
+    ],
+)
+def test_refusals_of_timms_layers_name_what_takes_them(verb):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4))
+    with pytest.raises(BatchNormError, match=r"1 .*batchnorm\.interop\.trainers\.timm\.convert"):
+        verb(model)
+    assert type(model[1]) is BatchNormAct2d
+
+
+class OfTimms(batchnorm.BatchNorm2d, BatchNormAct2d):
+    """As `interop.trainers.timm.convert` makes them."""
+
+
+def test_to_stock_of_timms_layers_names_what_gives_them_back():
+    with pytest.raises(BatchNormError, match=r"batchnorm\.interop\.trainers\.timm\.to_stock"):
+        batchnorm.to_stock(nn.Sequential(OfTimms(3)))
+
+
+def test_unfreezing_leaves_nothing_behind():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    before = [set(vars(module)) for module in model.modules()]
+    batchnorm.freeze(model)
+    model.train()(torch.randn(2, 3, 4, 4))
+    model.eval()(torch.randn(2, 3, 4, 4))
+    batchnorm.unfreeze(model)
+    assert [set(vars(module)) for module in model.modules()] == before

@@ -142,3 +142,20 @@ def test_diagnosed():
     batchnorm.recalibrate(model, IMAGES.split(8))
     codes = {f.code for f in batchnorm.diagnose(model, IMAGES.split(8)).findings}
     assert "BN101" not in codes
+
+
+def test_the_packages_own_verbs_point_here_and_take_what_comes_out():
+    model = network()
+    for verb in (batchnorm.convert, batchnorm.fuse_activations, lambda m: batchnorm.adapt(m, mode="batch")):
+        with pytest.raises(BatchNormError, match=r"batchnorm\.interop\.trainers\.timm\.convert") as caught:
+            verb(model)
+        assert len(str(caught.value)) < 400
+    convert(model).eval()
+    kinds, before = [type(m) for m in layers(model)], model(IMAGES[:8])
+    with pytest.raises(BatchNormError, match=r"batchnorm\.interop\.trainers\.timm\.to_stock"):
+        batchnorm.to_stock(model)
+    result = batchnorm.adapt(model, mode="batch")
+    assert not torch.allclose(model(IMAGES[:8]), before)
+    result.undo()
+    assert torch.equal(model(IMAGES[:8]), before)
+    assert [type(m) for m in layers(model)] == kinds

@@ -56,15 +56,15 @@ WORDS = {
 @pytest.mark.parametrize("argument", WORDS)
 def test_a_call_takes_the_words_that_checkers_know_and_no_other(argument):
     words, call = WORDS[argument]
-    for word in get_args(words):
-        call(word)
+    for one in get_args(words):
+        call(one)
     # Too many to name where one is near; None stands for the default of the first two.
     near = argument == "method"
     others = ["", get_args(words)[0].upper(), 3, [], torch.ones(2)]
     for other in others if argument in ("schedule", "activation") else [*others, None]:
         with pytest.raises(batchnorm.BatchNormError, match=f"^{argument} must be") as error:
             call(other)
-        unsaid = [word for word in get_args(words) if word not in str(error.value)]
+        unsaid = [one for one in get_args(words) if one not in str(error.value)]
         assert unsaid == [] or (near and "did you mean" in str(error.value))
 
 

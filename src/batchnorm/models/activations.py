@@ -59,8 +59,8 @@ def fuse_activations(model: Model, example_input: Any = None, *, progress: bool 
         BatchNormError: a model with torch's layers, or without any.
     """
     layers = own_layers(model, "fuse_activations()")
-    run = None if example_input is None else Example(example_input).run
-    flow = flow_of(model, None if run is None else lambda: recorded(model, lambda m: _in_eval(m, run)))
+    example = None if example_input is None else Example(example_input)
+    flow = flow_of(model, None if example is None else lambda: _recorded(model, example))
     modules: dict[str, nn.Module] = dict(model.named_modules())
     plan = _plan(flow, layers, modules)
     for name, after in plan.fused.items():
@@ -78,9 +78,9 @@ def fuse_activations(model: Model, example_input: Any = None, *, progress: bool 
     return model
 
 
-def _in_eval(model: nn.Module, run: Any) -> Any:
+def _recorded(model: nn.Module, example: Example) -> Any:
     with evaluating(model):
-        return run(model)
+        return recorded(model, example)
 
 
 def _plan(flow: Flow, layers: dict[str, BatchNorm], modules: dict[str, nn.Module]) -> Fusing:
@@ -116,7 +116,7 @@ def _why_not(
         if name is None or name not in layers:
             return f"its input comes from {edge.what}"
         if edge.via:
-            return f"the axes are moved between {name} and it"
+            return f"there is something between {name} and it that moves or averages values"
         if layers[name].activation is not None:
             return f"{name} applies an activation already"
         if {(e.target, e.via) for e in flow.out_of(name)} != {(after, ())}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
 from batchnorm.failures import of_forward, of_loader
+from batchnorm.models.objects import all_tensors
 
 
 def call(
@@ -49,7 +51,7 @@ def _call(model: nn.Module, batch: Any, forward_fn: Any, device: torch.device | 
     if forward_fn is not None:
         return forward_fn(model, batch)
     if isinstance(batch, Mapping):
-        return model(**batch)
+        return model(**batch) if _takes_names(model, batch) else _whole(model, batch)
     if isinstance(batch, (tuple, list)):
         return model(batch[0])
     return model(batch)
@@ -69,6 +71,34 @@ def numbered(loader: Iterable[Any], name: str = "loader") -> Iterator[Any]:
         raise
     except Exception as error:
         raise of_loader(error, name, number) from error
+
+
+def _takes_names(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Whether a dict holds a model's arguments by name; some models take it whole, as their one argument."""
+    try:
+        names = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return True
+    return _binds(names, (), dict(batch)) or not _binds(names, (batch,), {})
+
+
+def _whole(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    try:
+        return model(batch)
+    except Exception as error:
+        keys = ", ".join(repr(key) for key in [*batch][:5])
+        raise BatchNormError(
+            f"loader yields dicts with the keys {keys}, which {type(model).__name__} takes neither by name nor as a "
+            f"whole ({type(error).__name__}: {error}): give forward_fn, or the model's arguments by name"
+        ) from error
+
+
+def _binds(names: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        names.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _to(value: Any, device: torch.device) -> Any:
@@ -91,7 +121,7 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def tensors(batch: Any) -> Iterator[Tensor]:
-    """Every tensor in a batch."""
+    """Every tensor in a batch that containers hold; `objects.all_tensors` finds those of objects too."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, (Mapping, tuple, list)):
@@ -100,15 +130,14 @@ def tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def count_samples(batch: Any) -> int:
-    """The size of the first axis of the first tensor in a batch."""
+    """The size of the first axis of the first tensor in a batch; the number of graphs where an object says it."""
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.dim() else 1
-    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    for item in items:
-        found = count_samples(item)
-        if found:
-            return found
-    return 0
+    if isinstance(batch, (Mapping, tuple, list)):
+        items = batch.values() if isinstance(batch, Mapping) else batch
+        return next(filter(None, map(count_samples, items)), 0)
+    graphs = getattr(batch, "num_graphs", None)
+    return graphs if isinstance(graphs, int) else next(filter(None, map(count_samples, all_tensors(batch))), 0)
 
 
 @contextmanager

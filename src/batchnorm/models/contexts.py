@@ -14,13 +14,20 @@ from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm, Renorm
 from batchnorm.layers.held import hold
 from batchnorm.layers.masks import Given
-from batchnorm.models.find import Model, batch_norm_layers
+from batchnorm.models.find import Model, batch_norm_layers, is_timms
 
 
 def own_layers(model: nn.Module, what: str) -> dict[str, BatchNorm]:
     """This package's layers of a model by path; an error where there are none, or torch's are among them."""
     found = batch_norm_layers(model)
     stock = [name or "(root)" for name, layer in found.items() if not isinstance(layer, BatchNorm)]
+    timms = [name or "(root)" for name, layer in found.items() if is_timms(layer) and not isinstance(layer, BatchNorm)]
+    if timms:
+        names = f"{', '.join(timms[:3])} {'is' if len(timms) == 1 else 'are'} timm's"
+        raise BatchNormError(
+            f"model must hold this package's batch norm layers for {what}; {names}: convert it first, with "
+            "batchnorm.interop.trainers.timm.convert"
+        )
     if stock or not found:
         held = f"{', '.join(stock[:3])} {'is' if len(stock) == 1 else 'are'} torch's" if stock else "there are none"
         raise BatchNormError(f"model must hold this package's batch norm layers for {what}; {held}: convert it first")

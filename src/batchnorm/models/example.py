@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from batchnorm.arguments import told
 from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.failures import layer_of, reason
+from batchnorm.models.objects import all_tensors, private
 
 
 class Example:
@@ -24,22 +25,26 @@ class Example:
             self.kwargs = {str(key): value for key, value in given.items()}
         else:
             self.args = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((self.args, self.kwargs))):
+        if next(all_tensors((self.args, self.kwargs)), None) is None:
             raise BatchNormError(
                 "example_input must be a tensor, a tuple of the model's arguments or a dict of its keyword arguments; "
-                f"it was {told(given)}"
+                f"it was {told(given)}, with no tensor in it"
             )
 
-    @torch.no_grad()
-    def run(self, model: nn.Module, *, double: bool = False) -> Any:
-        """The model's output; every run draws the same random numbers."""
+    def fresh(self, *, double: bool = False) -> tuple[Any, Any]:
+        """Copies of the arguments, and of those by name."""
 
-        def fresh(leaf: Any) -> Any:
+        def copied(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
-                return leaf
+                return private(leaf, torch.float64 if double else None)
             return leaf.detach().double() if double and leaf.is_floating_point() else leaf.detach().clone()
 
-        args, kwargs = pytree.tree_map(fresh, (self.args, self.kwargs))
+        return pytree.tree_map(copied, (self.args, self.kwargs))
+
+    @torch.no_grad()
+    def run(self, model: nn.Module, *, double: bool = False, given: tuple[Any, Any] | None = None) -> Any:
+        """The model's output, on these copies if they are given; every run draws the same random numbers."""
+        args, kwargs = self.fresh(double=double) if given is None else given
         with torch.random.fork_rng():
             torch.manual_seed(0)
             try:

@@ -116,6 +116,11 @@ _ROLES = {"weight", "bias", "running_mean", "running_var"}
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
+def is_timms(layer: object) -> bool:
+    """Whether a layer is timm's batch norm with an activation, which `interop.trainers.timm.convert` takes."""
+    return any("BatchNormAct" in kind.__name__ for kind in type(layer).__mro__)
+
+
 def inner_name(model: nn.Module, name: str) -> str:
     """A layer's path without what compiling, DDP and FSDP put before it."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

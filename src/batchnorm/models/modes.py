@@ -85,8 +85,11 @@ def _hold(module: nn.Module, args: Any) -> None:
 
 
 def _release(module: nn.Module, args: Any, output: Any) -> None:
-    if module.__dict__.get("_before_hold"):
-        module.training = module.__dict__["_before_hold"].pop()
+    before = module.__dict__.get("_before_hold")
+    if before:
+        module.training = before.pop()
+    if not before:
+        module.__dict__.pop("_before_hold", None)
 
 
 def _forget_compiled() -> None:

@@ -16,7 +16,7 @@ from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, P
 from batchnorm.layers.choices import Choices
 from batchnorm.layers.table import Method
 from batchnorm.models.activations import activation_of, set_module
-from batchnorm.models.find import Model, batch_norm_layers, inner_name, present_layers
+from batchnorm.models.find import Model, batch_norm_layers, inner_name, is_timms, present_layers
 from batchnorm.models.graph.flow import linear_maps_before
 from batchnorm.models.modes import freeze
 from batchnorm.models.momentum import check_momentum, next_momentum
@@ -110,8 +110,10 @@ def _refusal(model: nn.Module, others: dict[str, Any]) -> str:
     """Which layers cannot be converted, and what can: a few by name."""
     named = [f"{inner_name(model, name) or '(root)'} ({type(m).__name__})" for name, m in list(others.items())[:3]]
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-    words = f"model must hold plain torch batch norm layers; {', '.join(named)}{more} would lose a forward of their own"
-    if any("BatchNormAct" in kind.__name__ for m in others.values() for kind in type(m).__mro__):
+    words = (
+        f"model must hold plain torch batch norm layers; {', '.join(named)}{more} would lose what their own classes do"
+    )
+    if any(map(is_timms, others.values())):
         return f"{words}: batchnorm.interop.trainers.timm.convert takes timm's"
     return f"{words}: convert them to torch's classes first, or pass custom='keep'"
 
@@ -227,6 +229,8 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
 
 def _no_stock(layer: Any, bank: str | None) -> str | None:
     """Why no torch layer gives this layer's eval output, or None."""
+    if is_timms(layer):
+        return "it is timm's, which batchnorm.interop.trainers.timm.to_stock gives back"
     if type(layer) not in _TO_STOCK:
         return f"torch has no class for {type(layer).__name__}; use BatchNorm1d, 2d or 3d"
     if layer.channel_axis != 1:

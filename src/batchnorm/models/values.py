@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 _DEPTH = 2
 # Bytes; larger arrays, and larger tensors inside objects, are data rather than state.
 _LARGEST = 1 << 28
-_ATOMS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, type)
+ATOMS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, type)
 # Objects of these keep books of their own, and trainers of the last two lead to everything else.
 _FOREIGN = (
     "torch", "logging", "threading", "multiprocessing", "weakref", "_weakrefset", "builtins", "functools", "lightning",
@@ -57,7 +57,7 @@ class Values:
             raise errors[0]
 
     def _take(self, value: Any, depth: int) -> None:
-        if type(value) in _ATOMS or id(value) in self._seen:
+        if type(value) in ATOMS or id(value) in self._seen:
             return
         # Kept, so that its id is not given to another object.
         self._seen[id(value)] = value
@@ -108,9 +108,7 @@ class Values:
         held = getattr(value, "__dict__", None)
         if isinstance(held, dict) and not isinstance(value, type):
             self._mapping(held, depth)
-        kinds: Any = type(value).__mro__
-        slots = {name for kind in kinds for name in _names(getattr(kind, "__slots__", ()))}
-        for name in slots:
+        for name in slots_of(value):
             if hasattr(value, name):
                 self._slot(value, name, depth)
 
@@ -236,6 +234,12 @@ def _generator(value: Any) -> Callable[[], None] | None:
         legacy = value.get_state()
         return lambda: value.set_state(legacy)
     return None
+
+
+def slots_of(value: Any) -> list[str]:
+    """The names of an object's slots, those of its class's bases first."""
+    kinds: Any = reversed(type(value).__mro__)
+    return list(dict.fromkeys(name for kind in kinds for name in _names(kind.__dict__.get("__slots__", ()))))
 
 
 def _names(slots: Any) -> tuple[str, ...]:

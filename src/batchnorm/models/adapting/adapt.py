@@ -27,10 +27,10 @@ from batchnorm.layers import Mixture, Stored
 from batchnorm.layers.inference import Inference
 from batchnorm.models.adapting.decide import Choice, confirm, decide, weigh
 from batchnorm.models.adapting.evidence import ForwardFn, Reader, Samples, Shift, shift_of
-from batchnorm.models.adapting.layers import ADAPTED, Adapted, begin, end, write
+from batchnorm.models.adapting.layers import Adapted, adapted_class, begin, end, write
 from batchnorm.models.adapting.predictions import compare
 from batchnorm.models.batches import count_samples, numbered
-from batchnorm.models.find import Model, batch_norm_layers, tracking_layers
+from batchnorm.models.find import Model, batch_norm_layers, is_timms, tracking_layers
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.recalibration.recalibrating import fixed_point
 from batchnorm.models.state import held
@@ -262,10 +262,13 @@ def _layers(model: nn.Module) -> tuple[dict[str, Any], tuple[str, ...]]:
     if not active:
         raise BatchNormError("model must contain a batch norm layer that is not frozen; all are")
     for name, layer in active.items():
-        if type(layer) not in ADAPTED or isinstance(layer, LazyModuleMixin):
+        if adapted_class(type(layer)) is None or isinstance(layer, LazyModuleMixin):
+            way = "convert it to one of them first"
+            if is_timms(layer):
+                way = "batchnorm.interop.trainers.timm.convert takes timm's"
             raise BatchNormError(
                 f"model must hold torch's or this package's batch norm layers; {name or '(root)'} is a "
-                f"{type(layer).__name__}, whose own forward would be lost: convert it to one of them first"
+                f"{type(layer).__name__}, whose own class would be lost: {way}"
             )
     return active, frozen
 

@@ -100,6 +100,25 @@ ADAPTED: dict[type[nn.Module], type[Adapted]] = {
 }
 
 
+class _Adapting(Adapted):
+    """A subclass of this package's layers, with its own forward, under adaptation; pickled by the subclass's name."""
+
+    def __reduce__(self) -> Any:
+        return _blank, (self.__dict__["_source"][0],), dict(self.__dict__)
+
+
+def _blank(kind: type[nn.Module]) -> Any:
+    found: Any = adapted_class(kind)
+    return found.__new__(found)
+
+
+def adapted_class(kind: type[nn.Module]) -> type[Adapted] | None:
+    """What a layer of this class is under adaptation; None where its own forward would be lost."""
+    if kind not in ADAPTED and issubclass(kind, BatchNorm) and not issubclass(kind, Adapted):
+        ADAPTED[kind] = type(f"Adapted{kind.__name__}", (_Adapting, kind), {"__doc__": kind.__doc__})
+    return ADAPTED.get(kind)
+
+
 @torch.no_grad()
 def begin(layer: Any, inference: Inference, follows: bool = False) -> None:
     """Put a layer under adaptation, starting from its own statistics; one that is already starts anew."""
@@ -110,7 +129,7 @@ def begin(layer: Any, inference: Inference, follows: bool = False) -> None:
         mean, var, recipe = layer.stat("running_mean"), layer.stat("running_var"), layer.recipe
     wide = torch.float32 if mean.dtype in NARROW else mean.dtype
     layer.__dict__["_source"] = type(layer), recipe
-    layer.__class__ = ADAPTED[type(layer)]
+    layer.__class__ = adapted_class(type(layer))  # pyright: ignore[reportAttributeAccessIssue]
     for name, value in zip(_BUFFERS, (mean, var), strict=True):
         layer.register_buffer(name, value.to(wide, copy=True), persistent=False)
     layer.recipe = replace(layer.recipe, inference=inference)

@@ -87,9 +87,8 @@ def fold(
     original = _in_eval(model)
     maps = [name for name, m in original.named_modules() if isinstance(m, LINEAR_MAPS)]
     calls = observe(original, example, [*found, *maps])
-    planner = Planner(
-        original, flow_of(original, lambda: recorded(original, example.run)), calls, padding == "explicit"
-    )
+    flow = flow_of(original, lambda: recorded(original, example))
+    planner = Planner(original, flow, calls, padding == "explicit")
     folds = [_fate(name, original, planner) for name in [n for n in calls if n in found]]
     folds += [Fold(n, "keep", None, reason="the example never reaches it") for n in found if n not in calls]
     folds, exact, why = verified(original, folds, example)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from batchnorm.models.example import Example
+from batchnorm.models.objects import all_tensors
 from batchnorm.models.state import preserved
 
 
@@ -79,8 +79,7 @@ def difference(was: Tensor, now: Tensor) -> Difference:
 
 def compare(was: Any, now: Any) -> Difference:
     """Of two outputs of any structure; tensors are compared, in the order they come."""
-    before = [leaf for leaf in pytree.tree_leaves(was) if isinstance(leaf, Tensor)]
-    after = [leaf for leaf in pytree.tree_leaves(now) if isinstance(leaf, Tensor)]
+    before, after = list(all_tensors(was)), list(all_tensors(now))
     if len(before) != len(after):
         return Difference(torch.inf, torch.inf)
     worst = NONE
@@ -91,8 +90,8 @@ def compare(was: Any, now: Any) -> Difference:
 
 def outputs_of(
     model: nn.Module, example: Example, names: Iterable[str], *, double: bool = False
-) -> tuple[Any, dict[str, list[Tensor]]]:
-    """The model's output, and those of the named modules at each of their calls."""
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """The tensors of the model's output, and the outputs of the named modules at each of their calls."""
     modules = dict(model.named_modules())
     held: dict[str, list[Tensor]] = {name: [] for name in names}
 
@@ -107,7 +106,7 @@ def outputs_of(
         for name in held:
             stack.callback(modules[name].register_forward_hook(hook(name)).remove)
         output = example.run(model, double=double)
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output), held
+    return [tensor.clone() for tensor in all_tensors(output)], held
 
 
 def seconds(models: list[nn.Module], example: Example, rounds: int) -> list[float]:
@@ -128,6 +127,5 @@ def seconds(models: list[nn.Module], example: Example, rounds: int) -> list[floa
 
 
 def _wait(example: Example) -> None:
-    leaves = pytree.tree_leaves((example.args, example.kwargs))
-    if any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in leaves):
+    if any(tensor.is_cuda for tensor in all_tensors((example.args, example.kwargs))):
         torch.cuda.synchronize()

@@ -1,4 +1,8 @@
-"""Operations that only move values: which axis channels lie on after transposes and flattening."""
+"""Operations that treat every channel alike and keep constants: where the channels lie after them.
+
+Such are moves of axes, and averages over positions whose weights sum to one: a scale and a shift per channel come
+out of them as they went in.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,23 @@ def follow(via: tuple[Step, ...], place: Place) -> Place | None:
         elif kind == "transpose":
             a, b = (n % rank for n in numbers)
             axis = b if axis == a else a if axis == b else axis
+        elif kind == "positions":
+            if axis >= rank - numbers[0]:
+                return None
+        elif kind == "average":
+            if axis in {n % rank for n in numbers}:
+                return None
+        elif kind == "resize":
+            if axis != 1 or rank < 3:
+                return None
+        elif kind == "unsqueeze":
+            rank += 1
+            axis += numbers[0] % rank <= axis
+        elif kind == "squeeze":
+            gone = {n % rank for n in numbers}
+            if axis in gone:
+                return None
+            axis, rank = axis - sum(n < axis for n in gone), rank - len(gone)
         else:
             first, last = (n % rank for n in numbers)
             if first < axis <= last:
@@ -54,7 +75,19 @@ def module_step(module: nn.Module | None) -> tuple[Step, ...] | None:
         return None
     if type(module) in _SAME_MODULES:
         return ()
+    if type(module) in _POSITIONS:
+        return (("positions", _POSITIONS[type(module)]),)
+    if type(module) in _POOLS:
+        divisor = getattr(module, "divisor_override", None)
+        return (("positions", _POOLS[type(module)]),) if _averages(module.padding, module.ceil_mode, divisor) else None
+    if type(module) in _UPSAMPLING:
+        return (("resize",),)
     return (("flatten", module.start_dim, module.end_dim),) if type(module) is nn.Flatten else None
+
+
+def _averages(padding: Any, ceil: Any, divisor: Any) -> bool:
+    """Whether a pooling divides by what it adds up, at the borders too."""
+    return padding in (0, (0,), (0, 0), (0, 0, 0), [0], [0, 0], [0, 0, 0]) and not ceil and divisor is None
 
 
 def node_step(node: fx.Node, known: dict[str, nn.Module]) -> tuple[Step, ...] | None:
@@ -68,7 +101,8 @@ def node_step(node: fx.Node, known: dict[str, nn.Module]) -> tuple[Step, ...] | 
     if node.target in _DROPOUTS:
         return () if node.kwargs.get("training", True) is False else None
     reader = _MOVES.get(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", ""))
-    plain = node.op == "call_method" or getattr(torch, str(getattr(node.target, "__name__", "")), None) is node.target
+    name = str(getattr(node.target, "__name__", ""))
+    plain = node.op == "call_method" or any(getattr(home, name, None) is node.target for home in (torch, functional))
     return reader(node) if reader is not None and plain else None
 
 
@@ -98,11 +132,66 @@ def _flatten(node: fx.Node) -> tuple[Step, ...] | None:
     return (("flatten", *dims, *[-1][: 2 - len(dims)]),)
 
 
+def _squeeze(node: fx.Node) -> tuple[Step, ...] | None:
+    # Without axes it depends on the sizes.
+    dims = _integers(node, "dim", default=(None,))
+    return None if dims is None else (("squeeze", *dims),)
+
+
+def _unsqueeze(node: fx.Node) -> tuple[Step, ...] | None:
+    dims = _integers(node, "dim", default=(None,))
+    return None if dims is None else (("unsqueeze", *dims),)
+
+
+def _mean(node: fx.Node) -> tuple[Step, ...] | None:
+    given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+    dims = [given["dim"]] if isinstance(given.get("dim"), int) else given.get("dim")
+    if not isinstance(dims, list | tuple) or not dims or given.get("keepdim") not in (None, False, True):
+        return None
+    return (("average" if given.get("keepdim") else "squeeze", *dims),)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _pad(node: fx.Node) -> tuple[Step, ...] | None:
+    given = dict(zip(("pad", "mode"), node.args[1:], strict=False)) | node.kwargs
+    if given.get("mode", "constant") == "constant" or not isinstance(given.get("pad"), list | tuple):
+        return None
+    return (("positions", len(given["pad"]) // 2),)  # pyright: ignore[reportArgumentType]
+
+
+def _pool(axes: int) -> Callable[[fx.Node], tuple[Step, ...] | None]:
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+
+    def read(node: fx.Node) -> tuple[Step, ...] | None:
+        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        fine = _averages(given.get("padding", 0), given.get("ceil_mode"), given.get("divisor_override"))
+        return (("positions", axes),) if fine else None
+
+    return read
+
+
+_POSITIONS: dict[type[nn.Module], int] = {
+    nn.ReflectionPad1d: 1, nn.ReflectionPad2d: 2, nn.ReflectionPad3d: 3, nn.ReplicationPad1d: 1, nn.ReplicationPad2d: 2,
+    nn.ReplicationPad3d: 3, nn.CircularPad1d: 1, nn.CircularPad2d: 2, nn.CircularPad3d: 3, nn.AdaptiveAvgPool1d: 1,
+    nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3,
+}  # fmt: skip
+_POOLS: dict[type[nn.Module], int] = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
+_UPSAMPLING = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 _MOVES: dict[str, Callable[[fx.Node], tuple[Step, ...] | None]] = {
     "permute": _permute,
     "transpose": _transpose,
     "swapaxes": _transpose,
     "flatten": _flatten,
+    "mean": _mean,
+    "squeeze": _squeeze,
+    "unsqueeze": _unsqueeze,
+    "pad": _pad,
+    "interpolate": lambda node: (("resize",),),
+    "adaptive_avg_pool1d": lambda node: (("positions", 1),),
+    "adaptive_avg_pool2d": lambda node: (("positions", 2),),
+    "adaptive_avg_pool3d": lambda node: (("positions", 3),),
+    "avg_pool1d": _pool(1),
+    "avg_pool2d": _pool(2),
+    "avg_pool3d": _pool(3),
     "contiguous": lambda node: (),
     "clone": lambda node: (),
 }

@@ -11,12 +11,14 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from batchnorm.models.example import Example
 from batchnorm.models.graph.trace import WholeLayers
+from batchnorm.models.objects import all_tensors
 from batchnorm.models.state import preserved
 
 
-def recorded(model: nn.Module, run: Callable[[nn.Module], Any]) -> fx.Graph | None:
-    """The graph of `run(model)`: torch's modules whole, functions between them; the model is left as it was.
+def recorded(model: nn.Module, example: Example) -> fx.Graph | None:
+    """The graph of a run on the example: torch's modules whole, functions between; the model is left as it was.
 
     Control flow and defaults are those of the run. None where something keeps it from being recorded.
     """
@@ -26,9 +28,10 @@ def recorded(model: nn.Module, run: Callable[[nn.Module], Any]) -> fx.Graph | No
             for module, name in recorder.leaves.items():
                 stack.callback(module.register_forward_pre_hook(recorder.enter, with_kwargs=True, prepend=True).remove)
                 stack.callback(module.register_forward_hook(recorder.leave(name), with_kwargs=True).remove)
+            given = example.fresh()
             with recorder:
-                output = run(model)
-        recorder.graph.output(recorder.nodes_in(output))
+                output = example.run(model, given=given)
+        recorder.graph.output(recorder.nodes_in(list(all_tensors(output))))
         return recorder.graph
     except Exception:
         return None

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from batchnorm.models.batches import count_samples, tensors
+from batchnorm.models.batches import count_samples
+from batchnorm.models.objects import all_tensors
 from batchnorm.models.recalibration.forwards import Caller, Order, Visits
 from batchnorm.models.recalibration.targets import Target
 
@@ -31,7 +32,7 @@ class _Frontier:
 
     def note(self, module: nn.Module, args: Any, output: Any) -> None:
         """A module's output: a forward hook."""
-        for value in tensors(output):
+        for value in all_tensors(output):
             storage = value.untyped_storage()
             self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
 

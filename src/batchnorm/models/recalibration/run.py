@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from batchnorm.errors import BatchNormError
-from batchnorm.models.batches import count_samples, numbered, progress_bar, tensors
+from batchnorm.models.batches import count_samples, numbered, progress_bar
+from batchnorm.models.objects import all_tensors
 from batchnorm.models.random_state import cuda_devices, random_state, same_random_state
 from batchnorm.models.recalibration.correlation import student, uncertain_time
 from batchnorm.models.recalibration.exchangeable import ordered
@@ -129,7 +130,7 @@ class Run:
             whole = [*caller.model.parameters(), *caller.model.buffers()]
             identity["weights"] = fingerprint(whole, 1 << 40)
             identity["settings"] = repr((settings, list(targets)))
-            identity["data"] = fingerprint(tensors(first))
+            identity["data"] = fingerprint(all_tensors(first))
         self.loader, self.shown = loader, shown
         self.checkpoint = Checkpoint(ranks.file(resume), identity)
         self.visits, self.devices = Visits(), cuda_devices(caller.model)
@@ -157,7 +158,7 @@ class Run:
                 ended = batch is _END
                 if not ended:
                     if self.checkpoint.path is not None:
-                        code = fingerprint(tensors(batch), 1 << 12) ^ (code << 1 & 0xFFFFFFFF)
+                        code = fingerprint(all_tensors(batch), 1 << 12) ^ (code << 1 & 0xFFFFFFFF)
                     advance(1)
                     if start:
                         start -= 1

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from batchnorm.models.batches import count_samples, numbered, tensors
+from batchnorm.models.batches import count_samples, numbered
+from batchnorm.models.objects import all_tensors
 from batchnorm.models.random_state import random_state, restore_random_state
 
 
@@ -140,7 +141,7 @@ class Held:
                 self.exhausted = True
                 return
             self.sizes.append(count_samples(batch))
-            self._bytes += sum(t.numel() * t.element_size() for t in tensors(batch))
+            self._bytes += sum(t.numel() * t.element_size() for t in all_tensors(batch))
             if self._kept is not None:
                 self._kept.append(batch)
                 if self._bytes > self.budget and self.again:
