@@ -12,9 +12,18 @@ from torch.optim.swa_utils import AveragedModel
 import batchnorm
 from batchnorm import interop, kernels, models
 from batchnorm import layers as choices
-from batchnorm.interop.trainers import accelerate, averages, fields, lightning, loaders, schedule_free
+from batchnorm.interop.trainers import (
+    accelerate,
+    averages,
+    fields,
+    lightning,
+    loaders,
+    schedule_free,
+    torchmetrics,
+    transformers,
+    ultralytics,
+)
 from batchnorm.interop.trainers import timm as with_timm
-from batchnorm.interop.trainers import torchmetrics, transformers, ultralytics
 from tests.calls import good, wrong
 
 
