@@ -332,7 +332,7 @@ def test_all_or_nothing_and_errors():
             return super().forward(x).relu()
 
     for wrong, words in (
-        (lambda: adapt(net, mode="best"), "mode must be one of"),
+        (lambda: adapt(net, mode="best"), "mode must be 'auto'"),
         (lambda: adapt(net), "data must yield"),
         (lambda: adapt(net, [], "domain"), "data must yield"),
         (lambda: adapt(net, mode="batch", weight=0.2), "weight must be None"),

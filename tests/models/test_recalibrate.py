@@ -163,7 +163,7 @@ def test_bad_input_leaves_the_model_exactly_as_it_was(problem, upstream):
         if problem == "one value":
             yield DATA[:1, :, :3, :3]
 
-    expected = {"raises": OSError, "interrupt": KeyboardInterrupt, "late": RuntimeError}
+    expected = {"raises": batchnorm.BatchNormError, "interrupt": KeyboardInterrupt, "late": RuntimeError}
     if problem == "one value" and upstream == "population":
         # Nothing normalises with a batch, so a batch of one value is no obstacle.
         assert batchnorm.recalibrate(model, batches()).samples == 51
@@ -414,7 +414,7 @@ def test_max_samples_offered_and_early_reading():
         ({"variance": "mean"}, "variance must be 'total' or 'within'; it was 'mean'"),
         ({"upstream": "stored"}, "upstream must be 'population' or 'batch'; it was 'stored'"),
         ({"until": 0.0}, "until must be a positive number of standard deviations; it was 0.0"),
-        ({"max_samples": 0}, "max_samples must be 1 or more; it was 0"),
+        ({"max_samples": 0}, "max_samples must be an integer of 1 or more; it was 0"),
         ({"resume": "nowhere/at/all"}, "resume must lie in an existing folder"),
         ({"process_group": object()}, "process_group must belong to an initialised torch.distributed"),
     ],

@@ -110,6 +110,12 @@ class LayerTable:
         rows = self._named(inside)
         widths = self._widths(rows, inside)
         table = Table(title=self.title, title_justify="left", caption=self.caption, caption_justify="left")
+        if widths is None:
+            # Without lines there is more room: a space after a cell.
+            inside = options.max_width - len(self.header)
+            rows = self._named(inside)
+            widths = self._widths(rows, inside)
+            table.box, table.padding = None, (0, 1, 0, 0)
         for index, heading in enumerate(self.header):
             left = index in self.names or index in self.texts
             width = None if widths is None else widths[index]

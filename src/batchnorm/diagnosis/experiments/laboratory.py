@@ -69,7 +69,8 @@ class Laboratory:
         data.forwarded += count_samples(batch)
         self.advance(1)
         output = call(self.model, batch, self.forward_fn, number=number, loader=data.name)
-        if output is None:
+        # Where nothing is to be measured by it, a forward_fn may keep its output.
+        if output is None and (self.forward_fn is None or self.scorer is not None):
             who = "model" if self.forward_fn is None else "forward_fn"
             raise BatchNormError(f"{who} must return the model's output; at batch {number} of {data.name} it gave None")
         return output
