@@ -12,8 +12,9 @@ BN_INLINE void merge(Moments& a, const Moments& b) {
     if (b.n == 0) return;
     if (a.n == 0) { a = b; return; }
     const double n = a.n + b.n, share = b.n / n, delta = b.mean - a.mean;
-    a.mean += delta * share;
-    a.m2 += b.m2 + delta * delta * a.n * share;
+    // The mean with an infinity is infinite, and of both signs NaN; a sum of squares has it already.
+    a.mean += finite(delta) ? delta * share : b.mean;
+    a.m2 += b.m2 + (finite(delta) ? delta * delta * a.n * share : 0);
     a.n = n;
     a.n2 += b.n2;
 }

@@ -13,12 +13,13 @@ def by_channel(t):
     return t.movedim(1, 0).flatten(1)
 
 
-def apart(got, truth, size, spelled=None):
+def apart(got, truth, size, spelled=None, dtype=None):
     """What is wrong with `got`, or None: another pattern of NaN and infinity, or an error above the bound.
 
-    In float64 the bound is 1e-9 of the terms; else 4 times the error of `spelled`, plus 8 ulp of the terms.
+    In float64 the bound is 1e-9 of the terms; else 4 times the error of `spelled`, plus 8 ulp of the terms. dtype is that of
+    the data, where `got` is wider than what it was made of.
     """
-    ulp = ULP[got.dtype]
+    ulp = ULP[dtype or got.dtype]
     got, truth = got.double(), truth.double()
     if got.shape != truth.shape:
         return f"shape {tuple(got.shape)} for {tuple(truth.shape)}"

@@ -52,6 +52,8 @@ class Model:
         self.weight, self.bias = weight.to(dtype), bias.to(dtype)
         self.state = {"running_mean": mean.to(dtype), "running_var": var.to(dtype)}
         self.centred = case.coupling.kind not in UNCENTRED
+        # How large the values are that the running mean and the backward's memory are made of.
+        self.far = self.psi = torch.zeros_like(self.weight)
         if case.tracks:
             trained = bool((mean != 0).any() or (var != 1).any())
             estimators.start(case.estimator, self.state, trained)
@@ -73,9 +75,15 @@ class Model:
         if kind in ESTIMATES:
             leaves = [t.detach() for t in leaves]
         used, after = self.forward(leaves[0], w)
-        self.state.update(after)
+        self.state.update({name: self.stored(value) for name, value in after.items()})
         gradients = self.by_hand if kind in ESTIMATES else self.by_autograd
         return gradients(used, *leaves, g.to(self.dtype), w, residual)
+
+    def stored(self, value):
+        """A number as a buffer of this precision holds it."""
+        if isinstance(value, list):
+            return [self.stored(one) for one in value]
+        return float(torch.tensor(value, dtype=self.dtype)) if isinstance(value, float) else value
 
     def nothing(self, x):
         """An empty batch changes nothing."""
@@ -92,7 +100,7 @@ class Model:
         if not present:
             return [], {}
         if case.extent.sequential and case.tracks:
-            return self.stream(parts)
+            return self.stream(x, parts)
         whole = pooled([Moments(m.n, m.n2, m.mean.detach(), m.var.detach()) for m in present])
         self.outlier = self.kind in remembering.FORWARD and remembering.is_outlier(case, whole, self.state, step)
         used = [self.normaliser(a, b, m, self.state, step, step) for a, b, m in parts if m.n > 0]
@@ -101,12 +109,18 @@ class Model:
         new = estimators.moved(case.estimator, self.state, whole, step, case.eps, case.policy.reliability)
         if not self.enters(whole, new):
             return used, {}
+        self.widen(x, estimators.gain(case.estimator, self.state, whole.n, step))
         if self.kind in remembering.FORWARD:
             new.update(remembering.remembered_forward(case, whole, self.state, self.outlier))
         self.step = step
         return used, new
 
-    def stream(self, parts):
+    def widen(self, x, gain):
+        """Values of this size enter the running mean."""
+        most = torch.where(x.isfinite(), x, 0).detach().abs().amax(axes(x))
+        self.far = (1 - gain) * self.far + gain * most if self.case.estimator.kind != "window" else torch.maximum(self.far, most)
+
+    def stream(self, x, parts):
         """Group after group, each meeting the statistics its predecessor left."""
         used, entered, state, case = [], 0, dict(self.state), self.case
         for i, (a, b, m) in enumerate(parts):
@@ -116,7 +130,9 @@ class Model:
             used.append(self.normaliser(a, b, m, state, self.step + 1, own_step))
             fixed = Moments(m.n, m.n2, m.mean.detach(), m.var.detach())
             new = estimators.moved(case.estimator, state, fixed, own_step, case.eps, case.policy.reliability)
-            if not used[-1].few and self.enters(fixed, new):
+            own = fixed.corrected(case.estimator.correction, case.policy.reliability)
+            if not used[-1].few and self.enters(fixed, {"running_var": own}):
+                self.widen(x[a:b], estimators.gain(case.estimator, state, m.n, own_step))
                 state.update(new)
                 entered += 1
         self.step += entered > 0
@@ -263,6 +279,7 @@ class Model:
                 "psi": scale * most * far,
             }
             out = {name: out[name] + found[name].nan_to_num(0, 0, 0) for name in out}
+        self.psi = torch.maximum(self.psi, out["psi"])
         return out
 
     # Inference ---------------------------------------------------------------------------------------------------

@@ -91,7 +91,6 @@ def compared(case, truth, spelled, layer, got, expected, rough, dtype):
             how = apart(getattr(got, name), getattr(expected, name), expected.sizes.get(size), others)
             if how is not None:
                 yield name, how
-        truth.psi = truth.__dict__.get("psi", 0) + expected.sizes.get("psi", 0)
     if not case.tracks:
         return
     if int(layer.num_batches_tracked) != truth.step:
@@ -101,13 +100,13 @@ def compared(case, truth, spelled, layer, got, expected, rough, dtype):
         if name not in truth.state and (not buffer.numel() or not buffer.any()):
             continue  # a window of this batch alone has no past
         values = [None if m is None else as_buffer(m.state[name], buffer) for m in (truth, spelled)]
-        size = getattr(truth, "psi", None) if name.startswith("backward_") and not name.endswith("seen") else None
-        size = None if isinstance(size, int) else size
+        backward = name.startswith("backward_") and not name.endswith("seen")
+        size = truth.psi if backward else truth.far if name in ("running_mean", "window_mean") else None
         if buffer.dtype == torch.int64:
             if not torch.equal(buffer, values[0]):
                 yield name, f"{buffer.tolist()} for {values[0].tolist()}"
             continue
-        how = apart(buffer, values[0], size, values[1])
+        how = apart(buffer, values[0], size, values[1], dtype if backward else None)
         if how is not None:
             yield name, how
 
