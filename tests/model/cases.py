@@ -99,7 +99,10 @@ WEIGHTING = (None, None, "mask", "mask", "weights", "below one", "one left", "al
 def draw(seed):
     """The case of a seed."""
     r = random.Random(seed)
-    flip = lambda chance=0.5: r.random() < chance
+
+    def flip(chance=0.5):
+        return r.random() < chance
+
     coupling = Coupling(
         r.choice(("batch", "second moment", "renorm", "population", "mabn", "power", "unified", "online")),
         r_max=r.choice((1.0, 1.2, 3.0)), d_max=r.choice((0.0, 0.3, 5.0)),
@@ -108,15 +111,18 @@ def draw(seed):
         filter_outliers=flip(), clamp=r.choice((None, 0.7)),
     )  # fmt: skip
     coupling = coupling._replace(layer_scaling=coupling.clamp is None and flip())
-    sequential = coupling.kind == "online" or (coupling.kind in ("batch", "second moment", "renorm", "population") and flip(0.2))
+    sequential = coupling.kind == "online" or (
+        coupling.kind in ("batch", "second moment", "renorm", "population") and flip(0.2)
+    )
     size = 1 if coupling.kind == "online" else r.choice((None, None, 1, 2, 3))
     extent = Extent(size or 2, True) if sequential else Extent(size)
     policy = Policy(r.choice(("skip", "skip", "propagate", "raise")), r.choice(("raise", "population")), flip())
     estimator = drawn_estimator(r, flip, sequential, coupling.kind, policy)
+    spatial = r.choice(((), (), (1,), (3,), (2, 2), (60,)))
     case = Case(
         extent, estimator, coupling, drawn_mixture(r), policy, eps=r.choice((1e-5, 1e-3)), tracks=flip(0.93),
         activation=r.choice((None, None, "relu", "leaky_relu")), slope=r.choice((0.01, 0.3)), channels=r.choice((1, 2, 3, 17)),
-        sizes=r.choice(((), (), (1,), (3,), (2, 2))), trained=flip(0.3), step=r.choice((0, 0, 0, 20_000, 200_000)),
+        sizes=spatial, trained=flip(0.3), step=r.choice((0, 0, 0, 20_000, 200_000)),
     )  # fmt: skip
     rows = [drawn_step(r, flip, training) for training in [True] * r.randint(2, 4) + [False]]
     return case._replace(channels_last=len(case.sizes) == 2 and flip(), steps=tuple(rows))
@@ -138,7 +144,9 @@ def drawn_estimator(r, flip, sequential, coupling, policy):
         power, scale = r.choice((1.0, 0.6)), r.choice((1.0, 0.7))
         return estimator._replace(power=power, scale=scale, momentum=falling(power, scale))
     if kind == "ema":
-        estimator = estimator._replace(momentum=r.choice((0.1, 0.3, 1.0, 0.0, None, *(() if sequential else (quick_then_slow,)))))
+        estimator = estimator._replace(
+            momentum=r.choice((0.1, 0.3, 1.0, 0.0, None, *(() if sequential else (quick_then_slow,))))
+        )
         return estimator._replace(debias=flip() and not sequential)
     return estimator
 
@@ -161,7 +169,10 @@ def tensors(case, index, seed):
     """x, the output's gradient, weights or mask `(N, 1, *)` and the residual of one step, in float32 values."""
     step, generator = case.steps[index], torch.Generator().manual_seed(seed * 16 + index)
     shape = (step.samples, case.channels, *case.sizes)
-    randn = lambda *size: torch.randn(size, generator=generator)
+
+    def randn(*size):
+        return torch.randn(size, generator=generator)
+
     channel = torch.arange(case.channels).reshape(1, -1, *[1] * len(case.sizes))
     x, g = randn(*shape) * (1 + 0.5 * channel) + index - channel * 0.7, randn(*shape)
     if step.data == "far":

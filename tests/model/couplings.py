@@ -1,7 +1,7 @@
 """Which statistics normalise a group in training, where the gradient is the derivative of the forward.
 
-Each returns mean, variance, ratio and offset of `(x - mean) / sqrt(variance + eps) * ratio + offset`; what is constant to
-the gradient is detached.
+Each returns mean, variance, ratio and offset of `(x - mean) / sqrt(variance + eps) * ratio + offset`; what is constant
+to the gradient is detached.
 """
 
 import torch
@@ -41,7 +41,7 @@ def renorm_limits(choice, done):
 
 
 def population(case, m, state, step, own_step):
-    """The running statistics with this batch in them; linear in the variance, or in E[x^2] where it is of all values."""
+    """The running statistics with this batch in them; the spread of the means counts where it is kept (`total`)."""
     a = estimators.gain(case.estimator, state, m.n, own_step)
     old_mean, old_var = estimators.rest(case.estimator, state, m.n)
     mean, var = times(a, m.mean) + times(1 - a, old_mean), times(a, m.var) + times(1 - a, old_var)

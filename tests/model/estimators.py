@@ -1,7 +1,7 @@
 """How running statistics move: each rule as its paper or framework writes it, on plain tensors and Python numbers.
 
-`choice` is the estimator of a case: kind, momentum (a number, a function of the step, or None for 1 / step), correction,
-total, sigma, debias, size. `state` holds the buffers by the names of a state_dict.
+`choice` is the estimator of a case: kind, momentum (a number, a function of the step, or None for 1 / step),
+correction, total, sigma, debias, size. `state` holds the buffers by the names of a state_dict.
 """
 
 import torch
@@ -23,7 +23,11 @@ def start(choice, state, trained):
 
 
 def momentum_at(choice, step):
-    return choice.momentum(torch.tensor(float(step), dtype=torch.float64)) if callable(choice.momentum) else choice.momentum
+    return (
+        choice.momentum(torch.tensor(float(step), dtype=torch.float64))
+        if callable(choice.momentum)
+        else choice.momentum
+    )
 
 
 def paused(choice):

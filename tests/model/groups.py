@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import torch
 
+# Couplings that take off no mean.
+UNCENTRED = ("second moment", "mabn", "power", "unified")
+
 
 class Moments(NamedTuple):
     """Of one group, each `(C,)`: mean and biased variance; n and n2 are the sums of weights and of their squares."""
@@ -16,13 +19,17 @@ class Moments(NamedTuple):
     @property
     def few(self):
         """Whether there is one value, or weights that carry as little information as one."""
-        return 0 < self.n and self.n**2 <= self.n2 * (1 + 1e-12)
+        return 0 < self.n and self.n**2 <= self.n2 * (1 + 1e-6)
 
     def corrected(self, correction, reliability):
         """The variance that is stored; NaN where nothing is left to divide by."""
         unit = self.n2 / self.n if reliability else 1.0
         left = self.n - correction * unit
-        return self.var * (self.n / left) if left > 0 else torch.full_like(self.var, torch.nan)
+        return (
+            self.var * (self.n / left)
+            if left > 0 and not (reliability and correction and self.few)
+            else torch.full_like(self.var, torch.nan)
+        )
 
 
 def axes(x):

@@ -1,47 +1,20 @@
 """A batch norm layer written out: slow, one group at a time, in plain torch operations of one precision.
 
-In float64 it says what is right; in float32 it is the form that a user would spell. It decides nothing by the package:
-the rules are those of the papers and of the documented policies, and a weight of 0 leaves a value out, be it NaN or infinite.
+In float64 it says what is right; in float32 it is the form that a user would spell. The rules are those of the papers
+and of the documented policies; a weight of 0 leaves a value out, be it NaN or infinite.
 """
 
-from typing import NamedTuple
-
 import torch
-from torch.nn import functional
 
 from tests.model import couplings, estimators, online, remembering
-from tests.model.groups import Moments, axes, bounds, moments, over, pooled, times
+from tests.model.gradients import Run, Used, by_autograd, by_hand
+from tests.model.groups import UNCENTRED, Moments, axes, bounds, moments, pooled, times
 
-UNCENTRED = ("second moment", "mabn", "power", "unified")
 ESTIMATES = ("mabn", "power", "unified", "online")
 
 
 class Refused(Exception):
     """What must be an error; nothing is changed."""
-
-
-class Run(NamedTuple):
-    """Output and gradients, with the size of the terms they are made of, per channel."""
-
-    y: torch.Tensor
-    dx: torch.Tensor
-    dweight: torch.Tensor
-    dbias: torch.Tensor
-    sizes: dict
-
-
-class Used(NamedTuple):
-    """What normalised one group; quiet scales the gradient and not the output, few marks the running statistics."""
-
-    first: int
-    last: int
-    m: Moments
-    mean: torch.Tensor
-    var: torch.Tensor
-    ratio: torch.Tensor | float = 1.0
-    offset: torch.Tensor | float = 0.0
-    quiet: torch.Tensor | float = 1.0
-    few: bool = False
 
 
 class Model:
@@ -76,8 +49,8 @@ class Model:
             leaves = [t.detach() for t in leaves]
         used, after = self.forward(leaves[0], w)
         self.state.update({name: self.stored(value) for name, value in after.items()})
-        gradients = self.by_hand if kind in ESTIMATES else self.by_autograd
-        return gradients(used, *leaves, g.to(self.dtype), w, residual)
+        gradients = by_hand if kind in ESTIMATES else by_autograd
+        return gradients(self, used, *leaves, g.to(self.dtype), w, residual)
 
     def stored(self, value):
         """A number as a buffer of this precision holds it."""
@@ -118,7 +91,8 @@ class Model:
     def widen(self, x, gain):
         """Values of this size enter the running mean."""
         most = torch.where(x.isfinite(), x, 0).detach().abs().amax(axes(x))
-        self.far = (1 - gain) * self.far + gain * most if self.case.estimator.kind != "window" else torch.maximum(self.far, most)
+        windowed = self.case.estimator.kind == "window"
+        self.far = torch.maximum(self.far, most) if windowed else (1 - gain) * self.far + gain * most
 
     def stream(self, x, parts):
         """Group after group, each meeting the statistics its predecessor left."""
@@ -141,7 +115,12 @@ class Model:
     def check(self, present, w):
         """Weights that are repetitions must sum to more than one."""
         n, n2 = sum(m.n for m in present), sum(m.n2 for m in present)
-        if w is not None and not self.case.policy.reliability and 0 < n <= 1 + 1e-4 and n**2 > n2 * (1 + 1e-12):
+        if (
+            w is not None
+            and not self.case.policy.reliability
+            and 0 < n <= 1 + 1e-4
+            and not Moments(n, n2, None, None).few
+        ):
             raise Refused("weights sum to one")
 
     def normaliser(self, first, last, m, state, step, own_step):
@@ -168,120 +147,6 @@ class Model:
             raise Refused("not finite")
         return False
 
-    # Output and gradients ----------------------------------------------------------------------------------------
-
-    def affine(self, used, x, weight, bias, w):
-        """The output before residual and activation."""
-        parts = [torch.zeros_like(x[:0])]
-        for one in used:
-            xs, at = self.present(x, w, one), lambda v: over(v, x) if isinstance(v, torch.Tensor) else v
-            y = (xs - at(one.mean)) / at((one.var + self.case.eps).sqrt()) * at(one.ratio) + at(one.offset)
-            y = y * at(weight) + at(bias)
-            parts.append(y if w is None else torch.where(w[one.first : one.last] != 0, y, 0))
-        return self.placed(used, parts[1:], x)
-
-    def present(self, x, w, one):
-        """The values of a group, with zeros in the place of its padding."""
-        xs = x[one.first : one.last]
-        return xs if w is None else torch.where(w[one.first : one.last] != 0, xs, 0)
-
-    def placed(self, used, parts, x):
-        """Rows of the groups at their places, zero where a group is absent."""
-        rows, at = [], 0
-        for one, part in zip(used, parts, strict=True):
-            rows += [torch.zeros_like(x[at : one.first]), part]
-            at = one.last
-        return torch.cat([*rows, torch.zeros_like(x[at:])])
-
-    def finished(self, y, w, residual):
-        """What follows the affine map: a clamp, the residual, the activation; zero where there is no sample."""
-        if self.case.coupling.kind == "online":
-            y = online.finished(self.case, y, w)
-        if residual is not None:
-            y = y + residual.to(self.dtype)
-        if self.case.activation == "relu":
-            y = functional.relu(y)
-        elif self.case.activation == "leaky_relu":
-            y = functional.leaky_relu(y, self.case.slope)
-        return y if w is None else torch.where(w != 0, y, 0)
-
-    def by_autograd(self, used, x, weight, bias, g, w, residual):
-        """The derivative of the forward, by autograd."""
-        y = self.finished(self.affine(used, x, weight, bias, w), w, residual)
-        grads = torch.autograd.grad(y, (x, weight, bias), g, allow_unused=True) if used else (None,) * 3
-        dx, dw, db = (torch.zeros_like(t) if d is None else d for d, t in zip(grads, (x, weight, bias), strict=True))
-        if w is not None:
-            dx = torch.where(w != 0, dx, 0)
-        return Run(y.detach(), dx, dw, db, self.sizes(used, x.detach(), g, w))
-
-    def by_hand(self, used, x, weight, bias, g, w, residual):
-        """The estimate of the paper in the place of the derivative."""
-        leaf = self.affine(used, x, weight, bias, w).requires_grad_()
-        y = self.finished(leaf, w, residual)
-        (g,) = torch.autograd.grad(y, leaf, g)
-        g = g if w is None else torch.where(w != 0, g, 0)
-        xhats = [self.xhat(one, x, w) for one in used]
-        sums = [((g[o.first : o.last] * xhat).sum(axes(x)), g[o.first : o.last].sum(axes(x))) for o, xhat in zip(used, xhats, strict=True)]
-        zero = torch.zeros_like(weight)
-        dw, db = sum((sx * o.ratio for o, (sx, _) in zip(used, sums, strict=True)), zero), sum((s for _, s in sums), zero)
-        sizes = self.sizes(used, x, g, w)
-        if not used:
-            return Run(y.detach(), torch.zeros_like(x), dw, db, sizes)
-        if self.kind == "online":
-            full = {one.first: (one.mean, one.var) for one in used}
-            met = [full.get(i, (zero, zero + 1)) for i in range(len(x))]
-            dx, new = online.pulled(self.case, self.state, x, g * over(weight, x), w, met)
-        else:
-            dx, new = self.with_memory(used, x, weight, g, w, xhats, sums)
-        self.state.update(new)
-        return Run(y.detach(), dx, dw, db, sizes)
-
-    def xhat(self, one, x, w):
-        xs = (self.present(x, w, one) - over(one.mean, x)) / over((one.var + self.case.eps).sqrt(), x)
-        return xs if w is None else torch.where(w[one.first : one.last] != 0, xs, 0)
-
-    def with_memory(self, used, x, weight, g, w, xhats, sums):
-        """dx = (g - psi * xhat) / sqrt(q + eps) with g at the normalised data, and what the memory holds after it."""
-        scales = [weight * o.ratio * o.quiet for o in used]
-        live = [i for i, one in enumerate(used) if not one.few]
-        psi = {i: scales[i] * sums[i][0] / used[i].m.n for i in live}
-        counts = [used[i].m.n for i in live]
-        squares = [used[i].m.var / (used[i].var + self.case.eps) for i in live]
-        new = {}
-        if live:
-            step = self.step_of_forward
-            stands, new = remembering.pulled(self.case, self.state, step, [psi[i] for i in live], counts, squares, self.outlier)
-            psi.update(zip(live, stands, strict=True))
-        parts = []
-        for i, one in enumerate(used):
-            rows, root = slice(one.first, one.last), over((one.var + self.case.eps).sqrt(), x)
-            through = online.unless_zero(over(psi[i], x), xhats[i]) if i in psi else torch.zeros_like(xhats[i])
-            through = through if w is None else w[rows].to(self.dtype) * through
-            dx = (g[rows] * over(scales[i], x) - through) / root
-            parts.append(dx if w is None else torch.where(w[rows] != 0, dx, 0))
-        finite = all(t.isfinite().all() for pair in sums for t in pair)
-        return self.placed(used, parts, x), new if finite else {}
-
-    def sizes(self, used, x, g, w):
-        """How large the terms are that cancel in outputs and gradients, per channel."""
-        zero = torch.zeros_like(self.weight)
-        out = {name: zero for name in ("y", "dx", "dw", "db", "psi")}
-        for one in used:
-            xhat, gs = self.xhat(one, x, w).detach().abs(), g[one.first : one.last].abs()
-            far, most = xhat.amax(axes(x)), gs.amax(axes(x))
-            ratio = torch.as_tensor(one.ratio * one.quiet, dtype=self.dtype)
-            scale = (self.weight * ratio).abs()
-            found = {
-                "y": scale * far + (one.offset * self.weight + self.bias).abs(),
-                "dx": scale / (one.var.detach() + self.case.eps).sqrt() * most * (1 + far**2),
-                "dw": ((gs * xhat).sum(axes(x)) + gs.sum(axes(x))) * (1 + ratio.abs()),
-                "db": gs.sum(axes(x)),
-                "psi": scale * most * far,
-            }
-            out = {name: out[name] + found[name].nan_to_num(0, 0, 0) for name in out}
-        self.psi = torch.maximum(self.psi, out["psi"])
-        return out
-
     # Inference ---------------------------------------------------------------------------------------------------
 
     def eval(self, x, g, w=None, residual=None):
@@ -295,10 +160,13 @@ class Model:
         per = None if mixture is None else 1 if mixture.per == "example" else None
         used = []
         for a, b in bounds(len(x), per):
-            m = Moments(1.0, 1.0, mean, var) if mixture is None else moments(leaves[0][a:b], None if w is None else w[a:b], self.centred)
+            if mixture is None:
+                used.append(Used(a, b, Moments(1.0, 1.0, mean, var), mean, var))
+                continue
+            m = moments(leaves[0][a:b], None if w is None else w[a:b], self.centred)
             if m.n > 0:
-                used.append(Used(a, b, m, *(self.mixed(m, x, mixture) if mixture else (mean, var))))
-        return self.by_autograd(used, *leaves, g.to(self.dtype), w, residual)
+                used.append(Used(a, b, m, *self.mixed(m, x, mixture)))
+        return by_autograd(self, used, *leaves, g.to(self.dtype), w, residual)
 
     def mixed(self, m, x, mixture):
         """Moments mix as E[x] and E[x^2]; n samples at hand weigh n / (n + prior)."""

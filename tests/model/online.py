@@ -13,8 +13,8 @@ def start(state):
 def pulled(case, state, x, g, w, met):
     """The gradient of x, and the controllers after the batch; g is that at the normalised output.
 
-    met holds running mean and variance as each sample met them. A sample without values, or whose gradient is not finite
-    in some channel, changes no controller.
+    met holds running mean and variance as each sample met them. A sample without values, or whose gradient is not
+    finite in some channel, changes no controller.
     """
     rest = 1 - case.coupling.backward_decay
     u, v = state["backward_u"][0], state["backward_v"][0]

@@ -4,7 +4,6 @@ import contextlib
 
 import torch
 
-import batchnorm
 from batchnorm import BatchNorm, BatchNormError, kernels
 from batchnorm import layers as choices
 from batchnorm.layers import couplings as exact
@@ -13,10 +12,14 @@ from tests.model.layer import Refused, Run
 
 def recipe(case):
     """The five choices of the package."""
-    extent = choices.Batch() if case.extent.size is None else choices.Ghost(
-        case.extent.size, "sequential" if case.extent.sequential else "pooled"
+    extent = (
+        choices.Batch()
+        if case.extent.size is None
+        else choices.Ghost(case.extent.size, "sequential" if case.extent.sequential else "pooled")
     )
-    policy = choices.Policy(case.policy.nonfinite, case.policy.too_few, "reliability" if case.policy.reliability else "frequency")
+    policy = choices.Policy(
+        case.policy.nonfinite, case.policy.too_few, "reliability" if case.policy.reliability else "frequency"
+    )
     mixture = case.inference
     inference = choices.Stored() if mixture is None else choices.Mixture(mixture.weight, mixture.prior, mixture.per)
     return {
@@ -104,6 +107,3 @@ def run(made, training, x, g, w, residual, last):
 def state(made):
     """The buffers by name."""
     return {name: buffer for name, buffer in made.named_buffers() if name != "num_batches_tracked"}
-
-
-assert batchnorm.BatchNorm is BatchNorm

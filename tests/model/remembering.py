@@ -1,13 +1,11 @@
 """Couplings whose backward is an estimate with a memory: MABN, PowerNorm and Unified Normalization, by hand.
 
 None takes off a mean. Forward: y = x / sqrt(q + eps) * ratio, where q is made of the batch's E[x^2] and of windows or
-running values. Backward: dx = (g - psi * y) / sqrt(q + eps), where psi stands for the mean of g * y. A window is a list of
-rows and a count of how often something entered.
+running values. Backward: dx = (g - psi * y) / sqrt(q + eps), where psi stands for the mean of g * y. A window is rows
+and a count of how often something entered.
 """
 
 import torch
-
-from tests.model.groups import times
 
 
 def start(choice, state):
@@ -53,14 +51,9 @@ def mabn(case, m, state, step, outlier):
     c, q, used = case.coupling, m.var, False
     if c.window > 1 and full(c, state, "forward_window", step):
         used = True
-        q = (m.var + sum(kept_all(state, "forward_window"))) / c.window
+        q = (m.var + state["forward_window"].sum(0)) / c.window
     late = step > c.correct_after
     return q, root_ratio(c, q, state["running_var"], case.eps) if late else 1.0, 1.0, used
-
-
-def kept_all(state, name):
-    """All rows: a window of so many past values, beside which the batch counts as one more."""
-    return list(state[name])
 
 
 def power(case, m, state, step, outlier):
@@ -103,7 +96,10 @@ def pulled(case, state, step, own, counts, squares, outlier):
     own is the batch's psi of each group `(C,)`, squares the mean of y^2, counts what the groups hold.
     """
     c = case.coupling
-    over_groups = lambda rows: sum(n * row for n, row in zip(counts, rows, strict=True)) / sum(counts)
+
+    def over_groups(rows):
+        return sum(n * row for n, row in zip(counts, rows, strict=True)) / sum(counts)
+
     if c.kind == "power":
         held = (1 - c.backward_decay) * state["backward_v"][0]
         left = [psi - times_each(held, y2) for psi, y2 in zip(own, squares, strict=True)]
@@ -112,7 +108,7 @@ def pulled(case, state, step, own, counts, squares, outlier):
     if c.kind == "mabn":
         if c.window == 1:
             return own, {}
-        past = sum(kept_all(state, "backward_window"))
+        past = state["backward_window"].sum(0)
         used = [(psi + past) / c.window for psi in own] if full(c, state, "backward_window", step) else own
         return used, pushed(state, "backward_window", over_groups(own))
     if outlier:

@@ -274,7 +274,11 @@ def _gated(call: _Call, g: Tensor, y: Tensor) -> Tensor:
     if call.way.activation is None:
         return g
     # By what is stored, and for NaN, as torch's backward does.
-    return torch.where(y > 0, g, g * call.way.slope) if call.way.activation == "leaky_relu" else torch.where(y <= 0, 0.0, g)
+    return (
+        torch.where(y > 0, g, g * call.way.slope)
+        if call.way.activation == "leaky_relu"
+        else torch.where(y <= 0, 0.0, g)
+    )
 
 
 def _spelled(call: _Call, saved: slab.Saved, x: Tensor, weight: Any, bias: Any) -> Tensor:
