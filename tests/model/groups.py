@@ -19,7 +19,7 @@ class Moments(NamedTuple):
     @property
     def few(self):
         """Whether there is one value, or weights that carry as little information as one."""
-        return 0 < self.n and self.n**2 <= self.n2 * (1 + 1e-6)
+        return self.n > 0 and self.n**2 <= self.n2 * (1 + 1e-6)
 
     def corrected(self, correction, reliability):
         """The variance that is stored; NaN where nothing is left to divide by."""

@@ -28,7 +28,7 @@ class State:
 
 
 def times(weight: Gain, value: Tensor) -> Tensor:
-    """weight * value, where a weight of 0 leaves the value out, be it NaN or infinite."""
+    """The product, where a weight of 0 leaves the value out, be it NaN or infinite."""
     if isinstance(weight, Tensor):
         return torch.where(weight == 0, 0.0, weight * value)
     return weight * value if weight != 0 else torch.zeros_like(value)
