@@ -67,7 +67,7 @@ class Moving(Statistics):
             held = buffers.now()
             few, share = None, back.plan.share
             if not coupling.takes_one_value and isinstance(share, torch.Tensor):
-                # Groups with too few values met the running statistics, constants to the gradient, and no memory has them.
+                # Groups with too few values met the running statistics: constants to the gradient, in no memory.
                 few = share == 0
                 back = back._replace(batch=replace(back.batch, count=torch.where(few, 0.0, back.batch.count)))
             u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
