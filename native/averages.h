@@ -78,13 +78,13 @@ inline int move_remembering(const Spec& s, const Averages& k, const Memory& m, c
             const double count = before + b.n, share = count > 0 ? b.n / count : 0;
             const double old = before > 0 ? to.get(to.mean, c) : b.mean, delta = (b.n > 0 ? b.mean : old) - old;
             const double left = before - k.correction, rest = count - k.correction;
-            mean = old + delta * share;
-            const double m2 = to.get(to.var, c) * (left > 0 ? left : 0) + b.m2 + delta * delta * before * share;
+            mean = old + (std::isfinite(delta) ? delta * share : b.mean);
+            const double m2 = times(left > 0 ? left : 0, to.get(to.var, c)) + b.m2 + times(before * share, delta * delta);
             var = rest > 0 ? m2 / rest : nan;
         } else {
             const double own = batch_var(b, k.total ? 0 : k.correction);
             double x = 0, v = 0;
-            for (int64_t r = 0; r < rows; ++r) x += weight(r) * (r == slot ? b.mean : m.get(m.a, r * C + c));
+            for (int64_t r = 0; r < rows; ++r) x += times(weight(r), r == slot ? b.mean : m.get(m.a, r * C + c));
             mean = x / (sum > 0 ? sum : 1);
             for (int64_t r = 0; r < rows; ++r) {
                 double spread = r == slot ? own : m.get(m.b, r * C + c);
@@ -151,8 +151,7 @@ inline bool plan_average(const Averages& k, const Memory& m, int64_t C, int64_t 
     for (int64_t r = 0; r < k.size; ++r) {
         if (r >= *m.seen_a || r == *m.seen_a % k.size) continue;
         for (int64_t c = 0; c < C; ++c) {
-            const double log = std::log(m.get(m.a, r * C + c));
-            from[c] += each * (std::isfinite(log) ? log : -1e4);
+            from[c] += each * std::log(m.get(m.a, r * C + c));
         }
     }
     return true;
@@ -227,7 +226,7 @@ inline void remember_backward(const Averages& k, const Memory& m, const Shape& q
             psi += here;
             if (k.kind == kPower) {
                 const double held = (1 - k.decay) * m.get(m.a, c);
-                left += here - held * saved[kM2 * all + at] * invstd * invstd;
+                left += here - times(held, saved[kM2 * all + at] * invstd * invstd);
             }
         }
         n = n > 0 ? n : 1;

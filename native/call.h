@@ -108,6 +108,13 @@ const Table& table_base();
 const Table& table_avx2();
 const Table& table_avx512();
 
+// A weight of 0 leaves the value out, be it NaN or infinite.
+inline double times(double weight, double v) { return weight == 0 ? 0 : weight * v; }
+
+// Of a reduction: squares that are infinite already are those of infinite values, which have no variance.
+inline double about_zero(double n, double mean, double m2) { return m2 - m2 == 0 || m2 != m2 ? m2 + n * mean * mean : m2; }
+inline double about_mean(double mean, double m2) { return mean - mean == 0 ? m2 : __builtin_nan(""); }
+
 // Blocks are the units of merging; their number depends on the shape alone.
 struct Blocks {
     int64_t count;   // of one group (the larger one)

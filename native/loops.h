@@ -18,6 +18,7 @@ template <class A> struct Loops {
     void (*apply_rows)(const Call&, const Vectors<A>&, const Cols&, Range);
     void (*sums_rows)(const Call&, const Vectors<A>&, const Cols&, Range, A*, A*);
     void (*pull_rows)(const Call&, const Vectors<A>&, const Cols&, Range);
+    void (*clear_row)(const Call&, int64_t);
     // Of neighbouring channels with short runs.
     void (*reduce_strip)(const Call&, Strip<A>&, Moments*);
 };
@@ -72,8 +73,10 @@ template <class T, class A> static Loops<A> going_back(const Call& q, bool at_on
     Loops<A> l{};
     l.bytes = sizeof(T);
     if (q.weights) {
-        choose_pull<T, A, kNone, kRecompute>(l, false);
-        l.sums = sums_block<T, A, true, kNone, kRecompute, false, false>;
+        choose_pull<T, A, kNone, kRecompute>(l, at_once);
+        l.sums = at_once ? sums_block<T, A, true, kNone, kRecompute, true, false>
+                         : sums_block<T, A, true, kNone, kRecompute, false, false>;
+        l.clear_row = clear_row<T, A>;
         l.pull = pull_block<T, A, true, kNone, kRecompute, false>;
         l.pull_rows = pull_rows<T, A, true, kNone, kRecompute, false>;
     } else if (q.source == kInvert) {

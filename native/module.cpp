@@ -179,7 +179,7 @@ bool any_too_few(const Weights& w, const Data& d, bool reliability) {
             count += v;
             squares += v * v;
         }
-        if (count > 0 && squares > 0 && count * count / squares <= 1) return true;
+        if (count > 0 && squares > 0 && count * count / squares <= 1 + kSameWeight) return true;
         all += count;
         n = end;
     }
@@ -297,7 +297,7 @@ void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
 }
 
 // The single passes: channel vectors are rows of groups x C in double, at the addresses given.
-void reduce(const Data& d, Address x, Address weights, int weight_kind, Address rows) {
+void reduce(const Data& d, Address x, Address weights, int weight_kind, Address rows, bool centred) {
     nb::gil_scoped_release released;
     auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}));
     Call q = call_of(d, memory.get());
@@ -306,6 +306,11 @@ void reduce(const Data& d, Address x, Address weights, int weight_kind, Address 
     q.x = at<void>(x);
     q.saved = at<double>(rows);
     table().reduce(q);
+    double *n = q.saved, *mean = n + kBatchMean * d.groups * d.c, *m2 = n + kM2 * d.groups * d.c;
+    for (int64_t i = 0; i < d.groups * d.c; ++i) {
+        m2[i] = centred ? about_mean(mean[i], m2[i]) : about_zero(n[i], mean[i], m2[i]);
+        if (!centred) mean[i] = 0;
+    }
 }
 
 void apply(const Data& d, Address x, Address y, Address weights, int weight_kind, Address mean, Address scale,
@@ -368,7 +373,7 @@ bool empty(const Data& d) { return d.n * d.s == 0; }
 
 void shared_message(const Data& d, Address x, Address shift, Address message, double tag, Address rows) {
     if (empty(d)) std::fill_n(at<double>(rows), 4 * d.c, 0.0);
-    else reduce(d, x, 0, 0, rows);
+    else reduce(d, x, 0, 0, rows, true);
     const Message to{at<double>(message), d.c};
     write_sums(to, at<double>(rows), at<double>(shift));
     to.seal(at<double>(rows)[kCount * d.c], at<double>(rows)[kCountSquared * d.c], tag);
@@ -392,7 +397,7 @@ int shared_forward(const Spec& spec, const Data& d, Address x, Address y, Addres
     q.out = at<void>(y);
     q.saved = at<double>(saved);
     const double n = q.saved[kCount * d.c], n2 = q.saved[kCountSquared * d.c];
-    if (n > 0 && n * n / n2 <= 1) return kTooFew;
+    if (n > 0 && n * n / n2 <= 1 + kSameWeight) return kTooFew;
     plan_batch(q.saved, d.c, spec.eps, widened(gamma, parameter_dtype, d.c, vectors),
                widened(beta, parameter_dtype, d.c, vectors + d.c));
     q.row_mean = q.saved + kMean * d.c;

@@ -12,8 +12,14 @@ BN_INLINE void merge(Moments& a, const Moments& b) {
     if (b.n == 0) return;
     if (a.n == 0) { a = b; return; }
     const double n = a.n + b.n, share = b.n / n, delta = b.mean - a.mean;
-    a.mean += delta * share;
-    a.m2 += b.m2 + delta * delta * a.n * share;
+    if (finite(delta)) {
+        a.mean += delta * share;
+        a.m2 += b.m2 + delta * delta * a.n * share;
+    } else {
+        // The mean with an infinity is infinite, and of both signs NaN; the squares have it already.
+        a.mean += b.mean;
+        a.m2 += b.m2;
+    }
     a.n = n;
     a.n2 += b.n2;
 }

@@ -209,7 +209,8 @@ template <class A> static void forward_rows(const Call& q, const Loops<A>& l) {
 }
 
 // The sums of one block of rows, in its scratch; rows without weight are left out.
-template <class A> static void sums_of_block(const Call& q, const Blocks& b, const Loops<A>& l, int64_t group, int64_t block) {
+template <class A> static void sums_of_block(const Call& q, const Blocks& b, const Loops<A>& l, int64_t group, int64_t block,
+                                             bool at_once) {
     const int64_t c = q.shape.c;
     const Cols k = whole_rows(q.shape);
     const Vectors<A> f = vectors_of<A>(q, b, group);
@@ -220,8 +221,10 @@ template <class A> static void sums_of_block(const Call& q, const Blocks& b, con
     for (int64_t r = rows.first; r < rows.last;) {
         const int64_t end = least(r + kLastRows, rows.last);
         if (w) {
-            for (int64_t one = r; one < end; ++one)
+            for (int64_t one = r; one < end; ++one) {
                 if (w[one] != 0) l.sums_rows(q, f, k, {one, one + 1}, t.s1, t.s2);
+                else if (at_once) l.clear_row(q, one);
+            }
         } else {
             l.sums_rows(q, f, k, {r, end}, t.s1, t.s2);
         }
@@ -243,7 +246,7 @@ template <class A> static void backward_rows(const Call& q, const Loops<A>& l, b
         q.sum_g[at] = q.sum_gx[at] = 0;
         if (at_once) vectors_of<A>(q, b, at / c).pull_scale[at % c] = Ch::pulled(q, at, at % c).scale;
     }
-    if (q.wants_sums) each_row_block(q, b, false, [&](int64_t g, int64_t k) { sums_of_block(q, b, l, g, k); });
+    if (q.wants_sums) each_row_block(q, b, false, [&](int64_t g, int64_t k) { sums_of_block(q, b, l, g, k, at_once); });
     each_merge(q, b, [&](int64_t at, int64_t g, int64_t ch) {
         double sg = 0, sx = 0;
         for (int64_t k = 0; q.wants_sums && k < b.count; ++k) {
@@ -363,9 +366,11 @@ template <class A> static void backward_with(const Call& q, const Loops<A>& l, b
     else backward_planes(q, l, at_once);
 }
 
-static void backward(const Call& q) {
-    // Nothing of dx waits for the sums: one pass instead of two.
-    const bool at_once = !q.weights && q.source != kInvert && without_share(q) && q.wants_sums && q.wants_dx;
+static void backward(const Call& given) {
+    Call q = given;
+    // Nothing of dx waits for the sums, or asks for x: one pass instead of two.
+    const bool at_once = q.source != kInvert && without_share(q) && q.wants_dx;
+    q.wants_sums = q.wants_sums || at_once;
     by_type(q.dtype, [&](auto t, auto a) { backward_with(q, going_back<decltype(t), decltype(a)>(q, at_once), at_once); });
 }
 

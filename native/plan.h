@@ -7,10 +7,10 @@
 namespace bn {
 namespace BN_NS {
 
-// A weight of 0 leaves the value out, be it NaN or infinite.
-BN_INLINE double times(double weight, double v) { return weight == 0 ? 0 : weight * v; }
-
-BN_INLINE double clamp(double v, double low, double high) { return v < low ? low : v > high ? high : v; }
+// Limits that meet leave nothing to clip, whatever the value is.
+BN_INLINE double clamp(double v, double low, double high) {
+    return v < low || low == high ? low : v > high ? high : v;
+}
 
 // Writes the rows of one group and channel; at is group * C + channel.
 static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, double n2, double mean, double m2) {
@@ -19,10 +19,8 @@ static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, d
     double* s = q.saved + at;
     auto row = [&](Row r) -> double& { return s[r * rows]; };
     const double nan = __builtin_nan("");
-    if (p.coupling == kSecondMoment || p.coupling == kAveraged) {
-        m2 += n * mean * mean;
-        mean = 0;
-    }
+    if (p.coupling == kSecondMoment || p.coupling == kAveraged) m2 = about_zero(n, mean, m2), mean = 0;
+    else m2 = about_mean(mean, m2);
     const double batch_var = n > 0 ? m2 / n : nan;
     double used = mean, var = batch_var, share = 1, centre = mean, ratio = 1, offset = 0;
     if (p.coupling == kRenorm) {

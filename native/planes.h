@@ -32,12 +32,13 @@ BN_INLINE void runs_of(const Shape& q, const Blocks& b, int64_t group, int64_t c
 
 template <class T, class A, bool W>
 BN_LOOP Moments reduce_wide(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block) {
-    // Squares overflowed float: once more in double. NaN and infinity come here too and stay what they are.
+    // Squares overflowed float: once more in double. NaN and infinity come here too and stay what they are, but that the
+    // squares of infinities without NaN are infinite, for who asks for E[x^2].
     const T* x = static_cast<const T*>(q.x);
     const A* w = static_cast<const A*>(q.weights);
     double n = 0, n2 = 0, s = 0, m2 = 0;
     for (int pass = 0; pass < 2; ++pass) {
-        const double mean = pass ? s / (n > 0 ? n : 1) : 0;
+        const double mean = pass && finite(s) ? s / (n > 0 ? n : 1) : 0;
         runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t run, int64_t wat) {
             for (int64_t i = 0; i < run; ++i) {
                 const double weight = W ? static_cast<double>(w[wat + i]) : 1;
@@ -74,7 +75,7 @@ BN_LOOP Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int6
     });
     if (!begun) return {0, 0, 0, 0};
     Tile<A, W>::flush(t);
-    if (sizeof(A) == 4 && !finite(t.total.m2)) return reduce_wide<T, A, W>(q, b, group, channel, block);
+    if (!finite(t.total.m2)) return reduce_wide<T, A, W>(q, b, group, channel, block);
     return t.total;
 }
 
@@ -84,10 +85,11 @@ template <int ACT, class V, class A> BN_INLINE V activated(V y, A slope) {
     return y;
 }
 
-// The gradient behind the activation, by the sign of what the activation returned.
-template <int ACT, class V, class A> BN_INLINE V gated(V g, V y, A slope) {
-    if (ACT == kRelu) return where_positive(y, g);
-    if (ACT == kLeakyRelu) return y <= 0 ? g * slope : g;
+// The gradient behind the activation, by the sign of what the activation was given or returned, as it is stored in T:
+// relu's passes where that is NaN, leaky relu's is scaled there, as torch's are.
+template <int ACT, class T, class V, class A> BN_INLINE V gated(V g, V y, A slope) {
+    if (ACT == kRelu) return where_above(y, Underflow<T>::limit, g);
+    if (ACT == kLeakyRelu) return y > Underflow<T>::limit ? g : g * slope;
     return g;
 }
 
@@ -155,7 +157,7 @@ template <class T, class A, bool W, int ACT, int SRC> struct Gradient {
         g = whole ? load(d.g + i) : load(d.g + i, n, V{});
         if (SRC == kInvert) {
             const V y = whole ? load(d.y + i) : load(d.y + i, n, fill);
-            g = gated<ACT>(g, y, k.slope);
+            g = gated<ACT, T>(g, y, k.slope);
             x = whole ? (y <= 0 ? y * k.inverse : y) : keep_row(y <= 0 ? y * k.inverse : y, n, fill);
             return;
         }
@@ -168,7 +170,7 @@ template <class T, class A, bool W, int ACT, int SRC> struct Gradient {
         if (ACT != kNone) {
             const V y = SRC == kOutput ? (whole ? load(d.y + i) : load(d.y + i, n, V{}))
                                        : (x - fill) * k.forward.scale + k.forward.shift;
-            g = gated<ACT>(g, y, k.slope);
+            g = gated<ACT, T>(g, y, k.slope);
         }
     }
     BN_INLINE V keep_row(V v, int n, V fill) {
@@ -212,8 +214,10 @@ BN_INLINE void sums_run(const Call& q, const Seen<A>& k, A scale, int64_t at, in
         t.s[j] += g;
         t.sx[j] += g * (x - mean);
         if (OUT) {
-            if (count == L) store(dx + i, out * g);
-            else store(dx + i, out * g, count);
+            V d = out * g;
+            if (W) d = w != 0 ? d : V{};
+            if (count == L) store(dx + i, d);
+            else store(dx + i, d, count);
             if (RES) { if (count == L) store(dr + i, g); else store(dr + i, g, count); }
         }
     };
@@ -257,7 +261,7 @@ BN_INLINE void pull_run(const Call& q, const Seen<A>& k, const Pull<A>& f, int64
             else if (count == L) store(dr + i, g);
             else store(dr + i, g, count);
         }
-        V through = (x - centre) * v + u;
+        V through = unless_zero(v, (x - centre) * v + u, u);
         if (W) {
             through = w * through;
             const V out = scale * g - through;

@@ -113,7 +113,7 @@ BN_LOOP void rows_wide(const Call& q, const BlockSums<A>& t, Range rows, int64_t
     const A* w = static_cast<const A*>(q.weights);
     double n = 0, s = 0, m2 = 0;
     for (int pass = 0; pass < 2; ++pass) {
-        const double mean = pass ? s / (n > 0 ? n : 1) : 0;
+        const double mean = pass && finite(s) ? s / (n > 0 ? n : 1) : 0;
         for (int64_t r = rows.first; r < rows.last; ++r) {
             const double weight = W ? static_cast<double>(w[r]) : 1;
             if (weight == 0) continue;
@@ -161,10 +161,8 @@ BN_LOOP void reduce_rows(const Call& q, const Blocks& b, int64_t group, int64_t 
         flush_rows<A>(t, c, n, n2);
         if (target < kLastRows) target *= 4;
     }
-    if (sizeof(A) == 4) {
-        for (int64_t i = 0; i < c; ++i)
-            if (!finite(t.m2[i])) rows_wide<T, A, W>(q, t, rows, i);
-    }
+    for (int64_t i = 0; i < c; ++i)
+        if (!finite(t.m2[i])) rows_wide<T, A, W>(q, t, rows, i);
 }
 
 // Parameters of all channels of a group as arrays of the arithmetic type.
@@ -186,6 +184,10 @@ template <class T, class A> BN_LOOP void zero_row(T* row, int64_t c) {
         if (n == L) store(row + i, V{});
         else store(row + i, V{}, n);
     }
+}
+
+template <class T, class A> static void clear_row(const Call& q, int64_t row) {
+    zero_row<T, A>(static_cast<T*>(q.out) + row * q.shape.c, q.shape.c);
 }
 
 template <class T, class A, int ACT, bool RES>
@@ -254,7 +256,7 @@ template <class T, class A, int ACT, int SRC> struct RowGradient {
         g = whole ? load(g_at + at) : load(g_at + at, n, V{});
         if (SRC == kInvert) {
             const V y = whole ? load(y_at + at) : load(y_at + at, n, V{});
-            g = gated<ACT>(g, y, slope);
+            g = gated<ACT, T>(g, y, slope);
             x = y <= 0 ? y * inverse : y;
             return;
         }
@@ -263,7 +265,7 @@ template <class T, class A, int ACT, int SRC> struct RowGradient {
             V y;
             if (SRC == kOutput) y = whole ? load(y_at + at) : load(y_at + at, n, V{});
             else y = (x - mean) * scale + shift;
-            g = gated<ACT>(g, y, slope);
+            g = gated<ACT, T>(g, y, slope);
         }
     }
 };
@@ -334,7 +336,7 @@ BN_LOOP void pull_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, 
                 else if (whole) store(dr + at, g);
                 else store(dr + at, g, n);
             }
-            V through = (x - centre) * v + u;
+            V through = unless_zero(v, (x - centre) * v + u, u);
             if (W) through = through * weight;
             const V d = out * g - through;
             if (whole && past) stream(dx + at, d);

@@ -59,7 +59,6 @@ template <class T, class A> BN_LOOP void reduce_strip(const Call& q, Strip<A>& p
         clear_sums(p);
         if (target < kLastRows) target *= 4;
     }
-    if (sizeof(A) != 4) return;
     const Blocks b = blocks_of(q.shape);
     for (int64_t i = 0; i < p.channels; ++i) {
         if (finite(m[i].m2)) continue;

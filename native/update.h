@@ -7,6 +7,9 @@
 
 namespace bn {
 
+// Relative: sums of weights are known to no more digits.
+constexpr double kSameWeight = 1e-6;
+
 enum Gain : int { kConstant = 0, kOneOverStep = 1, kDebiased = 2, kFalling = 3 };
 enum NonFinite : int { kSkip = 0, kPropagate = 1, kRaise = 2 };
 // What a forward reports.
@@ -90,18 +93,18 @@ inline int move(const Spec& s, const Shape& q, const double* saved, const Stored
         }
         const double unit = s.reliability ? n2 / (n > 0 ? n : 1) : 1;
         const double rest = n - s.correction * unit;
-        const double batch_var = rest > 0 ? m2 / rest : std::nan("");
+        const double batch_var = rest > (s.reliability ? kSameWeight * n : 0) ? m2 / rest : std::nan("");
         const double old_mean = to.get(to.mean, c), old_var = to.get(to.var, c);
         double var;
         if (s.sigma) {
-            const double sigma = (1 - a) * std::sqrt(old_var + s.eps) + a * std::sqrt(batch_var + s.eps);
+            const double sigma = times(1 - a, std::sqrt(old_var + s.eps)) + times(a, std::sqrt(batch_var + s.eps));
             var = sigma * sigma - s.eps;
             if (var < 0) var = 0;
         } else {
-            var = (1 - a) * old_var + a * batch_var;
-            if (s.total) var += a * (1 - a) * (mean - old_mean) * (mean - old_mean);
+            var = times(1 - a, old_var) + times(a, batch_var);
+            if (s.total) var += times(a * (1 - a), (mean - old_mean) * (mean - old_mean));
         }
-        next[c] = (1 - a) * old_mean + a * mean;
+        next[c] = times(1 - a, old_mean) + times(a, mean);
         next[q.c + c] = var;
         present = present && n > 0;
         finite = finite && std::isfinite(mean) && std::isfinite(m2) && std::isfinite(var);

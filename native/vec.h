@@ -103,21 +103,38 @@ BN_INLINE VF load(const F16* p) { return from_f16(load_bits(&p->bits)); }
 BN_INLINE void store(BF16* p, VF v) { VH h = to_bf16(v); std::memcpy(p, &h, sizeof h); }
 BN_INLINE void store(F16* p, VF v) { VH h = to_f16(v); std::memcpy(p, &h, sizeof h); }
 
-// v where y is not at most zero (NaN is not), else zero. The plain conditional becomes a mask that is made a vector first.
+// v where y is not at most the limit (NaN is not), else zero. The plain conditional becomes a mask that is made a vector first.
 #if defined(__AVX512F__)
 // v is held in a register first: made a masked load, as the compiler likes it, it would wait for y to be known.
-BN_INLINE VF where_positive(VF y, VF v) {
+BN_INLINE VF where_above(VF y, float limit, VF v) {
     asm("" : "+v"(v));
-    return (VF)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)y, _mm512_setzero_ps(), _CMP_NLE_UQ), (__m512)v);
+    return (VF)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)y, _mm512_set1_ps(limit), _CMP_NLE_UQ), (__m512)v);
 }
-BN_INLINE VD where_positive(VD y, VD v) {
+BN_INLINE VD where_above(VD y, double limit, VD v) {
     asm("" : "+v"(v));
-    return (VD)_mm512_maskz_mov_pd(_mm512_cmp_pd_mask((__m512d)y, _mm512_setzero_pd(), _CMP_NLE_UQ), (__m512d)v);
+    return (VD)_mm512_maskz_mov_pd(_mm512_cmp_pd_mask((__m512d)y, _mm512_set1_pd(limit), _CMP_NLE_UQ), (__m512d)v);
+}
+// v where weight is not 0, else instead.
+BN_INLINE VF unless_zero(VF weight, VF v, VF instead) {
+    const __mmask16 some = _mm512_cmp_ps_mask((__m512)weight, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    return (VF)_mm512_mask_mov_ps((__m512)instead, some, (__m512)v);
+}
+BN_INLINE VD unless_zero(VD weight, VD v, VD instead) {
+    const __mmask8 some = _mm512_cmp_pd_mask((__m512d)weight, _mm512_setzero_pd(), _CMP_NEQ_UQ);
+    return (VD)_mm512_mask_mov_pd((__m512d)instead, some, (__m512d)v);
 }
 #else
-BN_INLINE VF where_positive(VF y, VF v) { return y <= 0 ? VF{} : v; }
-BN_INLINE VD where_positive(VD y, VD v) { return y <= 0 ? VD{} : v; }
+BN_INLINE VF where_above(VF y, float limit, VF v) { return y <= limit ? VF{} : v; }
+BN_INLINE VD where_above(VD y, double limit, VD v) { return y <= limit ? VD{} : v; }
+BN_INLINE VF unless_zero(VF weight, VF v, VF instead) { return weight != 0 ? v : instead; }
+BN_INLINE VD unless_zero(VD weight, VD v, VD instead) { return weight != 0 ? v : instead; }
 #endif
+template <class V> BN_INLINE V where_positive(V y, V v) { return where_above(y, 0, v); }
+
+// The largest value that is 0 once it is stored: half of the smallest one above.
+template <class T> struct Underflow { static constexpr T limit = 0; };
+template <> struct Underflow<BF16> { static constexpr float limit = 0x1p-134f; };
+template <> struct Underflow<F16> { static constexpr float limit = 0x1p-25f; };
 
 // Stores that go past the cache, for outputs it would not hold; the address is a multiple of the vector's size.
 #if defined(__AVX512F__)

@@ -242,12 +242,12 @@ def require_channels(x: Tensor, **vectors: Tensor | None) -> None:
             raise OperandError(f"{name} must be {legal}; it was {v.dtype} of shape {tuple(v.shape)} on {v.device}")
 
 
-def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1) -> RawMoments:
+def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1, centred: bool = True) -> RawMoments:
     """As `reference.reduce`."""
     x, last = arranged(x.detach())
     held, address, kind = spread(weight, x)
     rows = torch.empty(4, groups, x.shape[1], dtype=torch.float64, device="cpu")
-    _native.reduce(data(x, last, groups), x.data_ptr(), address, kind, rows.data_ptr())
+    _native.reduce(data(x, last, groups), x.data_ptr(), address, kind, rows.data_ptr(), centred)
     del held
     return RawMoments(*rows.unbind(0))
 
@@ -283,11 +283,18 @@ def backward_reduce(
 
 
 def backward_apply(
-    g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, u: Tensor, v: Tensor, weight: Tensor | None = None
+    g: Tensor,
+    x: Tensor,
+    centre: Tensor,
+    scale: Tensor,
+    u: Tensor,
+    v: Tensor,
+    weight: Tensor | None = None,
+    may_leave_out: bool = True,
 ) -> Tensor:
-    """As `reference.backward_apply`."""
+    """As `reference.backward_apply`; a v of 0 always leaves x out."""
     if not plain(g):
-        return reference.backward_apply(g, x, centre, scale, u, v, weight)
+        return reference.backward_apply(g, x, centre, scale, u, v, weight, may_leave_out)
     x, last = arranged(x.detach())
     vectors = _vectors(x, g, centre, scale, u, v)
     g = like(g.detach(), x)

@@ -9,7 +9,7 @@ from batchnorm.kernels import native
 
 
 def recurrence(x: Tensor, gain: Tensor, start: Tensor) -> Tensor:
-    """`out[t] = gain[t] * out[t - 1] + x[t]` with `out[-1] = start`.
+    """`out[t] = gain[t] * out[t - 1] + x[t]` with `out[-1] = start`; a gain of 0 leaves out what was before.
 
     Args:
         x: `(T, C)`.
@@ -24,8 +24,9 @@ def recurrence(x: Tensor, gain: Tensor, start: Tensor) -> Tensor:
         native._native.recurrence(rows, channels, *addresses)
         return out
     states: list[Tensor] = []
+    forgets = gain == 0
     for t in range(len(x)):
-        start = gain[t] * start + x[t]
+        start = torch.where(forgets[t], 0.0, gain[t] * start) + x[t]
         states.append(start)
     return torch.stack(states)
 

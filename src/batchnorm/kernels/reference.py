@@ -50,8 +50,8 @@ def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
     return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
-def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1) -> RawMoments:
-    """The moments of `(N, C, *)` per group and channel.
+def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1, centred: bool = True) -> RawMoments:
+    """The moments of `(N, C, *)` per group and channel; about zero, with mean 0, where centred is False.
 
     weight broadcasts against x with channel size 1: a boolean mask (True is data) or sample
     weights. Values of weight zero are selected away before any arithmetic, so a NaN in padding
@@ -59,18 +59,17 @@ def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1) -> RawMomen
     """
     if weight is not None:
         weight = weight.expand(x.shape[0], 1, *x.shape[2:])
-    parts = [_reduce_run(run.view(x), None if weight is None else run.view(weight)) for run in _runs(len(x), groups)]
+    run_of = _reduce_run if centred else _reduce_run_about_zero
+    parts = [run_of(run.view(x), None if weight is None else run.view(weight)) for run in _runs(len(x), groups)]
     return RawMoments(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _reduce_run(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = wide_dtype(x.device)
-    groups, channels = x.shape[0], x.shape[2]
     x = x.to(compute_dtype(x))
+    n, n_squared = _counts(x, weight, wide)
     if weight is None:
         selected = None
-        values = x.numel() // max(groups * channels, 1)
-        n = n_squared = torch.full((), values, dtype=wide, device=x.device).expand(groups, channels)
         # Any sample of a channel lies within sqrt(n) standard deviations of its mean, so it is a
         # shift that removes a large mean before anything is summed, at no extra pass.
         shift = _first_value(x)
@@ -78,9 +77,8 @@ def _reduce_run(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tenso
         selected = weight != 0
         x = torch.where(selected, x, x.new_zeros(()))
         weight = weight.to(x.dtype)
-        n = _channel_sum(weight, wide).expand(groups, channels)
-        n_squared = _channel_sum(weight.square(), wide).expand(groups, channels)
-        shift = (_channel_sum(weight * x, wide) / _or_one(n)).detach().to(x.dtype)
+        # As the first value's, a shift that is not finite would make the mean with an infinity NaN.
+        shift = (_channel_sum(weight * x, wide) / _or_one(n)).detach().to(x.dtype).nan_to_num(0.0, 0.0, 0.0)
     centred = _select(x - _over(shift, x), selected)
     divisor = _or_one(n)
     first = _weighted_sum(centred, weight, wide) / divisor
@@ -92,6 +90,28 @@ def _reduce_run(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     mean = shift.to(wide) + rounded.to(wide) + rest / divisor
     # As torch: the mean of a channel with an infinity is infinite, and its variance NaN.
     return n, n_squared, torch.where(torch.isfinite(first), mean, shift.to(wide) + first), m2.clamp_min(0)
+
+
+def _reduce_run_about_zero(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = wide_dtype(x.device)
+    x = x.to(compute_dtype(x))
+    n, n_squared = _counts(x, weight, wide)
+    if weight is not None:
+        x = torch.where(weight != 0, x, x.new_zeros(()))
+        weight = weight.to(x.dtype)
+    m2 = _weighted_sum(x.square(), weight, wide)
+    return n, n_squared, torch.zeros_like(m2), m2
+
+
+def _counts(x: Tensor, weight: Tensor | None, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The sums of weights and of their squares."""
+    groups, channels = x.shape[0], x.shape[2]
+    if weight is None:
+        values = x.numel() // max(groups * channels, 1)
+        n = torch.full((), values, dtype=wide, device=x.device).expand(groups, channels)
+        return n, n
+    n, n_squared = (_channel_sum(w, wide).expand(groups, channels) for w in (weight.to(wide), weight.to(wide).square()))
+    return n, n_squared
 
 
 def _over(vector: Tensor, x: Tensor) -> Tensor:
@@ -166,12 +186,20 @@ def backward_reduce(
 
 
 def backward_apply(
-    g: Tensor, x: Tensor, centre: Tensor, scale: Tensor, u: Tensor, v: Tensor, weight: Tensor | None = None
+    g: Tensor,
+    x: Tensor,
+    centre: Tensor,
+    scale: Tensor,
+    u: Tensor,
+    v: Tensor,
+    weight: Tensor | None = None,
+    may_leave_out: bool = False,
 ) -> Tensor:
     """`scale * g - w * (u + v * (x - centre))` per group and channel: the gradient of every method.
 
     w is the sample's weight (1 without weights): what reaches x through the statistics is
-    proportional to it. Zero where it is zero.
+    proportional to it. Zero where it is zero. With may_leave_out a v of 0 leaves x out, be it NaN or infinite;
+    statistics made of the batch are not finite then, and need not ask.
     """
     dtype = compute_dtype(x)
     if weight is not None:
@@ -181,7 +209,10 @@ def backward_apply(
         w = None if weight is None else run.view(weight)
         chosen = None if w is None else w != 0
         centred = _centred(_select(run.view(x), chosen), run.vector(centre, x))
-        through = run.vector(u, x).to(dtype) + run.vector(v, x).to(dtype) * centred
+        factor = run.vector(v, x).to(dtype)
+        if may_leave_out:
+            centred = torch.where(factor == 0, factor, centred)
+        through = run.vector(u, x).to(dtype) + factor * centred
         if w is not None:
             through = through * w.to(dtype)
         direct = run.vector(scale, x).to(dtype) * _select(run.view(g).to(dtype), chosen)

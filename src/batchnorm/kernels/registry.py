@@ -16,16 +16,15 @@ from batchnorm.kernels.shapes import RawMoments
 class Passes(NamedTuple):
     """One implementation of the four passes; `serves(x)` says whether it may run on this tensor.
 
-    The signatures are those of `batchnorm.kernels.reference`; the last argument is always the mask
-    or the sample weights, `(N, 1, *)`, or None.
+    The signatures are those of `batchnorm.kernels.reference`.
     """
 
     name: str
     serves: Callable[[Tensor], bool]
-    reduce: Callable[[Tensor, Tensor | None, int], RawMoments]
+    reduce: Callable[..., RawMoments]
     apply: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
     backward_reduce: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-    backward_apply: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    backward_apply: Callable[..., Tensor]
 
 
 REFERENCE = Passes(

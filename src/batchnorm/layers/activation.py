@@ -60,7 +60,7 @@ class InPlace(torch.autograd.Function):
         y, weight, bias = ctx.saved_tensors
         invstd, slope = ctx.invstd, ctx.slope
         wide = invstd.dtype
-        negative = y < 0
+        negative = ~(y > 0)
         g = torch.where(negative, grads[0] * slope, grads[0])
         z = torch.where(negative, y / slope, y)
         passes = kernels.select(y)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.arguments import a_flag, arguments
-from batchnorm.layers.estimators import Estimator, Gain, Now, State
+from batchnorm.layers.estimators import Estimator, Gain, Now, State, times
 from batchnorm.layers.moments import Moments
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ class Plan(NamedTuple):
 class Returned(NamedTuple):
     """What a backward pass brings to the channels: sums of dy and of dy * xhat, and what stands beside them.
 
-    scale is weight * ratio / sqrt(var + eps), so that dx = scale * dy - (u + v * (x - centre)).
+    factor is weight * ratio, so that dx = factor * invstd * dy - (u + v * (x - centre)).
     """
 
     plan: Plan
     batch: Moments
     invstd: Tensor
-    scale: Tensor
+    factor: Tensor
     sum_g: Tensor
     sum_gx: Tensor
 
@@ -151,11 +151,11 @@ class PopulationCoupling(Coupling):
             return by_group(self, batch, state, now, estimator)
         gain = estimator.gain(state, batch, now)
         rest = estimator.rest(state, batch, now)
-        mean = gain * batch.mean + (1 - gain) * rest.mean
-        var = gain * batch.var(0) + (1 - gain) * rest.var
+        mean = times(gain, batch.mean) + times(1 - gain, rest.mean)
+        var = times(gain, batch.var(0)) + times(1 - gain, rest.var)
         centre = batch.mean
         if estimator.total:
-            var = var + gain * (1 - gain) * (batch.mean - rest.mean).square()
+            var = var + times(gain * (1 - gain), (batch.mean - rest.mean).square())
             centre = mean
         if not self.gradient:
             return Plan(mean.detach(), var.detach(), 0.0, centre)
@@ -164,16 +164,14 @@ class PopulationCoupling(Coupling):
 
 def by_group(coupling: Coupling, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
     """The plans of single groups, put together: for couplings whose arithmetic is not elementwise."""
-    rows = [
-        coupling.plan(batch.row(i), state if state.mean.dim() == 1 else replace(state, mean=m, var=v), now, estimator)
-        for i, (m, v) in enumerate(zip(state.mean.expand_as(batch.mean), state.var.expand_as(batch.mean), strict=True))
-    ]
+    groups, rows = len(batch.mean), []
+    for i in range(groups):
+        here, then = state, now
+        if state.mean.dim() == 2:  # a stream: each group is a step of its own
+            here = replace(state, mean=state.mean[i], var=state.var[i])
+            then = now._replace(step=(now.step - 1) * groups + i + 1)
+        rows.append(coupling.plan(batch.row(i), here, then, estimator))
     shares = [torch.as_tensor(row.share, dtype=batch.mean.dtype, device=batch.mean.device) for row in rows]
     share = torch.stack([one.expand_as(row.mean) for one, row in zip(shares, rows, strict=True)])
     mean, var, centre = (torch.stack([getattr(row, name) for row in rows]) for name in ("mean", "var", "centre"))
     return Plan(mean, var, share, centre)
-
-
-def about_zero(batch: Moments) -> Moments:
-    """The same values with their second moment about zero in the place of the squared deviations."""
-    return replace(batch, mean=torch.zeros_like(batch.mean), m2=batch.m2 + batch.count * batch.mean.square())

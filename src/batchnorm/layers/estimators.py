@@ -30,6 +30,13 @@ class State:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def times(weight: Gain, value: Tensor) -> Tensor:
+    """The product, where a weight of 0 leaves the value out, be it NaN or infinite."""
+    if isinstance(weight, Tensor):
+        return torch.where(weight == 0, 0.0, weight * value)
+    return weight * value if weight != 0 else torch.zeros_like(value)
+
+
 class Now(NamedTuple):
     """What a step knows besides data: its number (1 is the first), the layer's momentum and eps."""
 
@@ -93,14 +100,14 @@ class _Average(Estimator):
     def step(self, state: State, batch: Moments, now: Now) -> State:
         """Move the mean and the variance by the gain."""
         a = self.gain(state, batch, now)
-        mean = (1 - a) * state.mean + a * batch.mean
+        mean = times(1 - a, state.mean) + times(a, batch.mean)
         var = batch.var(self.correction)
         if self.sigma:
-            sigma = (1 - a) * (state.var + now.eps).sqrt() + a * (var + now.eps).sqrt()
+            sigma = times(1 - a, (state.var + now.eps).sqrt()) + times(a, (var + now.eps).sqrt())
             return State(mean, (sigma.square() - now.eps).clamp_min(0), state.memory)
-        var = (1 - a) * state.var + a * var
+        var = times(1 - a, state.var) + times(a, var)
         if self.total:
-            var = var + a * (1 - a) * (batch.mean - state.mean).square()
+            var = var + times(a * (1 - a), (batch.mean - state.mean).square())
         return State(mean, var, state.memory)
 
 
@@ -280,7 +287,7 @@ class Pooled(Estimator):
         if _paused(now):
             return state
         seen = state.memory["pooled_count"]
-        old = Moments(seen.expand_as(state.mean), state.mean, state.var * (seen - self.correction).clamp_min(0))
+        old = Moments(seen.expand_as(state.mean), state.mean, times((seen - self.correction).clamp_min(0), state.var))
         new = old.merge(batch)
         return State(new.mean, new.var(self.correction), {**state.memory, "pooled_count": new.count[:1]})
 
@@ -359,12 +366,12 @@ class Window(Estimator):
     def _average(self, weights: Tensor, memory: Mapping[str, Tensor], empty: State, correction: Correction) -> State:
         total = weights.sum(0)
         safe = torch.where(total > 0, total, 1.0)
-        mean = (weights * memory["window_mean"]).sum(0) / safe
+        mean = times(weights, memory["window_mean"]).sum(0) / safe
         spread = memory["window_var"]
         if self.total:
             spread = spread + (memory["window_mean"] - mean).square()
             safe = torch.where(total > correction, total - correction, 1.0)
-        var = (weights * spread).sum(0) / safe
+        var = times(weights, spread).sum(0) / safe
         return State(torch.where(total > 0, mean, empty.mean), torch.where(total > 0, var, empty.var), empty.memory)
 
 

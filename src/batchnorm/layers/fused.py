@@ -56,10 +56,10 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
         return None
     tracks = not stored and layer.training and layer.track_running_stats and buffers["running_mean"] is not None
     recipe = layer.recipe
+    if recipe.coupling.finishes is not None:
+        return None
     if stored:
         if type(recipe.inference) is not Stored:
-            return None
-        if recipe.coupling.finishes is not None:
             return None
         groups = 1
     else:
@@ -273,7 +273,12 @@ def _respelled(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any) -> t
 def _gated(call: _Call, g: Tensor, y: Tensor) -> Tensor:
     if call.way.activation is None:
         return g
-    return torch.where(y <= 0, g * call.way.slope if call.way.activation == "leaky_relu" else 0.0, g)
+    # By what is stored, and for NaN, as torch's backward does.
+    return (
+        torch.where(y > 0, g, g * call.way.slope)
+        if call.way.activation == "leaky_relu"
+        else torch.where(y <= 0, 0.0, g)
+    )
 
 
 def _spelled(call: _Call, saved: slab.Saved, x: Tensor, weight: Any, bias: Any) -> Tensor:
@@ -313,15 +318,16 @@ def _in_torch(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, w: An
         a = count_share * scale
         u = torch.zeros_like(sum_g) if isinstance(call.way.coupling, SecondMoment) else a * sum_g
         v = a * sum_gx * invstd
+        u, v = (torch.where(count_share == 0, 0.0, value) for value in (u, v))
     else:
-        u, v = _pulled(call, scale, sum_g, sum_gx)
-    dx = reference.backward_apply(g, x, centre, scale, u, v, w) if needs[0] else None
+        u, v = _pulled(call, ratio * gamma * count_share, sum_g, sum_gx)
+    dx = reference.backward_apply(g, x, centre, scale, u, v, w, True) if needs[0] else None
     dw = (sum_gx * ratio + sum_g * offset).sum(0).to(weight.dtype) if weight is not None and needs[1] else None
     db = sum_g.sum(0).to(bias.dtype) if bias is not None and needs[2] else None
     return dx, dw, db, g if ctx.residual and needs[3] else None
 
 
-def _pulled(call: _Call, scale: Tensor, sum_g: Tensor, sum_gx: Tensor) -> tuple[Tensor, Tensor]:
+def _pulled(call: _Call, factor: Tensor, sum_g: Tensor, sum_gx: Tensor) -> tuple[Tensor, Tensor]:
     """The rule of a coupling whose backward has a memory, in torch."""
     saved, way, step = call.saved, call.way, call.saved.met[2]
     batch = Moments(saved.row(0), saved.row(2), saved.row(3), saved.row(1))
@@ -333,7 +339,7 @@ def _pulled(call: _Call, scale: Tensor, sum_g: Tensor, sum_gx: Tensor) -> tuple[
               for name, buffer in buffers.items()}  # fmt: skip
     state = State(saved.met[0], saved.met[1], memory)
     now = Now(step.abs(), None, way.eps)
-    u, v, new = way.coupling.pull(Returned(plan, batch, invstd, scale, sum_g, sum_gx), state, now)
+    u, v, new = way.coupling.pull(Returned(plan, batch, invstd, factor, sum_g, sum_gx), state, now)
     if call.moves:
         ok = torch.isfinite(sum_g).all() & torch.isfinite(sum_gx).all() & (batch.count > 0).any()
         for name, value in new.items():

@@ -10,7 +10,7 @@ import torch
 from batchnorm.arguments import SHARE, arguments, number, word
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.couplings import Plan
-from batchnorm.layers.estimators import Gain, State
+from batchnorm.layers.estimators import Gain, State, times
 from batchnorm.layers.moments import Moments
 
 Per = Literal["example", "batch"]
@@ -69,8 +69,8 @@ class Mixture:
             # Samples that count: a masked one does not, one of weight 2 counts twice, one half masked by half.
             samples = here.count / positions
             w = samples / torch.where(samples + self.prior > 0, samples + self.prior, 1.0)
-        mean = w * here.mean + (1 - w) * state.mean
-        var = w * here.var(0) + (1 - w) * state.var + w * (1 - w) * (here.mean - state.mean).square()
+        mean = times(w, here.mean) + times(1 - w, state.mean)
+        var = times(w, here.var(0)) + times(1 - w, state.var) + times(w * (1 - w), (here.mean - state.mean).square())
         return Plan(mean, var, w, mean, centred=centred)
 
 

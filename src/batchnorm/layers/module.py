@@ -260,9 +260,10 @@ class BatchNorm(Moving):
             coupling = BatchCoupling() if coupling.centres else SecondMoment()
         groups = recipe.extent.groups(x.shape[0])
         fewest = x.shape[0] // groups * math.prod(x.shape[2:])
-        if fewest == 1 and not coupling.takes_one_value and (ranks is None or groups > 1):
+        # With a mask or weights, what they leave decides.
+        if fewest == 1 and weight is None and not coupling.takes_one_value and (ranks is None or groups > 1):
             if tracks and recipe.policy.too_few == "population":
-                return self._with_stored(x, weight)
+                return recipe.coupling.finish(self._with_stored(x, weight), weight)
             raise BatchNormError(
                 f"Expected more than 1 value per channel when training, got input size {x.size()} in "
                 f"{describe(self)}; use a larger batch, drop the last one, or Policy(too_few='population')"
@@ -274,7 +275,7 @@ class BatchNorm(Moving):
             return shared.forward([part])[0]
         uneven = weight is not None or ranks is not None
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
-        return coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
+        return recipe.coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
 
     def __prepare_scriptable__(self) -> BatchNorm:
         """What `torch.jit.script` asks before it compiles."""
@@ -370,18 +371,21 @@ class BatchNorm(Moving):
         state, now = self._situation(pooled, before, again) if tracks else (State(pooled.mean, pooled.mean), _NO_TIME)
         met = state
         final, ok = None, None
+        checks_counts = sharing.uneven and not coupling.takes_one_value
         if tracks and recipe.extent.sequential:
-            met, final, ok = self._stream(batch, state, now)
+            met, final, ok = self._stream(batch, state, now, ~batch.few if checks_counts else None)
 
         def plan_of(found: Moments) -> Plan:
             plan = coupling.plan(found, met, now, recipe.estimator)
-            return self._not_too_few(plan, found, state, tracks) if sharing.uneven else plan
+            return self._not_too_few(plan, found, met, tracks, coupling) if sharing.uneven else plan
 
         pull = None if coupling.exact else self._puller(coupling, now)
         y = self._spell_or_pass(x, sharing, plan_of, pull, batch, None if before is None else before["live"])
         with bookkeeping():
             if moves and final is None:
-                self._move(pooled, coupling.step(pooled, state, now), now)
+                # Where all groups met the running statistics, those stay; ranks decide by what they have together.
+                several = (pooled if ranks is not None else batch).has_several() if checks_counts else None
+                self._move(pooled, coupling.step(pooled, state, now), now, several)
             elif moves and final is not None and ok is not None:
                 self._commit(final, ok.any(), (~ok).any())
         return y
@@ -434,7 +438,7 @@ class BatchNorm(Moving):
             )
         return look_back(x, self.before.weight)
 
-    def _not_too_few(self, plan: Plan, found: Moments, state: State, tracks: bool) -> Plan:
+    def _not_too_few(self, plan: Plan, found: Moments, state: State, tracks: bool, coupling: Coupling) -> Plan:
         """Groups that a mask or the ranks leave with one value: an error, or the running statistics."""
         if self.recipe.policy.weights == "frequency":
             # Repetitions that sum to one are weights of another kind: their corrected variance has no meaning.
@@ -443,11 +447,11 @@ class BatchNorm(Moving):
                 "Policy(weights='reliability') accepts any scale"
             )
             whole = found.pool()
-            summed = (whole.count > 0) & (whole.count <= 1 + 1e-4) & (whole.effective_count > 1)
+            summed = (whole.count > 0) & (whole.count <= 1 + 1e-4) & ~whole.few
             require(~summed.any(), message, self)
-        if self.recipe.coupling.takes_one_value:
+        if coupling.takes_one_value:
             return plan
-        few = (found.count > 0) & (found.effective_count <= 1)
+        few = found.few
         if not (tracks and self.recipe.policy.too_few == "population"):
             message = "training needs at least 2 unmasked values per channel, over all ranks"
             require(~few.any(), message, self)

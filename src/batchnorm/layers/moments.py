@@ -12,6 +12,9 @@ from batchnorm.arguments import NOT_NEGATIVE, a_tensor, an_axis, arguments, told
 from batchnorm.errors import ArgumentError, BatchNormError, OperandError, check
 from batchnorm.layers.masks import against, require_kind, require_weights
 
+# Relative: sums of weights are known to no more digits, since kernels add the weights of float32 data in float32.
+SAME_WEIGHT = 1e-6
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -98,7 +101,8 @@ class Moments:
         mean_a = torch.where(self.count > 0, self.mean, other.mean)
         mean_b = torch.where(other.count > 0, other.mean, mean_a)
         delta = mean_b - mean_a
-        mean = mean_a + delta * share
+        # The mean with an infinity is infinite, and of both signs NaN.
+        mean = mean_a + torch.where(delta.isfinite(), delta * share, mean_b)
         m2 = self.m2 + other.m2 + delta * delta * self.count * share
         return Moments(count, mean, m2, self._squares() + other._squares(), self.reliability)
 
@@ -128,7 +132,18 @@ class Moments:
             NOT_NEGATIVE("correction", correction)
         unit = self._squares() / torch.where(self.count > 0, self.count, 1.0) if self.reliability else 1.0
         rest = self.count - correction * unit
-        return torch.where(rest > 0, self.m2 / torch.where(rest > 0, rest, 1.0), torch.nan)
+        enough = rest > (SAME_WEIGHT * self.count if self.reliability else 0)
+        return torch.where(enough, self.m2 / torch.where(enough, rest, 1.0), torch.nan)
+
+    @property
+    def few(self) -> Tensor:
+        """Where there is one value, or weights that tell no more than one does."""
+        return (self.count > 0) & (self.effective_count <= 1 + SAME_WEIGHT)
+
+    def has_several(self) -> Tensor:
+        """Whether any group has more than one value, in every channel."""
+        several = (self.count > 0) & ~self.few
+        return (several.any(0) if several.dim() == 2 else several).all()
 
     @property
     def effective_count(self) -> Tensor:

@@ -65,15 +65,19 @@ class Moving(Statistics):
 
         def pull(back: Returned) -> tuple[Tensor, Tensor]:
             held = buffers.now()
-            u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
-            share = back.plan.share
+            few, share = None, back.plan.share
             if not coupling.takes_one_value and isinstance(share, torch.Tensor):
-                # Groups with too few values met the running statistics, which are constants to their gradient.
-                u, v = (torch.where(share == 0, 0.0, value) for value in (u, v))
-                new = {name: torch.where((share == 0).all(), held[name], value) for name, value in new.items()}
+                # Groups with too few values met the running statistics: constants to the gradient, in no memory.
+                few = share == 0
+                back = back._replace(batch=replace(back.batch, count=torch.where(few, 0.0, back.batch.count)))
+            u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
+            if few is not None:
+                u, v = (torch.where(few, 0.0, value) for value in (u, v))
             if moves:
-                # An overflowing step of mixed precision must not stay in the controllers for ever.
-                finite = torch.isfinite(back.sum_g).all() & torch.isfinite(back.sum_gx).all()
+                # An overflowing step of mixed precision must not stay in the controllers for ever. Of a stream, single
+                # samples are left out, and `pull` has done that.
+                finite = (torch.isfinite(back.sum_g) & torch.isfinite(back.sum_gx)).all(-1)
+                finite = finite.any() if self.recipe.extent.sequential else finite.all()
                 self._write_memory(new, finite & (back.batch.count > 0).any(), held)
             return u, v
 
@@ -93,7 +97,9 @@ class Moving(Statistics):
             return state, now
 
     @torch.no_grad()
-    def _stream(self, batch: Moments, state: State, now: Now) -> tuple[State, State, Tensor]:
+    def _stream(
+        self, batch: Moments, state: State, now: Now, enough: Tensor | None = None
+    ) -> tuple[State, State, Tensor]:
         """Group after group: what each meets `(groups, C)`, what is left at the end, which groups counted."""
         gain = now.momentum
         if gain is None:
@@ -101,18 +107,21 @@ class Moving(Statistics):
             groups = torch.arange(1, len(batch.mean) + 1, device=batch.mean.device)[:, None]
             gain = 1.0 / ((now.step - 1) * len(batch.mean) + groups).to(batch.mean.dtype)
         estimator: Any = self.recipe.estimator
-        ok = self._acceptable(batch, State(batch.mean, batch.var(estimator.correction)))
+        ok = self._acceptable(batch, State(batch.mean, batch.var(estimator.correction)), enough)
         met, final = stream(estimator, batch, state, gain, ok, now.eps)
         return met, final, ok
 
-    def _acceptable(self, batch: Moments, new: State) -> Tensor:
-        """Whether a batch, or each group `(groups, 1)`, may enter: finite, not empty, enough of it for a variance."""
+    def _acceptable(self, batch: Moments, new: State, several: Tensor | None = None) -> Tensor:
+        """Whether a batch, or each group `(groups, 1)`, may enter: finite, not empty, enough of it for a variance.
+
+        Without several values it has met the running statistics, which stay.
+        """
         rows = batch.mean.dim() == 2
 
         def everywhere(condition: Tensor) -> Tensor:
             return condition.all(-1, keepdim=True) if rows else condition.all()
 
-        present = everywhere(batch.count > 0)
+        present = everywhere(batch.count > 0 if several is None else (batch.count > 0) & several)
         if self.recipe.policy.nonfinite == "propagate":
             return present
         finite = everywhere(torch.isfinite(batch.mean) & torch.isfinite(batch.m2) & torch.isfinite(new.var))
@@ -121,15 +130,21 @@ class Moving(Statistics):
         return finite & present
 
     @torch.no_grad()
-    def _move(self, batch: Moments, memory: dict[str, Tensor] | None, now: Now | None = None) -> None:
-        """Step 3: move the running statistics, unless the batch is not finite."""
+    def _move(
+        self,
+        batch: Moments,
+        memory: dict[str, Tensor] | None,
+        now: Now | None = None,
+        several: Tensor | None = None,
+    ) -> None:
+        """Step 3: move the running statistics, unless the batch is not finite, or met them with one value alone."""
         with bookkeeping():
             if self.accumulating:
-                self._pend(batch)
+                self._pend(batch, several)
                 return
             state = self._state(batch.mean.dtype)
             new = self.recipe.estimator.step(state, batch, self._now(batch.mean.device) if now is None else now)
-            ok = self._acceptable(batch, new)
+            ok = self._acceptable(batch, new, several)
             if memory:
                 new = replace(new, memory={**new.memory, **memory})
             self._commit(new, ok, ~ok)
@@ -153,10 +168,10 @@ class Moving(Statistics):
         if torch.compiler.is_compiling() or (type(skipped) is Tensor and not torch._is_functional_tensor(skipped)):
             count.add_(skipped)
 
-    def _pend(self, batch: Moments) -> None:
+    def _pend(self, batch: Moments, several: Tensor | None = None) -> None:
         """Keep a micro-batch for the one update that `accumulate` makes."""
         held = self._pending()
-        ok = self._acceptable(batch, State(batch.mean, batch.m2))
+        ok = self._acceptable(batch, State(batch.mean, batch.m2), several)
         new = held.merge(batch)
         for name, value in (("count", new.count), ("mean", new.mean), ("m2", new.m2)):
             buffer = getattr(self, f"pending_{name}")

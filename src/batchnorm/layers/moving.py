@@ -14,7 +14,7 @@ from torch import Tensor
 
 from batchnorm.arguments import AT_LEAST_1, BATCHES, DECAY, STEPS, a_flag, arguments
 from batchnorm.layers.couplings import Coupling, Plan, Returned
-from batchnorm.layers.estimators import Estimator, Now, State
+from batchnorm.layers.estimators import Estimator, Now, State, times
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.windows import others, pushed
 
@@ -29,7 +29,7 @@ def _counter(state: State) -> Tensor:
 
 def _correlation(back: Returned) -> Tensor:
     """Mean of g * xhat per group, with g = weight * ratio * dy the gradient at the normalised data."""
-    return back.scale / back.invstd * back.sum_gx / _at_least_one(back.batch.count)
+    return back.factor * back.sum_gx / _at_least_one(back.batch.count)
 
 
 def _at_least_one(count: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class PowerNorm(_SecondMoment):
         """The controller's estimate of the correlation; the batch's own during warm-up."""
         psi = _correlation(back)
         held = (1 - self.backward_decay) * state.memory["backward_v"]
-        left = psi - held * back.batch.var(0) * back.invstd.square()
+        left = psi - times(held, back.batch.var(0) * back.invstd.square())
         new = state.memory["backward_v"] + _over_groups(left, back.batch)
         used = torch.where(now.step <= self.warmup, psi, held.expand_as(psi))
         return torch.zeros_like(psi), used * back.invstd.square(), {"backward_v": new}
@@ -235,8 +235,7 @@ class UnifiedNorm(_SecondMoment):
         square, seen = batch.var(0), state.memory["forward_window_seen"]
         pooled = batch.pool().var(0) if batch.mean.dim() == 2 else square
         active = self._active(seen, now) & ~self._outlier(pooled, state, now)
-        ring = state.memory["forward_window"].log()
-        rest, _ = others(torch.where(torch.isfinite(ring), ring, ring.new_tensor(-1e4)), seen)
+        rest, _ = others(state.memory["forward_window"].log(), seen)
         var = torch.where(active, ((rest + square.log()) / self.window).exp(), square)
         r = ((var + now.eps) / (state.var + now.eps)).sqrt().clamp(1 / self.r_max, self.r_max)
         return _plan(var, None, torch.where(active, r, 1.0))
@@ -257,7 +256,7 @@ class UnifiedNorm(_SecondMoment):
         average = state.memory["backward_average"]
         pooled = _over_groups(psi, back.batch)
         # An outlier's forward used its own moment, so its backward does too, and no window learns of it.
-        own = (back.plan.var == back.batch.var(0)).all()
+        own = ((back.plan.var == back.batch.var(0)) | (back.batch.count == 0)).all()
         if back.plan.grad_ratio is not None:
             # A window of equal batches has the batch's moment too, but then the gradient is scaled.
             own = own & (back.plan.grad_ratio == 1).all()

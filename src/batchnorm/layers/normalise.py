@@ -18,7 +18,7 @@ from batchnorm import kernels
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import RawMoments, reference
 from batchnorm.layers.asserting import tracing, transformed
-from batchnorm.layers.couplings import Plan, Returned, about_zero
+from batchnorm.layers.couplings import Plan, Returned
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.ranks import Ranks, TracedRanks
 
@@ -34,18 +34,19 @@ class Sharing(NamedTuple):
     # Whether a group may hold nothing, or one value, whatever the shape says: padding, or an empty rank.
     uneven: bool = False
 
-    def moments(self, raw: RawMoments, traced: bool = False) -> Moments:
-        """What `reduce` returned, of all ranks together, about zero where no mean is subtracted."""
+    def moments(self, x: Tensor, reduce: Callable[..., RawMoments], traced: bool = False) -> Moments:
+        """The moments of x, of all ranks together, about zero where no mean is subtracted."""
+        raw = reduce(x, self.weight, self.groups, self.centres)
         found = Moments(raw.count, raw.mean, raw.m2, raw.count_squared, self.reliability)
-        if self.ranks is not None:
-            found = self.ranks.traced_pool(found) if traced else self.ranks.pool(found)
-        return found if self.centres else about_zero(found)
+        if self.ranks is None:
+            return found
+        return self.ranks.traced_pool(found) if traced else self.ranks.pool(found)
 
 
 def batch_moments(x: Tensor, sharing: Sharing) -> Moments:
     """The moments of a batch `(N, C, *)` per group, outside autograd."""
     with torch.no_grad():
-        return sharing.moments(kernels.select(x).reduce(x, sharing.weight, sharing.groups))
+        return sharing.moments(x, kernels.select(x).reduce)
 
 
 def _affine(plan: Plan, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +68,7 @@ def spelled(
     eps: float,
 ) -> Tensor:
     """Normalise in operations that autograd, compilers and transforms follow."""
-    found = sharing.moments(reference.reduce(x, sharing.weight, sharing.groups), traced=True)
+    found = sharing.moments(x, reference.reduce, traced=True)
     plan = _where_present(plan_of(found), found, sharing)
     _, scale, shift = _affine(plan, weight, bias, eps)
     return reference.apply(x, plan.mean, scale, shift, sharing.weight)
@@ -161,15 +162,20 @@ class FourPasses(torch.autograd.Function):
             scale = scale if ratio is None else scale * ratio
         # Weight and bias get this rank's share, as DDP expects; the statistics got everybody's.
         all_g, all_gx = (sum_g, sum_gx) if ctx.ranks is None else ctx.ranks.sums(sum_g, sum_gx)
+        # The batch alone makes statistics that are not finite where x is not; others may leave it out.
+        may_leave_out = ctx.rule.pull is not None or not (isinstance(plan.share, float) and plan.share == 1)
         if ctx.rule.pull is None:
             a = plan.share / torch.where(ctx.batch.count > 0, ctx.batch.count, 1.0) * scale
             u = a * all_g if plan.centred else torch.zeros_like(all_g)
             v = a * all_gx * invstd
+            if may_leave_out:
+                alone = torch.as_tensor(plan.share, device=u.device) == 0
+                u, v = (torch.where(alone, 0.0, value) for value in (u, v))
         else:
-            u, v = ctx.rule.pull(Returned(plan, ctx.batch, invstd, scale, all_g, all_gx))
+            u, v = ctx.rule.pull(Returned(plan, ctx.batch, invstd, _factor(plan, weight, invstd), all_g, all_gx))
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = passes.backward_apply(g, x, plan.centre, scale, u, v, sample_weight)
+            dx = passes.backward_apply(g, x, plan.centre, scale, u, v, sample_weight, may_leave_out)
         if weight is not None and ctx.needs_input_grad[1]:
             dw = sum_gx if plan.ratio is None else sum_gx * plan.ratio
             dw = (dw if plan.offset is None else dw + sum_g * plan.offset).sum(0).to(weight.dtype)
@@ -182,6 +188,14 @@ class FourPasses(torch.autograd.Function):
             rows = [t.reshape(plan.mean.shape) for t in onto]
             (ds,) = torch.autograd.grad((plan.mean, plan.var), ctx.rule.source, rows, retain_graph=True)
         return dx, dw, db, ds, *nothing
+
+
+def _factor(plan: Plan, weight: Tensor | None, like: Tensor) -> Tensor:
+    """What the gradient at the normalised data is of that at the output; not scale / invstd, which may be 0 / 0."""
+    factor = torch.ones_like(like) if weight is None else weight.to(like.dtype).expand_as(like)
+    for ratio in (plan.ratio, plan.grad_ratio):
+        factor = factor if ratio is None else factor * ratio
+    return factor
 
 
 def needs_spelling(x: Tensor) -> bool:

@@ -80,12 +80,12 @@ class OnlineNorm(Coupling):
         distance = back.batch.mean - back.plan.mean
         y_mean = distance * back.invstd
         y_square = (back.batch.var(0) + distance.square()) * back.invstd.square()
-        per_output = back.scale / back.invstd
-        g_mean, gy_mean = per_output * back.sum_g / count, per_output * back.sum_gx / count
+        g_mean, gy_mean = back.factor * back.sum_g / count, back.factor * back.sum_gx / count
         rest = 1 - self.backward_decay
         u, v = state.memory["backward_u"][0], state.memory["backward_v"][0]
-        # A sample with a gradient that is not finite leaves both controllers as they are.
+        # A sample with a gradient that is not finite in some channel leaves both controllers as they are.
         usable = (back.batch.count > 0) & torch.isfinite(g_mean) & torch.isfinite(gy_mean)
+        usable = usable.all(-1, keepdim=True).expand_as(gy_mean)
         vs = recurrence(torch.where(usable, gy_mean, 0.0), torch.where(usable, 1 - rest * y_square, 1.0), v)
         held_v = rest * before(vs, v)
         into = (g_mean - held_v * y_mean) * back.invstd
@@ -107,7 +107,9 @@ class OnlineNorm(Coupling):
             else:
                 # Padding is 0 in y and is no position to average over.
                 count = ((weight != 0).expand(y.shape[0], 1, *y.shape[2:]).sum(axes, True) * y.shape[1]).clamp_min(1)
-            return y * torch.rsqrt(square / count + 1e-5).to(y.dtype)
+            scaled = y * torch.rsqrt(square / count + 1e-5).to(y.dtype)
+            # A sample that is not finite must not reach its padding as 0 * NaN.
+            return scaled if weight is None else torch.where(weight != 0, scaled, 0)
         return y
 
     @property

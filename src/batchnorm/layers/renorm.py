@@ -71,6 +71,7 @@ class Renorm(Coupling):
         sigma = (state.var + now.eps).sqrt()
         limits = self.limits(now.step - 1)
         r_max, d_max = (torch.as_tensor(limit, dtype=sigma.dtype, device=sigma.device) for limit in limits)
-        r = torch.clamp((var.detach() + now.eps).sqrt() / sigma, 1 / r_max, r_max)
-        d = torch.clamp((batch.mean.detach() - state.mean) / sigma, -d_max, d_max)
+        # Limits that meet leave nothing to clip, whatever the running statistics are.
+        r = torch.where(r_max == 1, 1.0, torch.clamp((var.detach() + now.eps).sqrt() / sigma, 1 / r_max, r_max))
+        d = torch.where(d_max == 0, 0.0, torch.clamp((batch.mean.detach() - state.mean) / sigma, -d_max, d_max))
         return Plan(batch.mean, var, 1.0, batch.mean, r, d)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels.recurrence import before, recurrence
-from batchnorm.layers.estimators import State
+from batchnorm.layers.estimators import State, times
 from batchnorm.layers.moments import Moments
 
 
@@ -25,14 +25,14 @@ def stream(estimator: Any, batch: Moments, state: State, gain: Any, ok: Tensor, 
         states = recurrence(torch.where(ok, values, 0.0), keep, start)
         return before(states, start), states[-1]
 
-    means, mean = followed(gain * batch.mean, state.mean)
+    means, mean = followed(times(gain, batch.mean), state.mean)
     var = batch.var(estimator.correction)
     if estimator.sigma:
-        sigmas, sigma = followed(gain * (var + eps).sqrt(), (state.var + eps).sqrt())
+        sigmas, sigma = followed(times(gain, (var + eps).sqrt()), (state.var + eps).sqrt())
         variances, last = ((s.square() - eps).clamp_min(0) for s in (sigmas, sigma))
     else:
-        spread = gain * var
+        spread = times(gain, var)
         if estimator.total:
-            spread = spread + gain * (1 - gain) * (batch.mean - means).square()
+            spread = spread + times(gain * (1 - gain), (batch.mean - means).square())
         variances, last = followed(spread, state.var)
     return State(means, variances, state.memory), State(mean, last, state.memory)
