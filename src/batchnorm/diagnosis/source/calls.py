@@ -11,7 +11,7 @@ from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.names import CHECKPOINT, FACTORIES, HARMLESS, WRAPPERS, is_layer, last
 from batchnorm.diagnosis.source.objects import ITERATIONS, OPAQUE, Objects, canonical, objects_in, within
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
-from batchnorm.diagnosis.source.trace import EVAL, MOST_USES, SLOTS, TRAIN, UNKNOWN, Mode, Summary, Use
+from batchnorm.diagnosis.source.trace import EVAL, MOST_USES, SLOTS, SWITCHED, TRAIN, UNKNOWN, Mode, Summary, Use
 from batchnorm.diagnosis.source.values import (
     Atom,
     Choice,
@@ -60,9 +60,13 @@ PASSES_THROUGH = (
     "set",
     "tqdm.notebook.tqdm",
     "tqdm.trange",
+    "torch.autograd.Variable",
+    "torch.autograd.variable.Variable",
 )
 PREPARES = ("prepare", "initialize", "setup")
 CONVERTS_SYNC = ("convert_sync_batchnorm", "convert_syncbn_model", "convert_model")
+MOST_INPUTS = 8  # of a forward
+NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
 CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")
 
 
@@ -177,6 +181,8 @@ class Calls(Objects):
             return self.program.obj(
                 (node, "zip", *(id(a) for a in args)), lambda: Obj("zip", "zip", info=args, node=node)
             )
+        if name == "next" and first is not None:
+            return self.element(first)
         if name == "enumerate":
             return self.program.obj(
                 (node, "enumerate", id(first)), lambda: Obj("enumerate", "enumerate", info=first, node=node)
@@ -306,6 +312,9 @@ class Calls(Objects):
             return self.invoke(node, target, args, keywords) if target is not None else None
         if isinstance(base, Tuple):
             return None
+        if base.kind == "output":
+            self.state.version += 1
+            return None if name in NO_TENSOR else base
         info = self.class_of(base)
         if info is not None:
             own = info.method(name)
@@ -360,7 +369,7 @@ class Calls(Objects):
             self.forget_modes([base])
         self.forget_modes(args)
         self.state.version += 1
-        return self.program.obj((node, "result of", name), lambda: Obj("unknown", name, node=node))
+        return self.program.obj((node, "result of", name), lambda: Obj("unknown", name, info=base, node=node))
 
     def _callable_part(self, base: Obj, name: str) -> bool:
         return (
@@ -496,6 +505,8 @@ class Calls(Objects):
         if obj.kind == "self" and isinstance(obj.info, ClassInfo) and not obj.info.is_module:
             return None
         event = self.event("forward", node, obj)
+        event.data.setdefault("inputs", []).extend(args[:MOST_INPUTS])
+        del event.data["inputs"][MOST_INPUTS:]
         if base.kind == "wrapper":
             event.data["wrapper"] = base.name
         mode = self.mode(obj)
@@ -515,7 +526,7 @@ class Calls(Objects):
             )
         else:
             event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
-            if mode.value in (TRAIN, EVAL) and mode.node is not None:
+            if mode.value in (TRAIN, EVAL, SWITCHED) and mode.node is not None:
                 self._use(
                     Use(
                         event,
@@ -532,7 +543,7 @@ class Calls(Objects):
         if mode is None or mode.value != EVAL:
             self.state.version += 1
         self.summary.moves = True
-        return self.program.obj((node, "output"), lambda: Obj("output", "output", node=node))
+        return self.program.obj((node, "output"), lambda: Obj("output", "output", info=event, node=node))
 
     def _frozen(self, obj: Obj) -> Any:
         return self.moving(obj)

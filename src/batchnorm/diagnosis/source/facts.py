@@ -35,6 +35,9 @@ MEASURES = (
     "cumulative",
     "standing_statistics",
 )
+STEPS = frozenset(
+    ("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler")
+)
 
 
 class Said(NamedTuple):
@@ -116,7 +119,9 @@ class Facts:
 
     def words(self, info: FunctionInfo | Module) -> frozenset[str]:
         """Every name and attribute that a function or a module uses, inner functions included."""
-        node = info.tree if isinstance(info, Module) else info.node
+        return self._words_in(info.tree if isinstance(info, Module) else info.node)
+
+    def _words_in(self, node: ast.AST) -> frozenset[str]:
         if id(node) not in self._words:
             found = set()
             for n in ast.walk(node):
@@ -153,11 +158,12 @@ class Facts:
                     )
         return frozenset(found)
 
-    def trains(self, info: FunctionInfo) -> bool:
-        """Whether a function makes training steps."""
-        return not isinstance(info.node, ast.Module) and (
-            self.uses(info, "backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd")
-            or "scaler" in self.words(info)
+    def trains(self, event: Event) -> bool:
+        """Whether the function of an event makes training steps; of a script's own code, the loops around it."""
+        node = event.function.node
+        return any(
+            not self._words_in(n).isdisjoint(STEPS)
+            for n in (event.data["loops"] if isinstance(node, ast.Module) else (node,))
         )
 
     def measures(self, info: FunctionInfo) -> bool:
@@ -203,6 +209,8 @@ class Facts:
             if obj.kind == "wrapper"
             else inflow(obj)[:6]
             if obj.kind in ("parameter", "attribute", "global")
+            else obj.sources[:6]
+            if obj.kind == "result"
             else []
         ):
             for option in options(source):

@@ -22,7 +22,7 @@ def by_requires_grad(facts: Facts) -> Iterator[Said]:
     about_norms = {id(e.node) for e in facts.of("freeze") if _selects(e.node, e.data["tests"])}
     seen: set[int] = set()
     for event, c, _ in forwards(facts):
-        if c.mode.value != TRAIN or c.no_grad is True or not facts.trains(event.function):
+        if c.mode.value != TRAIN or c.no_grad is True or not facts.trains(event):
             continue
         for part, node, function in c.frozen:
             level = facts.has(part) if part.kind != "batch norm" else YES
@@ -176,7 +176,7 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
         ]
         if refrozen:
             continue
-        if facts.trains(event.function) or event.data["loops"]:
+        if facts.trains(event) or event.data["loops"]:
             seen.add(id(frozen.node))
             yield Said(
                 event.function.module,

@@ -41,7 +41,7 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         if c.mode.value != TRAIN or c.no_grad is not True or id(event.node) in seen:
             continue
         here = c.mode.function is event.function and c.mode.node is not None
-        if here or facts.trains(event.function) or _measures(facts, event, c) or _generates(event):
+        if here or facts.trains(event) or _measures(facts, event, c) or _generates(event):
             continue
         if c.layers is not None or _is_average(facts, c.obj) or _teaches(facts, event):
             continue
@@ -120,7 +120,7 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         ):
             continue
         seen.add(id(event.node))
-        trains = facts.trains(event.function)
+        trains = facts.trains(event)
         name = called(event)
         yield Said(
             event.function.module,
@@ -183,7 +183,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
             continue
         if (
             TRAIN not in first.get((id(event.node), id(c.obj)), set())
-            or not facts.trains(event.function)
+            or not facts.trains(event)
             or c.layers is not None
         ):
             continue
@@ -205,7 +205,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
     """BN419: a trained network that teaches another one, in train mode."""
     seen: set[int] = set()
     for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or id(event.node) in seen or not facts.trains(event.function) or c.second:
+        if c.mode.value != TRAIN or id(event.node) in seen or not facts.trains(event) or c.second:
             continue
         if (
             _is_average(facts, c.obj)
