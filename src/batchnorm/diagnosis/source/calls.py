@@ -9,7 +9,7 @@ from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.names import CHECKPOINT, FACTORIES, HARMLESS, WRAPPERS, is_layer, last
-from batchnorm.diagnosis.source.objects import ITERATIONS, OPAQUE, Objects, canonical, objects_in, within
+from batchnorm.diagnosis.source.objects import ITERATIONS, OPAQUE, Objects, canonical, objects_in
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
 from batchnorm.diagnosis.source.trace import EVAL, MOST_USES, SLOTS, SWITCHED, TRAIN, UNKNOWN, Mode, Summary, Use
 from batchnorm.diagnosis.source.values import (
@@ -66,6 +66,7 @@ PASSES_THROUGH = (
 PREPARES = ("prepare", "initialize", "setup")
 CONVERTS_SYNC = ("convert_sync_batchnorm", "convert_syncbn_model", "convert_model")
 MOST_INPUTS = 8  # of a forward
+MADE = ("external", "instance", "copy", "result")  # kinds of objects that a function makes
 NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
 CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")
 
@@ -549,7 +550,7 @@ class Calls(Objects):
         return self.moving(obj)
 
     def _half(self, obj: Obj) -> Any:
-        return next((v for o, v in self.state.half.items() if within(o, obj) or within(obj, o)), None)
+        return next((v for o, v in self.state.half.items() if self.inside(o, obj) or self.inside(obj, o)), None)
 
     def _use(self, use: Use) -> None:
         if use.mode is not None and use.slot.kind not in SLOTS:
@@ -667,7 +668,7 @@ class Calls(Objects):
                     if mode.value == UNKNOWN:
                         self.state.modes[target] = mode
                     else:
-                        self._set_quietly(target, mode)
+                        self.switch(target, mode)
         for obj, mode in s.layers.items():
             for target in map(canonical, objects_in(mapped(obj))):
                 self.state.layers[target] = mode
@@ -693,23 +694,15 @@ class Calls(Objects):
                     self.state.heap[target, name] = new
                     for option in options(new):
                         target.attr(name).flows_from(option)
+                        if isinstance(option, Obj) and option.kind in MADE and option in s.modes:
+                            self.state.modes[option] = s.modes[option]
+                        if isinstance(option, Obj) and target.kind in ("instance", "result") and option is not target:
+                            self.held.setdefault(option, target)
         for event, atom, atoms in s.writes:
             self._written_by(event, atom, atoms, mapped)
         if s.moves:
             self.state.version += 1
         return self._returned(node, info, s, mapped)
-
-    def _set_quietly(self, obj: Obj, mode: Mode) -> None:
-        for held in [o for o in self.state.modes if o is not obj and within(o, obj)]:
-            del self.state.modes[held]
-        for held in [o for o in self.state.layers if within(o, obj)]:
-            if mode.value == TRAIN and self.state.layers[held].value == EVAL:
-                self.event(
-                    "unfreeze", mode.node, obj, frozen=self.state.layers[held]
-                ) if mode.node is not None else None
-                self.state.layers[held] = mode
-        self.state.modes[obj] = mode
-        self.set_parts(obj, mode)
 
     def _happen(self, use: Use, obj: Obj) -> None:
         """A callee's forward of what is here `obj`."""
@@ -730,6 +723,7 @@ class Calls(Objects):
             and use.layers is None
             and layers is not None
             and layers.value == EVAL
+            and not self.sees_to_modes(obj)
         ):
             # The callee's train() undoes what was frozen here.
             self.event("unfreeze", use.mode.node, obj, frozen=layers) if use.mode.node is not None else None

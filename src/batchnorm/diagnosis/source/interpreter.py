@@ -340,7 +340,8 @@ class Interpreter(Calls):
         narrowed, otherwise = self.narrow(node.test)
         before = self.state
         rank = self.about_rank(node.test)
-        self.conditions += 1
+        script = _is_script(node.test)
+        self.conditions += not script
         self.tests.append(node.test)
         self.ranks += rank
         self.state = before.copy()
@@ -354,8 +355,10 @@ class Interpreter(Calls):
         self.block(node.orelse)
         self.restore_narrowed(self.state, otherwise, before)
         self.tests.pop()
-        self.conditions -= 1
-        if narrowed and not node.orelse and not then.dead:
+        self.conditions -= not script
+        if script and not node.orelse:
+            self.state = then
+        elif narrowed and not node.orelse and not then.dead:
             # `if isinstance(m, BatchNorm): m.eval()`: what is done to the batch norm layers is done to all of them.
             self.state = join(then, self.state, choice)
             self.state.layers.update(then.layers)
@@ -717,6 +720,11 @@ class Interpreter(Calls):
 
     def ev_Call(self, node: ast.Call) -> Any:
         return self.call(node)
+
+
+def _is_script(test: ast.AST) -> bool:
+    """`__name__ == "__main__"`: no condition, but what a script does."""
+    return isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__"
 
 
 def _load(node: ast.AST) -> ast.expr:

@@ -20,8 +20,11 @@ TEACHER = re.compile(
 )
 
 
-def forwards(facts: Facts) -> Iterator[tuple[Event, Context, int]]:
-    """Forwards of objects that have, or are likely to have, batch norm, and outside of a model's own class."""
+def forwards(facts: Facts, managed: bool = False) -> Iterator[tuple[Event, Context, int]]:
+    """Forwards of objects that have, or are likely to have, batch norm, and outside of a model's own class.
+
+    With `managed`, those too of models whose own methods set modes.
+    """
     for event in facts.of("forward"):
         owner = event.function.owner
         if owner is not None and (
@@ -30,7 +33,7 @@ def forwards(facts: Facts) -> Iterator[tuple[Event, Context, int]]:
             continue
         for context in event.contexts:
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
-            if level and not facts.manages(context.obj):
+            if level and (managed or not facts.manages(context.obj)):
                 yield event, context, level
 
 
@@ -43,7 +46,7 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         here = c.mode.function is event.function and c.mode.node is not None
         if here or facts.trains(event) or _measures(facts, event, c) or _generates(event):
             continue
-        if c.layers is not None or _is_average(facts, c.obj) or _teaches(facts, event):
+        if c.layers is not None or is_average(facts, c.obj) or _teaches(facts, event):
             continue
         if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
@@ -70,7 +73,7 @@ def _measures(facts: Facts, event: Event, c: Context) -> bool:
     return any(facts.measures(f) for f in (event.function, c.function, c.mode.function) if f is not None and f.name)
 
 
-def _is_average(facts: Facts, obj: Obj) -> bool:
+def is_average(facts: Facts, obj: Obj) -> bool:
     """Whether an object, or what it is a part of, is an average of another."""
     at: Obj | None = obj
     while at is not None:
@@ -114,7 +117,7 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         if (
             _measures(facts, event, c)
             or _generates(event)
-            or _is_average(facts, c.obj)
+            or is_average(facts, c.obj)
             or c.layers is not None
             or _restored(facts, event)
         ):
@@ -208,7 +211,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
         if c.mode.value != TRAIN or id(event.node) in seen or not facts.trains(event) or c.second:
             continue
         if (
-            _is_average(facts, c.obj)
+            is_average(facts, c.obj)
             or any(id(o) in facts.trained for o in facts.aliases(c.obj))
             or c.layers is not None
         ):
