@@ -330,6 +330,11 @@ class Calls(Objects):
         held = self.state.heap.get((base, name))
         if held is None and base.kind in ("self", "instance"):
             held = self.slot_of(base, name)
+        if name == "append" and args and base.kind == "external" and last(base.info[0]) == "ModuleList":
+            base.flows_from(args[0])
+            self.state.heap.setdefault((base, "[0]"), args[0])
+            self.state.heap[base, "[-1]"] = args[0]
+            return None
         if base.kind in ("list", "dict") and name in CONTAINERS:
             for value in args:
                 if name in ("extend", "update"):
@@ -635,7 +640,9 @@ class Calls(Objects):
                 found = self.state.env.get(value.name, value)
             elif value.kind == "attribute" and value.parent is not None and depth < 8:
                 parent = mapped(value.parent, depth + 1)
-                if parent is not value.parent:
+                if parent is not value.parent and value.name == "[]":
+                    found = self.element(parent)
+                elif parent is not value.parent:
                     found = (
                         choice([self.read(p, value.name, node) for p in options(parent)])
                         if parent is not None

@@ -636,7 +636,7 @@ class Interpreter(Calls):
         if isinstance(node, ast.List):
             made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
             for at, item in enumerate(items):
-                self.state.heap[made, f"[{at}]"] = item
+                self.state.heap[made, f"[{at}]"] = self.state.heap[made, f"[{at - len(items)}]"] = item
                 for option in options(item):
                     made.flows_from(option)
             return made

@@ -145,6 +145,10 @@ class Objects:
                 break
             if at in self.state.modes:
                 return self.state.modes[at]
+            if at.kind == "attribute" and at.name[:1] == "[" and at.parent is not None:
+                each = at.parent.attrs.get("[]")
+                if each in self.state.modes:
+                    return self.state.modes[each]
             at = (
                 canonical(at.parent)
                 if at.parent is not None and at.kind in ("attribute", "batch norm")
@@ -178,6 +182,10 @@ class Objects:
     def switch(self, obj: Obj, mode: Mode) -> None:
         """A mode for an object and its parts; train() undoes what was frozen inside, unless its class sees to that."""
         own = mode.value == TRAIN and self.sees_to_modes(obj)
+        if obj.kind == "attribute" and obj.name == "[]" and obj.parent is not None:
+            for name, slot in obj.parent.attrs.items():
+                if name[:1] == "[" and slot is not obj:
+                    self.state.modes.pop(slot, None)
         for held in [o for o in self.state.modes if o is not obj and within(o, obj)]:
             self._undone(held, obj, mode) if not own else None
             del self.state.modes[held]
@@ -365,9 +373,13 @@ class Objects:
         if isinstance(value, Tuple):
             return choice(list(value.items))
         if isinstance(value, Choice):
-            return choice([self.element(v) for v in value.options])
+            found = [self.element(v) for v in value.options]
+            # Of the parameters of one of several models: those of the first stand for all.
+            return found[0] if found and all(isinstance(f, Form) for f in found) else choice(found)
         if not isinstance(value, Obj):
             return None
+        if value.kind == "external" and last(value.info[0]) == "ModuleList" and value.sources:
+            return choice(list(value.sources))
         if value.kind == "zip":
             return Tuple(tuple(self.element(v) for v in value.info))
         if value.kind == "enumerate":
