@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter import Program
-from batchnorm.diagnosis.source.names import made_by
+from batchnorm.diagnosis.source.names import is_layer, made_by
 from batchnorm.diagnosis.source.objects import canonical
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project
 from batchnorm.diagnosis.source.trace import Event
@@ -35,6 +35,7 @@ MEASURES = (
     "cumulative",
     "standing_statistics",
 )
+ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
 STEPS = frozenset(
     ("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler")
 )
@@ -174,17 +175,55 @@ class Facts:
             for w in ("calib", "adapt", "update_bn", "bn_update", "recompute", "standing", "swap_bn", "refresh")
         )
 
+    def steps(self, info: FunctionInfo | Module) -> bool:
+        """Whether a function or a file makes training steps anywhere."""
+        return self.uses(info, *(STEPS - {"autograd"}))
+
+    def forwards_of(self, value: Any) -> list[Event]:
+        """The forwards whose outputs a value is, or is made from."""
+        found = []
+        for option in options(value):
+            at = option
+            for _ in range(4):
+                if not isinstance(at, Obj) or at.kind == "output":
+                    break
+                at = at.parent if at.kind == "attribute" else next(iter(at.sources), None) if at.kind == "list" else None
+            if isinstance(at, Obj) and isinstance(at.info, Event):
+                found.append(at.info)
+        return found
+
+    def origins(self, value: Any, path: tuple[str, ...] = (), depth: int = 0) -> Iterator[tuple[Obj, tuple[str, ...]]]:
+        """What a value was taken from, and by which attributes and elements."""
+        for obj in options(value):
+            if not isinstance(obj, Obj) or depth > 8:
+                continue
+            if obj.kind == "attribute" and obj.parent is not None:
+                yield from self.origins(obj.parent, (obj.name, *path), depth + 1)
+            if obj.kind in ("parameter", "attribute", "global", "result"):
+                for source in obj.sources[:6] if obj.kind == "result" else inflow(obj)[:6]:
+                    yield from self.origins(source, path, depth + 1)
+            elif obj.kind == "external":
+                yield obj, path
+
+    def is_layer(self, obj: Obj) -> bool:
+        """Whether an object is a batch norm layer itself."""
+        return any(a.kind == "external" and is_layer(a.info[0]) for a in self.aliases(obj))
+
+    @cached_property
+    def optimizers(self) -> list[Event]:
+        """The constructions of optimizers."""
+        return [
+            e
+            for e in self.of("outside")
+            if (e.data["name"].startswith("torch.optim") and "lr_scheduler" not in e.data["name"])
+            or e.data["name"].rsplit(".", 1)[-1] in ("SGD", "Adam", "AdamW", "RMSprop", "LARS", "Lamb", "RAdam")
+        ]
+
     @cached_property
     def trained(self) -> set[int]:
         """Objects that an optimizer was given, by id."""
         found: set[int] = set()
-        for event in self.of("outside"):
-            name = event.data["name"]
-            if not (
-                name.startswith("torch.optim")
-                or name.rsplit(".", 1)[-1] in ("SGD", "Adam", "AdamW", "RMSprop", "LARS", "Lamb", "RAdam")
-            ):
-                continue
+        for event in self.optimizers:
             stack = [*list(event.data["args"][:1]), event.data["keywords"].get("params")]
             for _ in range(32):
                 if not stack:
@@ -228,7 +267,33 @@ class Facts:
         found = [n for source in inflow(value) for n in self.numbers(source, depth + 1)]
         if not found and value.kind == "parameter" and isinstance(value.info, FunctionInfo):
             found = self.numbers(_default(value.info, value.name), depth + 1)
+        if not found and value.kind == "attribute" and value.parent is not None and value.parent.name in ARGUMENTS:
+            found = self.defaults.get(value.name, [])
         return found
+
+    @cached_property
+    def defaults(self) -> dict[str, list[float]]:
+        """The literal numbers that options of command lines have by default, where all parsers agree."""
+        found: dict[str, set[Any]] = defaultdict(set)
+        for module in self.project.modules.values():
+            for n in ast.walk(module.tree) if "add_argument" in module.text else ():
+                if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "add_argument":
+                    for name in _destinations(n):
+                        given = next((k.value for k in n.keywords if k.arg == "default"), None)
+                        found[name].add(module.static(given) if given is not None else None)
+        return {
+            name: self.numbers(next(iter(values)))
+            for name, values in found.items()
+            if len(values) == 1 and None not in values
+        }
+
+
+def _destinations(call: ast.Call) -> list[str]:
+    """The attribute that an option of a command line is read by: `batch_size` of `--batch-size`."""
+    said = next((k.value.value for k in call.keywords if k.arg == "dest" and isinstance(k.value, ast.Constant)), None)
+    flags = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    long = [f for f in flags if f.startswith("--")] or [f for f in flags if not f.startswith("-")]
+    return [said] if isinstance(said, str) else [f.lstrip("-").replace("-", "_") for f in long[:1]]
 
 
 def adapts(info: ClassInfo) -> bool:

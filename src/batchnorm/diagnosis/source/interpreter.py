@@ -193,6 +193,10 @@ class Interpreter(Calls):
 
     def on_Expr(self, node: ast.Expr) -> None:
         self.ev(node.value)
+        if isinstance(node.value, ast.Attribute) and node.value.attr in ("eval", "train"):
+            for owner in options(self.ev(node.value.value)):
+                if isinstance(owner, Obj) and owner.kind != "self":
+                    self.event("mode not called", node.value, owner)
 
     def on_Return(self, node: ast.Return) -> None:
         if node.value is not None:

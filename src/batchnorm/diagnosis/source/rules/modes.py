@@ -44,7 +44,7 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         if c.mode.value != TRAIN or c.no_grad is not True or id(event.node) in seen:
             continue
         here = c.mode.function is event.function and c.mode.node is not None
-        if here or facts.trains(event) or _measures(facts, event, c) or _generates(event):
+        if here or facts.trains(event) or measures(facts, event, c) or generates(event):
             continue
         if c.layers is not None or is_average(facts, c.obj) or _teaches(facts, event):
             continue
@@ -68,7 +68,7 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         )
 
 
-def _measures(facts: Facts, event: Event, c: Context) -> bool:
+def measures(facts: Facts, event: Event, c: Context) -> bool:
     """Whether the forward, its caller or what set its mode is there to measure statistics."""
     return any(facts.measures(f) for f in (event.function, c.function, c.mode.function) if f is not None and f.name)
 
@@ -87,7 +87,7 @@ def _file(c: Context) -> str:
     return c.mode.function.module.path.rsplit("/", 1)[-1] if c.mode.function is not None else "the program"
 
 
-def _generates(event: Event) -> bool:
+def generates(event: Event) -> bool:
     """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
     node = event.node
     words = (
@@ -115,8 +115,8 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         if c.mode.value != TRAIN or c.no_grad is not True or not here or id(event.node) in seen or c.second:
             continue
         if (
-            _measures(facts, event, c)
-            or _generates(event)
+            measures(facts, event, c)
+            or generates(event)
             or is_average(facts, c.obj)
             or c.layers is not None
             or _restored(facts, event)
