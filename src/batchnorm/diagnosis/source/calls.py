@@ -831,6 +831,7 @@ class Calls(Objects):
         made = self.program.obj(
             (node, id(info), id(new)), lambda: Obj("result", info.name, info=info, node=node, sources=[new])
         )
+        made.given = {name: mapped(slot) for name, slot in info.params.items()}
         if inner in s.modes:
             self.state.modes[made] = s.modes[inner]
         if inner in s.frozen:

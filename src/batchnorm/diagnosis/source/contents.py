@@ -58,6 +58,18 @@ class Contents:
         self._level[id(obj)] = found
         return found
 
+    def least(self, value: Any, depth: int = 0) -> int | None:
+        """The level of a value in the worst case: of several models that a name may stand for, the least."""
+        if isinstance(value, Choice):
+            return _worst([self.least(v, depth + 1) for v in value.options])
+        if isinstance(value, Obj) and depth < DEEPEST // 2:
+            if value.kind == "wrapper":
+                return self.least(value.info, depth + 1)
+            if value.kind in ("parameter", "attribute", "global", "result", "copy"):
+                found = [self.least(s, depth + 1) for s in inflow(value) if s is not value]
+                return _worst([self.contains(value), *found])
+        return self.contains(value)
+
     def _work_out(self, obj: Obj, depth: int) -> int | None:
         if obj.kind == "batch norm":
             return YES
@@ -310,6 +322,11 @@ def _made_outside(obj: Obj, depth: int = 0) -> list[Obj]:
         return [obj] if made_by(*obj.info) else []
     inner = [obj.info] if obj.kind == "wrapper" else inflow(obj) if depth < 4 else []
     return [found for o in inner if isinstance(o, Obj) for found in _made_outside(o, depth + 1)]
+
+
+def _worst(levels: list[int | None]) -> int | None:
+    known = [level for level in levels if level is not None]
+    return min(known) if known else None
 
 
 def _best(levels: list[int | None]) -> int | None:

@@ -72,6 +72,10 @@ class Facts:
         """Whether an object has batch norm: YES, LIKELY, NO, or None where nothing is known."""
         return self.contents.contains(obj)
 
+    def always_has(self, obj: Any) -> bool:
+        """Whether an object has batch norm, whichever of several models it is."""
+        return self.contents.least(obj) == YES
+
     @cached_property
     def speaks(self) -> bool:
         """Whether any model of the linted files has batch norm, so that an unknown one is likely to."""
@@ -192,18 +196,21 @@ class Facts:
                 found.append(at.info)
         return found
 
-    def origins(self, value: Any, path: tuple[str, ...] = (), depth: int = 0) -> Iterator[tuple[Obj, tuple[str, ...]]]:
-        """What a value was taken from, and by which attributes and elements."""
+    def origins(
+        self, value: Any, path: tuple[str, ...] = (), given: tuple[Obj, ...] = ()
+    ) -> Iterator[tuple[Obj, tuple[str, ...], tuple[Obj, ...]]]:
+        """What a value was taken from, by which attributes and elements, and through the results of which calls."""
         for obj in options(value):
-            if not isinstance(obj, Obj) or depth > 8:
+            if not isinstance(obj, Obj) or len(path) + len(given) > 8:
                 continue
             if obj.kind == "attribute" and obj.parent is not None:
-                yield from self.origins(obj.parent, (obj.name, *path), depth + 1)
+                yield from self.origins(obj.parent, (obj.name, *path), given)
             if obj.kind in ("parameter", "attribute", "global", "result"):
                 for source in obj.sources[:6] if obj.kind == "result" else inflow(obj)[:6]:
-                    yield from self.origins(source, path, depth + 1)
+                    if source is not obj:
+                        yield from self.origins(source, path, (*given, obj))
             elif obj.kind == "external":
-                yield obj, path
+                yield obj, path, given
 
     def is_layer(self, obj: Obj) -> bool:
         """Whether an object is a batch norm layer itself."""

@@ -576,6 +576,10 @@ class Interpreter(Calls):
 
     def ev_Subscript(self, node: ast.Subscript) -> Any:
         base, key = self.ev(node.value), self.ev(node.slice)
+        if isinstance(node.slice, ast.Tuple) and isinstance(base, Obj) and base.kind == "attribute":
+            first = node.slice.elts[0] if node.slice.elts else None
+            if isinstance(first, ast.Slice) and first.lower is None and first.upper is None:
+                return base  # all samples of a batch
         return self.item(base, key)
 
     def ev_Slice(self, node: ast.Slice) -> Any:

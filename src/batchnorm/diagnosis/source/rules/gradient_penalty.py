@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Event
-from batchnorm.diagnosis.source.values import Const
+from batchnorm.diagnosis.source.values import Const, Obj
 
 
 def through_batch_norm(facts: Facts) -> Iterator[Said]:
@@ -43,7 +43,7 @@ def _level(facts: Facts, forward: Event) -> int | None:
     """Whether what ran has batch norm, in train mode in some situation, or never in eval."""
     if forward.contexts:
         found = [
-            facts.has(c.obj) or 0
+            _of(facts, c.obj)
             for c in forward.contexts
             if c.mode.value in (TRAIN, SWITCHED) and (c.layers is None or c.layers.value == TRAIN)
         ]
@@ -55,8 +55,14 @@ def _level(facts: Facts, forward: Event) -> int | None:
             for e in facts.of("mode", "layer mode")
         ):
             return None
-        level = facts.has(forward.obj) or 0
+        level = _of(facts, forward.obj)
     return level if level in (YES, LIKELY) else None
+
+
+def _of(facts: Facts, obj: Obj | None) -> int:
+    """The level of an object: LIKELY where it is one of several models, and another has none."""
+    level = facts.has(obj) or 0
+    return level if facts.always_has(obj) else min(level, LIKELY)
 
 
 def _inputs(call: ast.Call) -> ast.AST | None:

@@ -15,6 +15,7 @@ from batchnorm.diagnosis.source.values import Obj
 NOISE = re.compile(
     r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
 )
+MADE_UP = re.compile(r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input")
 TEACHER = re.compile(
     r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erence)?_model|frozen|old_model|model_old|prev(ious)?_model|pretrained"
 )
@@ -41,7 +42,7 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
     """BN405: evaluated without gradients, in the train mode that it was made or trained in."""
     seen: set[int] = set()
     for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or c.no_grad is not True or id(event.node) in seen:
+        if c.mode.value != TRAIN or id(event.node) in seen or not (c.no_grad is True or infers(facts, event, c)):
             continue
         here = c.mode.function is event.function and c.mode.node is not None
         if here or facts.trains(event) or measures(facts, event, c) or generates(event):
@@ -68,6 +69,16 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         )
 
 
+def infers(facts: Facts, event: Event, c: Context) -> bool:
+    """Whether a loaded model runs on data in files that train nothing, in the mode that it was made in."""
+    if not c.loaded or c.mode.node is not None or facts.has(c.obj) != YES:
+        return False
+    if any(facts.steps(f.module) for f in (event.function, c.function)):
+        return False
+    made = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
+    return not any(MADE_UP.search(v.info[0]) for v in made) and not any(MADE_UP.search(w) for w in _words(event))
+
+
 def measures(facts: Facts, event: Event, c: Context) -> bool:
     """Whether the forward, its caller or what set its mode is there to measure statistics."""
     return any(facts.measures(f) for f in (event.function, c.function, c.mode.function) if f is not None and f.name)
@@ -87,17 +98,18 @@ def _file(c: Context) -> str:
     return c.mode.function.module.path.rsplit("/", 1)[-1] if c.mode.function is not None else "the program"
 
 
+def _words(event: Event) -> set[str]:
+    """The names in a forward's arguments."""
+    node = event.node
+    given = (*node.args, *(k.value for k in node.keywords)) if isinstance(node, ast.Call) else ()
+    return {n.id for a in given for n in ast.walk(a) if isinstance(n, ast.Name)}
+
+
 def generates(event: Event) -> bool:
     """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
-    node = event.node
-    words = (
-        {n.id for a in (*node.args, *(k.value for k in node.keywords)) for n in ast.walk(a) if isinstance(n, ast.Name)}
-        if isinstance(node, ast.Call)
-        else set()
-    )
     name = called(event).split(".")[-1].lower()
     return (
-        any(NOISE.match(w) for w in words)
+        any(NOISE.match(w) for w in _words(event))
         or name in ("g", "netg", "net_g", "gen", "generator", "decoder")
         or name.startswith(("g_", "gen_", "netg"))
     )

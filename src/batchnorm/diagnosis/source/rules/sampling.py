@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called
-from batchnorm.diagnosis.source.rules.modes import forwards, generates, is_average, measures
+from batchnorm.diagnosis.source.rules.modes import forwards, generates, infers, is_average, measures
 from batchnorm.diagnosis.source.trace import TRAIN
 
 
@@ -13,7 +13,9 @@ def sampled_in_train(facts: Facts) -> Iterator[Said]:
     """BN428: samples drawn under no_grad in train mode; sure where the weights were loaded and nothing trains."""
     seen: set[int] = set()
     for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or c.no_grad is not True or id(event.node) in seen or not generates(event):
+        if c.mode.value != TRAIN or id(event.node) in seen or not generates(event):
+            continue
+        if c.no_grad is not True and not infers(facts, event, c):
             continue
         if c.layers is not None or level != YES or measures(facts, event, c) or is_average(facts, c.obj):
             continue

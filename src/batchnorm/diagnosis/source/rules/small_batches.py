@@ -27,8 +27,8 @@ def small_batches(facts: Facts) -> Iterator[Said]:
             continue
         if (c.layers is not None and c.layers.value != TRAIN) or facts.has(c.obj) != YES:
             continue
-        for loader in _loaders(facts, event, loaders):
-            sizes = _sizes(facts, loader)
+        for loader, through in _loaders(facts, event, loaders):
+            sizes = _sizes(facts, loader, through)
             if id(loader.node) in seen or not sizes or max(sizes) > SMALL:
                 continue
             seen.add(id(loader.node))
@@ -46,28 +46,31 @@ def small_batches(facts: Facts) -> Iterator[Said]:
                     else f"with the statistics of {largest} samples, and the running statistics are as noisy"
                 ),
                 FIX,
-                sure=one and c.mode.value == TRAIN and _evaluated(facts, c.obj),
+                sure=one and c.mode.value == TRAIN and facts.always_has(c.obj) and _evaluated(facts, c.obj),
             )
 
 
-def _loaders(facts: Facts, event: Event, loaders: dict[int, Event]) -> Iterator[Event]:
-    """The loaders whose batches a forward is given, whole or an element of them."""
+def _loaders(facts: Facts, event: Event, loaders: dict[int, Event]) -> Iterator[tuple[Event, tuple[Obj, ...]]]:
+    """The loaders whose batches a forward is given, whole or an element of them, and the calls that returned them."""
     for value in event.data["inputs"]:
-        for origin, path in facts.origins(value):
-            if isinstance(origin.node, ast.Call) and id(origin.node) in loaders and path[:1] == ("[]",) and len(path) <= 2:
-                yield loaders[id(origin.node)]
+        for origin, path, through in facts.origins(value):
+            if id(origin.node) in loaders and path[:1] == ("[]",) and len(path) <= 2:
+                yield loaders[id(origin.node)], through
 
 
-def _sizes(facts: Facts, loader: Event) -> list[float]:
+def _sizes(facts: Facts, loader: Event, through: tuple[Obj, ...]) -> list[float]:
     """The literal batch sizes that a loader may have; none where one is unknown or the batches are put together."""
     keywords, args = loader.data["keywords"], loader.data["args"]
-    call = loader.node
-    assert isinstance(call, ast.Call)
-    if any(k.arg is None or k.arg in ("batch_sampler", "collate_fn", "sampler") for k in call.keywords):
+    node = loader.node
+    assert isinstance(node, ast.Call)
+    if any(k.arg is None or k.arg in ("batch_sampler", "collate_fn") for k in node.keywords):
         return []
-    if any(isinstance(a, ast.Starred) for a in call.args):
+    if any(isinstance(a, ast.Starred) for a in node.args):
         return []
     value: Any = keywords.get("batch_size", args[1] if len(args) > 1 else Const(1))
+    for call in through:
+        if isinstance(value, Obj) and value.kind == "parameter" and value.info is call.info:
+            value = call.given.get(value.name) or value
     return [] if isinstance(value, Const) and value.value is None else facts.numbers(value)
 
 
