@@ -15,6 +15,7 @@ from batchnorm.diagnosis.source.values import Choice, Class, External, Function,
 
 YES, LIKELY, NO = 2, 1, 0
 DEEPEST = 24
+UNKNOWN = "an argument that is no literal"
 PARTS = ("layer1", "layer2", "layer3", "layer4", "features", "backbone", "encoder", "bn1")  # of well-known models
 NOT_CONTENT = ("isinstance", "issubclass", "type", "hasattr")
 
@@ -75,7 +76,7 @@ class Contents:
             return YES
         levels: list[int | None] = []
         if obj.kind in ("instance", "self") and isinstance(obj.info, ClassInfo):
-            levels.append(self.scan(obj.info)[0])
+            levels.append(self.scan(obj.info, self._constructed(obj))[0])
             levels.extend(
                 self.contains(s, depth + 1) for s in obj.sources
             )  # classes and layers given to the constructor
@@ -99,6 +100,13 @@ class Contents:
         if obj.kind == "result" and _best(levels) is None and isinstance(obj.info, FunctionInfo):
             levels.append(min(self.scan(obj.info)[0], LIKELY) or None)
         return _best(levels)
+
+    def _constructed(self, obj: Obj) -> frozenset[tuple[str, Any]]:
+        """What the call that made an instance says of its constructor's parameters."""
+        init = obj.info.methods.get("__init__") if obj.kind == "instance" else None
+        if init is None or isinstance(init.node, ast.Module) or not isinstance(obj.node, ast.Call):
+            return frozenset()
+        return _switches(obj.node, init.node, 1)
 
     def _switched_off(self, obj: Obj) -> bool:
         """Whether a function that can make batch norm layers was told not to, by a literal switch."""
@@ -157,6 +165,7 @@ class Contents:
         scan = _Scan(self, info.module, info, dict(given))
         if isinstance(info, ClassInfo):
             for method in info.methods.values():
+                scan.given = dict(given) if method.name == "__init__" else {}
                 if method.name not in ("forward", "train", "load_state_dict", "load_weights", "load_darknet_weights"):
                     scan.function(method)
             for base in info.bases:
@@ -198,7 +207,7 @@ class _Scan:
         node = info.node
         if isinstance(node, ast.Module):
             return
-        self.defaults = _defaults(node)
+        self.defaults = {n: v for n, v in {**_defaults(node), **self.given}.items() if v is not UNKNOWN}
         for default in (*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)):
             self.visit(default, YES, "")
         body = node.body if isinstance(node.body, list) else [node.body]
@@ -350,17 +359,17 @@ def _defaults(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> dict
     return found
 
 
-def _switches(call: ast.Call, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> frozenset[tuple[str, Any]]:
-    """The parameters of a called function that are True, False or None in this call, defaults included."""
+def _switches(
+    call: ast.Call, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, bound: int = 0
+) -> frozenset[tuple[str, Any]]:
+    """The literal switches and words of a call's parameters, defaults included; UNKNOWN where one is given another."""
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)][bound:]
+    found = {n: v for n, v in _defaults(node).items() if v is None or isinstance(v, bool | str)}
     if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
-        return frozenset()
-    found = {n: v for n, v in _defaults(node).items() if v is None or isinstance(v, bool)}
-    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+        return frozenset((name, UNKNOWN) for name in found)
     for name, value in (*zip(names, call.args, strict=False), *((k.arg or "", k.value) for k in call.keywords)):
-        if isinstance(value, ast.Constant) and (value.value is None or isinstance(value.value, bool)):
-            found[name] = value.value
-        else:
-            found.pop(name, None)
+        known = isinstance(value, ast.Constant) and (value.value is None or isinstance(value.value, bool | str))
+        found[name] = value.value if isinstance(value, ast.Constant) and known else UNKNOWN
     return frozenset(found.items())
 
 
@@ -369,7 +378,8 @@ def _decided(test: ast.AST, given: dict[str, Any]) -> bool | None:
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         inner = _decided(test.operand, given)
         return None if inner is None else not inner
-    return bool(given[test.id]) if isinstance(test, ast.Name) and test.id in given else None
+    known = isinstance(test, ast.Name) and given.get(test.id, UNKNOWN) is not UNKNOWN
+    return bool(given[test.id]) if known and isinstance(test, ast.Name) else None
 
 
 def _holds(test: ast.AST, defaults: dict[str, Any]) -> int:

@@ -79,13 +79,19 @@ class Facts:
     @cached_property
     def speaks(self) -> bool:
         """Whether any model of the linted files has batch norm, so that an unknown one is likely to."""
-        if any(e.data["name"].startswith("torch") for e in self.of("layer")):
-            return True
-        if any(made_by(e.data["name"], _first(e)) for e in self.of("outside")):
-            return True
-        return any(
-            c.is_module and self.contents.scan(c)[0] == YES for m in self.project.modules.values() for c in m.classes
-        )
+        return bool(self._speaking)
+
+    def speaks_near(self, module: Module) -> bool:
+        """Whether a model with batch norm is defined or made in the folder of a file, or in the folder above it."""
+        folder = module.path.rsplit("/", 2)[0] if module.path.count("/") > 1 else ""
+        return any(m.path.startswith(folder) for m in self._speaking)
+
+    @cached_property
+    def _speaking(self) -> list[Module]:
+        found = [e.function.module for e in self.of("layer") if e.data["name"].startswith("torch")]
+        found += [e.function.module for e in self.of("outside") if made_by(e.data["name"], _first(e))]
+        classes = (c for m in self.project.modules.values() for c in m.classes)
+        return [*found, *(c.module for c in classes if c.is_module and self.contents.scan(c)[0] == YES)]
 
     def likely(self, obj: Obj) -> int:
         """`has`, and LIKELY for an unknown object among models that have batch norm."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called
+from batchnorm.diagnosis.source.facts import Facts, Said, called
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Event
-from batchnorm.diagnosis.source.values import Const, Obj
+from batchnorm.diagnosis.source.values import Const
 
 
 def through_batch_norm(facts: Facts) -> Iterator[Said]:
@@ -21,8 +21,7 @@ def through_batch_norm(facts: Facts) -> Iterator[Said]:
             continue
         outputs = given.get("outputs", event.data["args"][0] if event.data["args"] else None)
         for forward in facts.forwards_of(outputs):
-            level = _level(facts, forward)
-            if level is None or not _names(_inputs(event.node)) & _arguments(forward):
+            if not _certain(facts, forward) or not _names(_inputs(event.node)) & _arguments(forward):
                 continue
             seen.add(id(event.node))
             name = called(forward)
@@ -34,35 +33,23 @@ def through_batch_norm(facts: Facts) -> Iterator[Said]:
                 "is not what the penalty bounds",
                 f"{name} with nn.GroupNorm(1, channels) or nn.InstanceNorm2d(channels, affine=True) in place of batch "
                 "norm",
-                sure=level == YES,
             )
             break
 
 
-def _level(facts: Facts, forward: Event) -> int | None:
+def _certain(facts: Facts, forward: Event) -> bool:
     """Whether what ran has batch norm, in train mode in some situation, or never in eval."""
     if forward.contexts:
-        found = [
-            _of(facts, c.obj)
+        return any(
+            c.mode.value in (TRAIN, SWITCHED)
+            and (c.layers is None or c.layers.value == TRAIN)
+            and facts.always_has(c.obj)
             for c in forward.contexts
-            if c.mode.value in (TRAIN, SWITCHED) and (c.layers is None or c.layers.value == TRAIN)
-        ]
-        level = max(found, default=0)
-    else:
-        same = {id(o) for o in facts.aliases(forward.obj)}
-        if any(
-            e.data["mode"] == EVAL and any(id(o) in same for o in facts.aliases(e.obj))
-            for e in facts.of("mode", "layer mode")
-        ):
-            return None
-        level = _of(facts, forward.obj)
-    return level if level in (YES, LIKELY) else None
-
-
-def _of(facts: Facts, obj: Obj | None) -> int:
-    """The level of an object: LIKELY where it is one of several models, and another has none."""
-    level = facts.has(obj) or 0
-    return level if facts.always_has(obj) else min(level, LIKELY)
+        )
+    same = {id(o) for o in facts.aliases(forward.obj)}
+    return facts.always_has(forward.obj) and not any(
+        e.data["mode"] == EVAL and any(id(o) in same for o in facts.aliases(e.obj)) for e in facts.of("mode")
+    )
 
 
 def _inputs(call: ast.Call) -> ast.AST | None:

@@ -75,6 +75,10 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
         return False
     if any(facts.steps(f.module) for f in (event.function, c.function)):
         return False
+    same = {id(o) for o in facts.aliases(c.obj)}
+    loads = [e for e in facts.of("load") if id(e.obj) in same]
+    if loads and all(e.data["conditional"] for e in loads):
+        return False
     made = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
     return not any(MADE_UP.search(v.info[0]) for v in made) and not any(MADE_UP.search(w) for w in _words(event))
 
