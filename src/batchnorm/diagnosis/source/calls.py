@@ -735,6 +735,8 @@ class Calls(Objects):
             # The callee's train() undoes what was frozen here.
             self.event("unfreeze", use.mode.node, obj, frozen=layers) if use.mode.node is not None else None
             layers = Mode(TRAIN, use.mode.node, use.mode.function)
+        if use.mode is not None and use.mode.value == TRAIN and not self.sees_to_modes(obj):
+            self.undo(obj, use.mode)
         if mode is None or use.mode is not None:
             rank = use.one_rank or self.ranks > 0
             self._use(
@@ -834,6 +836,8 @@ class Calls(Objects):
         made.given = {name: mapped(slot) for name, slot in info.params.items()}
         if inner in s.modes:
             self.state.modes[made] = s.modes[inner]
+        if inner in s.layers:
+            self.state.layers[made] = s.layers[inner]
         if inner in s.frozen:
             self.state.frozen[made] = s.frozen[inner]
         if inner in s.half:

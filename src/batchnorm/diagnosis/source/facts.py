@@ -36,9 +36,7 @@ MEASURES = (
     "standing_statistics",
 )
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
-STEPS = frozenset(
-    ("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler")
-)
+STEPS = frozenset(("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler"))
 
 
 class Said(NamedTuple):
@@ -197,7 +195,12 @@ class Facts:
             for _ in range(4):
                 if not isinstance(at, Obj) or at.kind == "output":
                     break
-                at = at.parent if at.kind == "attribute" else next(iter(at.sources), None) if at.kind == "list" else None
+                if at.kind == "attribute":
+                    at = at.parent
+                else:
+                    at = (
+                        next(iter(at.sources), None) if at.kind == "list" else at.info if at.kind == "unknown" else None
+                    )
             if isinstance(at, Obj) and isinstance(at.info, Event):
                 found.append(at.info)
         return found

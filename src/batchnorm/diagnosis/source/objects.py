@@ -217,6 +217,12 @@ class Objects:
         if made or any(self.inside(o, part) for o in self.state.frozen):
             self.event("part trains again", mode.node, part, frozen=frozen, of=obj)
 
+    def undo(self, obj: Obj, mode: Mode) -> None:
+        """What a train() inside a function undoes, where the function leaves another mode behind."""
+        for part, held in list(self.state.modes.items()):
+            if held.value == EVAL and part is not obj and self.inside(part, obj):
+                self._undone(part, obj, mode)
+
     def set_parts(self, obj: Obj, mode: Mode, depth: int = 0) -> None:
         """A mode for the objects that were assigned to an object's attributes."""
         if depth > 2 or (obj.kind == "self" and not (isinstance(obj.info, ClassInfo) and obj.info.is_module)):
@@ -418,7 +424,9 @@ class Objects:
                 "values": value,
             }[how]
         if "modules" in how or "children" in how:
-            layer = made((id(iteration.node), id(owner), "layer"), lambda: Obj("layer", "m", info=owner, node=iteration.node))
+            layer = made(
+                (id(iteration.node), id(owner), "layer"), lambda: Obj("layer", "m", info=owner, node=iteration.node)
+            )
             return Tuple((ClassName(layer), layer)) if how.startswith("named") else layer
         kind = "buffer" if "buffers" in how else "parameter"
         form = Form({Atom(kind, canonical(owner) if isinstance(owner, Obj) else owner, ""): {(): 1.0}}, live=True)
@@ -588,7 +596,9 @@ class Objects:
             and isinstance(call, ast.Call)
             and isinstance(call.func, ast.Attribute)
             and "children" in call.func.attr
-            and not any(isinstance(n, ast.Name) and n.id in ("isinstance", "type") for t in self.tests for n in ast.walk(t))
+            and not any(
+                isinstance(n, ast.Name) and n.id in ("isinstance", "type") for t in self.tests for n in ast.walk(t)
+            )
         )
 
     def _frozen_here(self, owner: Obj, loop: ast.AST) -> bool:

@@ -78,7 +78,12 @@ def _by_part(facts: Facts, seen: set[int], thawed: list[Obj]) -> Iterator[Said]:
         if part is None or id(event.node) in seen or event.data["layer"] or any(o is part for o in thawed):
             continue
         level = facts.has(part)
-        if level != YES or facts.uses(event.function, "eval", "no_grad") or part.kind == "self" or is_average(facts, part):
+        if (
+            level != YES
+            or facts.uses(event.function, "eval", "no_grad")
+            or part.kind == "self"
+            or is_average(facts, part)
+        ):
             continue
         if _selects(event.node, event.data["tests"]):
             continue

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, spelled
 from batchnorm.diagnosis.source.objects import canonical
 from batchnorm.diagnosis.source.rules.modes import forwards
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event
@@ -17,7 +17,12 @@ HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits", "las
 
 def left_out(facts: Facts) -> Iterator[Said]:
     """BN430: `Adam(model.fc.parameters())`: the rest is fixed, and its running statistics move."""
-    new = {id(o): canonical(e.obj) for e in facts.of("attribute") if e.data["name"] in HEADS for o in options(e.data["value"])}
+    new = {
+        id(o): canonical(e.obj)
+        for e in facts.of("attribute")
+        if e.data["name"] in HEADS
+        for o in options(e.data["value"])
+    }
     parts = [(e, p) for e in facts.optimizers for p in _heads(e, new)]
     frozen = {id(o) for e in facts.of("freeze") for o in facts.aliases(e.obj)}
     seen: set[int] = set()
@@ -30,19 +35,22 @@ def left_out(facts: Facts) -> Iterator[Said]:
         if same & (frozen | facts.trained):
             continue  # BN406 speaks of a frozen one
         for optimizer, owner in parts:
-            if id(optimizer.node) in seen or not any(id(o) in same for o in facts.aliases(owner)):
+            made = owner.kind == "self" and any(o.info is owner.info for o in facts.aliases(c.obj))
+            if id(optimizer.node) in seen or not (made or any(id(o) in same for o in facts.aliases(owner))):
                 continue
             if _others(facts, optimizer, new):
                 continue
             seen.add(id(optimizer.node))
-            text = spelled(optimizer.node.args[0]) if isinstance(optimizer.node, ast.Call) and optimizer.node.args else ""
+            text = (
+                spelled(optimizer.node.args[0]) if isinstance(optimizer.node, ast.Call) and optimizer.node.args else ""
+            )
             yield Said(
                 optimizer.function.module,
                 optimizer.node,
                 f"only {text} is trained, but every forward in train mode (line {event.line} of "
                 f"{event.function.module.path.rsplit('/', 1)[-1]}) normalises with the batch and moves the running "
-                f"statistics of all of {owner.path}",
-                f"batchnorm.freeze({owner.path})",
+                f"statistics of all of {called(event)}",
+                f"batchnorm.freeze({called(event)})",
             )
 
 

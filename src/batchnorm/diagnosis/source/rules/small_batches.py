@@ -18,9 +18,7 @@ FIX = "nn.GroupNorm in place of batch norm, batchnorm.freeze(model) for a pretra
 
 def small_batches(facts: Facts) -> Iterator[Said]:
     """BN426: a DataLoader with batch_size=1, or up to 4, whose batches go through batch norm in a training step."""
-    loaders = {
-        id(e.node): e for e in facts.of("outside") if e.data["name"] in LOADER and isinstance(e.node, ast.Call)
-    }
+    loaders = {id(e.node): e for e in facts.of("outside") if e.data["name"] in LOADER and isinstance(e.node, ast.Call)}
     seen: set[int] = set()
     for event, c, _ in forwards(facts) if loaders else ():
         if c.mode.value not in (TRAIN, SWITCHED) or c.no_grad is True or not facts.trains(event):
@@ -77,7 +75,4 @@ def _sizes(facts: Facts, loader: Event, through: tuple[Obj, ...]) -> list[float]
 def _evaluated(facts: Facts, obj: Obj) -> bool:
     """Whether the model is put in eval somewhere."""
     same = {id(o) for o in facts.aliases(obj)}
-    return any(
-        e.data["mode"] == EVAL and any(id(o) in same for o in facts.aliases(e.obj))
-        for e in facts.of("mode")
-    )
+    return any(e.data["mode"] == EVAL and any(id(o) in same for o in facts.aliases(e.obj)) for e in facts.of("mode"))
