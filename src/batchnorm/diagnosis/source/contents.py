@@ -364,7 +364,7 @@ def _switches(
 ) -> frozenset[tuple[str, Any]]:
     """The literal switches and words of a call's parameters, defaults included; UNKNOWN where one is given another."""
     names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)][bound:]
-    found = {n: v for n, v in _defaults(node).items() if v is None or isinstance(v, bool | str)}
+    found: dict[str, Any] = {n: v for n, v in _defaults(node).items() if v is None or isinstance(v, bool | str)}
     if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
         return frozenset((name, UNKNOWN) for name in found)
     for name, value in (*zip(names, call.args, strict=False), *((k.arg or "", k.value) for k in call.keywords)):

@@ -129,9 +129,10 @@ class Objects:
         for _ in range(8):
             if at is None or within(at, outer):
                 return at is not None
-            while at.kind == "attribute" and at.parent is not None:
-                at = canonical(at.parent)
-            at = self.held.get(at)
+            top: Obj = at
+            while top.kind == "attribute" and top.parent is not None:
+                top = canonical(top.parent)
+            at = self.held.get(top)
         return False
 
     # Modes
@@ -214,7 +215,9 @@ class Objects:
             return
         owner = frozen.function.owner
         made = frozen.function.name == "__init__" and owner is not None and owner.is_module
-        if made or any(self.inside(o, part) for o in self.state.frozen):
+        if made or any(
+            f is frozen.function and self.inside(o, part) for o, (_, f) in self.state.frozen.items()
+        ):
             self.event("part trains again", mode.node, part, frozen=frozen, of=obj)
 
     def undo(self, obj: Obj, mode: Mode) -> None:
