@@ -154,6 +154,7 @@ CASES = {
         "class Trainer:\n    def start(self):\n        self.training = True",
         "import pandas\nframe = pandas.DataFrame()\nframe.eval",
         "bn = nn.BatchNorm2d(3)\nbn.training = False",
+        "net = Net()\nnet.training = False\nnet.eval()",
     ]),
     "BN430": ([
         RESNET + "model.fc = nn.Linear(512, 2)\noptimizer = optim.Adam(model.fc.parameters())\n" + FIT + "fit(model, loader, optimizer)",

@@ -27,6 +27,10 @@ def sets_no_mode(facts: Facts) -> Iterator[Said]:
             continue
         if facts.is_layer(event.obj):
             continue
+        same = {id(o) for o in facts.aliases(event.obj)}
+        set_too = (e for e in facts.of("mode") if e.function.module is event.function.module)
+        if any(id(o) in same for e in set_too for o in facts.aliases(e.obj)):
+            continue  # train() or eval() sees to the layers
         name = event.obj.path
         yield Said(
             event.function.module,
