@@ -215,9 +215,7 @@ class Objects:
             return
         owner = frozen.function.owner
         made = frozen.function.name == "__init__" and owner is not None and owner.is_module
-        if made or any(
-            f is frozen.function and self.inside(o, part) for o, (_, f) in self.state.frozen.items()
-        ):
+        if made or any(f is frozen.function and self.inside(o, part) for o, (_, f) in self.state.frozen.items()):
             self.event("part trains again", mode.node, part, frozen=frozen, of=obj)
 
     def undo(self, obj: Obj, mode: Mode) -> None:

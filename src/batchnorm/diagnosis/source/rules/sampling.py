@@ -25,8 +25,8 @@ def sampled_in_train(facts: Facts) -> Iterator[Said]:
         yield Said(
             event.function.module,
             event.node,
-            f"{name} is sampled in train mode: each sample depends on the others of its batch, and every call moves the "
-            "running statistics" + ("" if only else ", unless this is on purpose"),
+            f"{name} is sampled in train mode: each sample depends on the others of its batch, and every call moves "
+            "the running statistics" + ("" if only else ", unless this is on purpose"),
             f"{name}.eval() before" + ("" if only else f", {name}.train() after"),
             sure=only,
         )

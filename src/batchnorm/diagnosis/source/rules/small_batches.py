@@ -39,7 +39,7 @@ def small_batches(facts: Facts) -> Iterator[Said]:
                 f"{name} is trained on batches of {largest} (line {event.line} of "
                 f"{event.function.module.path.rsplit('/', 1)[-1]}): batch norm normalises "
                 + (
-                    "each sample with its own mean and variance, and in eval mode with the running ones: another function"
+                    "each sample with its own mean and variance, and eval mode with the running ones: another function"
                     if one
                     else f"with the statistics of {largest} samples, and the running statistics are as noisy"
                 ),

@@ -35,7 +35,7 @@ def sets_no_mode(facts: Facts) -> Iterator[Said]:
         yield Said(
             event.function.module,
             event.node,
-            f"training = {value.value} reaches {name} alone and none of the layers inside: batch norm stays in the mode "
-            "that it has",
+            f"training = {value.value} reaches {name} alone and none of the layers inside: batch norm stays in the "
+            "mode that it has",
             f"{name}.train({value.value})",
         )
