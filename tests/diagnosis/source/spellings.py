@@ -91,11 +91,6 @@ def update_statistics(net, loader):
             net(x)
 update_statistics(model, loader)
 """, """
-def sample(generator):
-    with torch.no_grad():
-        return generator(fixed_noise)
-sample(model)
-""", """
 model.train(False)
 with torch.inference_mode():
     model(x)

@@ -4,24 +4,29 @@
 import pytest
 
 from batchnorm.diagnosis.source.rules import LOOKS
-from tests.diagnosis.source import cases, spellings
+from tests.diagnosis.source import cases, spellings, training
 from tests.diagnosis.source.read_code import found
 
 WRONG = [
-    (code, *(w if isinstance(w, tuple) else (w, "warning"))) for code, (wrong, _) in cases.CASES.items() for w in wrong
+    (code, source.HEAD, *(w if isinstance(w, tuple) else (w, "warning")))
+    for source in (cases, training)
+    for code, (wrong, _) in source.CASES.items()
+    for w in wrong
 ]
-RIGHT = [(code, r) for code, (_, right) in cases.CASES.items() for r in right]
+RIGHT = [
+    (code, source.HEAD + r) for source in (cases, training) for code, (_, right) in source.CASES.items() for r in right
+]
 SOME = ("a class", "torchvision", "a helper", "DataParallel")
 
 
-@pytest.mark.parametrize(("code", "text", "severity"), WRONG)
-def test_finds_its_case_alone(code, text, severity):
-    assert set(found(cases.HEAD + text)) == {(code, severity)}
+@pytest.mark.parametrize(("code", "head", "text", "severity"), WRONG)
+def test_finds_its_case_alone(code, head, text, severity):
+    assert set(found(head + text)) == {(code, severity)}
 
 
 @pytest.mark.parametrize(("code", "text"), RIGHT)
 def test_is_silent_on_what_looks_like_it(code, text):
-    assert found(cases.HEAD + text) == []
+    assert found(text) == []
 
 
 @pytest.mark.parametrize("model", spellings.WITH)
@@ -49,7 +54,7 @@ def test_is_silent_where_the_model_is_used_as_it_should_be(code, at, model):
 
 
 def test_every_rule_has_cases():
-    assert {"BN401", "BN410", *cases.CASES, *spellings.MODES} == set(LOOKS)
+    assert {"BN401", "BN410", *cases.CASES, *training.CASES, *spellings.MODES} == set(LOOKS)
 
 
 def test_update_bn_with_dropout():

@@ -9,9 +9,9 @@ from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.names import CHECKPOINT, FACTORIES, HARMLESS, WRAPPERS, is_layer, last
-from batchnorm.diagnosis.source.objects import ITERATIONS, OPAQUE, Objects, canonical, objects_in, within
+from batchnorm.diagnosis.source.objects import ITERATIONS, OPAQUE, Objects, canonical, objects_in
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
-from batchnorm.diagnosis.source.trace import EVAL, MOST_USES, SLOTS, TRAIN, UNKNOWN, Mode, Summary, Use
+from batchnorm.diagnosis.source.trace import EVAL, MOST_USES, SLOTS, SWITCHED, TRAIN, UNKNOWN, Mode, Summary, Use
 from batchnorm.diagnosis.source.values import (
     Atom,
     Choice,
@@ -60,9 +60,14 @@ PASSES_THROUGH = (
     "set",
     "tqdm.notebook.tqdm",
     "tqdm.trange",
+    "torch.autograd.Variable",
+    "torch.autograd.variable.Variable",
 )
 PREPARES = ("prepare", "initialize", "setup")
 CONVERTS_SYNC = ("convert_sync_batchnorm", "convert_syncbn_model", "convert_model")
+MOST_INPUTS = 8  # of a forward
+MADE = ("external", "instance", "copy", "result")  # kinds of objects that a function makes
+NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
 CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")
 
 
@@ -177,6 +182,8 @@ class Calls(Objects):
             return self.program.obj(
                 (node, "zip", *(id(a) for a in args)), lambda: Obj("zip", "zip", info=args, node=node)
             )
+        if name == "next" and first is not None:
+            return self.element(first)
         if name == "enumerate":
             return self.program.obj(
                 (node, "enumerate", id(first)), lambda: Obj("enumerate", "enumerate", info=first, node=node)
@@ -306,6 +313,9 @@ class Calls(Objects):
             return self.invoke(node, target, args, keywords) if target is not None else None
         if isinstance(base, Tuple):
             return None
+        if base.kind == "output":
+            self.state.version += 1
+            return None if name in NO_TENSOR else base
         info = self.class_of(base)
         if info is not None:
             own = info.method(name)
@@ -320,6 +330,11 @@ class Calls(Objects):
         held = self.state.heap.get((base, name))
         if held is None and base.kind in ("self", "instance"):
             held = self.slot_of(base, name)
+        if name == "append" and args and base.kind == "external" and last(base.info[0]) == "ModuleList":
+            base.flows_from(args[0])
+            self.state.heap.setdefault((base, "[0]"), args[0])
+            self.state.heap[base, "[-1]"] = args[0]
+            return None
         if base.kind in ("list", "dict") and name in CONTAINERS:
             for value in args:
                 if name in ("extend", "update"):
@@ -360,7 +375,7 @@ class Calls(Objects):
             self.forget_modes([base])
         self.forget_modes(args)
         self.state.version += 1
-        return self.program.obj((node, "result of", name), lambda: Obj("unknown", name, node=node))
+        return self.program.obj((node, "result of", name), lambda: Obj("unknown", name, info=base, node=node))
 
     def _callable_part(self, base: Obj, name: str) -> bool:
         return (
@@ -496,6 +511,8 @@ class Calls(Objects):
         if obj.kind == "self" and isinstance(obj.info, ClassInfo) and not obj.info.is_module:
             return None
         event = self.event("forward", node, obj)
+        event.data.setdefault("inputs", []).extend(args[:MOST_INPUTS])
+        del event.data["inputs"][MOST_INPUTS:]
         if base.kind == "wrapper":
             event.data["wrapper"] = base.name
         mode = self.mode(obj)
@@ -515,7 +532,7 @@ class Calls(Objects):
             )
         else:
             event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
-            if mode.value in (TRAIN, EVAL) and mode.node is not None:
+            if mode.value in (TRAIN, EVAL, SWITCHED) and mode.node is not None:
                 self._use(
                     Use(
                         event,
@@ -532,13 +549,13 @@ class Calls(Objects):
         if mode is None or mode.value != EVAL:
             self.state.version += 1
         self.summary.moves = True
-        return self.program.obj((node, "output"), lambda: Obj("output", "output", node=node))
+        return self.program.obj((node, "output"), lambda: Obj("output", "output", info=event, node=node))
 
     def _frozen(self, obj: Obj) -> Any:
         return self.moving(obj)
 
     def _half(self, obj: Obj) -> Any:
-        return next((v for o, v in self.state.half.items() if within(o, obj) or within(obj, o)), None)
+        return next((v for o, v in self.state.half.items() if self.inside(o, obj) or self.inside(obj, o)), None)
 
     def _use(self, use: Use) -> None:
         if use.mode is not None and use.slot.kind not in SLOTS:
@@ -623,7 +640,9 @@ class Calls(Objects):
                 found = self.state.env.get(value.name, value)
             elif value.kind == "attribute" and value.parent is not None and depth < 8:
                 parent = mapped(value.parent, depth + 1)
-                if parent is not value.parent:
+                if parent is not value.parent and value.name == "[]":
+                    found = self.element(parent)
+                elif parent is not value.parent:
                     found = (
                         choice([self.read(p, value.name, node) for p in options(parent)])
                         if parent is not None
@@ -656,7 +675,7 @@ class Calls(Objects):
                     if mode.value == UNKNOWN:
                         self.state.modes[target] = mode
                     else:
-                        self._set_quietly(target, mode)
+                        self.switch(target, mode)
         for obj, mode in s.layers.items():
             for target in map(canonical, objects_in(mapped(obj))):
                 self.state.layers[target] = mode
@@ -682,23 +701,15 @@ class Calls(Objects):
                     self.state.heap[target, name] = new
                     for option in options(new):
                         target.attr(name).flows_from(option)
+                        if isinstance(option, Obj) and option.kind in MADE and option in s.modes:
+                            self.state.modes[option] = s.modes[option]
+                        if isinstance(option, Obj) and target.kind in ("instance", "result") and option is not target:
+                            self.held.setdefault(option, target)
         for event, atom, atoms in s.writes:
             self._written_by(event, atom, atoms, mapped)
         if s.moves:
             self.state.version += 1
         return self._returned(node, info, s, mapped)
-
-    def _set_quietly(self, obj: Obj, mode: Mode) -> None:
-        for held in [o for o in self.state.modes if o is not obj and within(o, obj)]:
-            del self.state.modes[held]
-        for held in [o for o in self.state.layers if within(o, obj)]:
-            if mode.value == TRAIN and self.state.layers[held].value == EVAL:
-                self.event(
-                    "unfreeze", mode.node, obj, frozen=self.state.layers[held]
-                ) if mode.node is not None else None
-                self.state.layers[held] = mode
-        self.state.modes[obj] = mode
-        self.set_parts(obj, mode)
 
     def _happen(self, use: Use, obj: Obj) -> None:
         """A callee's forward of what is here `obj`."""
@@ -719,10 +730,13 @@ class Calls(Objects):
             and use.layers is None
             and layers is not None
             and layers.value == EVAL
+            and not self.sees_to_modes(obj)
         ):
             # The callee's train() undoes what was frozen here.
             self.event("unfreeze", use.mode.node, obj, frozen=layers) if use.mode.node is not None else None
             layers = Mode(TRAIN, use.mode.node, use.mode.function)
+        if use.mode is not None and use.mode.value == TRAIN and not self.sees_to_modes(obj):
+            self.undo(obj, use.mode)
         if mode is None or use.mode is not None:
             rank = use.one_rank or self.ranks > 0
             self._use(
@@ -819,8 +833,11 @@ class Calls(Objects):
         made = self.program.obj(
             (node, id(info), id(new)), lambda: Obj("result", info.name, info=info, node=node, sources=[new])
         )
+        made.given = {name: mapped(slot) for name, slot in info.params.items()}
         if inner in s.modes:
             self.state.modes[made] = s.modes[inner]
+        if inner in s.layers:
+            self.state.layers[made] = s.layers[inner]
         if inner in s.frozen:
             self.state.frozen[made] = s.frozen[inner]
         if inner in s.half:

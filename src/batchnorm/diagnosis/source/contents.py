@@ -15,6 +15,8 @@ from batchnorm.diagnosis.source.values import Choice, Class, External, Function,
 
 YES, LIKELY, NO = 2, 1, 0
 DEEPEST = 24
+UNKNOWN = "an argument that is no literal"
+PARTS = ("layer1", "layer2", "layer3", "layer4", "features", "backbone", "encoder", "bn1")  # of well-known models
 NOT_CONTENT = ("isinstance", "issubclass", "type", "hasattr")
 
 
@@ -22,7 +24,7 @@ class Contents:
     """Answers, each worked out once."""
 
     def __init__(self) -> None:
-        self._scanned: dict[int, tuple[int, bool, list[tuple[ast.AST, str]]]] = {}
+        self._scanned: dict[tuple[int, frozenset[tuple[str, Any]]], tuple[int, bool, list[tuple[ast.AST, str]]]] = {}
         self._level: dict[int, int | None] = {}
         self._busy: set[int] = set()
 
@@ -57,12 +59,24 @@ class Contents:
         self._level[id(obj)] = found
         return found
 
+    def least(self, value: Any, depth: int = 0) -> int | None:
+        """The level of a value in the worst case: of several models that a name may stand for, the least."""
+        if isinstance(value, Choice):
+            return _worst([self.least(v, depth + 1) for v in value.options])
+        if isinstance(value, Obj) and depth < DEEPEST // 2:
+            if value.kind == "wrapper":
+                return self.least(value.info, depth + 1)
+            if value.kind in ("parameter", "attribute", "global", "result", "copy"):
+                found = [self.least(s, depth + 1) for s in inflow(value) if s is not value]
+                return _worst([self.contains(value), *found])
+        return self.contains(value)
+
     def _work_out(self, obj: Obj, depth: int) -> int | None:
         if obj.kind == "batch norm":
             return YES
         levels: list[int | None] = []
         if obj.kind in ("instance", "self") and isinstance(obj.info, ClassInfo):
-            levels.append(self.scan(obj.info)[0])
+            levels.append(self.scan(obj.info, self._constructed(obj))[0])
             levels.extend(
                 self.contains(s, depth + 1) for s in obj.sources
             )  # classes and layers given to the constructor
@@ -77,11 +91,32 @@ class Contents:
             return _best(levels)
         if obj.kind == "wrapper":
             return self.contains(obj.info, depth + 1)
+        if self._switched_off(obj):
+            return NO
         for source in inflow(obj):
             levels.append(self.contains(source, depth + 1))
+        if obj.kind == "attribute" and not levels and obj.name in PARTS and isinstance(obj.parent, Obj):
+            levels.extend(self.contains(p, depth + 1) for p in _made_outside(obj.parent))
         if obj.kind == "result" and _best(levels) is None and isinstance(obj.info, FunctionInfo):
             levels.append(min(self.scan(obj.info)[0], LIKELY) or None)
         return _best(levels)
+
+    def _constructed(self, obj: Obj) -> frozenset[tuple[str, Any]]:
+        """What the call that made an instance says of its constructor's parameters."""
+        init = obj.info.methods.get("__init__") if obj.kind == "instance" else None
+        if init is None or isinstance(init.node, ast.Module) or not isinstance(obj.node, ast.Call):
+            return frozenset()
+        return _switches(obj.node, init.node, 1)
+
+    def _switched_off(self, obj: Obj) -> bool:
+        """Whether a function that can make batch norm layers was told not to, by a literal switch."""
+        info, call = obj.info, obj.node
+        if obj.kind != "result" or not isinstance(info, FunctionInfo) or not isinstance(call, ast.Call):
+            return False
+        if isinstance(info.node, ast.Module) or info.owner is not None:
+            return False
+        given = _switches(call, info.node)
+        return bool(given) and self.scan(info, given)[0] == NO and self.scan(info)[0] != NO
 
     def dropout(self, value: Any, depth: int = 0) -> bool:
         """Whether a value contains dropout."""
@@ -119,15 +154,18 @@ class Contents:
         known = [names for names in found if names]
         return set().union(*known) if known and len(known) == len(found) else None
 
-    def scan(self, info: ClassInfo | FunctionInfo) -> tuple[int, bool, list[tuple[ast.AST, str]]]:
-        """Level, dropout and layers (constructor, attribute name) of a class or function."""
-        key = id(info)
+    def scan(
+        self, info: ClassInfo | FunctionInfo, given: frozenset[tuple[str, Any]] = frozenset()
+    ) -> tuple[int, bool, list[tuple[ast.AST, str]]]:
+        """Level, dropout and layers (constructor, attribute name) of a class or function; `given`: what a call says."""
+        key = (id(info), given)
         if key in self._scanned:
             return self._scanned[key]
         self._scanned[key] = (NO, False, [])
-        scan = _Scan(self, info.module, info)
+        scan = _Scan(self, info.module, info, dict(given))
         if isinstance(info, ClassInfo):
             for method in info.methods.values():
+                scan.given = dict(given) if method.name == "__init__" else {}
                 if method.name not in ("forward", "train", "load_state_dict", "load_weights", "load_darknet_weights"):
                     scan.function(method)
             for base in info.bases:
@@ -146,8 +184,10 @@ class Contents:
 class _Scan:
     """One walk over a body: which layer classes it reaches, and under which conditions."""
 
-    def __init__(self, contents: Contents, module: Module, root: ClassInfo | FunctionInfo) -> None:
-        self.contents, self.module, self.root = contents, module, root
+    def __init__(
+        self, contents: Contents, module: Module, root: ClassInfo | FunctionInfo, given: dict[str, Any] | None = None
+    ) -> None:
+        self.contents, self.module, self.root, self.given = contents, module, root, given or {}
         self.level, self.dropout, self.layers = NO, False, []
         self.defaults: dict[str, Any] = {}
         self.held: list[str] = []  # the attribute that each layer, found in the class itself, is in
@@ -167,7 +207,7 @@ class _Scan:
         node = info.node
         if isinstance(node, ast.Module):
             return
-        self.defaults = _defaults(node)
+        self.defaults = {n: v for n, v in {**_defaults(node), **self.given}.items() if v is not UNKNOWN}
         for default in (*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)):
             self.visit(default, YES, "")
         body = node.body if isinstance(node.body, list) else [node.body]
@@ -179,6 +219,11 @@ class _Scan:
         while stack:
             node, certain, name = stack.pop()
             if isinstance(node, ast.If | ast.IfExp):
+                known = _decided(node.test, self.given)
+                if known is not None:
+                    chosen = node.body if known else node.orelse
+                    stack.extend((child, certain, name) for child in (chosen if isinstance(chosen, list) else [chosen]))
+                    continue
                 holds = _holds(node.test, self.defaults)
                 for block, level in (
                     (node.body, holds),
@@ -210,10 +255,24 @@ class _Scan:
             if isinstance(node, ast.List | ast.Tuple):
                 stack.extend((child, certain, name or str(at)) for at, child in enumerate(node.elts))
                 continue
+            if isinstance(node, ast.Call) and self._call(node, certain):
+                stack.extend((child, certain, name) for child in (*node.args, *(k.value for k in node.keywords)))
+                continue
             if isinstance(node, ast.Call) and _called(node.func) == "Sequential":
                 stack.extend((child, certain, str(at)) for at, child in enumerate(node.args))
                 continue
             stack.extend((child, certain, name) for child in ast.iter_child_nodes(node))
+
+    def _call(self, node: ast.Call, certain: int) -> bool:
+        """A call of a function of the linted files, with the literal switches that it is given."""
+        value = self._static(node.func) if isinstance(node.func, ast.Name | ast.Attribute) else None
+        if not isinstance(value, Function) or isinstance(value.info.node, ast.Module) or value.info is self.root:
+            return False
+        given = _switches(node, value.info.node)
+        if not given:
+            return False
+        self.take(self.contents.scan(value.info, given), certain)
+        return True
 
     def visit_in(self, node: ast.AST, certain: int, attribute: str) -> None:
         """What an attribute of self holds."""
@@ -266,6 +325,19 @@ def inflow(obj: Obj, depth: int = 0) -> list[Any]:
     return found
 
 
+def _made_outside(obj: Obj, depth: int = 0) -> list[Obj]:
+    """The models from outside that an object may be."""
+    if obj.kind == "external":
+        return [obj] if made_by(*obj.info) else []
+    inner = [obj.info] if obj.kind == "wrapper" else inflow(obj) if depth < 4 else []
+    return [found for o in inner if isinstance(o, Obj) for found in _made_outside(o, depth + 1)]
+
+
+def _worst(levels: list[int | None]) -> int | None:
+    known = [level for level in levels if level is not None]
+    return min(known) if known else None
+
+
 def _best(levels: list[int | None]) -> int | None:
     known = [level for level in levels if level is not None]
     return max(known) if known else None
@@ -285,6 +357,29 @@ def _defaults(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> dict
         if isinstance(default, ast.Constant):
             found[arg.arg] = default.value
     return found
+
+
+def _switches(
+    call: ast.Call, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, bound: int = 0
+) -> frozenset[tuple[str, Any]]:
+    """The literal switches and words of a call's parameters, defaults included; UNKNOWN where one is given another."""
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)][bound:]
+    found: dict[str, Any] = {n: v for n, v in _defaults(node).items() if v is None or isinstance(v, bool | str)}
+    if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
+        return frozenset((name, UNKNOWN) for name in found)
+    for name, value in (*zip(names, call.args, strict=False), *((k.arg or "", k.value) for k in call.keywords)):
+        known = isinstance(value, ast.Constant) and (value.value is None or isinstance(value.value, bool | str))
+        found[name] = value.value if isinstance(value, ast.Constant) and known else UNKNOWN
+    return frozenset(found.items())
+
+
+def _decided(test: ast.AST, given: dict[str, Any]) -> bool | None:
+    """Whether a condition holds in a call whose switches are known; None where it does not depend on them alone."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        inner = _decided(test.operand, given)
+        return None if inner is None else not inner
+    known = isinstance(test, ast.Name) and given.get(test.id, UNKNOWN) is not UNKNOWN
+    return bool(given[test.id]) if known and isinstance(test, ast.Name) else None
 
 
 def _holds(test: ast.AST, defaults: dict[str, Any]) -> int:

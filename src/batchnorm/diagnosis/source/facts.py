@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter import Program
-from batchnorm.diagnosis.source.names import made_by
+from batchnorm.diagnosis.source.names import is_layer, made_by
 from batchnorm.diagnosis.source.objects import canonical
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project
 from batchnorm.diagnosis.source.trace import Event
@@ -35,6 +35,8 @@ MEASURES = (
     "cumulative",
     "standing_statistics",
 )
+ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
+STEPS = frozenset(("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler"))
 
 
 class Said(NamedTuple):
@@ -68,16 +70,26 @@ class Facts:
         """Whether an object has batch norm: YES, LIKELY, NO, or None where nothing is known."""
         return self.contents.contains(obj)
 
+    def always_has(self, obj: Any) -> bool:
+        """Whether an object has batch norm, whichever of several models it is."""
+        return self.contents.least(obj) == YES
+
     @cached_property
     def speaks(self) -> bool:
         """Whether any model of the linted files has batch norm, so that an unknown one is likely to."""
-        if any(e.data["name"].startswith("torch") for e in self.of("layer")):
-            return True
-        if any(made_by(e.data["name"], _first(e)) for e in self.of("outside")):
-            return True
-        return any(
-            c.is_module and self.contents.scan(c)[0] == YES for m in self.project.modules.values() for c in m.classes
-        )
+        return bool(self._speaking)
+
+    def speaks_near(self, module: Module) -> bool:
+        """Whether a model with batch norm is defined or made in the folder of a file, or in the folder above it."""
+        folder = module.path.rsplit("/", 2)[0] if module.path.count("/") > 1 else ""
+        return any(m.path.startswith(folder) for m in self._speaking)
+
+    @cached_property
+    def _speaking(self) -> list[Module]:
+        found = [e.function.module for e in self.of("layer") if e.data["name"].startswith("torch")]
+        found += [e.function.module for e in self.of("outside") if made_by(e.data["name"], _first(e))]
+        classes = (c for m in self.project.modules.values() for c in m.classes)
+        return [*found, *(c.module for c in classes if c.is_module and self.contents.scan(c)[0] == YES)]
 
     def likely(self, obj: Obj) -> int:
         """`has`, and LIKELY for an unknown object among models that have batch norm."""
@@ -116,7 +128,9 @@ class Facts:
 
     def words(self, info: FunctionInfo | Module) -> frozenset[str]:
         """Every name and attribute that a function or a module uses, inner functions included."""
-        node = info.tree if isinstance(info, Module) else info.node
+        return self._words_in(info.tree if isinstance(info, Module) else info.node)
+
+    def _words_in(self, node: ast.AST) -> frozenset[str]:
         if id(node) not in self._words:
             found = set()
             for n in ast.walk(node):
@@ -153,11 +167,12 @@ class Facts:
                     )
         return frozenset(found)
 
-    def trains(self, info: FunctionInfo) -> bool:
-        """Whether a function makes training steps."""
-        return not isinstance(info.node, ast.Module) and (
-            self.uses(info, "backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd")
-            or "scaler" in self.words(info)
+    def trains(self, event: Event) -> bool:
+        """Whether the function of an event makes training steps; of a script's own code, the loops around it."""
+        node = event.function.node
+        return any(
+            not self._words_in(n).isdisjoint(STEPS)
+            for n in (event.data["loops"] if isinstance(node, ast.Module) else (node,))
         )
 
     def measures(self, info: FunctionInfo) -> bool:
@@ -168,17 +183,63 @@ class Facts:
             for w in ("calib", "adapt", "update_bn", "bn_update", "recompute", "standing", "swap_bn", "refresh")
         )
 
+    def steps(self, info: FunctionInfo | Module) -> bool:
+        """Whether a function or a file makes training steps anywhere."""
+        return self.uses(info, *(STEPS - {"autograd"}))
+
+    def forwards_of(self, value: Any) -> list[Event]:
+        """The forwards whose outputs a value is, or is made from."""
+        found = []
+        for option in options(value):
+            at = option
+            for _ in range(4):
+                if not isinstance(at, Obj) or at.kind == "output":
+                    break
+                if at.kind == "attribute":
+                    at = at.parent
+                else:
+                    at = (
+                        next(iter(at.sources), None) if at.kind == "list" else at.info if at.kind == "unknown" else None
+                    )
+            if isinstance(at, Obj) and isinstance(at.info, Event):
+                found.append(at.info)
+        return found
+
+    def origins(
+        self, value: Any, path: tuple[str, ...] = (), given: tuple[Obj, ...] = ()
+    ) -> Iterator[tuple[Obj, tuple[str, ...], tuple[Obj, ...]]]:
+        """What a value was taken from, by which attributes and elements, and through the results of which calls."""
+        for obj in options(value):
+            if not isinstance(obj, Obj) or len(path) + len(given) > 8:
+                continue
+            if obj.kind == "attribute" and obj.parent is not None:
+                yield from self.origins(obj.parent, (obj.name, *path), given)
+            if obj.kind in ("parameter", "attribute", "global", "result"):
+                for source in obj.sources[:6] if obj.kind == "result" else inflow(obj)[:6]:
+                    if source is not obj:
+                        yield from self.origins(source, path, (*given, obj))
+            elif obj.kind == "external":
+                yield obj, path, given
+
+    def is_layer(self, obj: Obj) -> bool:
+        """Whether an object is a batch norm layer itself."""
+        return any(a.kind == "external" and is_layer(a.info[0]) for a in self.aliases(obj))
+
+    @cached_property
+    def optimizers(self) -> list[Event]:
+        """The constructions of optimizers."""
+        return [
+            e
+            for e in self.of("outside")
+            if (e.data["name"].startswith("torch.optim") and "lr_scheduler" not in e.data["name"])
+            or e.data["name"].rsplit(".", 1)[-1] in ("SGD", "Adam", "AdamW", "RMSprop", "LARS", "Lamb", "RAdam")
+        ]
+
     @cached_property
     def trained(self) -> set[int]:
         """Objects that an optimizer was given, by id."""
         found: set[int] = set()
-        for event in self.of("outside"):
-            name = event.data["name"]
-            if not (
-                name.startswith("torch.optim")
-                or name.rsplit(".", 1)[-1] in ("SGD", "Adam", "AdamW", "RMSprop", "LARS", "Lamb", "RAdam")
-            ):
-                continue
+        for event in self.optimizers:
             stack = [*list(event.data["args"][:1]), event.data["keywords"].get("params")]
             for _ in range(32):
                 if not stack:
@@ -203,6 +264,8 @@ class Facts:
             if obj.kind == "wrapper"
             else inflow(obj)[:6]
             if obj.kind in ("parameter", "attribute", "global")
+            else obj.sources[:6]
+            if obj.kind == "result"
             else []
         ):
             for option in options(source):
@@ -220,7 +283,33 @@ class Facts:
         found = [n for source in inflow(value) for n in self.numbers(source, depth + 1)]
         if not found and value.kind == "parameter" and isinstance(value.info, FunctionInfo):
             found = self.numbers(_default(value.info, value.name), depth + 1)
+        if not found and value.kind == "attribute" and value.parent is not None and value.parent.name in ARGUMENTS:
+            found = self.defaults.get(value.name, [])
         return found
+
+    @cached_property
+    def defaults(self) -> dict[str, list[float]]:
+        """The literal numbers that options of command lines have by default, where all parsers agree."""
+        found: dict[str, set[Any]] = defaultdict(set)
+        for module in self.project.modules.values():
+            for n in ast.walk(module.tree) if "add_argument" in module.text else ():
+                if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "add_argument":
+                    for name in _destinations(n):
+                        given = next((k.value for k in n.keywords if k.arg == "default"), None)
+                        found[name].add(module.static(given) if given is not None else None)
+        return {
+            name: self.numbers(next(iter(values)))
+            for name, values in found.items()
+            if len(values) == 1 and None not in values
+        }
+
+
+def _destinations(call: ast.Call) -> list[str]:
+    """The attribute that an option of a command line is read by: `batch_size` of `--batch-size`."""
+    said = next((k.value.value for k in call.keywords if k.arg == "dest" and isinstance(k.value, ast.Constant)), None)
+    flags = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    long = [f for f in flags if f.startswith("--")] or [f for f in flags if not f.startswith("-")]
+    return [said] if isinstance(said, str) else [f.lstrip("-").replace("-", "_") for f in long[:1]]
 
 
 def adapts(info: ClassInfo) -> bool:

@@ -193,6 +193,10 @@ class Interpreter(Calls):
 
     def on_Expr(self, node: ast.Expr) -> None:
         self.ev(node.value)
+        if isinstance(node.value, ast.Attribute) and node.value.attr in ("eval", "train"):
+            for owner in options(self.ev(node.value.value)):
+                if isinstance(owner, Obj) and owner.kind != "self":
+                    self.event("mode not called", node.value, owner)
 
     def on_Return(self, node: ast.Return) -> None:
         if node.value is not None:
@@ -340,7 +344,8 @@ class Interpreter(Calls):
         narrowed, otherwise = self.narrow(node.test)
         before = self.state
         rank = self.about_rank(node.test)
-        self.conditions += 1
+        script = _is_script(node.test)
+        self.conditions += not script
         self.tests.append(node.test)
         self.ranks += rank
         self.state = before.copy()
@@ -354,8 +359,10 @@ class Interpreter(Calls):
         self.block(node.orelse)
         self.restore_narrowed(self.state, otherwise, before)
         self.tests.pop()
-        self.conditions -= 1
-        if narrowed and not node.orelse and not then.dead:
+        self.conditions -= not script
+        if script and not node.orelse:
+            self.state = then
+        elif narrowed and not node.orelse and not then.dead:
             # `if isinstance(m, BatchNorm): m.eval()`: what is done to the batch norm layers is done to all of them.
             self.state = join(then, self.state, choice)
             self.state.layers.update(then.layers)
@@ -569,6 +576,10 @@ class Interpreter(Calls):
 
     def ev_Subscript(self, node: ast.Subscript) -> Any:
         base, key = self.ev(node.value), self.ev(node.slice)
+        if isinstance(node.slice, ast.Tuple) and isinstance(base, Obj) and base.kind == "attribute":
+            first = node.slice.elts[0] if node.slice.elts else None
+            if isinstance(first, ast.Slice) and first.lower is None and first.upper is None:
+                return base  # all samples of a batch
         return self.item(base, key)
 
     def ev_Slice(self, node: ast.Slice) -> Any:
@@ -633,7 +644,7 @@ class Interpreter(Calls):
         if isinstance(node, ast.List):
             made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
             for at, item in enumerate(items):
-                self.state.heap[made, f"[{at}]"] = item
+                self.state.heap[made, f"[{at}]"] = self.state.heap[made, f"[{at - len(items)}]"] = item
                 for option in options(item):
                     made.flows_from(option)
             return made
@@ -717,6 +728,11 @@ class Interpreter(Calls):
 
     def ev_Call(self, node: ast.Call) -> Any:
         return self.call(node)
+
+
+def _is_script(test: ast.AST) -> bool:
+    """`__name__ == "__main__"`: no condition, but what a script does."""
+    return isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__"
 
 
 def _load(node: ast.AST) -> ast.expr:

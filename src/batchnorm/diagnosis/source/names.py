@@ -87,6 +87,8 @@ def made_by(name: str, first: str | None) -> bool | None:
     """Whether what a function from outside returns has batch norm; `first`: its first argument, if a literal string."""
     if is_layer(name):
         return True
+    if "_Weights" in name:
+        return False
     if name.startswith("segmentation_models_pytorch."):
         return (last(name)[:1].isupper() and last(name) not in ("Segformer", "DPT")) or None
     if FACTORIES.match(name) and not name.endswith("__dict__"):

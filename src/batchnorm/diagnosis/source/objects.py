@@ -9,7 +9,7 @@ from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS, is_layer, last
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Context, Event, Mode, State, Summary
+from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, UNKNOWN, Context, Event, Mode, State, Summary
 from batchnorm.diagnosis.source.values import (
     STATISTICS,
     Atom,
@@ -95,7 +95,7 @@ class Objects:
     def situation(self, obj: Obj, mode: Mode, *, no_grad: bool | None = None, layers: Mode | None = None) -> Context:
         """What holds at this point for an object."""
         frozen = self.moving(obj)
-        half = next((v for o, v in self.state.half.items() if within(o, obj) or within(obj, o)), None)
+        half = next((v for o, v in self.state.half.items() if self.inside(o, obj) or self.inside(obj, o)), None)
         return Context(
             obj,
             mode,
@@ -106,7 +106,7 @@ class Objects:
             self.conditions > 0,
             frozen,
             half,
-            any(within(o, obj) or within(obj, o) for o in self.state.loaded),
+            any(self.inside(o, obj) or self.inside(obj, o) for o in self.state.loaded),
             self.info,
         )
 
@@ -116,12 +116,24 @@ class Objects:
         for part, (node, function) in self.state.frozen.items():
             mode, layers = self.mode(part), self.layers_mode(part)
             if (
-                within(part, obj)
-                and (mode is None or mode.value == TRAIN or part is obj)
+                self.inside(part, obj)
+                and (mode is None or mode.value in (TRAIN, SWITCHED) or part is obj)
                 and (layers is None or layers.value == TRAIN)
             ):
                 found.append((part, node, function))
         return tuple(found)
+
+    def inside(self, inner: Obj, outer: Obj) -> bool:
+        """Whether an object is another or a part of it, by its path or because it was put there."""
+        at: Obj | None = inner
+        for _ in range(8):
+            if at is None or within(at, outer):
+                return at is not None
+            top: Obj = at
+            while top.kind == "attribute" and top.parent is not None:
+                top = canonical(top.parent)
+            at = self.held.get(top)
+        return False
 
     # Modes
     # -------------------------------------------------------------------------------------------------------------
@@ -134,6 +146,10 @@ class Objects:
                 break
             if at in self.state.modes:
                 return self.state.modes[at]
+            if at.kind == "attribute" and at.name[:1] == "[" and at.parent is not None:
+                each = at.parent.attrs.get("[]")
+                if each in self.state.modes:
+                    return self.state.modes[each]
             at = (
                 canonical(at.parent)
                 if at.parent is not None and at.kind in ("attribute", "batch norm")
@@ -162,20 +178,51 @@ class Objects:
             event = self.event("mode", node, obj, mode=mode)
             layers = self.layers_mode(obj)
             event.seen(self.situation(obj, self.mode(obj) or Mode(UNKNOWN), layers=layers))
-            for held in [o for o in self.state.modes if o is not obj and within(o, obj)]:
-                del self.state.modes[held]
-            for held in [o for o in self.state.layers if within(o, obj)]:
-                if mode == TRAIN and self.state.layers[held].value == EVAL:
-                    self.event("unfreeze", node, obj, frozen=self.state.layers[held])
-                    self.state.layers[held] = Mode(TRAIN, node, self.info)
-                else:
-                    del self.state.layers[held]
-            if mode == TRAIN:
-                info = self.class_of(obj)
-                if info is not None and info.is_module and info.method("train") is not None:
-                    self.state.layers[obj] = Mode(UNKNOWN, node, self.info)
-            self.state.modes[obj] = Mode(mode, node, self.info)
-            self.set_parts(obj, self.state.modes[obj])
+            self.switch(obj, Mode(mode, node, self.info))
+
+    def switch(self, obj: Obj, mode: Mode) -> None:
+        """A mode for an object and its parts; train() undoes what was frozen inside, unless its class sees to that."""
+        own = mode.value == TRAIN and self.sees_to_modes(obj)
+        if obj.kind == "attribute" and obj.name == "[]" and obj.parent is not None:
+            for name, slot in obj.parent.attrs.items():
+                if name[:1] == "[" and slot is not obj:
+                    self.state.modes.pop(slot, None)
+        for held in [o for o in self.state.modes if o is not obj and within(o, obj)]:
+            self._undone(held, obj, mode) if not own else None
+            del self.state.modes[held]
+        for held in [o for o in self.state.layers if within(o, obj)]:
+            if mode.value == TRAIN and self.state.layers[held].value == EVAL and not own:
+                if mode.node is not None:
+                    self.event("unfreeze", mode.node, obj, frozen=self.state.layers[held])
+                self.state.layers[held] = mode
+            else:
+                del self.state.layers[held]
+        if own:
+            self.state.layers[obj] = Mode(UNKNOWN, mode.node, mode.function)
+        self.state.modes[obj] = mode
+        if not own:
+            self.set_parts(obj, mode)
+
+    def sees_to_modes(self, obj: Obj) -> bool:
+        """Whether an object's class has a train() of its own."""
+        info = self.class_of(obj)
+        return info is not None and info.is_module and info.method("train") is not None
+
+    def _undone(self, part: Obj, obj: Obj, mode: Mode) -> None:
+        """A part that was put in eval where its owner was made, or together with its weights, trains again."""
+        frozen = self.state.modes[part]
+        if mode.value != TRAIN or mode.node is None or frozen.value != EVAL or frozen.function is None:
+            return
+        owner = frozen.function.owner
+        made = frozen.function.name == "__init__" and owner is not None and owner.is_module
+        if made or any(f is frozen.function and self.inside(o, part) for o, (_, f) in self.state.frozen.items()):
+            self.event("part trains again", mode.node, part, frozen=frozen, of=obj)
+
+    def undo(self, obj: Obj, mode: Mode) -> None:
+        """What a train() inside a function undoes, where the function leaves another mode behind."""
+        for part, held in list(self.state.modes.items()):
+            if held.value == EVAL and part is not obj and self.inside(part, obj):
+                self._undone(part, obj, mode)
 
     def set_parts(self, obj: Obj, mode: Mode, depth: int = 0) -> None:
         """A mode for the objects that were assigned to an object's attributes."""
@@ -185,6 +232,7 @@ class Objects:
             if owner is obj:
                 for part in map(canonical, objects_in(value)):
                     if part in self.state.modes and part is not obj:
+                        self._undone(part, obj, mode)
                         self.state.modes[part] = mode
                         self.set_parts(part, mode, depth + 1)
 
@@ -332,9 +380,13 @@ class Objects:
         if isinstance(value, Tuple):
             return choice(list(value.items))
         if isinstance(value, Choice):
-            return choice([self.element(v) for v in value.options])
+            found = [self.element(v) for v in value.options]
+            # Of the parameters of one of several models: those of the first stand for all.
+            return found[0] if found and all(isinstance(f, Form) for f in found) else choice(found)
         if not isinstance(value, Obj):
             return None
+        if value.kind == "external" and last(value.info[0]) == "ModuleList" and value.sources:
+            return choice(list(value.sources))
         if value.kind == "zip":
             return Tuple(tuple(self.element(v) for v in value.info))
         if value.kind == "enumerate":
@@ -373,7 +425,9 @@ class Objects:
                 "values": value,
             }[how]
         if "modules" in how or "children" in how:
-            layer = made((id(iteration.node), id(owner), "layer"), lambda: Obj("layer", "m", info=owner))
+            layer = made(
+                (id(iteration.node), id(owner), "layer"), lambda: Obj("layer", "m", info=owner, node=iteration.node)
+            )
             return Tuple((ClassName(layer), layer)) if how.startswith("named") else layer
         kind = "buffer" if "buffers" in how else "parameter"
         form = Form({Atom(kind, canonical(owner) if isinstance(owner, Obj) else owner, ""): {(): 1.0}}, live=True)
@@ -514,14 +568,17 @@ class Objects:
                     if owner.kind == "batch norm" and owner.parent is not None
                     else canonical(owner)
                 )
-            if owner_model.kind == "layer":
-                continue
+            child = owner_model.kind == "layer"
+            if child:
+                if not self._whole_child(owner_model, target):
+                    continue
+                owner_model = canonical(owner_model.info)
             layer = owner.kind == "batch norm"
             loop = self.loop_nodes[-1] if self.loop_nodes else None
             if off:
                 chosen = loop is not None and bool(self.tests) and any(t in ast.walk(loop) for t in self.tests[-1:])
                 event = self.event("freeze", node, owner_model, layer=layer, loop=loop)
-                event.data["partial"] = event.data.get("partial", False) or chosen
+                event.data["partial"] = event.data.get("partial", False) or chosen or (child and bool(self.tests))
                 self.state.frozen[owner_model] = (node, self.info)
             elif loop is not None and self.tests and self._frozen_here(owner_model, loop):
                 pass  # all but those that a test on the name lets through
@@ -529,6 +586,21 @@ class Objects:
                 self.event("thaw", node, owner_model)
                 self.state.frozen.pop(owner_model, None)
                 self.summary.thawed.add(owner_model)
+
+    def _whole_child(self, layer: Obj, target: Any) -> bool:
+        """Whether a loop over children() freezes all that is in a child, chosen by its place or name."""
+        call = layer.node
+        return (
+            isinstance(target, Form)
+            and all(a.owner is layer for a in target.terms)
+            and isinstance(layer.info, Obj)
+            and isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and "children" in call.func.attr
+            and not any(
+                isinstance(n, ast.Name) and n.id in ("isinstance", "type") for t in self.tests for n in ast.walk(t)
+            )
+        )
 
     def _frozen_here(self, owner: Obj, loop: ast.AST) -> bool:
         """Whether a loop freezes all parameters first and then thaws some of them."""

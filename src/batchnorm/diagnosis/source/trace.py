@@ -10,6 +10,7 @@ from batchnorm.diagnosis.source.project import FunctionInfo
 from batchnorm.diagnosis.source.values import Obj
 
 TRAIN, EVAL, UNKNOWN = "train", "eval", "unknown"
+SWITCHED = "switched"  # train() in one branch, eval() in the other, as in `if phase == "train"`
 MOST_USES = 200  # of a summary
 MOST_CONTEXTS = 24  # of an event
 
@@ -166,11 +167,19 @@ def join(a: State, b: State, choose: Any) -> State:
 _ABSENT = object()
 
 
+def _switched(a: Mode, b: Mode) -> Mode:
+    """The mode after two branches that differ; its call is the one that trains."""
+    trains = next((m for m in (a, b) if m.value in (TRAIN, SWITCHED)), None)
+    if trains is None or UNKNOWN in (a.value, b.value) or trains.node is None:
+        return Mode(UNKNOWN)
+    return Mode(SWITCHED, trains.node, trains.function)
+
+
 def _join_modes(a: dict[Obj, Mode], b: dict[Obj, Mode], out: dict[Obj, Mode]) -> None:
     for obj in a.keys() | b.keys():
         x, y = a.get(obj), b.get(obj)
         if x is not None and y is not None:
-            out[obj] = x if x.value == y.value else Mode(UNKNOWN)
+            out[obj] = x if x.value == y.value else _switched(x, y)
         else:
             only = x or y
             assert only is not None

@@ -114,6 +114,7 @@ class Obj:
     node: ast.AST | None = None
     sources: list[Any] = field(default_factory=list)
     attrs: dict[str, Obj] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)  # of a function's result: the call's arguments
 
     def attr(self, name: str) -> Obj:
         """The slot of an attribute."""

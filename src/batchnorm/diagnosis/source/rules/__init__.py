@@ -7,7 +7,19 @@ from collections.abc import Callable, Iterator
 from batchnorm.diagnosis.findings import Rule
 from batchnorm.diagnosis.findings import Said as Told
 from batchnorm.diagnosis.source.facts import Facts, Said
-from batchnorm.diagnosis.source.rules import averages, freezing, loading, modes, momentum, statistics_by_hand
+from batchnorm.diagnosis.source.rules import (
+    averages,
+    freezing,
+    gradient_penalty,
+    left_out,
+    loading,
+    modes,
+    momentum,
+    sampling,
+    small_batches,
+    statistics_by_hand,
+    unset_modes,
+)
 
 Look = Callable[[Facts], Iterator[Said]]
 LOOKS: dict[str, tuple[str, Look]] = {
@@ -36,6 +48,11 @@ LOOKS: dict[str, tuple[str, Look]] = {
     "BN423": ("evaluation on one rank", modes.on_one_rank),
     "BN424": ("checkpointing around batch norm", loading.checkpointed),
     "BN425": ("eps that is not positive", momentum.eps_not_positive),
+    "BN426": ("training on batches of a few samples", small_batches.small_batches),
+    "BN427": ("a gradient penalty through batch norm", gradient_penalty.through_batch_norm),
+    "BN428": ("samples drawn in train mode", sampling.sampled_in_train),
+    "BN429": ("a mode that is not set", unset_modes.sets_no_mode),
+    "BN430": ("all of a model in train mode, a part of it trained", left_out.left_out),
 }
 
 

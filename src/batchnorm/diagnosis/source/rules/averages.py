@@ -272,7 +272,7 @@ def _level(facts: Facts, event: Event) -> int | None:
     if best:
         return best
     spoken = facts.uses(event.function, "state_dict", "deepcopy", "load_state_dict") or is_state
-    if spoken and facts.speaks:
+    if spoken and facts.speaks_near(event.function.module):
         return YES if is_state or facts.uses(event.function, "deepcopy") else LIKELY
     return None
 

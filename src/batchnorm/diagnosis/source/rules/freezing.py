@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
 from batchnorm.diagnosis.source.objects import canonical, within
 from batchnorm.diagnosis.source.project import ClassInfo
-from batchnorm.diagnosis.source.rules.modes import forwards
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN
+from batchnorm.diagnosis.source.rules.modes import forwards, is_average
+from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN
 from batchnorm.diagnosis.source.values import Const, Obj
 
 FREEZE = "batchnorm.freeze({})"
@@ -22,11 +22,11 @@ def by_requires_grad(facts: Facts) -> Iterator[Said]:
     about_norms = {id(e.node) for e in facts.of("freeze") if _selects(e.node, e.data["tests"])}
     seen: set[int] = set()
     for event, c, _ in forwards(facts):
-        if c.mode.value != TRAIN or c.no_grad is True or not facts.trains(event.function):
+        if c.mode.value not in (TRAIN, SWITCHED) or c.no_grad is True or not facts.trains(event):
             continue
         for part, node, function in c.frozen:
             level = facts.has(part) if part.kind != "batch norm" else YES
-            if id(node) in seen or level not in (YES, LIKELY):
+            if id(node) in seen or level not in (YES, LIKELY) or is_average(facts, part):
                 continue
             if any(o is part or (o.path == part.path and o.kind == part.kind) for o in thawed):
                 continue
@@ -78,7 +78,12 @@ def _by_part(facts: Facts, seen: set[int], thawed: list[Obj]) -> Iterator[Said]:
         if part is None or id(event.node) in seen or event.data["layer"] or any(o is part for o in thawed):
             continue
         level = facts.has(part)
-        if level != YES or facts.uses(event.function, "eval", "no_grad") or part.kind == "self":
+        if (
+            level != YES
+            or facts.uses(event.function, "eval", "no_grad")
+            or part.kind == "self"
+            or is_average(facts, part)
+        ):
             continue
         if _selects(event.node, event.data["tests"]):
             continue
@@ -140,9 +145,10 @@ def _partly(facts: Facts, obj: Obj, thawed: list[Obj]) -> bool:
     """Whether a part of a frozen model is trained: a new head, or parameters that were thawed."""
     if any(o is not obj and within(o, obj) for o in thawed):
         return True
+    same = {id(o) for o in facts.aliases(obj)}
     return any(
         e.data["name"] in ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits")
-        and canonical(e.obj) is obj
+        and id(canonical(e.obj)) in same
         for e in facts.of("attribute")
     )
 
@@ -151,7 +157,7 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
     """BN408: layers put in eval, then train() on the model, then a forward."""
     seen: set[int] = set()
     undone = {id(e.node): e for e in facts.of("unfreeze")}
-    for _event, c, _level in forwards(facts):
+    for _event, c, _level in forwards(facts, managed=True):
         if c.layers is None or c.layers.value != TRAIN or c.no_grad is True or id(c.layers.node) not in undone:
             continue
         frozen = undone[id(c.layers.node)].data["frozen"]
@@ -176,7 +182,7 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
         ]
         if refrozen:
             continue
-        if facts.trains(event.function) or event.data["loops"]:
+        if facts.trains(event) or event.data["loops"]:
             seen.add(id(frozen.node))
             yield Said(
                 event.function.module,
@@ -184,6 +190,36 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
                 f"batch norm layers are put in eval, and {spelled(event.node)} in line {event.line} undoes it",
                 FREEZE.format("model") + ", which survives train()",
             )
+    yield from _part_trains_again(facts)
+
+
+def _part_trains_again(facts: Facts) -> Iterator[Said]:
+    """BN408: a part put in eval once, where its owner is made or where its weights are frozen, then train()."""
+    seen: set[int] = set()
+    trained = [c.obj for e, c, _ in forwards(facts, managed=True) if c.mode.value == TRAIN and facts.trains(e)]
+    for event in facts.of("part trains again"):
+        frozen, part = event.data["frozen"], event.obj
+        if part is None or id(frozen.node) in seen or facts.has(part) != YES:
+            continue
+        again = [e for e in facts.of("mode") if e.data["mode"] == EVAL and e.node is not frozen.node]
+        if any(_same(facts, e.obj, part) and e.function.name != "__init__" for e in again):
+            continue
+        if not any(_same(facts, o, event.data["of"]) for o in trained):
+            continue
+        seen.add(id(frozen.node))
+        yield Said(
+            frozen.function.module,
+            frozen.node,
+            f"{spelled(frozen.node)} does not last: train() in line {event.line} of "
+            f"{event.function.module.path.rsplit('/', 1)[-1]} puts this part back in train mode with the rest",
+            FREEZE.format(spelled(frozen.node.func.value)) + ", which survives train()",
+        )
+
+
+def _same(facts: Facts, one: Obj | None, other: Obj) -> bool:
+    """Whether two objects may be the same."""
+    others = {id(o) for o in facts.aliases(other)}
+    return any(id(o) in others for o in facts.aliases(one))
 
 
 def flipped_tracking(facts: Facts) -> Iterator[Said]:

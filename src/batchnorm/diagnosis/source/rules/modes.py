@@ -15,13 +15,19 @@ from batchnorm.diagnosis.source.values import Obj
 NOISE = re.compile(
     r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
 )
+MADE_UP = re.compile(
+    r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
+)
 TEACHER = re.compile(
     r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erence)?_model|frozen|old_model|model_old|prev(ious)?_model|pretrained"
 )
 
 
-def forwards(facts: Facts) -> Iterator[tuple[Event, Context, int]]:
-    """Forwards of objects that have, or are likely to have, batch norm, and outside of a model's own class."""
+def forwards(facts: Facts, managed: bool = False) -> Iterator[tuple[Event, Context, int]]:
+    """Forwards of objects that have, or are likely to have, batch norm, and outside of a model's own class.
+
+    With `managed`, those too of models whose own methods set modes.
+    """
     for event in facts.of("forward"):
         owner = event.function.owner
         if owner is not None and (
@@ -30,7 +36,7 @@ def forwards(facts: Facts) -> Iterator[tuple[Event, Context, int]]:
             continue
         for context in event.contexts:
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
-            if level and not facts.manages(context.obj):
+            if level and (managed or not facts.manages(context.obj)):
                 yield event, context, level
 
 
@@ -38,12 +44,12 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
     """BN405: evaluated without gradients, in the train mode that it was made or trained in."""
     seen: set[int] = set()
     for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or c.no_grad is not True or id(event.node) in seen:
+        if c.mode.value != TRAIN or id(event.node) in seen or not (c.no_grad is True or infers(facts, event, c)):
             continue
         here = c.mode.function is event.function and c.mode.node is not None
-        if here or facts.trains(event.function) or _measures(facts, event, c) or _generates(event):
+        if here or facts.trains(event) or measures(facts, event, c) or generates(event):
             continue
-        if c.layers is not None or _is_average(facts, c.obj) or _teaches(facts, event):
+        if c.layers is not None or is_average(facts, c.obj) or _teaches(facts, event):
             continue
         if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
@@ -65,12 +71,26 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         )
 
 
-def _measures(facts: Facts, event: Event, c: Context) -> bool:
+def infers(facts: Facts, event: Event, c: Context) -> bool:
+    """Whether a loaded model runs on data in files that train nothing, in the mode that it was made in."""
+    if not c.loaded or c.mode.node is not None or facts.has(c.obj) != YES:
+        return False
+    if any(facts.steps(f.module) for f in (event.function, c.function)):
+        return False
+    same = {id(o) for o in facts.aliases(c.obj)}
+    loads = [e for e in facts.of("load") if id(e.obj) in same]
+    if loads and all(e.data["conditional"] for e in loads):
+        return False
+    made = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
+    return not any(MADE_UP.search(v.info[0]) for v in made) and not any(MADE_UP.search(w) for w in _words(event))
+
+
+def measures(facts: Facts, event: Event, c: Context) -> bool:
     """Whether the forward, its caller or what set its mode is there to measure statistics."""
     return any(facts.measures(f) for f in (event.function, c.function, c.mode.function) if f is not None and f.name)
 
 
-def _is_average(facts: Facts, obj: Obj) -> bool:
+def is_average(facts: Facts, obj: Obj) -> bool:
     """Whether an object, or what it is a part of, is an average of another."""
     at: Obj | None = obj
     while at is not None:
@@ -84,17 +104,18 @@ def _file(c: Context) -> str:
     return c.mode.function.module.path.rsplit("/", 1)[-1] if c.mode.function is not None else "the program"
 
 
-def _generates(event: Event) -> bool:
-    """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
+def _words(event: Event) -> set[str]:
+    """The names in a forward's arguments."""
     node = event.node
-    words = (
-        {n.id for a in (*node.args, *(k.value for k in node.keywords)) for n in ast.walk(a) if isinstance(n, ast.Name)}
-        if isinstance(node, ast.Call)
-        else set()
-    )
+    given = (*node.args, *(k.value for k in node.keywords)) if isinstance(node, ast.Call) else ()
+    return {n.id for a in given for n in ast.walk(a) if isinstance(n, ast.Name)}
+
+
+def generates(event: Event) -> bool:
+    """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
     name = called(event).split(".")[-1].lower()
     return (
-        any(NOISE.match(w) for w in words)
+        any(NOISE.match(w) for w in _words(event))
         or name in ("g", "netg", "net_g", "gen", "generator", "decoder")
         or name.startswith(("g_", "gen_", "netg"))
     )
@@ -112,15 +133,15 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         if c.mode.value != TRAIN or c.no_grad is not True or not here or id(event.node) in seen or c.second:
             continue
         if (
-            _measures(facts, event, c)
-            or _generates(event)
-            or _is_average(facts, c.obj)
+            measures(facts, event, c)
+            or generates(event)
+            or is_average(facts, c.obj)
             or c.layers is not None
             or _restored(facts, event)
         ):
             continue
         seen.add(id(event.node))
-        trains = facts.trains(event.function)
+        trains = facts.trains(event)
         name = called(event)
         yield Said(
             event.function.module,
@@ -183,7 +204,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
             continue
         if (
             TRAIN not in first.get((id(event.node), id(c.obj)), set())
-            or not facts.trains(event.function)
+            or not facts.trains(event)
             or c.layers is not None
         ):
             continue
@@ -205,10 +226,10 @@ def second_network(facts: Facts) -> Iterator[Said]:
     """BN419: a trained network that teaches another one, in train mode."""
     seen: set[int] = set()
     for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or id(event.node) in seen or not facts.trains(event.function) or c.second:
+        if c.mode.value != TRAIN or id(event.node) in seen or not facts.trains(event) or c.second:
             continue
         if (
-            _is_average(facts, c.obj)
+            is_average(facts, c.obj)
             or any(id(o) in facts.trained for o in facts.aliases(c.obj))
             or c.layers is not None
         ):
