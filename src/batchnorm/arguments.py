@@ -14,7 +14,7 @@ import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sized
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ def _with_article(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeio' else 'a'} {noun}"
 
 
-def _refuse(name: str, legal: str, value: Any, hint: str = "", *, of_type: bool = True) -> None:
+def _refuse(name: str, legal: str, value: Any, hint: str = "", *, of_type: bool = True) -> NoReturn:
     kind = ArgumentError if of_type else BatchNormError
     raise kind(f"{name} must be {legal}; it was {told(value)}{hint and f': {hint}'}")
 

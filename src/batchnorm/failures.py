@@ -89,9 +89,10 @@ def _batch(batch: Any) -> str:
     return f"a {type(batch).__name__} of {', '.join(parts) or 'nothing'}{rest}"
 
 
-def _hint(batch: Any, model: nn.Module) -> str:
+def _hint(given: Any, model: nn.Module) -> str:
     """What is likely wrong with a batch, by its type alone."""
-    tuple_like = isinstance(batch, tuple | list) and len(batch) > 0
+    batch: Any = list(given) if isinstance(given, tuple | list) else given
+    tuple_like = isinstance(given, tuple | list) and len(given) > 0
     x = batch[0] if tuple_like else batch
     if type(x).__module__ == "numpy":
         return "; convert it with torch.from_numpy"
