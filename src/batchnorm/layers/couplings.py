@@ -33,6 +33,8 @@ class Plan(NamedTuple):
     offset: Tensor | None = None
     centred: bool = True
     grad_ratio: Tensor | None = None
+    # Whether a window took part (Unified Normalization): an outlier's forward, and its backward, use the batch alone.
+    windowed: Tensor | None = None
 
 
 class Returned(NamedTuple):

@@ -333,7 +333,7 @@ def _pulled(call: _Call, factor: Tensor, sum_g: Tensor, sum_gx: Tensor) -> tuple
     batch = Moments(saved.row(0), saved.row(2), saved.row(3), saved.row(1))
     invstd = saved.row(5)
     var = torch.where(step > 0, 1 / invstd.square() - way.eps, batch.var(0))
-    plan = Plan(saved.row(4), var, 1.0, saved.row(6), saved.row(8), None, False, saved.row(7))
+    plan = Plan(saved.row(4), var, 1.0, saved.row(6), saved.row(8), None, False, saved.row(7), step > 0)
     buffers = {} if call.remembered is None else call.remembered.buffers()
     memory = {name: buffer.to(sum_g.dtype) if buffer.is_floating_point() else buffer.clone()
               for name, buffer in buffers.items()}  # fmt: skip

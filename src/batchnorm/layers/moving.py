@@ -238,7 +238,7 @@ class UnifiedNorm(_SecondMoment):
         rest, _ = others(state.memory["forward_window"].log(), seen)
         var = torch.where(active, ((rest + square.log()) / self.window).exp(), square)
         r = ((var + now.eps) / (state.var + now.eps)).sqrt().clamp(1 / self.r_max, self.r_max)
-        return _plan(var, None, torch.where(active, r, 1.0))
+        return _plan(var, None, torch.where(active, r, 1.0))._replace(windowed=active)
 
     def step(self, batch: Moments, state: State, now: Now) -> dict[str, Tensor]:
         """Remember the batch's second moment, or the running one for an outlier."""
@@ -256,10 +256,8 @@ class UnifiedNorm(_SecondMoment):
         average = state.memory["backward_average"]
         pooled = _over_groups(psi, back.batch)
         # An outlier's forward used its own moment, so its backward does too, and no window learns of it.
-        own = ((back.plan.var == back.batch.var(0)) | (back.batch.count == 0)).all()
-        if back.plan.grad_ratio is not None:
-            # A window of equal batches has the batch's moment too, but then the gradient is scaled.
-            own = own & (back.plan.grad_ratio == 1).all()
+        assert back.plan.windowed is not None
+        own = ~back.plan.windowed
         outlier = self._active(seen, now) & own & (self.window > 1)
         active = self._active(seen, now) & ~outlier
         rest, _ = others(ring, seen)

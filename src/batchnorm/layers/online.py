@@ -103,7 +103,7 @@ class OnlineNorm(Coupling):
             axes = tuple(range(1, y.dim()))
             square = (y.float().square() if y.dtype in (torch.float16, torch.bfloat16) else y.square()).sum(axes, True)
             if weight is None:
-                count = y[0].numel()
+                count = y.shape[1:].numel()
             else:
                 # Padding is 0 in y and is no position to average over.
                 count = ((weight != 0).expand(y.shape[0], 1, *y.shape[2:]).sum(axes, True) * y.shape[1]).clamp_min(1)
