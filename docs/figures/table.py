@@ -126,9 +126,7 @@ def _recalibrate() -> Iterator[Claim]:
     large = ("runs", {"batches": 2000})
     keys = (("read", "d"), ("forwards", ".3f"), ("MiB above the model", "d"))
     figures = tuple(Figure("recalibrate/large.json", (*large, key), form) for key, form in keys)
-    yield Claim(
-        page, "with 2,000 batches it read {} of them ({} forwards of the data, {} MiB above the model)", figures
-    )
+    yield Claim(page, "with 2,000 batches it read {} of them ({} forwards of the data, {} MiB above the model", figures)
 
 
 def _diagnosis() -> Iterator[Claim]:

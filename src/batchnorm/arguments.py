@@ -308,6 +308,13 @@ def a_module_with_values(name: str, value: Any) -> None:
 
 
 def some_batches(name: str, value: Any) -> None:
+    """As `batches`, and not empty where that can be seen."""
+    batches(name, value)
+    if isinstance(value, list | tuple) and not value:
+        raise BatchNormError(f"{name} must yield at least one batch; it was empty")
+
+
+def batches(name: str, value: Any) -> None:
     """An iterable of batches, and nothing that is one batch or one sample after the other."""
     legal = "an iterable of batches"
     if isinstance(value, nn.Module):
@@ -320,8 +327,6 @@ def some_batches(name: str, value: Any) -> None:
         _refuse(name, legal, value, "give one batch as [batch]")
     if isinstance(value, str | bytes | type) or not isinstance(value, Iterable):
         _refuse(name, legal, value, "call it" if inspect.isgeneratorfunction(value) else "")
-    if isinstance(value, list | tuple) and not value:
-        raise BatchNormError(f"{name} must yield at least one batch; it was empty")
 
 
 def a_device(name: str, value: Any) -> None:

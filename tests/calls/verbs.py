@@ -754,7 +754,7 @@ VERBS = [
             },
             "x": wrong.WORD,
         },
-        says={"x": "x|loader must give batches with"},
+        says={"x": "x|loader must give batches that hold"},
     ),
     Verb(
         "as_metric",

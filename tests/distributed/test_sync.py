@@ -148,7 +148,7 @@ def disagreeing(rank, ranks):
 def test_ranks_that_disagree_say_how():
     for told in world.run(disagreeing, 2):
         assert "channels: 2 here, 3 there" in told["channels"] or "channels: 3 here, 2 there" in told["channels"]
-        assert "one order" in told["order"]
+        assert "the same order" in told["order"]
 
 
 def waiting(rank, ranks):

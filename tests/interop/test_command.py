@@ -61,7 +61,7 @@ def test_there_and_back(folder):
         (["mine.py", "b.npz"], "source must end in one of .pt"),
         (["a.pt", "b.zip"], "target must be 'torch', 'flax', a model, or a file that ends in"),
         (["a.pt", "nowhere/b.npz"], "target must lie in an existing folder"),
-        (["a.pt", "b.keras"], "like must be given for .keras"),
+        (["a.pt", "b.keras"], "writing .keras needs like="),
         (["a.pt", "b.npz", "--like", "a.pt"], "like must be of the target's format, .npz"),
         (["a.pt", "b.npz", "--map", "none.json"], "--map must be a JSON file"),
         (["a.pt", "b.npz", "--map", "bad.json"], "--map must be a JSON file"),

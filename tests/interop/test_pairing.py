@@ -101,7 +101,7 @@ def test_order_counts_if_the_whole_sequences_agree():
         ({"map": {"a": "a", "b": "a"}}, "map must name every target layer once"),
         ({}, "eps must be given: the source does not record it for 'a'"),
         ({"eps": -1.0}, r"eps must be in \[0, 1\]"),
-        ({"steps": -1}, "steps must be 0 or more"),
+        ({"steps": -1}, "steps must be an integer of 0 or more"),
         ({"eps": 1e-5, "count": 1}, "count must be 2 or more"),
     ],
 )

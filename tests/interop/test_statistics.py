@@ -26,12 +26,12 @@ def test_every_form_gives_the_variance_back(form):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: variance_from(np.ones(1), "precision"), "form must be one of variance, std"),
+        (lambda: variance_from(np.ones(1), "precision"), "form must be 'variance', 'std'"),
         (lambda: variance_from(np.ones(1), "second_moment"), "mean must be given"),
         (lambda: variance_from(np.ones(1), "std_with_eps"), "eps must be given"),
         (lambda: variance_from(np.ones(1), "second_moment", mean=np.array([2.0])), "a variance of -3"),
         (lambda: rescale_variance(np.ones(1), 1, "biased", "unbiased"), "count must be 2 or more"),
-        (lambda: torch_momentum(1.5), r"momentum must be in \[0, 1\]"),
+        (lambda: torch_momentum(1.5), r"other must be in \[0, 1\]"),
     ],
 )
 def test_what_no_variance_can_be_is_refused(call, sentence):

@@ -148,7 +148,7 @@ def test_a_shared_layer_stays_shared():
     ("model", "dims", "sentence"),
     [
         (nn.Sequential(nn.ReLU(), nn.SyncBatchNorm(3)), None, "dims must be given for SyncBatchNorm layer '1'"),
-        (nn.Sequential(nn.SyncBatchNorm(3)), {"0": 4}, "dims must be 1, 2 or 3; it was 4"),
+        (nn.Sequential(nn.SyncBatchNorm(3)), {"0": 4}, r"dims\['0'\] must be 1, 2 or 3; it was 4"),
         (nn.Sequential(type("Odd", (nn.BatchNorm2d,), {})(3)), None, "'0' is a Odd of .*whose forward is its own"),
         (nn.Sequential(nn.SyncBatchNorm(3), ABN(3, "swish")), 2, "activation of relu, leaky_relu, elu, identity"),
     ],
@@ -241,10 +241,10 @@ def test_an_in_place_layer_loads_the_state_with_the_same_output():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda s: state_for(s, "caffe"), "library must be one of detectron2"),
+        (lambda s: state_for(s, "caffe"), "library must be 'detectron2'"),
         (lambda s: state_from(s, "sync", eps=-1), "eps must be 0 or more"),
         (lambda s: state_for({**s, "weight": -s["weight"]}, "inplace_abn"), "weights of at least eps=1e-05"),
-        (lambda s: state_from({}, "detectron2", like=s), "state must hold the layers of like"),
+        (lambda s: state_from({}, "detectron2", like=s), "state must hold every layer of like"),
     ],
 )
 def test_states_that_have_no_place_there(call, sentence):

@@ -254,7 +254,7 @@ def test_a_mask_of_one_value_is_refused_before_anything_moves():
     layer = batchnorm.BatchNorm1d(4)
     mask = torch.zeros(8, dtype=torch.bool)
     mask[0] = True
-    with pytest.raises(BatchNormError, match="more than 1 value"):
+    with pytest.raises(BatchNormError, match="at least 2 unmasked values"):
         layer(torch.randn(8, 4), mask=mask)
     assert int(layer.num_batches_tracked) == 0
 

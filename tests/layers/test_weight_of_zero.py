@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 import batchnorm
-from batchnorm import EMA, BatchNorm1d, PowerNorm, Renorm, kernels
-from batchnorm.layers import OnlineNorm, Policy, SecondMoment
+from batchnorm import BatchNorm1d, kernels
+from batchnorm.layers import EMA, OnlineNorm, Policy, PowerNorm, Renorm, SecondMoment
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -114,10 +114,10 @@ def test_one_value_leaves_the_statistics_as_they_are(estimator, nonfinite):
     assert int(layer.num_batches_tracked) == 0
 
 
-@pytest.mark.parametrize("weight", torch.linspace(0.05, 3, 40).tolist())
+@pytest.mark.parametrize("weight", torch.linspace(0.05, 3, 40).tolist()[::8])
 def test_one_weight_in_float32_is_one_value(weight):
     layer = BatchNorm1d(2, policy=Policy(weights="reliability"))
-    with pytest.raises(batchnorm.BatchNormError, match="more than 1 value"):
+    with pytest.raises(batchnorm.BatchNormError, match="at least 2 unmasked values"):
         layer(torch.randn(4, 2), weights=torch.tensor([0, weight, 0, 0]))
 
 

@@ -83,7 +83,7 @@ def test_pain_06_update_bn_does_not_fit():
     assert torch.allclose(ours.norm.running_var, x.var(0), rtol=1e-5)
     assert (ours.frozen.running_mean == 3).all()
     before = copy.deepcopy(ours.state_dict())
-    with pytest.raises(TypeError):
+    with pytest.raises(batchnorm.BatchNormError, match=r"batch 1 \(a dict of other"):
         batchnorm.recalibrate(ours, [{"x": x}, {"other": x}])
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
     report, was, now = outcome("measured_with_dropout_on")

@@ -165,7 +165,11 @@ def test_pain_50_backend_parity():
     right = batchnorm.kernels.verify("cpu")
     assert right.ok, str(right)
     assert len(right.checks) == 48
-    with pytest.raises(batchnorm.BatchNormError, match=r"dtypes must be floating-point types; it was torch\.int32"):
+    words = r"dtypes\[0\] must be a floating-point dtype, such as torch\.float32; it was torch\.int32"
+    with pytest.raises(batchnorm.BatchNormError, match=words):
+        batchnorm.BatchNormError,
+        match=r"dtypes\[0\] must be a floating-point dtype, such as torch\.float32; it was torch\.int32",
+    ):
         batchnorm.kernels.verify("cpu", dtypes=(torch.int32,))
     ports = {"naive": _naive, "biased": _biased, "batch": _batch_in_eval}
     wrong = {name: batchnorm.kernels.verify("cpu", port).failed for name, port in ports.items()}

@@ -51,7 +51,7 @@ def _call(model: nn.Module, batch: Any, forward_fn: Any, device: torch.device | 
     if forward_fn is not None:
         return forward_fn(model, batch)
     if isinstance(batch, Mapping):
-        return model(**batch) if _takes_names(model, batch) else _whole(model, batch)
+        return model(**batch) if _takes_names(model, batch) else model(batch)
     if isinstance(batch, (tuple, list)):
         return model(batch[0])
     return model(batch)
@@ -80,17 +80,6 @@ def _takes_names(model: nn.Module, batch: Mapping[str, Any]) -> bool:
     except (TypeError, ValueError):
         return True
     return _binds(names, (), dict(batch)) or not _binds(names, (batch,), {})
-
-
-def _whole(model: nn.Module, batch: Mapping[str, Any]) -> Any:
-    try:
-        return model(batch)
-    except Exception as error:
-        keys = ", ".join(repr(key) for key in [*batch][:5])
-        raise BatchNormError(
-            f"loader yields dicts with the keys {keys}, which {type(model).__name__} takes neither by name nor as a "
-            f"whole ({type(error).__name__}: {error}): give forward_fn, or the model's arguments by name"
-        ) from error
 
 
 def _binds(names: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset
 
 from batchnorm.arguments import told
 from batchnorm.errors import BatchNormError, UserCodeError
@@ -21,6 +22,10 @@ class Example:
     def __init__(self, given: Any) -> None:
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
+        if isinstance(given, DataLoader | Dataset):
+            raise BatchNormError(
+                f"example_input must be the input of one forward; it was {told(given)}, give one batch of it"
+            )
         if isinstance(given, Mapping):
             self.kwargs = {str(key): value for key, value in given.items()}
         else:

@@ -23,9 +23,9 @@ from batchnorm.arguments import (
     a_process_group,
     a_string,
     arguments,
+    batches,
     number,
     or_function,
-    some_batches,
     some_names,
     whole,
     word,
@@ -49,7 +49,7 @@ ForwardFn = Callable[[nn.Module, Any], Any]
 
 @arguments(
     model=a_module_with_values,
-    loader=some_batches,
+    loader=batches,
     forward_fn=a_function,
     variance=word(Variance),
     upstream=word(Upstream),
