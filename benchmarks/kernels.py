@@ -212,7 +212,7 @@ def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, Call]:
         "stock backward alone": stock_backward,
         "backward alone": backward,
         "stock statistics": lambda: torch.batch_norm_update_stats(data, None, None, 0.1),
-        "statistics": lambda: extension.reduce(told, p[0], 0, 0, rows.data_ptr()),
+        "statistics": lambda: extension.reduce(told, p[0], 0, 0, rows.data_ptr(), True),
     }
 
 

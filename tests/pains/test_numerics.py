@@ -167,9 +167,6 @@ def test_pain_50_backend_parity():
     assert len(right.checks) == 48
     words = r"dtypes\[0\] must be a floating-point dtype, such as torch\.float32; it was torch\.int32"
     with pytest.raises(batchnorm.BatchNormError, match=words):
-        batchnorm.BatchNormError,
-        match=r"dtypes\[0\] must be a floating-point dtype, such as torch\.float32; it was torch\.int32",
-    ):
         batchnorm.kernels.verify("cpu", dtypes=(torch.int32,))
     ports = {"naive": _naive, "biased": _biased, "batch": _batch_in_eval}
     wrong = {name: batchnorm.kernels.verify("cpu", port).failed for name, port in ports.items()}
