@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.command import run
+from tests.sampling import slow_but
 
 FACTORIES = """
 import torch
@@ -100,7 +101,7 @@ def test_safetensors(folder):
         (["--model", "mine:model", "--data", "mine:broken"], "NaN or infinity"),
     ],
 )
-@pytest.mark.parametrize("verb", ["diagnose", "recalibrate"])
+@pytest.mark.parametrize("verb", slow_but(["diagnose", "recalibrate"], {"diagnose"}))
 def test_bad_input_is_one_sentence_exit_code_two_and_no_file(folder, verb, arguments, sentence):
     torch.save({"weight": torch.zeros(1)}, folder / "other.pt")
     two = {name: torch.nn.BatchNorm2d(4).state_dict() for name in ("model", "ema")}

@@ -92,7 +92,7 @@ def is_momentum(momentum: Any) -> bool:
         return not isinstance(momentum, type)
     # A tensor of one value is a number to torch.
     number = isinstance(momentum, Real) or (isinstance(momentum, Tensor) and momentum.numel() == 1)
-    return number and not isinstance(momentum, bool) and bool(0 <= momentum <= 1)
+    return number and not isinstance(momentum, bool) and 0 <= float(momentum) <= 1
 
 
 def starting_momentum(momentum: Any, recipe: Recipe) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
-import batchnorm
 from batchnorm.diagnosis.source.check import check
 from batchnorm.diagnosis.source.project import Project
 
@@ -16,7 +16,7 @@ class Plugin:
     """What flake8 calls with a file's tree and lines; it sees one file at a time, so names from others stay unknown."""
 
     name: ClassVar[str] = "batchnorm"
-    version: ClassVar[str] = batchnorm.__version__
+    version: ClassVar[str] = next((found.version for found in metadata.distributions(name="batchnorm")), "unknown")
 
     def __init__(self, tree: ast.Module, lines: list[str], filename: str = "file.py") -> None:
         self.project = Project()

@@ -30,7 +30,8 @@ class ChannelAffine(nn.Module):
     parameter: what differential privacy and per-sample gradients ask for.
 
     Args:
-        weight, bias: `(C,)`.
+        weight: `(C,)`, the factors.
+        bias: `(C,)`, what is added.
         channel_axis: which axis of the input holds the channels.
     """
 

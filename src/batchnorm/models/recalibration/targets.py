@@ -117,7 +117,7 @@ def _selected(layers: dict[str, _BatchNorm], select: Any) -> dict[str, _BatchNor
     return chosen
 
 
-def _asked(select: Callable[[str, _BatchNorm], bool], name: str, layer: _BatchNorm) -> bool:
+def _asked(select: Any, name: str, layer: _BatchNorm) -> bool:
     try:
         return bool(select(name, layer))
     except Exception as error:
