@@ -42,8 +42,8 @@ class Batch:
 
     @property
     def square(self) -> Array:
-        """The second moment."""
-        return self.var + self.mean**2
+        """The second moment; of infinite values it is infinite, though their variance is not a number."""
+        return np.where(np.isinf(self.mean), np.inf, self.var + self.mean**2)
 
     def joined(self, other: Batch) -> Batch:
         """The moments of both batches together."""
