@@ -28,7 +28,9 @@ def test_the_watched_channel_moves_as_the_rule_says():
 def test_the_page_quotes_the_run(tmp_path):
     points, model = pictures.follow(DIGITS)
     rows = re.findall(
-        r"^\| (?:statistics of the batch|running).*? \| (\d+) \| (\d+) \| (\d+) \|$", (DOCS / "tutorial.md").read_text(), re.M
+        r"^\| (?:statistics of the batch|running).*? \| (\d+) \| (\d+) \| (\d+) \|$",
+        (DOCS / "tutorial.md").read_text(),
+        re.M,
     )
     assert len(rows) == 3
     for row, name in zip(rows, ("by_batch", "by_fast", "by_slow"), strict=True):

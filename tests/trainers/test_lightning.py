@@ -280,11 +280,11 @@ def test_bad_arguments():
     with pytest.raises(BatchNormError, match="NoForward has no forward"):
         fit(NoForward(), [ours.Recalibrate()])
     fit(NoForward(), [ours.Recalibrate(until=None, forward_fn=lambda module, batch: module.net(batch[0]))])
-    with pytest.raises(BatchNormError, match="'momentum' is none"):
+    with pytest.raises(BatchNormError, match="not 'momentum'"):
         ours.Recalibrate(momentum=0.1)
     with pytest.raises(BatchNormError, match="at must be some of 'validation', 'end'; it was 'test'"):
         ours.Recalibrate(at="test")
-    with pytest.raises(BatchNormError, match="'nowhere' is none"):
+    with pytest.raises(BatchNormError, match="there is no 'nowhere'"):
         fit(Module(), [ours.Freeze(["nowhere"])])
 
 

@@ -68,7 +68,7 @@ def test_a_block():
 
 
 def test_parts_that_are_not_there():
-    with pytest.raises(BatchNormError, match="batches that hold volume; a dict does not"):
+    with pytest.raises(BatchNormError, match="batches that hold 'volume'; a dict does not"):
         batchnorm.recalibrate(unet(), Fields(loader(), x="volume"))
     with pytest.raises(BatchNormError, match="at least one part of a batch"):
         Fields(loader())

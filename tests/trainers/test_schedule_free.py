@@ -79,5 +79,5 @@ def test_an_error_leaves_everything_as_it_was(trained):
 
 def test_another_optimizer():
     model = network()
-    with pytest.raises(BatchNormError, match=r"schedule-free, with train\(\) and eval\(\); it was SGD"):
+    with pytest.raises(BatchNormError, match=r"schedule-free, with train\(\) and eval\(\); it was a SGD"):
         recalibrate(model, torch.optim.SGD(model.parameters(), 0.1), DATA.split(32))

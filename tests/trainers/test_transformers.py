@@ -124,7 +124,7 @@ def test_frozen_parts_until_a_step(tmp_path):
     inside = layers(model.resnet.embedder)
     assert [int(m.num_batches_tracked) for m in inside] == [6] * len(inside)
     assert {int(m.num_batches_tracked) for m in layers(model.resnet.encoder)} == {10}
-    with pytest.raises(BatchNormError, match="'nowhere' is none"):
+    with pytest.raises(BatchNormError, match="there is no 'nowhere'"):
         train(resnet(), [ours.Freeze(["nowhere"])], tmp_path)
 
 
