@@ -13,6 +13,7 @@ from torch.nn import functional
 from batchnorm import kernels
 from batchnorm.arguments import (
     NOT_NEGATIVE,
+    Kind,
     a_device,
     a_flag,
     a_floating_dtype,
@@ -51,6 +52,18 @@ from batchnorm.layers.spelling import differences
 from batchnorm.layers.statistics import NARROW
 from batchnorm.layers.table import Method, recipe_for
 
+# Of every layer's constructor.
+ARGUMENTS: dict[str, Kind] = {
+    "eps": NOT_NEGATIVE,
+    "affine": a_flag,
+    "track_running_stats": a_flag,
+    "device": a_device,
+    "dtype": a_floating_dtype,
+    "bias": a_flag,
+    "activation": word(Activation),
+    "negative_slope": number("a number"),
+}
+
 
 class BatchNorm(Moving):
     """Batch normalization of any rank and channel axis; what `BatchNorm1d`, `2d` and `3d` share.
@@ -74,19 +87,7 @@ class BatchNorm(Moving):
     inplace: bool = False
     fused_from: str | None = None
 
-    @arguments(
-        num_features=whole(0),
-        eps=NOT_NEGATIVE,
-        affine=a_flag,
-        track_running_stats=a_flag,
-        device=a_device,
-        dtype=a_floating_dtype,
-        bias=a_flag,
-        channel_axis=an_axis,
-        activation=word(Activation),
-        negative_slope=number("a number"),
-        inplace=a_flag,
-    )
+    @arguments(num_features=whole(0), channel_axis=an_axis, inplace=a_flag, **ARGUMENTS)
     def __init__(
         self,
         num_features: int,

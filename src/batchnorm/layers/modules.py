@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _LazyNormBase
 
-from batchnorm.arguments import NOT_NEGATIVE, a_device, a_flag, a_floating_dtype, arguments, number, told, word
+from batchnorm.arguments import arguments, told
 from batchnorm.errors import ArgumentError
 from batchnorm.layers.activation import Activation, check_activation
 from batchnorm.layers.choices import Choices, Momentum, starting_momentum
-from batchnorm.layers.module import BatchNorm
+from batchnorm.layers.module import ARGUMENTS, BatchNorm
 from batchnorm.layers.naming import describe
 from batchnorm.layers.table import Method, recipe_for
 
@@ -90,16 +90,7 @@ class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
 class _Lazy(_LazyNormBase):
     """num_features comes from the first input; the layer then becomes the plain class."""
 
-    @arguments(
-        eps=NOT_NEGATIVE,
-        affine=a_flag,
-        track_running_stats=a_flag,
-        device=a_device,
-        dtype=a_floating_dtype,
-        bias=a_flag,
-        activation=word(Activation),
-        negative_slope=number("a number"),
-    )
+    @arguments(**ARGUMENTS)
     def __init__(
         self,
         eps: float = 1e-5,
