@@ -15,7 +15,7 @@ enum Coupling : int {
 // What the root of the averaged over the running second moment scales.
 enum Ratio : int { kNoRatio = 0, kOutputRatio = 1, kGradientRatio = 2 };
 
-enum Activation : int { kNone = 0, kRelu = 1, kLeakyRelu = 2 };
+enum Activation : int { kNone = 0, kRelu = 1, kLeakyRelu = 2, kRelu6 = 3, kSilu = 4, kHardswish = 5, kGelu = 6 };
 
 // Where the backward finds the sign that the activation saw, and the data.
 enum Source : int {

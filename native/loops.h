@@ -50,44 +50,53 @@ template <class T, class A> static Loops<A> going_forward(const Call& q) {
     const int act = q.weights ? static_cast<int>(kNone) : q.activation;
     if (act == kRelu) res ? choose_apply<T, A, kRelu, true>(l) : choose_apply<T, A, kRelu, false>(l);
     else if (act == kLeakyRelu) res ? choose_apply<T, A, kLeakyRelu, true>(l) : choose_apply<T, A, kLeakyRelu, false>(l);
+    else if (act != kNone) res ? choose_apply<T, A, kCalled, true>(l) : choose_apply<T, A, kCalled, false>(l);
     else if (res) choose_apply<T, A, kNone, true>(l);
     else choose_plain_apply<T, A>(q, l);
     return l;
 }
 
-// `at_once` where dx does not wait for the sums, and is stored on the way.
-template <class T, class A, int ACT, int SRC> static void choose_pull(Loops<A>& l, bool at_once) {
+// What the sums' loop stores on the way: nothing; dx, where it does not wait for the sums; or the gradient behind an
+// activation that is costly to follow back, in the place of dx.
+enum OnTheWay : int { kNothing = 0, kDx = 1, kGated = 2 };
+
+template <class T, class A, int ACT, int SRC> static void choose_pull(Loops<A>& l, OnTheWay stored) {
     constexpr bool RES = SRC == kOutput;
     l.sums = sums_block<T, A, false, ACT, SRC, false, RES>;
     l.sums_rows = sums_of_rows<T, A, ACT, SRC, false, RES>;
     l.pull = pull_block<T, A, false, ACT, SRC, RES>;
     l.pull_rows = pull_rows<T, A, false, ACT, SRC, RES>;
     if constexpr (SRC != kInvert) {
-        if (!at_once) return;
+        if (!stored) return;
         l.sums = sums_block<T, A, false, ACT, SRC, true, RES>;
         l.sums_rows = sums_of_rows<T, A, ACT, SRC, true, RES>;
+        if (stored != kGated) return;
+        l.pull = pull_block<T, A, false, kNone, kRecompute, false>;
+        l.pull_rows = pull_rows<T, A, false, kNone, kRecompute, false>;
     }
 }
 
-template <class T, class A> static Loops<A> going_back(const Call& q, bool at_once) {
+template <class T, class A> static Loops<A> going_back(const Call& q, OnTheWay stored) {
     Loops<A> l{};
     l.bytes = sizeof(T);
     if (q.weights) {
-        choose_pull<T, A, kNone, kRecompute>(l, at_once);
-        l.sums = at_once ? sums_block<T, A, true, kNone, kRecompute, true, false>
+        choose_pull<T, A, kNone, kRecompute>(l, stored);
+        l.sums = stored ? sums_block<T, A, true, kNone, kRecompute, true, false>
                          : sums_block<T, A, true, kNone, kRecompute, false, false>;
         l.clear_row = clear_row<T, A>;
         l.pull = pull_block<T, A, true, kNone, kRecompute, false>;
         l.pull_rows = pull_rows<T, A, true, kNone, kRecompute, false>;
     } else if (q.source == kInvert) {
-        choose_pull<T, A, kLeakyRelu, kInvert>(l, at_once);
+        choose_pull<T, A, kLeakyRelu, kInvert>(l, stored);
     } else if (q.activation == kRelu) {
-        q.source == kOutput ? choose_pull<T, A, kRelu, kOutput>(l, at_once) : choose_pull<T, A, kRelu, kRecompute>(l, at_once);
+        q.source == kOutput ? choose_pull<T, A, kRelu, kOutput>(l, stored) : choose_pull<T, A, kRelu, kRecompute>(l, stored);
     } else if (q.activation == kLeakyRelu) {
-        if (q.source == kOutput) choose_pull<T, A, kLeakyRelu, kOutput>(l, at_once);
-        else choose_pull<T, A, kLeakyRelu, kRecompute>(l, at_once);
+        if (q.source == kOutput) choose_pull<T, A, kLeakyRelu, kOutput>(l, stored);
+        else choose_pull<T, A, kLeakyRelu, kRecompute>(l, stored);
+    } else if (q.activation != kNone) {
+        q.source == kOutput ? choose_pull<T, A, kCalled, kOutput>(l, stored) : choose_pull<T, A, kCalled, kRecompute>(l, stored);
     } else {
-        choose_pull<T, A, kNone, kRecompute>(l, at_once);
+        choose_pull<T, A, kNone, kRecompute>(l, stored);
     }
     return l;
 }

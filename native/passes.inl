@@ -83,21 +83,32 @@ template <class A> static void forward_planes(const Call& q, const Loops<A>& l) 
     });
 }
 
-// `at_once`: the sums' loop stores the gradient.
-template <class A> static void backward_planes(const Call& q, const Loops<A>& l, bool at_once) {
+// The scale that the sums' loop stores the gradient with.
+template <class A> BN_INLINE A scale_on_the_way(const Call& q, OnTheWay stored, int64_t at, int64_t ch) {
+    return stored == kDx ? Channel<A>::pulled(q, at, ch).scale : 1;
+}
+
+// The second loop's call: behind the activation the gradient is where dx will be.
+BN_INLINE Call of_pull(const Call& q, OnTheWay stored) {
+    Call to = q;
+    if (stored == kGated) to.g = q.out;
+    return to;
+}
+
+template <class A> static void backward_planes(const Call& q, const Loops<A>& l, OnTheWay stored) {
     typedef Channel<A> Ch;
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c, all = q.shape.groups * c;
     const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
-    auto seen = [&](int64_t at, int64_t ch) -> Seen<A> { return {Ch::seen(q, at, ch), slope, inverse}; };
+    auto seen = [&](int64_t at, int64_t ch) -> Seen<A> { return {Ch::seen(q, at, ch), slope, inverse, q.activation}; };
     auto block_sums = [&](int64_t g, int64_t ch, int64_t k, double& sg, double& sx) {
-        const A scale = at_once ? Ch::pulled(q, g * c + ch, ch).scale : 0;
-        l.sums(q, b, g, ch, k, seen(g * c + ch, ch), scale, sg, sx);
+        l.sums(q, b, g, ch, k, seen(g * c + ch, ch), scale_on_the_way<A>(q, stored, g * c + ch, ch), sg, sx);
     };
+    const Call second = of_pull(q, stored);
     auto pulled = [&](int64_t g, int64_t ch, int64_t k) {
-        l.pull(q, b, g, ch, k, seen(g * c + ch, ch), Ch::pulled(q, g * c + ch, ch));
+        l.pull(second, b, g, ch, k, seen(g * c + ch, ch), Ch::pulled(q, g * c + ch, ch));
     };
-    const bool pulls = q.wants_dx && !at_once;
+    const bool pulls = q.wants_dx && stored != kDx;
     for (int64_t at = 0; at < all; ++at) q.sum_g[at] = q.sum_gx[at] = 0;
     if (!q.wants_sums) {
         if (pulls) each_block(q, b, l.bytes, pulled);
@@ -210,7 +221,7 @@ template <class A> static void forward_rows(const Call& q, const Loops<A>& l) {
 
 // The sums of one block of rows, in its scratch; rows without weight are left out.
 template <class A> static void sums_of_block(const Call& q, const Blocks& b, const Loops<A>& l, int64_t group, int64_t block,
-                                             bool at_once) {
+                                             OnTheWay stored) {
     const int64_t c = q.shape.c;
     const Cols k = whole_rows(q.shape);
     const Vectors<A> f = vectors_of<A>(q, b, group);
@@ -223,7 +234,7 @@ template <class A> static void sums_of_block(const Call& q, const Blocks& b, con
         if (w) {
             for (int64_t one = r; one < end; ++one) {
                 if (w[one] != 0) l.sums_rows(q, f, k, {one, one + 1}, t.s1, t.s2);
-                else if (at_once) l.clear_row(q, one);
+                else if (stored) l.clear_row(q, one);
             }
         } else {
             l.sums_rows(q, f, k, {r, end}, t.s1, t.s2);
@@ -237,16 +248,16 @@ template <class A> static void sums_of_block(const Call& q, const Blocks& b, con
     }
 }
 
-template <class A> static void backward_rows(const Call& q, const Loops<A>& l, bool at_once) {
+template <class A> static void backward_rows(const Call& q, const Loops<A>& l, OnTheWay stored) {
     typedef Channel<A> Ch;
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c, all = q.shape.groups * c;
     for (int64_t at = 0; at < all; ++at) {
         set_affine(vectors_of<A>(q, b, at / c), at % c, Ch::seen(q, at, at % c));
         q.sum_g[at] = q.sum_gx[at] = 0;
-        if (at_once) vectors_of<A>(q, b, at / c).pull_scale[at % c] = Ch::pulled(q, at, at % c).scale;
+        if (stored) vectors_of<A>(q, b, at / c).pull_scale[at % c] = scale_on_the_way<A>(q, stored, at, at % c);
     }
-    if (q.wants_sums) each_row_block(q, b, false, [&](int64_t g, int64_t k) { sums_of_block(q, b, l, g, k, at_once); });
+    if (q.wants_sums) each_row_block(q, b, false, [&](int64_t g, int64_t k) { sums_of_block(q, b, l, g, k, stored); });
     each_merge(q, b, [&](int64_t at, int64_t g, int64_t ch) {
         double sg = 0, sx = 0;
         for (int64_t k = 0; q.wants_sums && k < b.count; ++k) {
@@ -257,7 +268,7 @@ template <class A> static void backward_rows(const Call& q, const Loops<A>& l, b
         Ch::settle(q, at, ch, sg, sx);
         set_pull(vectors_of<A>(q, b, g), ch, Ch::pulled(q, at, ch));
     });
-    if (q.wants_dx && !at_once) pull_all_rows(q, b, l);
+    if (q.wants_dx && stored != kDx) pull_all_rows(of_pull(q, stored), b, l);
 }
 
 // Strips: contiguous with short runs, some channels at a time ---------------------------------------------------
@@ -300,7 +311,7 @@ template <class A> static void forward_strips(const Call& q, const Loops<A>& l) 
     });
 }
 
-template <class A> static void backward_strips(const Call& q, const Loops<A>& l, bool at_once) {
+template <class A> static void backward_strips(const Call& q, const Loops<A>& l, OnTheWay stored) {
     typedef Channel<A> Ch;
     const int64_t s = q.shape.s;
     each_strip<A>(q, [&](Strip<A>& p) {
@@ -310,7 +321,7 @@ template <class A> static void backward_strips(const Call& q, const Loops<A>& l,
             const int64_t at = base + i, ch = p.first + i;
             spread_affine(p, i, s, Ch::seen(q, at, ch));
             q.sum_g[at] = q.sum_gx[at] = 0;
-            if (at_once) spread(p.pull_scale, i, s, Ch::pulled(q, at, ch).scale);
+            if (stored) spread(p.pull_scale, i, s, scale_on_the_way<A>(q, stored, at, ch));
             sg[i] = sx[i] = 0;
         }
         const Vectors<A> f = Strip<A>::vectors(p);
@@ -326,7 +337,7 @@ template <class A> static void backward_strips(const Call& q, const Loops<A>& l,
             }
             for (int64_t i = 0; i < p.channels; ++i) Ch::settle(q, base + i, p.first + i, sg[i], sx[i]);
         }
-        if (at_once || !q.wants_dx) return;
+        if (stored == kDx || !q.wants_dx) return;
         for (int64_t i = 0; i < p.channels; ++i) {
             const Pull<A> t = Ch::pulled(q, base + i, p.first + i);
             spread(p.centre, i, s, t.centre);
@@ -334,7 +345,7 @@ template <class A> static void backward_strips(const Call& q, const Loops<A>& l,
             spread(p.u, i, s, t.u);
             spread(p.v, i, s, t.v);
         }
-        l.pull_rows(q, f, p.cols, p.rows);
+        l.pull_rows(of_pull(q, stored), f, p.cols, p.rows);
     });
 }
 
@@ -360,10 +371,10 @@ static void forward(const Call& q) {
     by_type(q.dtype, [&](auto t, auto a) { forward_with(q, going_forward<decltype(t), decltype(a)>(q)); });
 }
 
-template <class A> static void backward_with(const Call& q, const Loops<A>& l, bool at_once) {
-    if (short_runs(q, l.bytes)) backward_strips(q, l, at_once);
-    else if (q.shape.last) backward_rows(q, l, at_once);
-    else backward_planes(q, l, at_once);
+template <class A> static void backward_with(const Call& q, const Loops<A>& l, OnTheWay stored) {
+    if (short_runs(q, l.bytes)) backward_strips(q, l, stored);
+    else if (q.shape.last) backward_rows(q, l, stored);
+    else backward_planes(q, l, stored);
 }
 
 static void backward(const Call& given) {
@@ -371,7 +382,9 @@ static void backward(const Call& given) {
     // Nothing of dx waits for the sums, or asks for x: one pass instead of two.
     const bool at_once = q.source != kInvert && without_share(q) && q.wants_dx;
     q.wants_sums = q.wants_sums || at_once;
-    by_type(q.dtype, [&](auto t, auto a) { backward_with(q, going_back<decltype(t), decltype(a)>(q, at_once), at_once); });
+    const bool costly = (q.activation == kSilu || q.activation == kGelu) && q.wants_sums && q.wants_dx;
+    const OnTheWay stored = at_once ? kDx : costly ? kGated : kNothing;
+    by_type(q.dtype, [&](auto t, auto a) { backward_with(q, going_back<decltype(t), decltype(a)>(q, stored), stored); });
 }
 
 // The sums alone are the backward without its second half.
@@ -439,7 +452,7 @@ template <class A> static void backward_apply_with(const Call& q, const Loops<A>
     }
     each_block(q, b, l.bytes, [&](int64_t g, int64_t ch, int64_t k) {
         const Pull<A> f = at_row(g * c + ch);
-        l.pull(q, b, g, ch, k, Seen<A>{{f.centre, 0, 0}, 0, 0}, f);
+        l.pull(q, b, g, ch, k, Seen<A>{{f.centre, 0, 0}, 0, 0, kNone}, f);
     });
 }
 
@@ -447,7 +460,7 @@ static void backward_apply(const Call& given) {
     Call q = given;
     q.activation = kNone;
     q.source = kRecompute;
-    by_type(q.dtype, [&](auto t, auto a) { backward_apply_with(q, going_back<decltype(t), decltype(a)>(q, false)); });
+    by_type(q.dtype, [&](auto t, auto a) { backward_apply_with(q, going_back<decltype(t), decltype(a)>(q, kNothing)); });
 }
 
 }  // namespace BN_NS

@@ -1,5 +1,6 @@
 // Contiguous (N, C, S): a channel is a run of S values in every sample.
 #pragma once
+#include "activation.h"
 #include "moments.h"
 #include "parallel.h"
 #include "plan.h"
@@ -79,20 +80,6 @@ BN_LOOP Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int6
     return t.total;
 }
 
-template <int ACT, class V, class A> BN_INLINE V activated(V y, A slope) {
-    if (ACT == kRelu) return where_positive(y, y);
-    if (ACT == kLeakyRelu) return y <= 0 ? y * slope : y;
-    return y;
-}
-
-// The gradient behind the activation, by the sign of what the activation was given or returned, as it is stored in T:
-// relu's passes where that is NaN, leaky relu's is scaled there, as torch's are.
-template <int ACT, class T, class V, class A> BN_INLINE V gated(V g, V y, A slope) {
-    if (ACT == kRelu) return where_above(y, Underflow<T>::limit, g);
-    if (ACT == kLeakyRelu) return y > Underflow<T>::limit ? g : g * slope;
-    return g;
-}
-
 template <class T, class A, bool W, int ACT, bool RES>
 BN_INLINE void apply_run(const Call& q, const Affine<A>& f, int64_t at, int64_t n, int64_t wat) {
     typedef typename VecOf<A>::type V;
@@ -106,13 +93,13 @@ BN_INLINE void apply_run(const Call& q, const Affine<A>& f, int64_t at, int64_t 
     auto whole = [&](int64_t i) __attribute__((always_inline)) -> V {
         V v = (load(x + i) - mean) * scale + shift;
         if (RES) v += load(r + i);
-        v = activated<ACT>(v, slope);
+        v = activated<ACT>(v, slope, q.activation);
         return W ? (load(w + i) != 0 ? v : V{}) : v;
     };
     auto part = [&](int64_t i, int count) __attribute__((always_inline)) {
         V v = (load(x + i, count, V{}) - mean) * scale + shift;
         if (RES) v += load(r + i, count, V{});
-        v = activated<ACT>(v, slope);
+        v = activated<ACT>(v, slope, q.activation);
         if (W) v = load(w + i, count, V{}) != 0 ? v : V{};
         store(y + i, v, count);
     };
@@ -138,6 +125,7 @@ BN_LOOP void apply_block(const Call& q, const Blocks& b, int64_t group, int64_t 
 template <class A> struct Seen {
     Affine<A> forward;   // for the sign; mean also centres the sums
     A slope, inverse;
+    int activation;
 };
 
 template <class T, class A, bool W, int ACT, int SRC> struct Gradient {
@@ -157,7 +145,7 @@ template <class T, class A, bool W, int ACT, int SRC> struct Gradient {
         g = whole ? load(d.g + i) : load(d.g + i, n, V{});
         if (SRC == kInvert) {
             const V y = whole ? load(d.y + i) : load(d.y + i, n, fill);
-            g = gated<ACT, T>(g, y, k.slope);
+            g = gated<ACT, T>(g, y, k.slope, k.activation);
             x = whole ? (y <= 0 ? y * k.inverse : y) : keep_row(y <= 0 ? y * k.inverse : y, n, fill);
             return;
         }
@@ -170,7 +158,7 @@ template <class T, class A, bool W, int ACT, int SRC> struct Gradient {
         if (ACT != kNone) {
             const V y = SRC == kOutput ? (whole ? load(d.y + i) : load(d.y + i, n, V{}))
                                        : (x - fill) * k.forward.scale + k.forward.shift;
-            g = gated<ACT, T>(g, y, k.slope);
+            g = gated<ACT, T>(g, y, k.slope, k.activation);
         }
     }
     BN_INLINE V keep_row(V v, int n, V fill) {

@@ -208,7 +208,7 @@ BN_LOOP void apply_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range
                 const int64_t at = (r + j) * stride + i;
                 V v = (load(x + at) - mean) * scale + shift;
                 if (RES) v += load(res + at);
-                v = activated<ACT>(v, slope);
+                v = activated<ACT>(v, slope, q.activation);
                 if (past) stream(y + at, v);
                 else store(y + at, v);
             }
@@ -221,7 +221,7 @@ BN_LOOP void apply_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range
                 const int64_t at = (r + j) * stride + i;
                 V v = (load(x + at, n, V{}) - mean) * scale + shift;
                 if (RES) v += load(res + at, n, V{});
-                store(y + at, activated<ACT>(v, slope), n);
+                store(y + at, activated<ACT>(v, slope, q.activation), n);
             }
         }
     };
@@ -246,17 +246,18 @@ template <class T, class A, int ACT, int SRC> struct RowGradient {
     typedef typename VecOf<A>::type V;
     const T *g_at, *x_at, *y_at;
     A slope, inverse;
+    int activation;
 
     explicit RowGradient(const Call& q)
         : g_at(static_cast<const T*>(q.g)), x_at(static_cast<const T*>(q.x)), y_at(static_cast<const T*>(q.y_in)),
-          slope(static_cast<A>(q.slope)), inverse(slope != 0 ? 1 / slope : 0) {}
+          slope(static_cast<A>(q.slope)), inverse(slope != 0 ? 1 / slope : 0), activation(q.activation) {}
 
     __attribute__((always_inline)) void read(int64_t at, int n, V mean, V scale, V shift, V& g, V& x) const {
         const bool whole = n == width<A>();
         g = whole ? load(g_at + at) : load(g_at + at, n, V{});
         if (SRC == kInvert) {
             const V y = whole ? load(y_at + at) : load(y_at + at, n, V{});
-            g = gated<ACT, T>(g, y, slope);
+            g = gated<ACT, T>(g, y, slope, activation);
             x = y <= 0 ? y * inverse : y;
             return;
         }
@@ -265,7 +266,7 @@ template <class T, class A, int ACT, int SRC> struct RowGradient {
             V y;
             if (SRC == kOutput) y = whole ? load(y_at + at) : load(y_at + at, n, V{});
             else y = (x - mean) * scale + shift;
-            g = gated<ACT, T>(g, y, slope);
+            g = gated<ACT, T>(g, y, slope, activation);
         }
     }
 };

@@ -66,7 +66,7 @@ void one(const Table& table) {
     q.slope = 0.1;
     q.weights = below(3) == 0 ? weights.get() : nullptr;
     if (!q.weights) {
-        q.activation = static_cast<int>(below(3));
+        q.activation = static_cast<int>(below(7));
         q.residual = below(2) ? res.get() : nullptr;
     }
     table.reduce(q);

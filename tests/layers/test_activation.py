@@ -1,11 +1,14 @@
 """Activation and residual as a part of the layer, and the form that keeps its output alone."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 import batchnorm
+from batchnorm import kernels
 from batchnorm.layers import Policy
 
 
@@ -13,19 +16,22 @@ def randn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
+ACTIVATIONS = ["relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu"]
+
+
 def apart(stock, x, residual, activation):
     y = stock(x) if residual is None else stock(x) + residual
-    return functional.relu(y) if activation == "relu" else functional.leaky_relu(y, 0.2)
+    return functional.leaky_relu(y, 0.2) if activation == "leaky_relu" else getattr(functional, activation)(y)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("with_residual", [True, False])
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_equals_the_modules_one_after_another(activation, with_residual, training):
     stock = nn.BatchNorm2d(3, dtype=torch.float64)
     layer = batchnorm.BatchNorm2d(3, activation=activation, negative_slope=0.2, dtype=torch.float64)
     with torch.no_grad():
-        stock.weight.copy_(torch.tensor([1.0, -2.0, 0.0]))
+        stock.weight.copy_(torch.tensor([4.0, -2.0, 0.0]))
     layer.load_state_dict(stock.state_dict())
     g = randn(4, 3, 5, 5, seed=1)
     found = []
@@ -36,6 +42,58 @@ def test_equals_the_modules_one_after_another(activation, with_residual, trainin
         y.backward(g)
         found.append([y.detach(), x.grad, one.weight.grad, one.bias.grad, *([] if r is None else [r.grad])])
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_second_derivatives_pass_through_the_activation(activation):
+    layer = batchnorm.BatchNorm1d(3, activation=activation, dtype=torch.float64)
+    x = randn(6, 3).requires_grad_()
+    weight = (layer.weight.detach() + torch.tensor([2.0, -3.0, 0.5])).requires_grad_()
+
+    def outputs(x, weight):
+        return torch.func.functional_call(copy.deepcopy(layer), {"weight": weight}, (x,))
+
+    assert torch.autograd.gradgradcheck(outputs, (x, weight))
+
+
+@pytest.mark.parametrize("passes", [None, "reference"])
+@pytest.mark.parametrize("activation", ["relu6", "silu", "hardswish", "gelu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_values_and_derivatives_are_as_exact_as_torchs(dtype, activation, passes):
+    # A layer that changes nothing, so that what is seen is the activation alone.
+    layer = batchnorm.BatchNorm1d(1, eps=2**-10, activation=activation, dtype=dtype).eval()
+    layer.running_var.fill_(1 - 2**-10)
+    x = torch.cat([torch.linspace(-20, 20, 40001), torch.tensor([0.0, -3.0, 3.0, 6.0])]).to(dtype)
+    exact = x.to(torch.float64, copy=True).requires_grad_()
+    getattr(functional, activation)(exact).sum().backward()
+    truth = getattr(functional, activation)(exact.detach())
+
+    def errors(function):
+        one = x.clone().requires_grad_()
+        y = function(one)
+        y.sum().backward()
+        return [float((found.detach().double() - true).abs().max()) for found, true in ((y, truth), (one.grad, exact.grad))]
+
+    kernels.use(passes)
+    try:
+        ours = errors(lambda x: layer(x[:, None])[:, 0])
+    finally:
+        kernels.use()
+    theirs = errors(getattr(functional, activation))
+    # In float64 the truth is torch's own.
+    rounding = 1e-14 if dtype is torch.float64 else 0.0
+    assert all(a <= b + rounding for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("activation", ["relu6", "silu", "hardswish", "gelu"])
+def test_values_that_are_not_finite_stay_so(activation):
+    layer = batchnorm.BatchNorm1d(1, eps=2**-10, activation=activation).eval()
+    layer.running_var.fill_(1 - 2**-10)
+    found = layer(torch.tensor([[torch.nan], [torch.inf], [-torch.inf], [-200.0], [200.0]]))[:, 0]
+    assert found[0].isnan()
+    assert found[1] == (6.0 if activation == "relu6" else torch.inf)
+    assert found[2] == 0 if activation == "relu6" else found[2].isnan()
+    assert found[3:].tolist() == [0.0, 6.0 if activation == "relu6" else 200.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

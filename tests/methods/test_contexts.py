@@ -318,8 +318,11 @@ def test_errors_say_what_is_legal_and_change_nothing(name):
 # Activations, weights, the affine map ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.2)], ids=str)
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("cbn", "masked", "weighted")])
+FUSED = [(m, a) for m in METHODS if m not in ("cbn", "masked", "weighted") for a in (nn.ReLU(), nn.LeakyReLU(0.2))]
+FUSED += [(m, a) for m in ("batchnorm", "mabn") for a in (nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.GELU())]
+
+
+@pytest.mark.parametrize("method, activation", FUSED, ids=str)
 def test_fused_activation_is_the_module_and_comes_back(method, activation):
     model = nn.Sequential(nn.Linear(3, 4), BatchNorm1d(4, method=method), activation).double()
     twin = copy.deepcopy(model)

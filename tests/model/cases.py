@@ -121,7 +121,8 @@ def draw(seed):
     spatial = r.choice(((), (), (1,), (3,), (2, 2), (60,)))
     case = Case(
         extent, estimator, coupling, drawn_mixture(r), policy, eps=r.choice((1e-5, 1e-3)), tracks=flip(0.93),
-        activation=r.choice((None, None, "relu", "leaky_relu")), slope=r.choice((0.01, 0.3)),
+        activation=r.choice((*[None] * 4, "relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu")),
+        slope=r.choice((0.01, 0.3)),
         channels=r.choice((1, 2, 3, 17)), sizes=spatial, trained=flip(0.3), step=r.choice((0, 0, 0, 20_000, 200_000)),
     )  # fmt: skip
     rows = [drawn_step(r, flip, training) for training in [True] * r.randint(2, 4) + [False]]

@@ -68,10 +68,10 @@ def finished(model, y, w, residual):
         y = online.finished(model.case, y, w)
     if residual is not None:
         y = y + residual.to(model.dtype)
-    if model.case.activation == "relu":
-        y = functional.relu(y)
-    elif model.case.activation == "leaky_relu":
+    if model.case.activation == "leaky_relu":
         y = functional.leaky_relu(y, model.case.slope)
+    elif model.case.activation is not None:
+        y = getattr(functional, model.case.activation)(y)
     return y if w is None else torch.where(w != 0, y, 0)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from batchnorm.kernels import native
 
 COUPLINGS = ("batch", "second moment", "renorm", "population", "population total", "stored")
-ACTIVATIONS = (None, "relu", "leaky_relu")
+ACTIVATIONS = (None, "relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu")
 SCHEDULES = (None, "paper", "crossq")
 GAINS = ("constant", "one over step", "debiased", "falling")
 NONFINITE = ("skip", "propagate", "raise")

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError, check
 
-Activation = Literal["relu", "leaky_relu"]
+Activation = Literal["relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu"]
+# The module of each; gelu is the exact one.
+MODULES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish": nn.Hardswish, "gelu": nn.GELU,
+}  # fmt: skip
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu, "relu6": functional.relu6, "silu": functional.silu, "hardswish": functional.hardswish,
+    "gelu": functional.gelu,
+}  # fmt: skip
+# Those whose derivative the output shows; the others need what they were given.
+_PIECEWISE = ("relu", "leaky_relu", "relu6")
 # Below this |weight|, inverting the affine map would magnify the rounding of y a thousand times.
 SMALLEST_WEIGHT = 1e-3
 
@@ -26,9 +37,27 @@ def activate(y: Tensor, activation: str | None, negative_slope: float, residual:
     """`activation(y + residual)`; y is the layer's own, so nothing else can see it change."""
     if residual is not None:
         y = y + residual
+    if activation == "leaky_relu":
+        return functional.leaky_relu(y, negative_slope)
+    return y if activation is None else _FUNCTIONS[activation](y)
+
+
+def follows_residual(activation: str | None) -> bool:
+    """Whether the gradient behind `activation(y + residual)` is known from the output that is kept."""
+    return activation is None or activation in _PIECEWISE
+
+
+def gated(g: Tensor, y: Tensor, activation: str | None, slope: float) -> Tensor:
+    """The gradient behind the activation, by what it was given (or returned, where that tells); for NaN as torch's."""
+    if activation == "leaky_relu":
+        return torch.where(y > 0, g, g * slope)
     if activation == "relu":
-        return functional.relu(y)
-    return functional.leaky_relu(y, negative_slope) if activation == "leaky_relu" else y
+        return torch.where(y <= 0, 0.0, g)
+    if activation == "relu6":
+        return torch.where((y > 0) & (y < 6), g, 0.0)
+    if activation is None:
+        return g
+    return getattr(torch.ops.aten, f"{activation}_backward")(g, y)
 
 
 class InPlace(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import Tensor
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import native, reference, slab
 from batchnorm.layers import normalise
-from batchnorm.layers.activation import activate
+from batchnorm.layers.activation import activate, follows_residual, gated
 from batchnorm.layers.couplings import Plan, Returned, SecondMoment
 from batchnorm.layers.estimators import Now, State, resolve
 from batchnorm.layers.inference import Stored
@@ -73,6 +73,7 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     together = residual is None or joins(layer, residual, x)
     # Activation and residual follow in torch.
     late = not together or (sample_weight is not None and (activation is not None or residual is not None))
+    late = late or (residual is not None and not follows_residual(activation))
     way = way_of(layer, "stored" if stored else "tracks" if tracks else "alone", None if late else activation)
     if way is None:
         return None
@@ -263,22 +264,15 @@ def _respelled(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any) -> t
             "create_graph must be False for a coupling whose backward uses running averages; it was True"
         )
     found = [t for t, needed in zip((x, weight, bias), needs, strict=False) if needed]
+    activation, slope = call.way.activation, call.way.slope
     plain = _spelled(call, call.saved, x, weight, bias)
-    g = _gated(call, g, plain.detach() if y is None else y)
+    if y is None:
+        plain = activate(plain, activation, slope, None)
+    else:
+        g = gated(g, y, activation, slope)
     grads = iter(torch.autograd.grad(plain, found, g, create_graph=True)) if found else iter(())
     dx, dw, db = (next(grads) if needed else None for needed in needs[:3])
     return dx, dw, db, g if ctx.residual and needs[3] else None
-
-
-def _gated(call: _Call, g: Tensor, y: Tensor) -> Tensor:
-    if call.way.activation is None:
-        return g
-    # By what is stored, and for NaN, as torch's backward does.
-    return (
-        torch.where(y > 0, g, g * call.way.slope)
-        if call.way.activation == "leaky_relu"
-        else torch.where(y <= 0, 0.0, g)
-    )
 
 
 def _spelled(call: _Call, saved: slab.Saved, x: Tensor, weight: Any, bias: Any) -> Tensor:
@@ -312,7 +306,7 @@ def _in_torch(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, w: An
         x, mean, centre, invstd = torch.where(y <= 0, y / call.way.slope, y), beta, beta, 1 / gamma
     elif y is None:
         y = reference.apply(x, mean, saved.row(10), saved.row(11), w) if call.way.activation else g
-    g = _gated(call, g, y)
+    g = gated(g, y, call.way.activation, call.way.slope)
     sum_g, sum_gx = reference.backward_reduce(g, x, mean, invstd, w)
     if call.way.coupling.exact:
         a = count_share * scale

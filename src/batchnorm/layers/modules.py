@@ -50,8 +50,8 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
     Further keyword arguments:
         method: a name of `batchnorm.methods()`.
         extent, estimator, coupling, inference, policy: any of the five choices in the method's place.
-        activation: "relu" or "leaky_relu" (of negative_slope), applied to the output; a residual
-            given to the call is added before it.
+        activation: "relu", "leaky_relu" (of negative_slope), "relu6", "silu", "hardswish" or "gelu" (the exact
+            one), applied to the output; a residual given to the call is added before it.
         inplace: with leaky_relu, keep the output for backward instead of the input. xhat is then
             found again with an error of at most 9 (|z| + |bias|) u / |weight|, z the output before
             the activation and u the unit roundoff, so a |weight| below 0.001 is refused at the

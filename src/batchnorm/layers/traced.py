@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import native, traced
+from batchnorm.layers.activation import follows_residual
 from batchnorm.layers.extents import Batch, Ghost
 from batchnorm.layers.operands import require
 from batchnorm.layers.ways import native_choices, native_coupling, native_move
@@ -56,7 +57,10 @@ def _served(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     if type(layer.recipe.extent) not in (Batch, Ghost) or layer.recipe.extent.sequential:
         return False
     if residual is not None and (
-        residual.dtype is not x.dtype or residual.shape != x.shape or layer.negative_slope < 0
+        residual.dtype is not x.dtype
+        or residual.shape != x.shape
+        or layer.negative_slope < 0
+        or not follows_residual(layer.activation)
     ):
         return False
     buffers = [layer._buffers.get(name) for name in _BUFFERS]

@@ -10,6 +10,7 @@ from torch import nn
 
 from batchnorm.arguments import a_flag, a_module_with_values, arguments
 from batchnorm.layers import BatchNorm
+from batchnorm.layers.activation import MODULES
 from batchnorm.models.batches import counted
 from batchnorm.models.contexts import own_layers
 from batchnorm.models.example import Example
@@ -34,7 +35,7 @@ class Fusing:
 
 @arguments(model=a_module_with_values, progress=a_flag)
 def fuse_activations(model: Model, example_input: Any = None, *, progress: bool = True) -> Model:
-    """Let each batch norm layer that is followed by ReLU or LeakyReLU apply it itself.
+    """Let each batch norm layer that is followed by an activation apply it itself.
 
     Example:
         >>> import torch, batchnorm
@@ -44,7 +45,7 @@ def fuse_activations(model: Model, example_input: Any = None, *, progress: bool 
         >>> torch.equal(batchnorm.fuse_activations(net)(x), before), net[1].activation, net[2]
         (True, 'relu', Identity())
 
-    The activation module is replaced by `nn.Identity`, which keeps every path of the model, and
+    ReLU, LeakyReLU, ReLU6, SiLU, Hardswish and GELU are taken over. The module is replaced by `nn.Identity`, which keeps every path of the model, and
     `to_stock` puts the same object back. Only where it is certain: the layer's output goes to the
     activation alone, the activation takes its input from nothing but such layers, and it has no
     hooks. Models that `torch.fx` cannot trace are recorded on `example_input`; without one they
@@ -65,7 +66,7 @@ def fuse_activations(model: Model, example_input: Any = None, *, progress: bool 
     plan = _plan(flow, layers, modules)
     for name, after in plan.fused.items():
         layer, activation = layers[name], modules[after]
-        layer.activation = "leaky_relu" if isinstance(activation, nn.LeakyReLU) else "relu"
+        layer.activation = _name_of(activation)
         layer.negative_slope = getattr(activation, "negative_slope", layer.negative_slope)
         layer.fused_from = after
     for after in set(plan.fused.values()):
@@ -106,8 +107,10 @@ def _plan(flow: Flow, layers: dict[str, BatchNorm], modules: dict[str, nn.Module
 def _why_not(
     after: str, module: nn.Module, feeders: dict[str | None, Edge], flow: Flow, layers: dict[str, BatchNorm]
 ) -> str | None:
-    if type(module) not in (nn.ReLU, nn.LeakyReLU):
-        return f"layers apply ReLU and LeakyReLU, not {type(module).__name__}"
+    if _name_of(module) is None:
+        *most, last = (kind.__name__ for kind in MODULES.values())
+        kind = type(module).__name__ if type(module) is not nn.GELU else "GELU by its tanh approximation"
+        return f"layers apply {', '.join(most)} and {last}, not {kind}"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         return "it has hooks, which would no longer run"
     if not feeders:
@@ -133,7 +136,15 @@ _ACTIVATIONS = (
 
 def activation_of(layer: BatchNorm) -> nn.Module:
     """The module that does what the layer's fused activation does."""
-    return nn.ReLU() if layer.activation == "relu" else nn.LeakyReLU(layer.negative_slope)
+    kind: Any = MODULES[layer.activation or ""]
+    return kind(layer.negative_slope) if kind is nn.LeakyReLU else kind()
+
+
+def _name_of(module: nn.Module) -> Any:
+    """What a layer's argument `activation` calls a module; None where it has no name for it."""
+    if getattr(module, "approximate", "none") != "none":
+        return None
+    return next((name for name, kind in MODULES.items() if type(module) is kind), None)
 
 
 def set_module(model: nn.Module, path: str, new: Any) -> None:

@@ -15,6 +15,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
 from batchnorm.layers.choices import Choices
 from batchnorm.layers.table import Method
+from batchnorm.layers.activation import MODULES
 from batchnorm.models.activations import activation_of, set_module
 from batchnorm.models.find import Model, batch_norm_layers, inner_name, is_timms, present_layers
 from batchnorm.models.graph.flow import linear_maps_before
@@ -256,7 +257,7 @@ def _with_activation(
     if fused_from is not None and isinstance(place, nn.Identity):
         set_module(model, fused_from, getattr(place, "stands_for", (activation,))[0].train(place.training))
         return model
-    if isinstance(dict(model.named_modules()).get(fused_from or ""), nn.ReLU | nn.LeakyReLU) and fused_from:
+    if isinstance(dict(model.named_modules()).get(fused_from or ""), tuple(MODULES.values())) and fused_from:
         return model  # shared with a layer before, and put back for that one
     pair = nn.Sequential(layer, activation)
     if layer is model:
