@@ -6,6 +6,7 @@ declines by returning None, and which the tests compare it with.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,15 +14,13 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import native, reference, slab
-from batchnorm.layers import normalise
+from batchnorm.layers import rule
 from batchnorm.layers.activation import activate
-from batchnorm.layers.couplings import Plan, Returned, SecondMoment
-from batchnorm.layers.estimators import Now, State, resolve
-from batchnorm.layers.inference import Stored
+from batchnorm.layers.choices.inference import Stored
+from batchnorm.layers.choices.situation import Now, State, resolve
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import require_invertible
 from batchnorm.layers.naming import describe
-from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.operands import (
     affine_of,
     joins,
@@ -33,6 +32,7 @@ from batchnorm.layers.operands import (
 from batchnorm.layers.recompute import recomputing
 from batchnorm.layers.remembered import Remembered
 from batchnorm.layers.statistics import NARROW
+from batchnorm.layers.step import Plan, Sharing, spelled
 from batchnorm.layers.ways import Way, groups_of, way_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
         if reads:
             _remember(layer, saved)
         if not (moves or layer.paused):
-            layer._move(_pooled(saved, recipe.policy.weights == "reliability"), {}, None)
+            layer._move(_pooled(saved, recipe.policy.weights == "reliability"))
     if not late:
         return y
     y = activate(y, activation, layer.negative_slope, residual)
@@ -292,57 +292,56 @@ def _spelled(call: _Call, saved: slab.Saved, x: Tensor, weight: Any, bias: Any) 
         return reference.apply(x, mean[None], scale, shift, call.sample_weight)
     sharing = Sharing(call.groups, call.sample_weight, recipe.policy.weights == "reliability", coupling.centres)
 
-    def plan_of(found: Moments) -> Plan:
-        now = Now(step, resolve(call.way.momentum, step), call.way.eps)
-        return coupling.plan(found, State(mean, var), now, recipe.estimator)
-
-    return normalise.spelled(x, weight, bias, plan_of, sharing, call.way.eps)
+    now = Now(step, resolve(call.way.momentum, step), call.way.eps, recipe.estimator)
+    plan = Plan(lambda found: coupling.plan(State(mean, var), replace(now, moments=found)), now.eps, coupling.detached)
+    return spelled(x, weight, bias, plan, sharing)
 
 
 def _in_torch(ctx: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, w: Any) -> tuple[Tensor | None, ...]:
     """The same backward by the reference passes, where g is no plain tensor (vmap over gradients, a mode)."""
     call, needs = ctx.call, ctx.needs_input_grad
-    saved = call.saved
-    count_share, ratio, offset = saved.row(7), saved.row(8), saved.row(9)
-    mean, invstd, centre = saved.row(4), saved.row(5), saved.row(6)
-    gamma = torch.ones_like(invstd) if weight is None else weight.to(invstd.dtype).expand_as(invstd)
-    scale = invstd * ratio * gamma if call.way.coupling.exact else invstd * ratio * gamma * count_share
+    saved, exact = call.saved, call.way.coupling.exact
+    n, share, invstd, step = rule.or_one(saved.row(0)), saved.row(7), saved.row(5), saved.met[2]
+    own_v = share * n if exact else 1.0
+    own_u = own_v if call.way.coupling.centres else 0.0
+    var = 1 / invstd.square() - call.way.eps
+    ratio, follow, offset = saved.row(8), None if exact else share, saved.row(9)
+    rows = rule.Rows(n, saved.row(4), var, invstd, saved.row(6), own_u, own_v, ratio, follow, offset)
+    mean, unit = rows.mean, invstd
     if call.inplace:
-        beta = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype).expand_as(invstd)
-        x, mean, centre, invstd = torch.where(y <= 0, y / call.way.slope, y), beta, beta, 1 / gamma
+        gamma = torch.ones_like(invstd) if weight is None else weight.to(invstd.dtype).expand_as(invstd)
+        mean = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype).expand_as(invstd)
+        x, unit = torch.where(y <= 0, y / call.way.slope, y), 1 / gamma
     elif y is None:
         y = reference.apply(x, mean, saved.row(10), saved.row(11), w) if call.way.activation else g
     g = _gated(call, g, y)
-    sum_g, sum_gx = reference.backward_reduce(g, x, mean, invstd, w)
-    if call.way.coupling.exact:
-        a = count_share * scale
-        u = torch.zeros_like(sum_g) if isinstance(call.way.coupling, SecondMoment) else a * sum_g
-        v = a * sum_gx * invstd
-        u, v = (torch.where(count_share == 0, 0.0, value) for value in (u, v))
-    else:
-        u, v = _pulled(call, ratio * gamma * count_share, sum_g, sum_gx)
+    sum_g, sum_gx = reference.backward_reduce(g, x, mean, unit, w)
+    given = None if exact else _pulled(call, rows, weight, sum_g, sum_gx, step)
+    scale, u, v = rule.pull(rows, weight, sum_g, sum_gx, given)
+    v = v if not call.inplace else v / invstd * unit
+    centre = mean if call.inplace else rows.centre
     dx = reference.backward_apply(g, x, centre, scale, u, v, w, True) if needs[0] else None
-    dw = (sum_gx * ratio + sum_g * offset).sum(0).to(weight.dtype) if weight is not None and needs[1] else None
-    db = sum_g.sum(0).to(bias.dtype) if bias is not None and needs[2] else None
+    dw, db = rule.parameters(rows, sum_g, sum_gx)
+    dw = dw.to(weight.dtype) if weight is not None and needs[1] else None
+    db = db.to(bias.dtype) if bias is not None and needs[2] else None
     return dx, dw, db, g if ctx.residual and needs[3] else None
 
 
-def _pulled(call: _Call, factor: Tensor, sum_g: Tensor, sum_gx: Tensor) -> tuple[Tensor, Tensor]:
-    """The rule of a coupling whose backward has a memory, in torch."""
-    saved, way, step = call.saved, call.way, call.saved.met[2]
+def _pulled(call: _Call, rows: rule.Rows, weight: Any, sum_g: Tensor, sum_gx: Tensor, step: Tensor) -> Any:
+    """What takes the derivative's place, in torch."""
+    saved, way = call.saved, call.way
     batch = Moments(saved.row(0), saved.row(2), saved.row(3), saved.row(1))
-    invstd = saved.row(5)
-    var = torch.where(step > 0, 1 / invstd.square() - way.eps, batch.var(0))
-    plan = Plan(saved.row(4), var, 1.0, saved.row(6), saved.row(8), None, False, saved.row(7), step > 0)
+    sums = rule.told(rows, batch, weight, sum_g, sum_gx)
     buffers = {} if call.remembered is None else call.remembered.buffers()
     memory = {name: buffer.to(sum_g.dtype) if buffer.is_floating_point() else buffer.clone()
               for name, buffer in buffers.items()}  # fmt: skip
     state = State(saved.met[0], saved.met[1], memory)
-    now = Now(step.abs(), None, way.eps)
-    u, v, new = way.coupling.pull(Returned(plan, batch, invstd, factor, sum_g, sum_gx), state, now)
+    now, numbers = Now(step.abs(), None, way.eps), rule.UNCENTRED._replace(share=torch.where(step > 0, 0.5, 1.0))
+    pull = way.coupling.pull(state, now, numbers, sums)
     if call.moves:
+        new = way.coupling.learn(state, now, numbers, sums, pull)
         ok = torch.isfinite(sum_g).all() & torch.isfinite(sum_gx).all() & (batch.count > 0).any()
         for name, value in new.items():
             buffer = buffers[name]
             buffer.copy_(torch.where(ok, value, buffer))
-    return u, v
+    return pull

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -25,19 +26,20 @@ from batchnorm.arguments import (
     word,
 )
 from batchnorm.errors import ArgumentError, BatchNormError, check
-from batchnorm.layers import fused, normalise, shared, traced
+from batchnorm.layers import fused, rule, shared, step, traced
 from batchnorm.layers.activation import Activation, InPlace, activate, check_activation
 from batchnorm.layers.asserting import tracing, transformed
-from batchnorm.layers.choices import Choices, Momentum, starting_momentum
-from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
-from batchnorm.layers.cross_iteration import look_back
-from batchnorm.layers.estimators import Now, State
-from batchnorm.layers.inference import Mixture
+from batchnorm.layers.choices.couplings import Coupling
+from batchnorm.layers.choices.cross_iteration import look_back
+from batchnorm.layers.choices.inference import Inference
+from batchnorm.layers.choices.recipe import Choices, Momentum, starting_momentum
+from batchnorm.layers.choices.situation import Now, State
+from batchnorm.layers.choices.spelling import differences
+from batchnorm.layers.choices.table import Method, recipe_for
 from batchnorm.layers.masks import Given, require_weights
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
-from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.operands import require as require_operands
 from batchnorm.layers.operands import require_axis, require_layout
 from batchnorm.layers.recompute import (
@@ -48,9 +50,8 @@ from batchnorm.layers.recompute import (
     may_run_again,
     recomputing,
 )
-from batchnorm.layers.spelling import differences
 from batchnorm.layers.statistics import NARROW
-from batchnorm.layers.table import Method, recipe_for
+from batchnorm.layers.step import Plan, Sharing
 
 # Of every layer's constructor.
 ARGUMENTS: dict[str, Kind] = {
@@ -108,7 +109,7 @@ class BatchNorm(Moving):
     ) -> None:
         recipe = recipe_for(method, **choices)
         check_activation(activation, negative_slope, inplace)
-        plain = isinstance(recipe.coupling, BatchCoupling) and recipe.extent.groups(10**6) == 1
+        plain = recipe.coupling.is_plain and not recipe.extent.splits
         check(not inplace or plain, "inplace", "False with ghost groups or another coupling than the batch's", inplace)
         start: Any = starting_momentum(momentum, recipe)
         # bias= came to torch's layers after the oldest torch this package supports.
@@ -247,7 +248,7 @@ class BatchNorm(Moving):
             self._widen()
         recipe = self.recipe
         if (self.frozen or not self.training) and self.running_mean is not None:
-            if isinstance(recipe.inference, Mixture) and x.numel():
+            if recipe.inference.mixes and x.numel():
                 return recipe.coupling.finish(self._with_mixture(x, weight, recipe.inference), weight)
             return recipe.coupling.finish(self._with_stored(x, weight), weight)
         # A paused layer keeps its coupling and moves nothing; one that does not track uses the batch.
@@ -256,9 +257,7 @@ class BatchNorm(Moving):
         if x.numel() == 0 and ranks is None:
             # torch's function keeps the graph for an empty batch; nothing may move, not even the counter.
             return functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        coupling = recipe.coupling
-        if coupling.reads_population and not tracks:
-            coupling = BatchCoupling() if coupling.centres else SecondMoment()
+        coupling = recipe.coupling if tracks else recipe.coupling.untracked()
         groups = recipe.extent.groups(x.shape[0])
         fewest = x.shape[0] // groups * math.prod(x.shape[2:])
         # With a mask or weights, what they leave decides.
@@ -269,7 +268,7 @@ class BatchNorm(Moving):
                 f"Expected more than 1 value per channel when training, got input size {x.size()} in "
                 f"{describe(self)}; use a larger batch, drop the last one, or Policy(too_few='population')"
             )
-        if type(coupling) is BatchCoupling and groups == 1 and weight is None and ranks is None:
+        if coupling.is_plain and groups == 1 and weight is None and ranks is None:
             return self._plain(x, tracks)
         part = shared.part_of(self, x, ranks, tracks) if ranks is not None and weight is None else None
         if part is not None:
@@ -314,16 +313,16 @@ class BatchNorm(Moving):
         y = functional.batch_norm(torch.where(selected, x, 0), mean, var, weight, bias, False, 0.0, self.eps)
         return torch.where(selected, y, 0)
 
-    def _with_mixture(self, x: Tensor, sample_weight: Tensor | None, inference: Mixture) -> Tensor:
-        centres = self.recipe.coupling.centres
-        groups = inference.groups(len(x))
-        sharing = Sharing(groups, sample_weight, False, centres, uneven=sample_weight is not None)
-        state = self._state(kernels.wide_dtype(x.device))
+    def _with_mixture(self, x: Tensor, sample_weight: Tensor | None, inference: Inference) -> Tensor:
+        sharing, plan = self._mixing(x, sample_weight, inference)
+        return self._spell_or_pass(x, sharing, plan)
 
-        def plan_of(here: Moments) -> Plan:
-            return inference.plan(here, state, x.numel() // (x.shape[0] * x.shape[1]), centres)
-
-        return self._spell_or_pass(x, sharing, plan_of, None)
+    def _mixing(self, x: Tensor, sample_weight: Tensor | None, inference: Any) -> tuple[Sharing, Plan]:
+        """Who shares statistics at inference, and how they mix with the stored ones."""
+        centres, uneven = self.recipe.coupling.centres, sample_weight is not None
+        sharing = Sharing(inference.groups(len(x)), sample_weight, False, centres, uneven=uneven)
+        state, positions = self._state(kernels.wide_dtype(x.device)), math.prod(x.shape[2:])
+        return sharing, Plan(lambda here: inference.plan(here, state, positions, centres), self.eps, uneven=uneven)
 
     def _plain(self, x: Tensor, tracks: bool) -> Tensor:
         """The batch normalises: torch's fused kernel."""
@@ -332,15 +331,15 @@ class BatchNorm(Moving):
         if tracks and not self.paused and not recomputing():
             with bookkeeping():
                 n = torch.full_like(mean, x.numel() // x.shape[1])
-                self._move(Moments(n, mean.detach(), var.detach() * (n - 1)), None)
+                self._move(Moments(n, mean.detach(), var.detach() * (n - 1)))
         return y
 
     def _goes_in_place(self, x: Tensor, weight: Tensor | None) -> bool:
         """Whether the form that keeps its output serves this call; every other way activates afterwards."""
         plain = self.inplace and self.training and not self.frozen and weight is None
         several = x.shape[0] * math.prod(x.shape[2:]) > 1
-        coupled = type(self.recipe.coupling) is BatchCoupling and self.recipe.extent.groups(10**6) == 1
-        return plain and several and coupled and self._ranks() is None and not normalise.needs_spelling(x)
+        coupled = self.recipe.coupling.is_plain and not self.recipe.extent.splits
+        return plain and several and coupled and self._ranks() is None and not step.needs_spelling(x)
 
     def _in_place(self, x: Tensor) -> Tensor:
         if self.running_mean is not None and self.running_mean.dtype in NARROW:
@@ -348,12 +347,12 @@ class BatchNorm(Moving):
         weight, bias = self._affine()
         if weight is not None:
             require_invertible(weight, self)
-        batch = normalise.batch_moments(x, Sharing())
+        batch = step.batch_moments(x, Sharing())
         invstd = torch.rsqrt(batch.var(0) + self.eps)
         y: Any = InPlace.apply(x, weight, bias, batch.mean, invstd, self.negative_slope)
         tracks = self.track_running_stats and self.running_mean is not None
         if tracks and not self.paused and not recomputing():
-            self._move(batch.pool(), None)
+            self._move(batch.pool())
         return y
 
     def _coupled(self, x: Tensor, sharing: Sharing, coupling: Coupling, tracks: bool) -> Tensor:
@@ -362,10 +361,10 @@ class BatchNorm(Moving):
         moves = tracks and not self.paused and not again
         before = self._look_back(x, again) if coupling.looks_back else None
         ranks = sharing.ranks
-        if ranks is not None and (sharing.groups > 1 or recipe.extent.groups(10**6) > 1):
+        if ranks is not None and recipe.extent.splits:
             # Ghost groups normalise inside their rank; what they pool to is everybody's.
             sharing = sharing._replace(ranks=None)
-        batch = normalise.batch_moments(x, sharing)
+        batch = step.batch_moments(x, sharing)
         pooled = batch.pool()
         if ranks is not None and sharing.ranks is None:
             pooled = ranks.pool(pooled)
@@ -374,39 +373,31 @@ class BatchNorm(Moving):
         final, ok = None, None
         checks_counts = sharing.uneven and not coupling.takes_one_value
         if tracks and recipe.extent.sequential:
-            met, final, ok = self._stream(batch, state, now, ~batch.few if checks_counts else None)
+            met, final, now, ok = self._stream(batch, state, now, ~batch.few if checks_counts else None)
 
-        def plan_of(found: Moments) -> Plan:
-            plan = coupling.plan(found, met, now, recipe.estimator)
-            return self._not_too_few(plan, found, met, tracks, coupling) if sharing.uneven else plan
+        def numbers_of(found: Moments) -> tuple[rule.Numbers, rule.Vectors]:
+            return coupling.plan(met, replace(now, moments=found))
 
-        pull = None if coupling.exact else self._puller(coupling, now)
-        y = self._spell_or_pass(x, sharing, plan_of, pull, batch, None if before is None else before["live"])
+        for_few = None
+        if sharing.uneven and self._has_few(batch, tracks, coupling):
+            for_few = met.mean, met.var
+        plan = Plan(numbers_of, self.eps, coupling.detached, sharing.uneven, for_few)
+        y = self._spell_or_pass(x, sharing, plan, None if coupling.exact else self._puller(coupling, now), batch)
         with bookkeeping():
             if moves and final is None:
                 # Where all groups met the running statistics, those stay; ranks decide by what they have together.
                 several = (pooled if ranks is not None else batch).has_several() if checks_counts else None
-                self._move(pooled, coupling.step(pooled, state, now), now, several)
+                self._move(pooled, coupling, now, several)
             elif moves and final is not None and ok is not None:
                 self._commit(final, ok.any(), (~ok).any())
         return y
 
     def _spell_or_pass(
-        self,
-        x: Tensor,
-        sharing: Sharing,
-        plan_of: Any,
-        pull: Any,
-        batch: Moments | None = None,
-        source: Tensor | None = None,
+        self, x: Tensor, sharing: Sharing, plan: Plan, pull: Any = None, batch: Moments | None = None
     ) -> Tensor:
         weight, bias = self._affine()
-
-        def spell(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-            return normalise.spelled(x, weight, bias, plan_of, sharing, self.eps)
-
-        if pull is None and normalise.needs_spelling(x):
-            return spell(x, weight, bias)
+        if pull is None and step.needs_spelling(x):
+            return step.spelled(x, weight, bias, plan, sharing)
         if pull is not None and not torch.compiler.is_compiling() and transformed():
             raise BatchNormError(
                 f"coupling {type(self.recipe.coupling).__name__} cannot be transformed by torch.func in training: its "
@@ -417,10 +408,8 @@ class BatchNorm(Moving):
                 f"{describe(self)} must be traced in eval mode: the backward of {type(self.recipe.coupling).__name__} "
                 "uses running averages, which a trace cannot hold"
             )
-        found = normalise.batch_moments(x, sharing) if batch is None else batch
-        plan = plan_of(found)
-        rule = normalise.Backward(spell if pull is None else None, pull, source if plan.var.requires_grad else None)
-        return normalise.four_passes(x, weight, bias, plan, found, sharing, self.eps, rule)
+        found = step.batch_moments(x, sharing) if batch is None else batch
+        return step.four_passes(x, weight, bias, plan, found, sharing, pull)
 
     def _look_back(self, x: Tensor, again: bool) -> dict[str, Tensor]:
         if self.before is None:
@@ -439,8 +428,8 @@ class BatchNorm(Moving):
             )
         return look_back(x, self.before.weight)
 
-    def _not_too_few(self, plan: Plan, found: Moments, state: State, tracks: bool, coupling: Coupling) -> Plan:
-        """Groups that a mask or the ranks leave with one value: an error, or the running statistics."""
+    def _has_few(self, found: Moments, tracks: bool, coupling: Coupling) -> bool:
+        """Whether groups that a mask or the ranks leave with one value meet the running statistics; else an error."""
         if self.recipe.policy.weights == "frequency":
             # Repetitions that sum to one are weights of another kind: their corrected variance has no meaning.
             message = (
@@ -451,18 +440,12 @@ class BatchNorm(Moving):
             summed = (whole.count > 0) & (whole.count <= 1 + 1e-4) & ~whole.few
             require(~summed.any(), message, self)
         if coupling.takes_one_value:
-            return plan
-        few = found.few
-        if not (tracks and self.recipe.policy.too_few == "population"):
-            message = "training needs at least 2 unmasked values per channel, over all ranks"
-            require(~few.any(), message, self)
-            return plan
-        share = torch.where(few, 0.0, plan.share)
-        mean, var = torch.where(few, state.mean, plan.mean), torch.where(few, state.var, plan.var)
-        ratio = None if plan.ratio is None else torch.where(few, 1.0, plan.ratio)
-        offset = None if plan.offset is None else torch.where(few, 0.0, plan.offset)
-        follows = None if plan.grad_ratio is None else torch.where(few, 1.0, plan.grad_ratio)
-        return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset, grad_ratio=follows)
+            return False
+        if tracks and self.recipe.policy.too_few == "population":
+            return True
+        message = "training needs at least 2 unmasked values per channel, over all ranks"
+        require(~found.few.any(), message, self)
+        return False
 
     def _check_eps(self) -> None:
         """As torch from 2.13 on; before it, the output was NaN."""
@@ -494,4 +477,4 @@ class BatchNorm(Moving):
 
 
 # A layer that does not track has no step; couplings that would ask are replaced before.
-_NO_TIME: Any = Now(None, None, 0.0)  # pyright: ignore[reportArgumentType]
+_NO_TIME = Now(1.0, None, 0.0)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from batchnorm.errors import OperandError
 from batchnorm.kernels import slab
-from batchnorm.layers.couplings import BatchCoupling, Coupling, SecondMoment
-from batchnorm.layers.estimators import Pooled, Window
-from batchnorm.layers.moving import MABN, PowerNorm, UnifiedNorm
+from batchnorm.layers.choices.averaging import MABN, PowerNorm, UnifiedNorm
+from batchnorm.layers.choices.couplings import BatchCoupling, Coupling, SecondMoment
+from batchnorm.layers.choices.estimators import Pooled, Window
+from batchnorm.layers.choices.renorm import Renorm
 from batchnorm.layers.naming import describe
-from batchnorm.layers.renorm import Renorm
 
 if TYPE_CHECKING:
-    from batchnorm.layers.choices import Recipe
+    from batchnorm.layers.choices.recipe import Recipe
 
 
 # The kernel's arguments, in their order: rings or vectors, then counters.

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import native, reference, shared
-from batchnorm.layers import normalise
-from batchnorm.layers.couplings import BatchCoupling, Plan
-from batchnorm.layers.estimators import EMA, Cumulative
+from batchnorm.layers import step
+from batchnorm.layers.choices.couplings import BatchCoupling
+from batchnorm.layers.choices.estimators import EMA, Cumulative
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
-from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.operands import affine_of, statistics_of, usable
-from batchnorm.layers.ranks import FAR, ROUNDING, Ranks, sealed
+from batchnorm.layers.processes.ranks import FAR, ROUNDING, Ranks, sealed
 from batchnorm.layers.recompute import recomputing
+from batchnorm.layers.rule import Numbers, Vectors
+from batchnorm.layers.step import Plan, Sharing
 from batchnorm.layers.ways import way_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Part:
 def part_of(layer: BatchNorm, x: Tensor, ranks: Any, tracks: bool) -> Part | None:
     """A layer's part, or None where the slower spelling must serve; what decides is alike on every rank."""
     recipe = layer.recipe
-    if type(recipe.coupling) is not BatchCoupling or recipe.extent.groups(10**6) > 1 or type(ranks) is not Ranks:
+    if type(recipe.coupling) is not BatchCoupling or recipe.extent.splits or type(ranks) is not Ranks:
         return None
     if recipe.policy.too_few == "population":
         return None
@@ -159,7 +160,7 @@ def _after(part: Part) -> None:
     if part.status == shared.NOT_FINITE:
         raise BatchNormError(f"batch statistics must be finite: {describe(layer)}")
     if part.tracks and not part.moves:
-        layer._move(part.pooled(), {}, None)
+        layer._move(part.pooled())
 
 
 class Shared(torch.autograd.Function):
@@ -242,11 +243,8 @@ def _respelled(parts: Any, flat: Any, needs: tuple[bool, ...], grads: tuple[Tens
     for index, (ranks, _, eps) in enumerate(parts):
         sharing = Sharing(ranks=ranks, uneven=True)
         x, weight, bias = flat[3 * index : 3 * index + 3]
-        outputs.append(normalise.spelled(x, weight, bias, _plan, sharing, eps))
+        plan = Plan(lambda found: (Numbers(), Vectors()), eps, uneven=True)
+        outputs.append(step.spelled(x, weight, bias, plan, sharing))
     wanted = [t for t, needed in zip(flat, needs, strict=True) if t is not None and needed]
     found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
     return [next(found) if t is not None and needed else None for t, needed in zip(flat, needs, strict=True)]
-
-
-def _plan(found: Moments) -> Plan:
-    return Plan(found.mean, found.var(0), 1.0, found.mean)

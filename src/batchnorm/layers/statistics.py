@@ -13,8 +13,7 @@ from batchnorm import kernels
 from batchnorm.arguments import a_string, told
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.choices import Recipe
-from batchnorm.layers.couplings import BatchCoupling
-from batchnorm.layers.estimators import EMA, Now, State, resolve
+from batchnorm.layers.choices.situation import Now, State, resolve
 from batchnorm.layers.held import without_contexts
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -99,7 +98,7 @@ class Statistics(_BatchNorm):
             memory = self.recipe.estimator.memory(state, trained)
             coupling: Any = self.recipe.coupling
             if coupling.looks_back and self.before is not None:
-                return {**memory, **coupling.memory_of(state, self.before.weight)}
+                return {**memory, **coupling.memory_before(state, self.before.weight)}
             return {**memory, **coupling.memory(state, trained)}
 
     def abandon(self, bank: str | None = None) -> None:
@@ -195,8 +194,9 @@ class Statistics(_BatchNorm):
 
     def _now(self, device: torch.device, before: dict[str, Tensor] | None = None) -> Now:
         tracked = self.stat("num_batches_tracked")
-        step = torch.ones((), dtype=torch.long, device=device) if tracked is None else _copy(tracked, tracked.dtype) + 1
-        return Now(step, resolve(self.momentum, step), self.eps, before)
+        wide = kernels.wide_dtype(device)
+        step = torch.ones((), dtype=wide, device=device) if tracked is None else _copy(tracked, tracked.dtype) + 1
+        return Now(step.to(wide), resolve(self.momentum, step), self.eps, self.recipe.estimator, before)
 
     def _held(self) -> dict[str, Tensor]:
         """The buffers themselves that this forward works with."""
@@ -277,9 +277,8 @@ class Statistics(_BatchNorm):
 
     def _reads_counter(self) -> bool:
         """Whether a gain, a schedule or a warm-up goes by the number of batches, so that 0 would be a lie."""
-        estimator, coupling = self.recipe.estimator, self.recipe.coupling
-        plain = type(estimator) is EMA and not estimator.debias and not callable(estimator.decay)
-        return not (plain and type(coupling) is BatchCoupling and isinstance(self.momentum, float | int))
+        plain = not self.recipe.estimator.counts_batches and self.recipe.coupling.is_plain
+        return not (plain and isinstance(self.momentum, float | int))
 
     def reset_running_stats(self) -> None:
         """Back to mean 0, variance 1, all counters 0 and nothing remembered: of the active bank alone."""

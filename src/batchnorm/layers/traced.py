@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import native, traced
-from batchnorm.layers.extents import Batch, Ghost
+from batchnorm.layers.choices.extents import Batch, Ghost
 from batchnorm.layers.operands import require
 from batchnorm.layers.ways import native_choices, native_coupling, native_move
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from batchnorm.kernels import slab
-from batchnorm.layers.couplings import BatchCoupling, Coupling, PopulationCoupling, SecondMoment
-from batchnorm.layers.estimators import EMA, Cumulative, Diminishing, Falling
-from batchnorm.layers.extents import Batch, Ghost, Masked, Sync, Weighted
+from batchnorm.layers.choices.couplings import BatchCoupling, Coupling, PopulationCoupling, SecondMoment
+from batchnorm.layers.choices.estimators import EMA, Cumulative, Diminishing, Falling
+from batchnorm.layers.choices.extents import Batch, Ghost, Masked, Sync, Weighted
+from batchnorm.layers.choices.renorm import Renorm
 from batchnorm.layers.remembered import Kept, kept_by
-from batchnorm.layers.renorm import Renorm
 
 if TYPE_CHECKING:
-    from batchnorm.layers.choices import Recipe
+    from batchnorm.layers.choices.recipe import Recipe
     from batchnorm.layers.module import BatchNorm
 
 _EXTENTS = (Batch, Ghost, Masked, Weighted, Sync)

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
-from batchnorm.layers.check_in import check_in_after, check_in_with
-from batchnorm.layers.circle import circle_of, did_not_come, refuse_join
 from batchnorm.layers.moments import Moments
+from batchnorm.layers.processes.ddp import check_in_after, check_in_with
+from batchnorm.layers.processes.members import circle_of, did_not_come, refuse_join
 
 # Where the squared distance of shift and mean exceeds this many variances, float64 sums lose digits
 # that a second reduction about the now known mean keeps; not where the variance is mere rounding.
