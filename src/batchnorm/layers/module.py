@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -26,8 +25,9 @@ from batchnorm.arguments import (
     word,
 )
 from batchnorm.errors import ArgumentError, BatchNormError, check
-from batchnorm.layers import fused, rule, shared, step, traced
-from batchnorm.layers.activation import Activation, InPlace, activate, check_activation
+from batchnorm.kernels import calls, native
+from batchnorm.layers import backends, rule, step, traced
+from batchnorm.layers.activation import Activation, activate, check_activation
 from batchnorm.layers.asserting import tracing, transformed
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.cross_iteration import look_back
@@ -37,6 +37,7 @@ from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.choices.spelling import differences
 from batchnorm.layers.choices.table import Method, recipe_for
 from batchnorm.layers.masks import Given, require_weights
+from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
@@ -194,7 +195,7 @@ class BatchNorm(Moving):
 
     def _output(self, input: Tensor, given: Given | None, residual: Tensor | None) -> Tensor:
         sample_weight = None
-        if given is not None or not fused.unweighted(self):
+        if given is not None or self._weighted():
             sample_weight = self._weight_of(input, given or Given())
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, whose backward starts from the output alone")
@@ -218,7 +219,11 @@ class BatchNorm(Moving):
 
     def _natively(self, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
         """The whole call by the native kernels, or None where they do not serve it."""
-        return (traced if torch.compiler.is_compiling() else fused).forward(self, x, weight, residual)
+        return (traced if torch.compiler.is_compiling() else backends).forward(self, x, weight, residual)
+
+    def _weighted(self) -> bool:
+        """Whether a context around the call gives a mask or weights, or the extent requires them."""
+        return "_given" in self.__dict__ or self.recipe.extent.requires is not None
 
     def _weight_of(self, x: Tensor, given: Given) -> Tensor | None:
         """The mask or weights of this call, or those of the context around it, as `(N, 1, *)`."""
@@ -270,9 +275,6 @@ class BatchNorm(Moving):
             )
         if coupling.is_plain and groups == 1 and weight is None and ranks is None:
             return self._plain(x, tracks)
-        part = shared.part_of(self, x, ranks, tracks) if ranks is not None and weight is None else None
-        if part is not None:
-            return shared.forward([part])[0]
         uneven = weight is not None or ranks is not None
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
         return recipe.coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
@@ -283,15 +285,6 @@ class BatchNorm(Moving):
             f"torch.jit.script compiles torch's own layers only, not {describe(self)}: call "
             "batchnorm.to_stock(model) first, or use torch.jit.trace"
         )
-
-    def part(self, input: Tensor) -> shared.Part | None:
-        """This layer's part of a message that several layers share, or None where it must run alone."""
-        x = input if self.channel_axis == 1 else input.movedim(self.channel_axis, 1)
-        self._check_input_dim(x)
-        if self.running_mean is not None and self.running_mean.dtype in NARROW:
-            self._widen()
-        tracks = self.track_running_stats and self.running_mean is not None
-        return shared.part_of(self, x, self._ranks(), tracks)
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         return self.affine_part("weight"), self.affine_part("bias")
@@ -315,7 +308,7 @@ class BatchNorm(Moving):
 
     def _with_mixture(self, x: Tensor, sample_weight: Tensor | None, inference: Inference) -> Tensor:
         sharing, plan = self._mixing(x, sample_weight, inference)
-        return self._spell_or_pass(x, sharing, plan)
+        return self._spell_or_pass(x, sharing, plan)[0]
 
     def _mixing(self, x: Tensor, sample_weight: Tensor | None, inference: Any) -> tuple[Sharing, Plan]:
         """Who shares statistics at inference, and how they mix with the stored ones."""
@@ -348,14 +341,22 @@ class BatchNorm(Moving):
         if weight is not None:
             require_invertible(weight, self)
         batch = step.batch_moments(x, Sharing())
-        invstd = torch.rsqrt(batch.var(0) + self.eps)
-        y: Any = InPlace.apply(x, weight, bias, batch.mean, invstd, self.negative_slope)
+        plan = Plan(lambda _: (rule.Numbers(), rule.Vectors()), self.eps)
+        y = step.pass_through(x, weight, bias, plan, batch, Sharing(), slope=self.negative_slope)
         tracks = self.track_running_stats and self.running_mean is not None
         if tracks and not self.paused and not recomputing():
             self._move(batch.pool())
         return y
 
-    def _coupled(self, x: Tensor, sharing: Sharing, coupling: Coupling, tracks: bool) -> Tensor:
+    def _coupled(
+        self,
+        x: Tensor,
+        sharing: Sharing,
+        coupling: Coupling,
+        tracks: bool,
+        batch: Moments | None = None,
+        run: Any = step.run,
+    ) -> Tensor:
         """Any coupling over any extent: moments, plan, the passes, and the step of the statistics."""
         recipe, again = self.recipe, recomputing()
         moves = tracks and not self.paused and not again
@@ -364,41 +365,59 @@ class BatchNorm(Moving):
         if ranks is not None and recipe.extent.splits:
             # Ghost groups normalise inside their rank; what they pool to is everybody's.
             sharing = sharing._replace(ranks=None)
-        batch = step.batch_moments(x, sharing)
+        batch = step.batch_moments(x, sharing) if batch is None else batch
         pooled = batch.pool()
         if ranks is not None and sharing.ranks is None:
             pooled = ranks.pool(pooled)
-        state, now = self._situation(pooled, before, again) if tracks else (State(pooled.mean, pooled.mean), _NO_TIME)
-        met = state
-        final, ok = None, None
+        met, now = self._situation(x.device, before, again) if tracks else (State(pooled.mean, pooled.mean), _NO_TIME)
+        state, final, ok = met, None, None
         checks_counts = sharing.uneven and not coupling.takes_one_value
         if tracks and recipe.extent.sequential:
             met, final, now, ok = self._stream(batch, state, now, ~batch.few if checks_counts else None)
-
-        def numbers_of(found: Moments) -> tuple[rule.Numbers, rule.Vectors]:
-            return coupling.plan(met, replace(now, moments=found))
-
         for_few = None
         if sharing.uneven and self._has_few(batch, tracks, coupling):
             for_few = met.mean, met.var
+
+        def numbers_of(found: Moments) -> tuple[rule.Numbers, rule.Vectors]:
+            return coupling.plan(met, now.having(moments=found))
+
         plan = Plan(numbers_of, self.eps, coupling.detached, sharing.uneven, for_few)
-        y = self._spell_or_pass(x, sharing, plan, None if coupling.exact else self._puller(coupling, now), batch)
+        moving = now.having(moments=pooled)
+        move = None
+        if moves and final is None and not self.accumulating and ranks is sharing.ranks:
+            with torch.no_grad():
+                move = recipe.estimator.move(state, moving)
+        memory = None if coupling.exact else Memory(self, now)
+        y, moved = self._spell_or_pass(x, sharing, plan, memory, batch, move, run)
         with bookkeeping():
-            if moves and final is None:
+            if moved is not None:
+                if moved == calls.NOT_FINITE:
+                    raise BatchNormError(f"batch statistics must be finite: {describe(self)}")
+                if moved == calls.DONE and self.memory_names:
+                    self._remember(state, moving, pooled)
+            elif moves and final is None:
                 # Where all groups met the running statistics, those stay; ranks decide by what they have together.
                 several = (pooled if ranks is not None else batch).has_several() if checks_counts else None
-                self._move(pooled, coupling, now, several)
+                self._move(pooled, now, several)
             elif moves and final is not None and ok is not None:
                 self._commit(final, ok.any(), (~ok).any())
         return y
 
     def _spell_or_pass(
-        self, x: Tensor, sharing: Sharing, plan: Plan, pull: Any = None, batch: Moments | None = None
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        sharing: Sharing,
+        plan: Plan,
+        memory: Memory | None = None,
+        batch: Moments | None = None,
+        move: rule.Move | None = None,
+        run: Any = step.run,
+    ) -> tuple[Tensor, int | None]:
+        """The output, and what became of the statistics where the move came with it."""
         weight, bias = self._affine()
-        if pull is None and step.needs_spelling(x):
-            return step.spelled(x, weight, bias, plan, sharing)
-        if pull is not None and not torch.compiler.is_compiling() and transformed():
+        if memory is None and step.needs_spelling(x):
+            return step.spelled(x, weight, bias, plan, sharing), None
+        if memory is not None and not torch.compiler.is_compiling() and transformed():
             raise BatchNormError(
                 f"coupling {type(self.recipe.coupling).__name__} cannot be transformed by torch.func in training: its "
                 "backward uses running averages and is not a derivative; use eval mode, or autograd"
@@ -409,7 +428,14 @@ class BatchNorm(Moving):
                 "uses running averages, which a trace cannot hold"
             )
         found = step.batch_moments(x, sharing) if batch is None else batch
-        return step.four_passes(x, weight, bias, plan, found, sharing, pull)
+        call = None
+        if not torch.compiler.is_compiling():
+            with torch.no_grad():
+                call = backends.after_moments(self, x, sharing, plan, found, memory, move)
+        if call is None:
+            return step.pass_through(x, weight, bias, plan, found, sharing, memory, run=run), None
+        y = run(native.arranged(x)[0], weight, bias, None, call)
+        return y, call.status if call.moves else None
 
     def _look_back(self, x: Tensor, again: bool) -> dict[str, Tensor]:
         if self.before is None:

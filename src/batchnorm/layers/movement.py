@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,14 +13,11 @@ from batchnorm import kernels
 from batchnorm.layers import rule
 from batchnorm.layers.activation import SMALLEST_WEIGHT
 from batchnorm.layers.asserting import require, transformed
-from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.processes.ranks import Ranks, TracedRanks
 from batchnorm.layers.recompute import bookkeeping
-from batchnorm.layers.remembered import Buffers
-from batchnorm.layers.rule import Numbers, Pull, Rows, Sums
 from batchnorm.layers.statistics import PENDING, Statistics
 
 
@@ -60,36 +56,18 @@ class Moving(Statistics):
         ranks.mode = paused if bank is None else f"{paused} bank {bank}".strip()
         return ranks
 
-    def _puller(self, coupling: Coupling, now: Now) -> Any:
-        # By the time backward runs, the bank, the pause or the functional call of this forward may be over.
-        buffers, moves = Buffers(self, self.memory_names), not self.paused
-
-        def pull(rows: Rows, numbers: Numbers, sums: Sums) -> Pull:
-            held = buffers.now()
-            state = self._state(sums.mean_g.dtype, held)
-            pull = coupling.pull(state, now, numbers, sums)
-            assert pull is not None
-            if moves:
-                # An overflowing step of mixed precision must not stay in the controllers for ever. Of a stream, single
-                # samples are left out, and the coupling has done that.
-                finite = (torch.isfinite(sums.mean_g) & torch.isfinite(sums.mean_gx)).all(-1)
-                finite = finite.any() if self.recipe.extent.sequential else finite.all()
-                new = coupling.learn(state, now, numbers, sums, pull)
-                self._write_memory(new, finite & (sums.values > 0).any(), held)
-            return pull
-
-        return pull
-
     @torch.no_grad()
-    def _situation(self, pooled: Moments, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
+    def _situation(self, device: torch.device, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
         """The statistics and the step this forward meets; a recomputed one meets those of its first."""
         forward = self.__dict__.get("_forward") if self.recipe.coupling.reads_population else None
+        if forward is None:
+            return self._state(kernels.wide_dtype(device)), self._now(device, before)
         with bookkeeping():
-            found = forward.situation() if again and forward is not None else None
+            found = forward.situation() if again else None
             if found is not None:
                 return found
-            state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
-            if forward is not None and not again:
+            state, now = self._state(kernels.wide_dtype(device)), self._now(device, before)
+            if not again:
                 forward.met(state, now)
             return state, now
 
@@ -100,7 +78,7 @@ class Moving(Statistics):
         """Group after group: what each meets `(groups, C)`, what is left at the end, their steps, and which counted."""
         # Every group is a step of its own, which a cumulative average goes by, as update_bn asks for.
         groups = torch.arange(1, len(batch.mean) + 1, device=batch.mean.device)[:, None]
-        now = replace(now, each=(now.step - 1) * len(batch.mean) + groups)
+        now = now.having(each=((now.step - 1) * len(batch.mean) + groups).to(batch.mean.dtype))
         how = self.recipe.estimator.move(state, now)
         ok = self._acceptable(batch, batch.var(how.correction), enough)
         met, last = rule.stream(batch, state.mean, state.var, now.eps, how, ok)
@@ -117,7 +95,6 @@ class Moving(Statistics):
     def _move(
         self,
         batch: Moments,
-        coupling: Coupling | None = None,
         now: Now | None = None,
         several: Tensor | None = None,
     ) -> None:
@@ -127,13 +104,22 @@ class Moving(Statistics):
                 self._pend(batch, several)
                 return
             state, estimator = self._state(batch.mean.dtype), self.recipe.estimator
-            now = replace(self._now(batch.mean.device) if now is None else now, moments=batch)
+            now = (self._now(batch.mean.device) if now is None else now).having(moments=batch)
             mean, var = rule.move(batch, state.mean, state.var, now.eps, estimator.move(state, now))
             ok = self._acceptable(batch, var, several)
-            new = estimator.remember(state, now, batch)
-            if coupling is not None:
-                new = {**new, **coupling.remember(state, now, batch)}
-            self._commit(State(mean, var, new), ok, ~ok)
+            self._commit(State(mean, var, self._kept(state, now, batch)), ok, ~ok)
+
+    def _kept(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+        """What the choices keep of a batch that enters."""
+        if not self.memory_names:
+            return {}
+        recipe = self.recipe
+        return {**recipe.estimator.remember(state, now, batch), **recipe.coupling.remember(state, now, batch)}
+
+    @torch.no_grad()
+    def _remember(self, state: State, now: Now, batch: Moments) -> None:
+        """Keep a batch that has entered."""
+        self._write_memory(self._kept(state, now, batch))
 
     def _commit(self, new: State, ok: Tensor, skipped: Tensor) -> None:
         for name, value in (("running_mean", new.mean), ("running_var", new.var)):
@@ -186,7 +172,7 @@ class Moving(Statistics):
         self.accumulating = False
         batch = self._pending()
         if land and bool((batch.count > 0).any()):
-            self._move(batch, self.recipe.coupling)
+            self._move(batch)
         for name in PENDING:
             del self.__dict__[name]
 

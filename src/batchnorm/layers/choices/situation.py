@@ -31,7 +31,6 @@ class AfterReduction(Exception):
     """A choice asked for the batch before it was reduced; it is asked again afterwards."""
 
 
-@dataclass(frozen=True)
 class Now:
     """What a step knows besides data: its number (1 is the first), the layer's momentum and eps, its estimator.
 
@@ -39,16 +38,49 @@ class Now:
     group and the number of values in it, are known after the reduction; n before it too, where no weights decide.
     """
 
-    step: Any
-    momentum: Gain | None
-    eps: float
-    estimator: Any = None
-    # What a coupling that looks back found out about the layer before.
-    before: Mapping[str, Tensor] | None = None
-    moments: Moments | None = None
-    values: Any = None
-    # Where groups move the statistics one by one: which update each one is.
-    each: Tensor | None = None
+    __slots__ = ("_counter", "_momentum", "_step", "before", "each", "eps", "estimator", "moments", "values")
+
+    def __init__(
+        self,
+        step: Any,
+        momentum: Any,
+        eps: float,
+        estimator: Any = None,
+        before: Mapping[str, Tensor] | None = None,
+        counter: Tensor | None = None,
+    ) -> None:
+        # With a counter of the steps done, step is read from it when it is asked for first.
+        self._step, self._momentum, self.eps, self.estimator, self._counter = step, momentum, eps, estimator, counter
+        # What a coupling that looks back found out about the layer before.
+        self.before = before
+        # The moments of each group, or the number of values that a group is known to hold.
+        self.moments: Moments | None = None
+        self.values: Any = None
+        # Where groups move the statistics one by one: which update each one is.
+        self.each: Tensor | None = None
+
+    def having(self, **changes: Any) -> Now:
+        """The same step with something else known."""
+        step = self._step if self._counter is None else self.step
+        new = Now(step, self._momentum, self.eps, self.estimator, self.before)
+        new.moments, new.values, new.each = self.moments, self.values, self.each
+        for name, value in changes.items():
+            setattr(new, name, value)
+        return new
+
+    @property
+    def step(self) -> Any:
+        """The number of this step."""
+        if self._counter is not None:
+            self._step, self._counter = float(self._counter.item() + 1), None
+        return self._step
+
+    @property
+    def momentum(self) -> Gain | None:
+        """The layer's momentum at this step."""
+        if callable(self._momentum) or isinstance(self._momentum, str | list):
+            self._momentum = resolve(self._momentum, self.step)
+        return self._momentum
 
     @property
     def update(self) -> Any:
@@ -66,13 +98,14 @@ class Now:
     def n(self) -> Any:
         """How many values a group holds: a number, or `(groups, 1)`."""
         if self.moments is not None:
-            return self.moments.count[..., :1]
+            count = self.moments.count[..., :1]
+            return self.read(count) if count.numel() == 1 else count
         if self.values is None:
             raise AfterReduction
         return self.values
 
     def read(self, value: Tensor) -> Any:
-        """A tensor of one value as the step is given: itself, or a float."""
+        """A tensor of one value as the step is given: itself, or a number."""
         return value if isinstance(self.step, Tensor) else value.item()
 
 

@@ -54,7 +54,7 @@ class Adapted(BatchNorm):
     def _mixed(self, x: Tensor, weight: Tensor | None, inference: Mixture) -> Tensor:
         sharing, plan = self._mixing(x, weight, inference)
         found = batch_moments(x, sharing)
-        y = self._spell_or_pass(x, sharing, plan, batch=found)
+        y, _ = self._spell_or_pass(x, sharing, plan, batch=found)
         if self.follows and not recomputing():
             self._follow(plan.rows(found)[2])
         return y
