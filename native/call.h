@@ -6,15 +6,6 @@ namespace bn {
 
 enum DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
-// Which statistics normalise. The arithmetic of each is in plan.h.
-enum Coupling : int {
-    kBatch = 0, kSecondMoment = 1, kRenorm = 2, kPopulation = 3, kPopulationTotal = 4, kStored = 5,
-    kAveraged = 6,   // second moments averaged over batches, see averages.h
-};
-
-// What the root of the averaged over the running second moment scales.
-enum Ratio : int { kNoRatio = 0, kOutputRatio = 1, kGradientRatio = 2 };
-
 enum Activation : int { kNone = 0, kRelu = 1, kLeakyRelu = 2, kRelu6 = 3, kSilu = 4, kHardswish = 5, kGelu = 6 };
 
 // Where the backward finds the sign that the activation saw, and the data.
@@ -33,11 +24,12 @@ enum Row : int {
     kMean,       // taken off in the forward
     kInvstd,
     kCentre,     // about which the variance's share was taken
-    kShare,      // share of the batch in the statistics, over the count
+    kShare,      // share of the batch in the variance, over the count
     kRatio,
     kOffset,
     kScale,      // scale and shift of the output
     kShift,
+    kFollow,     // scales the gradient as the ratio does, and not the output
     kRows,
 };
 
@@ -48,14 +40,39 @@ struct Shape {
     bool last;
 };
 
+// What normalises, in numbers; layers/rule.py says what each of them is.
+struct Numbers {
+    double mean, share, spread;
+    bool log;
+    double low, high;
+    bool quiet;
+    double shift;
+};
+
+// The next running statistics, likewise.
+struct Move {
+    double gain, q, p, r;
+    bool root;
+    int correction;
+};
+
+// What takes the place of the derivative in u and v.
+struct Pulled {
+    bool given;
+    double own_u, own_v;
+    const double *base_u, *base_v;  // as the vectors below
+};
+
 struct Plan {
-    int coupling;
-    double eps, gain, r_max, d_max;
-    bool detached;              // a population coupling whose statistics are constants to the gradient
-    const double* population_mean;  // C, or null; kAveraged has here what its average holds without the batch
-    const double* population_var;
-    bool geometric;
-    int ratio;
+    Numbers numbers;
+    double eps;
+    bool centred;               // else moments are about zero
+    bool stored;                // the population alone, which no moments are asked for
+    bool reduced;               // saved has the moments already
+    bool summed;                // sum_g and sum_gx are given
+    bool by_group;              // the vectors have groups x C values, not C
+    const double *pm, *pv, *rest;  // null is 0
+    Pulled pull;
 };
 
 struct Call {
@@ -67,7 +84,7 @@ struct Call {
     const void* g;
     const void* y_in;       // the saved output, for the backward
     const void* residual;
-    void* out;              // y or dx; with kStored null asks for the channel vectors alone
+    void* out;              // y or dx; of stored statistics null asks for the channel vectors alone
     void* out_residual;     // the residual's gradient
     // Sample weights (n x s), float, or double for double data; null without.
     const void* weights;

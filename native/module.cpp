@@ -9,10 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "averages.h"
 #include "call.h"
 #include "recurrence.h"
-#include "shared.h"
 #include "update.h"
 
 namespace nb = nanobind;
@@ -186,25 +184,32 @@ bool any_too_few(const Weights& w, const Data& d, bool reliability) {
     return all > 0 && !reliability && all <= 1 + 1e-4;
 }
 
-// The status of a step of the statistics, once it is counted.
-int counted(int status, Address tracked, Address skipped) {
-    if (status == kDone && tracked) ++*at<int64_t>(tracked);
-    if (status == kSkipped && skipped) ++*at<int64_t>(skipped);
-    return status;
+// Channel vectors in double: the population's and what joins the variance, C values or groups x C; 0 for none.
+struct Vectors {
+    Address pm, pv, rest, from_mean, from_var;
+    bool by_group;
+};
+
+Plan plan_of(const Spec& s) {
+    Plan p{};
+    p.numbers = s.numbers;
+    p.eps = s.eps;
+    p.centred = s.centred;
+    p.stored = s.stored;
+    return p;
 }
 
-// The training forward, or with kStored inference: statistics, arithmetic of the coupling, output, and the running
-// statistics where `moves`. saved has kRows rows of groups x C, then the population's mean and variance as this
-// forward met them, then the step.
+// The training forward, or inference with the stored statistics: moments, arithmetic, output, and the running statistics
+// where `moves`. saved has kRows rows of groups x C, the first four of them filled in where `reduced`.
 int forward(const Spec& spec, const Data& d, Address x, Address y, Address residual, Address weights, int weight_kind,
-            Address gamma, Address beta, int parameter_dtype, Address saved, Address mean, Address var, bool wide_statistics,
-            Address tracked, Address skipped, bool moves, const Averages& kept, const Memory& memory_of) {
+            Address gamma, Address beta, int parameter_dtype, Address saved, const Vectors& v, Address mean, Address var,
+            bool wide_statistics, Address tracked, Address skipped, bool moves, bool reduced) {
     nb::gil_scoped_release released;
     auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 4 * d.c);
     double* vectors = memory.get();
     Call q = call_of(d, vectors + 4 * d.c);
     const Weights w = weights_of(weights, weight_kind, d);
-    if (w.data && spec.coupling != kStored && any_too_few(w, d, spec.reliability)) return kTooFew;
+    if (w.data && !spec.stored && !reduced && any_too_few(w, d, spec.reliability)) return kTooFew;
     q.weights = w.data;
     q.x = at<void>(x);
     q.out = at<void>(y);
@@ -214,28 +219,19 @@ int forward(const Spec& spec, const Data& d, Address x, Address y, Address resid
     q.saved = at<double>(saved);
     q.activation = spec.activation;
     q.slope = spec.slope;
-    const int64_t step = tracked ? *at<int64_t>(tracked) + 1 : 1;
-    const double gain = gain_of(spec, step);
-    double* met = q.saved + kRows * d.groups * d.c;
-    if (mean) {
-        widened(mean, wide_statistics ? kFloat64 : kFloat32, d.c, met);
-        widened(var, wide_statistics ? kFloat64 : kFloat32, d.c, met + d.c);
-    }
-    met[2 * d.c] = static_cast<double>(step);
-    double r_max, d_max;
-    limits_of(spec, static_cast<double>(step - 1), r_max, d_max);
-    q.plan = {spec.coupling, spec.eps, gain, r_max, d_max, spec.detached, met, met + d.c, false, kNoRatio};
-    // The sign of the step tells backward whether the average normalised, or the batch alone.
-    if (kept.normalises() && !plan_average(kept, memory_of, d.c, step, met + d.c, q.plan, met)) met[2 * d.c] *= -1;
-    table().forward(q);
+    q.plan = plan_of(spec);
+    q.plan.reduced = reduced;
+    q.plan.by_group = v.by_group;
+    q.plan.pm = at<double>(v.pm);
+    q.plan.pv = at<double>(v.pv);
+    q.plan.rest = at<double>(v.rest);
+    if (d.n * d.s > 0) table().forward(q);
     if (!moves) return kDone;
     const Stored to{at<void>(mean), at<void>(var), wide_statistics};
-    double* next = vectors + 2 * d.c;
-    const bool remembers = kept.kind == kPooled || kept.kind == kWindow;
-    const int status = remembers ? move_remembering(spec, kept, memory_of, q.shape, q.saved, to, next)
-                                 : move(spec, q.shape, q.saved, to, gain, next);
-    if (status == kDone && kept.normalises()) remember_forward(kept, memory_of, q.shape, q.saved, next);
-    return counted(status, tracked, skipped);
+    const int status = move(spec, q.shape, q.saved, to, at<double>(v.from_mean), at<double>(v.from_var), vectors + 2 * d.c);
+    if (status == kDone && tracked) ++*at<int64_t>(tracked);
+    if (status == kSkipped && skipped) ++*at<int64_t>(skipped);
+    return status;
 }
 
 void write(void* p, int dtype, int64_t i, double v) {
@@ -243,16 +239,20 @@ void write(void* p, int dtype, int64_t i, double v) {
     else static_cast<float*>(p)[i] = static_cast<float>(v);
 }
 
-// Gradients of weight and bias are written as float or double (`wide_parameters`), summed over groups.
+// What a backward does: all, the sums alone, or what follows them.
+enum Phase : int { kWhole = 0, kSums = 1, kRest = 2 };
+
+// Gradients of weight and bias are written as float or double (`wide_parameters`), summed over groups; sums has two rows
+// of groups x C.
 void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, Address dx, Address dresidual,
               Address weights, int weight_kind, Address gamma, Address beta, int parameter_dtype, Address saved,
-              Address dgamma, Address dbeta, bool wide_parameters, int source, const Averages& kept, const Memory& memory_of,
-              bool moves) {
+              Address dgamma, Address dbeta, bool wide_parameters, int source, bool pulls, double own_u, double own_v,
+              Address base_u, Address base_v, bool by_group, Address sums, int phase) {
     nb::gil_scoped_release released;
     const int64_t all = d.groups * d.c;
-    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 5 * d.c + 2 * all);
+    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 2 * d.c);
     double* vectors = memory.get();
-    Call q = call_of(d, vectors + 5 * d.c + 2 * all);
+    Call q = call_of(d, vectors + 2 * d.c);
     const Weights w = weights_of(weights, weight_kind, d);
     q.weights = w.data;
     q.g = at<void>(g);
@@ -262,28 +262,21 @@ void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
     q.out_residual = at<void>(dresidual);
     q.gamma = widened(gamma, parameter_dtype, d.c, vectors);
     q.beta = widened(beta, parameter_dtype, d.c, vectors + d.c);
-    q.sum_g = vectors + 2 * d.c;
+    q.sum_g = at<double>(sums);
     q.sum_gx = q.sum_g + all;
     q.saved = at<double>(saved);
-    q.plan.coupling = spec.coupling;
-    q.plan.detached = spec.detached;
-    q.plan.eps = spec.eps;
+    q.plan = plan_of(spec);
+    q.plan.by_group = by_group;
+    q.plan.summed = phase == kRest;
+    q.plan.pull = {pulls, own_u, own_v, at<double>(base_u), at<double>(base_v)};
     q.activation = spec.activation;
     q.slope = spec.slope;
     q.source = source;
-    q.wants_dx = dx != 0;
-    q.wants_sums = dgamma || dbeta || (dx && !(spec.coupling == kStored || spec.detached));
-    Pulled how{false, false};
-    double* from = q.sum_gx + all;
-    if (kept.normalises()) {
-        const double step = q.saved[kRows * all + 2 * d.c];
-        how = plan_pull(kept, memory_of, d.c, static_cast<int64_t>(std::abs(step)), step > 0, q.plan, from);
-        q.plan.population_mean = from;
-        q.wants_sums = true;
-    }
-    table().backward(q);
-    if (kept.normalises() && moves)
-        remember_backward(kept, memory_of, q.shape, q.saved, q.gamma, q.sum_g, q.sum_gx, how, q.plan, from, from + d.c);
+    q.wants_dx = dx != 0 && phase != kSums;
+    q.wants_sums = true;
+    if (d.n * d.s > 0) table().backward(q);
+    else if (phase != kRest) std::fill_n(q.sum_g, 2 * all, 0.0);
+    if (phase == kRest) return;
     const double *ratio = q.saved + kRatio * all, *offset = q.saved + kOffset * all;
     for (int64_t c = 0; c < d.c; ++c) {
         double dg = 0, db = 0;
@@ -299,6 +292,10 @@ void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
 // The single passes: channel vectors are rows of groups x C in double, at the addresses given.
 void reduce(const Data& d, Address x, Address weights, int weight_kind, Address rows, bool centred) {
     nb::gil_scoped_release released;
+    if (d.n * d.s == 0) {
+        std::fill_n(at<double>(rows), 4 * d.groups * d.c, 0.0);
+        return;
+    }
     auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}));
     Call q = call_of(d, memory.get());
     const Weights w = weights_of(weights, weight_kind, d);
@@ -367,110 +364,21 @@ void backward_apply(const Data& d, Address g, Address x, Address dx, Address wei
     table().backward_apply(q);
 }
 
-// Shared over processes: the message of this rank's batch ---------------------------------------------------------
-
-bool empty(const Data& d) { return d.n * d.s == 0; }
-
-void shared_message(const Data& d, Address x, Address shift, Address message, double tag, Address rows) {
-    if (empty(d)) std::fill_n(at<double>(rows), 4 * d.c, 0.0);
-    else reduce(d, x, 0, 0, rows, true);
-    const Message to{at<double>(message), d.c};
-    write_sums(to, at<double>(rows), at<double>(shift));
-    to.seal(at<double>(rows)[kCount * d.c], at<double>(rows)[kCountSquared * d.c], tag);
-}
-
-// The pooled rows from the sum of messages; moves the shift.
-int shared_moments(int64_t c, Address message, double tag, double far, double rounding, Address shift, Address rows) {
-    const Message from{at<double>(message), c};
-    return from.in_step(tag) ? read_sums(from, far, rounding, at<double>(shift), at<double>(rows)) : kOutOfStep;
-}
-
-// The forward of plain batch normalisation from the pooled rows in saved: output, and the running statistics.
-int shared_forward(const Spec& spec, const Data& d, Address x, Address y, Address gamma, Address beta, int parameter_dtype,
-                   Address saved, Address mean, Address var, bool wide_statistics, Address tracked, Address skipped,
-                   bool moves) {
-    nb::gil_scoped_release released;
-    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 4 * d.c);
-    double* vectors = memory.get();
-    Call q = call_of(d, vectors + 4 * d.c);
-    q.x = at<void>(x);
-    q.out = at<void>(y);
-    q.saved = at<double>(saved);
-    const double n = q.saved[kCount * d.c], n2 = q.saved[kCountSquared * d.c];
-    if (n > 0 && n * n / n2 <= 1 + kSameWeight) return kTooFew;
-    plan_batch(q.saved, d.c, spec.eps, widened(gamma, parameter_dtype, d.c, vectors),
-               widened(beta, parameter_dtype, d.c, vectors + d.c));
-    q.row_mean = q.saved + kMean * d.c;
-    q.row_scale = q.saved + kScale * d.c;
-    q.row_shift = q.saved + kShift * d.c;
-    if (!empty(d)) table().apply(q);
-    if (!moves) return kDone;
-    const int64_t step = tracked ? *at<int64_t>(tracked) + 1 : 1;
-    const Stored to{at<void>(mean), at<void>(var), wide_statistics};
-    const int status = move(spec, q.shape, q.saved, to, gain_of(spec, step), vectors + 2 * d.c);
-    return counted(status, tracked, skipped);
-}
-
-// This rank's sums of the backward as a message, and its gradients of weight and bias.
-void shared_sums(const Data& d, Address g, Address x, Address saved, double tag, Address message, Address dgamma,
-                 Address dbeta, bool wide_parameters) {
-    const Message to{at<double>(message), d.c};
-    const Address mean = saved + sizeof(double) * kMean * d.c, invstd = saved + sizeof(double) * kInvstd * d.c;
-    if (empty(d)) std::fill_n(to.at, 2 * d.c, 0.0);
-    else backward_reduce(d, g, x, 0, 0, mean, invstd, message, message + sizeof(double) * d.c);
-    to.seal(0, 0, tag);
-    const int dtype = wide_parameters ? kFloat64 : kFloat32;
-    for (int64_t c = 0; c < d.c; ++c) {
-        if (dgamma) write(at<void>(dgamma), dtype, c, to.second()[c]);
-        if (dbeta) write(at<void>(dbeta), dtype, c, to.first()[c]);
-    }
-}
-
-// The gradient of x from everybody's sums.
-int shared_backward(const Data& d, Address g, Address x, Address dx, Address saved, Address message, double tag,
-                    Address gamma, int parameter_dtype) {
-    const Message from{at<double>(message), d.c};
-    if (!from.in_step(tag)) return kOutOfStep;
-    if (!dx || empty(d)) return kDone;
-    auto rows = room(4 * d.c);
-    pull_batch(from, at<double>(saved), widened(gamma, parameter_dtype, d.c, rows.get() + 3 * d.c), rows.get());
-    const Address first = reinterpret_cast<Address>(rows.get()), size = sizeof(double) * d.c;
-    backward_apply(d, g, x, dx, 0, 0, saved + sizeof(double) * kCentre * d.c, first, first + size, first + 2 * size);
-    return kDone;
-}
-
 }  // namespace
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);
-    nb::class_<Spec>(m, "Spec")
-        .def("__init__",
-             [](Spec* s, int coupling, double eps, double r_max, double d_max, int schedule, bool detached, int activation, double slope,
-                int gain, double momentum, bool sigma, bool total, int correction, bool reliability, int nonfinite, double power) {
-                 new (s) Spec{coupling, eps, r_max, d_max, schedule, detached, activation, slope, gain, momentum, sigma, total,
-                              correction, reliability, nonfinite, power};
-             },
-             nb::kw_only(), nb::arg("coupling"), nb::arg("eps"), nb::arg("r_max") = 1.0, nb::arg("d_max") = 0.0,
-             nb::arg("schedule") = 0, nb::arg("detached") = false, nb::arg("activation") = 0, nb::arg("slope") = 0.0, nb::arg("gain") = 0,
-             nb::arg("momentum") = 0.0, nb::arg("sigma") = false, nb::arg("total") = false, nb::arg("correction") = 1,
-             nb::arg("reliability") = false, nb::arg("nonfinite") = 0, nb::arg("power") = 1.0);
-    nb::class_<Averages>(m, "Averages")
-        .def(nb::init<>())
-        .def_rw("kind", &Averages::kind)
-        .def_rw("size", &Averages::size)
-        .def_rw("warmup", &Averages::warmup)
-        .def_rw("correct_after", &Averages::correct_after)
-        .def_rw("decay", &Averages::decay)
-        .def_rw("r_max", &Averages::r_max)
-        .def_rw("total", &Averages::total)
-        .def_rw("correction", &Averages::correction);
-    nb::class_<Memory>(m, "Memory").def(
-        "__init__",
-        [](Memory* to, Address a, Address b, Address c, Address seen_a, Address seen_b, bool wide) {
-            new (to) Memory{at<void>(a), at<void>(b), at<void>(c), at<int64_t>(seen_a), at<int64_t>(seen_b), wide};
-        },
-        nb::arg("a") = 0, nb::arg("b") = 0, nb::arg("c") = 0, nb::arg("seen_a") = 0, nb::arg("seen_b") = 0,
-        nb::arg("wide") = false);
+    nb::class_<Spec>(m, "Spec").def(
+        "__init__", [](Spec* s, double mean, double share, double spread, bool log, double low, double high, bool quiet, double shift,
+                       double gain, double q, double p, double r, bool root, int correction, double eps, bool centred, bool stored,
+                       int activation, double slope, bool reliability, int nonfinite) {
+            new (s) Spec{{mean, share, spread, log, low, high, quiet, shift}, {gain, q, p, r, root, correction}, eps, centred, stored,
+                         activation, slope, reliability, nonfinite};
+        });
+    nb::class_<Vectors>(m, "Vectors").def(
+        "__init__", [](Vectors* v, Address pm, Address pv, Address rest, Address from_mean, Address from_var, bool by_group) {
+            new (v) Vectors{pm, pv, rest, from_mean, from_var, by_group};
+        });
     nb::class_<Data>(m, "Data").def(
         "__init__", [](Data* d, int dtype, int64_t n, int64_t c, int64_t s, bool last, int64_t groups, int threads) {
             new (d) Data{dtype, n, c, s, last, groups, threads};
@@ -482,11 +390,6 @@ NB_MODULE(_native, m) {
     m.def("apply", &apply);
     m.def("backward_reduce", &backward_reduce);
     m.def("backward_apply", &backward_apply);
-    m.def("shared_message", &shared_message);
-    m.def("shared_moments", &shared_moments);
-    m.def("shared_forward", &shared_forward);
-    m.def("shared_sums", &shared_sums);
-    m.def("shared_backward", &shared_backward);
     m.def("recurrence", [](int64_t rows, int64_t c, Address x, Address gain, bool wide_gain, Address start, Address out) {
         nb::gil_scoped_release released;
         recurrence(rows, c, at<double>(x), at<double>(gain), wide_gain, at<double>(start), at<double>(out));

@@ -64,8 +64,8 @@ template <class A, class Done> BN_INLINE void reduce_planes(const Call& q, const
 template <class A> static void forward_planes(const Call& q, const Loops<A>& l) {
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c;
-    if (q.plan.coupling == kStored) {
-        for (int64_t at = 0; at < q.shape.groups * c; ++at) plan_channel(q, at, at % c, 0, 0, 0, 0);
+    if (q.plan.stored || q.plan.reduced) {
+        for (int64_t at = 0; at < q.shape.groups * c; ++at) plan_known(q, at, at % c);
         if (!q.out) return;
     } else {
         const bool apart = by_block(q, b);
@@ -109,7 +109,7 @@ template <class A> static void backward_planes(const Call& q, const Loops<A>& l,
         l.pull(second, b, g, ch, k, seen(g * c + ch, ch), Ch::pulled(q, g * c + ch, ch));
     };
     const bool pulls = q.wants_dx && stored != kDx;
-    for (int64_t at = 0; at < all; ++at) q.sum_g[at] = q.sum_gx[at] = 0;
+    if (!q.plan.summed) for (int64_t at = 0; at < all; ++at) q.sum_g[at] = q.sum_gx[at] = 0;
     if (!q.wants_sums) {
         if (pulls) each_block(q, b, l.bytes, pulled);
         return;
@@ -206,15 +206,18 @@ template <class A> static void pull_all_rows(const Call& q, const Blocks& b, con
 template <class A> static void forward_rows(const Call& q, const Loops<A>& l) {
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c;
-    auto done = [&](int64_t at, int64_t ch, const Moments& m) {
-        plan_channel(q, at, ch, m.n, m.n2, m.mean, m.m2);
-        set_affine(vectors_of<A>(q, b, at / c), ch, saved_affine<A>(q, at));
-    };
-    if (q.plan.coupling == kStored) {
-        for (int64_t at = 0; at < q.shape.groups * c; ++at) done(at, at % c, Moments{0, 0, 0, 0});
+    auto planned = [&](int64_t at, int64_t ch) { set_affine(vectors_of<A>(q, b, at / c), ch, saved_affine<A>(q, at)); };
+    if (q.plan.stored || q.plan.reduced) {
+        for (int64_t at = 0; at < q.shape.groups * c; ++at) {
+            plan_known(q, at, at % c);
+            planned(at, at % c);
+        }
         if (!q.out) return;
     } else {
-        reduce_all_rows(q, b, l, done);
+        reduce_all_rows(q, b, l, [&](int64_t at, int64_t ch, const Moments& m) {
+            plan_channel(q, at, ch, m.n, m.n2, m.mean, m.m2);
+            planned(at, ch);
+        });
     }
     apply_all_rows(q, b, l);
 }
@@ -254,7 +257,7 @@ template <class A> static void backward_rows(const Call& q, const Loops<A>& l, O
     const int64_t c = q.shape.c, all = q.shape.groups * c;
     for (int64_t at = 0; at < all; ++at) {
         set_affine(vectors_of<A>(q, b, at / c), at % c, Ch::seen(q, at, at % c));
-        q.sum_g[at] = q.sum_gx[at] = 0;
+        if (!q.plan.summed) q.sum_g[at] = q.sum_gx[at] = 0;
         if (stored) vectors_of<A>(q, b, at / c).pull_scale[at % c] = scale_on_the_way<A>(q, stored, at, at % c);
     }
     if (q.wants_sums) each_row_block(q, b, false, [&](int64_t g, int64_t k) { sums_of_block(q, b, l, g, k, stored); });
@@ -299,12 +302,12 @@ template <class A> BN_INLINE void spread_affine(Strip<A>& p, int64_t i, int64_t 
 template <class A> static void forward_strips(const Call& q, const Loops<A>& l) {
     each_strip<A>(q, [&](Strip<A>& p) {
         Moments m[kColumns];
-        const bool stored = q.plan.coupling == kStored;
-        if (!stored) l.reduce_strip(q, p, m);
+        const bool known = q.plan.stored || q.plan.reduced;
+        if (!known) l.reduce_strip(q, p, m);
         for (int64_t i = 0; i < p.channels; ++i) {
             const int64_t ch = p.first + i, at = p.group * q.shape.c + ch;
-            const Moments found = stored ? Moments{0, 0, 0, 0} : m[i];
-            plan_channel(q, at, ch, found.n, found.n2, found.mean, found.m2);
+            if (known) plan_known(q, at, ch);
+            else plan_channel(q, at, ch, m[i].n, m[i].n2, m[i].mean, m[i].m2);
             spread_affine(p, i, q.shape.s, saved_affine<A>(q, at));
         }
         if (q.out) l.apply_rows(q, Strip<A>::vectors(p), p.cols, p.rows);
@@ -320,7 +323,7 @@ template <class A> static void backward_strips(const Call& q, const Loops<A>& l,
         for (int64_t i = 0; i < p.channels; ++i) {
             const int64_t at = base + i, ch = p.first + i;
             spread_affine(p, i, s, Ch::seen(q, at, ch));
-            q.sum_g[at] = q.sum_gx[at] = 0;
+            if (!q.plan.summed) q.sum_g[at] = q.sum_gx[at] = 0;
             if (stored) spread(p.pull_scale, i, s, scale_on_the_way<A>(q, stored, at, ch));
             sg[i] = sx[i] = 0;
         }
@@ -380,8 +383,8 @@ template <class A> static void backward_with(const Call& q, const Loops<A>& l, O
 static void backward(const Call& given) {
     Call q = given;
     // Nothing of dx waits for the sums, or asks for x: one pass instead of two.
-    const bool at_once = q.source != kInvert && without_share(q) && q.wants_dx;
-    q.wants_sums = q.wants_sums || at_once;
+    const bool at_once = q.source != kInvert && without_share(q) && q.wants_dx && !q.plan.summed;
+    q.wants_sums = !q.plan.summed && (q.wants_sums || at_once);
     const bool costly = (q.activation == kSilu || q.activation == kGelu) && q.wants_sums && q.wants_dx;
     const OnTheWay stored = at_once ? kDx : costly ? kGated : kNothing;
     by_type(q.dtype, [&](auto t, auto a) { backward_with(q, going_back<decltype(t), decltype(a)>(q, stored), stored); });

@@ -12,46 +12,34 @@ BN_INLINE double clamp(double v, double low, double high) {
     return v < low || low == high ? low : v > high ? high : v;
 }
 
+BN_INLINE double at_or_0(const double* v, int64_t i) { return v ? v[i] : 0; }
+
 // Writes the rows of one group and channel; at is group * C + channel.
 static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, double n2, double mean, double m2) {
     const Plan& p = q.plan;
-    const int64_t rows = q.shape.groups * q.shape.c;
+    const Numbers& k = p.numbers;
+    const int64_t rows = q.shape.groups * q.shape.c, i = p.by_group ? at : channel;
     double* s = q.saved + at;
     auto row = [&](Row r) -> double& { return s[r * rows]; };
-    const double nan = __builtin_nan("");
-    if (p.coupling == kSecondMoment || p.coupling == kAveraged) m2 = about_zero(n, mean, m2), mean = 0;
-    else m2 = about_mean(mean, m2);
-    const double batch_var = n > 0 ? m2 / n : nan;
-    double used = mean, var = batch_var, share = 1, centre = mean, ratio = 1, offset = 0;
-    if (p.coupling == kRenorm) {
-        const double sigma = __builtin_sqrt(p.population_var[channel] + p.eps);
-        ratio = clamp(__builtin_sqrt(batch_var + p.eps) / sigma, 1 / p.r_max, p.r_max);
-        offset = clamp((mean - p.population_mean[channel]) / sigma, -p.d_max, p.d_max);
-    } else if (p.coupling == kPopulation || p.coupling == kPopulationTotal) {
-        const double a = p.gain, rest = 1 - a, m = p.population_mean[channel];
-        used = times(a, mean) + times(rest, m);
-        var = times(a, batch_var) + times(rest, p.population_var[channel]);
-        if (p.coupling == kPopulationTotal) {
-            var += times(a * rest, (mean - m) * (mean - m));
-            centre = used;
-        }
-        share = p.detached ? 0 : a;
-    } else if (p.coupling == kAveraged) {
-        const double from = p.population_mean[channel];
-        var = p.geometric ? std::exp(from + times(p.gain, std::log(batch_var))) : from + times(p.gain, batch_var);
-        if (p.ratio != kNoRatio) {
-            const double r = __builtin_sqrt((var + p.eps) / (p.population_var[channel] + p.eps));
-            (p.ratio == kOutputRatio ? ratio : share) = clamp(r, 1 / p.r_max, p.r_max);
-        }
-    } else if (p.coupling == kStored) {
-        used = centre = p.population_mean[channel];
-        var = p.population_var[channel];
-        share = 0;
+    if (p.centred) m2 = about_mean(mean, m2);
+    else m2 = about_zero(n, mean, m2), mean = 0;
+    const double safe = n > 0 ? n : 1, pm = at_or_0(p.pm, i), far = mean - pm;
+    double own = m2 / safe, share = k.share, ratio = 1, follow = 1, offset = 0;
+    if (k.spread != 0) own += k.spread * (far * far);
+    double used = times(k.mean, mean) + times(1 - k.mean, pm);
+    double var = at_or_0(p.rest, i) + times(k.share, k.log ? std::log(own) : own);
+    if (k.log) {
+        var = std::exp(var);
+        share = own > 0 ? share * var / own : 0;
     }
-    if (n <= 0 && p.coupling != kStored) {
-        // A group of padding alone: its NaN must not reach the gradient of weight as 0 * NaN.
-        used = centre = offset = 0;
-        var = ratio = share = 1;
+    double centre = times(1 - k.spread, mean) + times(k.spread, pm);
+    if (k.low != 1 || k.high != 1)
+        (k.quiet ? follow : ratio) = clamp(__builtin_sqrt((var + p.eps) / (at_or_0(p.pv, i) + p.eps)), k.low, k.high);
+    if (k.shift != 0) offset = clamp(far / __builtin_sqrt(at_or_0(p.pv, i) + p.eps), -k.shift, k.shift);
+    if (n <= 0 && !p.stored) {
+        // A group of padding alone: a NaN of its population must not reach the gradient of weight as 0 * NaN.
+        used = centre = offset = share = 0;
+        var = ratio = follow = 1;
     }
     const double invstd = 1 / __builtin_sqrt(var + p.eps);
     const double gamma = q.gamma ? q.gamma[channel] : 1, beta = q.beta ? q.beta[channel] : 0;
@@ -62,12 +50,20 @@ static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, d
     row(kMean) = used;
     row(kInvstd) = invstd;
     row(kCentre) = centre;
-    // Of averages it is what scales the gradient alone.
-    row(kShare) = p.coupling == kAveraged ? share : share / (n > 0 ? n : 1);
+    row(kShare) = share / safe;
     row(kRatio) = ratio;
     row(kOffset) = offset;
     row(kScale) = invstd * ratio * gamma;
     row(kShift) = offset * gamma + beta;
+    row(kFollow) = follow;
+}
+
+// The same from moments that are there already, or from none.
+BN_INLINE void plan_known(const Call& q, int64_t at, int64_t channel) {
+    const int64_t rows = q.shape.groups * q.shape.c;
+    const double* s = q.saved + at;
+    if (q.plan.stored) plan_channel(q, at, channel, 0, 0, 0, 0);
+    else plan_channel(q, at, channel, s[kCount * rows], s[kCountSquared * rows], s[kBatchMean * rows], s[kM2 * rows]);
 }
 
 // What the loops over data read, in their own precision: the mean's low part goes into the shift.
@@ -89,25 +85,20 @@ template <class A> BN_INLINE Pull<A> pull(double centre, double scale, double u,
     return {high, static_cast<A>(scale), static_cast<A>(finite(low) ? u - v * low : u), static_cast<A>(v)};
 }
 
-// From the sums of g and g * xhat to u and v, for every coupling in plan_channel.
+// From the sums of g and g * xhat to u and v.
 BN_INLINE void pull_channel(const Call& q, int64_t at, int64_t channel, double sum_g, double sum_gx, double& scale,
                             double& u, double& v) {
-    const int64_t rows = q.shape.groups * q.shape.c;
+    const int64_t rows = q.shape.groups * q.shape.c, i = q.plan.by_group ? at : channel;
     const double* s = q.saved + at;
-    const double gamma = q.gamma ? q.gamma[channel] : 1;
-    scale = s[kInvstd * rows] * gamma * s[kRatio * rows];
-    if (q.plan.coupling == kAveraged) {
-        const double factor = gamma * s[kRatio * rows] * s[kShare * rows], n = s[kCount * rows], invstd = s[kInvstd * rows];
-        scale = invstd * factor;
-        u = 0;
-        const double own = times(q.plan.gain, factor * sum_gx / (n > 0 ? n : 1));
-        v = (q.plan.population_mean[channel] + own) * invstd * invstd;
-        return;
-    }
-    const double a = s[kShare * rows] * scale;
-    u = q.plan.coupling == kSecondMoment ? 0 : a * sum_g;
-    v = a * sum_gx * s[kInvstd * rows];
-    if (s[kShare * rows] == 0) u = v = 0;
+    const Pulled& p = q.plan.pull;
+    const double gamma = q.gamma ? q.gamma[channel] : 1, n = s[kCount * rows], safe = n > 0 ? n : 1;
+    const double invstd = s[kInvstd * rows];
+    scale = invstd * gamma * s[kRatio * rows] * s[kFollow * rows];
+    const double own_u = (p.given ? p.own_u : q.plan.numbers.mean) / safe, own_v = p.given ? p.own_v / safe : s[kShare * rows];
+    u = own_u == 0 ? 0 : own_u * scale * sum_g;
+    v = own_v == 0 ? 0 : own_v * scale * sum_gx * invstd;
+    if (p.base_u) u += p.base_u[i];
+    if (p.base_v) v += p.base_v[i] * (invstd * invstd);
 }
 
 template <class A> BN_INLINE Affine<A> saved_affine(const Call& q, int64_t at) {
@@ -116,7 +107,10 @@ template <class A> BN_INLINE Affine<A> saved_affine(const Call& q, int64_t at) {
 }
 
 // Whether dx is known before the sums are: the batch has no share in the statistics that normalised it.
-BN_INLINE bool without_share(const Call& q) { return q.plan.coupling == kStored || q.plan.detached; }
+BN_INLINE bool without_share(const Call& q) {
+    const Pulled& p = q.plan.pull;
+    return q.plan.stored || (p.given && p.own_u == 0 && p.own_v == 0 && !p.base_u && !p.base_v);
+}
 
 // What a backward asks of one channel. Where the output is inverted, the data are z = gamma * xhat + beta.
 template <class A> struct Channel {
@@ -135,6 +129,7 @@ template <class A> struct Channel {
     }
     // The sums were centred about the high part of the mean.
     BN_INLINE void settle(const Call& q, int64_t at, int64_t ch, double sg, double sx) {
+        if (q.plan.summed) return;
         const double m = middle(q, at, ch), low = m - static_cast<double>(static_cast<A>(m));
         q.sum_g[at] = sg;
         q.sum_gx[at] = (finite(low) ? sx - low * sg : sx) * unit(q, at, ch);

@@ -45,6 +45,7 @@ void one(const Table& table) {
     Buffer weights(q.dtype == kFloat64 ? kFloat64 : kFloat32, q.shape.n * q.shape.s);
     std::vector<double> scratch(static_cast<size_t>(scratch_doubles(q.shape)));
     std::vector<double> saved(static_cast<size_t>(kRows * rows), 0.5), vectors(static_cast<size_t>(8 * rows), 0.5);
+    std::vector<double> given(static_cast<size_t>(rows), 0.6);
     std::vector<double> channel(static_cast<size_t>(4 * q.shape.c), 0.7);
     q.x = x.get();
     q.g = g.get();
@@ -53,8 +54,17 @@ void one(const Table& table) {
     q.saved = saved.data();
     q.gamma = channel.data();
     q.beta = channel.data() + q.shape.c;
-    q.plan = {static_cast<int>(below(7)), 1e-5, 0.1, 3, 5, below(2) == 1, channel.data() + 2 * q.shape.c,
-              channel.data() + 3 * q.shape.c, below(2) == 1, static_cast<int>(below(3))};
+    auto weight = [] { return 0.5 * static_cast<double>(below(3)); };
+    q.plan.numbers = {weight(), weight(), weight(), below(2) == 1, 0.5, 1 + weight(), below(2) == 1, weight()};
+    q.plan.eps = 1e-5;
+    q.plan.centred = below(2) == 1;
+    q.plan.stored = below(4) == 0;
+    q.plan.by_group = below(2) == 1;
+    auto vector = [&]() -> const double* { return below(2) ? given.data() : nullptr; };
+    q.plan.pm = vector();
+    q.plan.pv = vector();
+    q.plan.rest = vector();
+    q.plan.pull = {below(2) == 1, weight(), weight(), vector(), vector()};
     q.sum_g = vectors.data();
     q.sum_gx = q.sum_g + rows;
     q.row_mean = q.row_centre = q.sum_gx + rows;
@@ -73,6 +83,8 @@ void one(const Table& table) {
     table.apply(q);
     table.backward_apply(q);
     table.forward(q);
+    q.plan.reduced = true;
+    table.forward(q);
     if (q.residual && q.activation) {
         q.source = kOutput;
         q.y_in = y.get();
@@ -82,6 +94,8 @@ void one(const Table& table) {
         q.y_in = y.get();
         q.x = nullptr;
     }
+    table.backward(q);
+    q.plan.summed = true;
     table.backward(q);
 }
 

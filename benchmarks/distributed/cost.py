@@ -33,7 +33,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import batchnorm
-from batchnorm.layers import ranks as crossing
+from batchnorm.layers.processes import ranks as crossing
 
 multiprocessing.set_forkserver_preload(["batchnorm", "torch.nn.parallel"])
 Step = Callable[[], object]

@@ -72,7 +72,9 @@ def test_values_and_derivatives_are_as_exact_as_torchs(dtype, activation, passes
         one = x.clone().requires_grad_()
         y = function(one)
         y.sum().backward()
-        return [float((found.detach().double() - true).abs().max()) for found, true in ((y, truth), (one.grad, exact.grad))]
+        return [
+            float((found.detach().double() - true).abs().max()) for found, true in ((y, truth), (one.grad, exact.grad))
+        ]
 
     kernels.use(passes)
     try:

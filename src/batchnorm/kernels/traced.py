@@ -11,49 +11,21 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import OperandError
-from batchnorm.kernels import native, slab
-
-# A layer's choices as two lists, which a graph can hold; the words are those of `slab`.
-_INTS = (
-    "coupling",
-    "schedule",
-    "detached",
-    "activation",
-    "gain",
-    "sigma",
-    "total",
-    "correction",
-    "reliability",
-    "nonfinite",
-)
-_FLOATS = ("eps", "r_max", "d_max", "slope", "momentum", "power")
-_WORDS: dict[str, tuple[Any, ...]] = {
-    "coupling": slab.COUPLINGS,
-    "schedule": slab.SCHEDULES,
-    "activation": slab.ACTIVATIONS,
-    "gain": slab.GAINS,
-    "nonfinite": slab.NONFINITE,
-}
-_DEFAULTS: dict[str, Any] = {
-    "schedule": None, "detached": False, "activation": None, "sigma": False, "total": False, "r_max": 1.0, "d_max": 0.0,
-    "slope": 0.0, "gain": "constant", "momentum": 0.0, "power": 1.0, "correction": 1,
-}  # fmt: skip
+from batchnorm.kernels import calls, native
 
 
-def listed(choices: dict[str, Any]) -> tuple[list[int], list[float]]:
-    """What `slab.spec` takes, as numbers."""
-    full = {**_DEFAULTS, **choices}
-    ints = [_WORDS[name].index(full[name]) if name in _WORDS else int(full[name]) for name in _INTS]
-    return ints, [float(full[name]) for name in _FLOATS]
+@lru_cache(maxsize=256)
+def _flags(flags: tuple[int, ...]) -> tuple[Any, ...]:
+    log, quiet, root, correction, centred, activation, reliability, nonfinite = flags
+    return bool(log), bool(quiet), bool(root), correction, bool(centred), activation, bool(reliability), nonfinite
 
 
-@lru_cache(maxsize=4096)
-def _spec(ints: tuple[int, ...], floats: tuple[float, ...]) -> Any:
-    choices: dict[str, Any] = dict(zip(_FLOATS, floats, strict=True))
-    for name, value in zip(_INTS, ints, strict=True):
-        flag = name in ("detached", "sigma", "total", "reliability")
-        choices[name] = _WORDS[name][value] if name in _WORDS else bool(value) if flag else value
-    return slab.spec(**choices)
+def _spec(numbers: Tensor, flags: Sequence[int]) -> Any:
+    """As `calls.spec` takes it: mean, share, spread, low, high, shift; gain, q, p, r; eps, slope; and the flags."""
+    mean, share, spread, low, high, shift, gain, q, p, r, eps, slope = numbers.tolist()
+    log, quiet, root, correction, centred, activation, reliability, nonfinite = _flags(tuple(flags))
+    plan, move = (mean, share, spread, log, low, high, quiet, shift), (gain, q, p, r, root, correction)
+    return calls.spec(*plan, *move, eps, centred, False, activation, slope, reliability, nonfinite)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -67,30 +39,34 @@ def train(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
+    pm: Tensor | None,
+    pv: Tensor | None,
+    rest: Tensor | None,
     mean: Tensor,
     var: Tensor,
     tracked: Tensor,
     skipped: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
+    numbers: Tensor,
+    flags: Sequence[int],
     groups: int,
     moves: bool,
+    detached: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The output, the rows of channel vectors, and the running statistics and counters as they become."""
     x, last = native.arranged(x)
-    to = slab.Statistics(mean.clone(), var.clone(), tracked.clone(), skipped.clone())
+    to = calls.Statistics(mean.clone(), var.clone(), tracked.clone(), skipped.clone())
     residual = None if residual is None else native.like(residual.expand_as(x), x)
-    spec = _spec(tuple(ints), tuple(floats))
+    spec, vectors = _spec(numbers, flags), calls.Vectors(pm, pv, rest)
     weight, bias = (None if v is None else v.contiguous() for v in (weight, bias))
-    native.require_channels(x, weight=weight, bias=bias, mean=to.mean, var=to.var)
-    y, saved, _ = slab.forward(spec, x, last, groups, weight, bias, residual, None, to, moves)
+    native.require_channels(x, weight=weight, bias=bias, mean=to.mean, var=to.var, pm=pm, pv=pv, rest=rest)
+    y, saved, _ = calls.forward(spec, x, last, groups, weight, bias, residual, None, vectors, to, moves)
     return y, saved.values, to.mean, to.var, to.tracked, to.skipped  # pyright: ignore[reportReturnType]
 
 
 @train.register_fake
-def _(x, weight, bias, residual, mean, var, tracked, skipped, ints, floats, groups, moves):
+def _(x, weight, bias, residual, pm, pv, rest, mean, var, tracked, skipped, numbers, flags, groups, moves, detached):
     kept = tuple(torch.empty_like(v) for v in (mean, var, tracked, skipped))
-    return _dense(x), x.new_empty(slab.size(groups, x.shape[1]), dtype=torch.float64), *kept
+    return _dense(x), x.new_empty(calls.size(groups, x.shape[1]), dtype=torch.float64), *kept
 
 
 @torch.library.custom_op("batchnorm::train_backward", mutates_args=(), device_types="cpu")
@@ -101,8 +77,9 @@ def train_backward(
     weight: Tensor | None,
     bias: Tensor | None,
     saved: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
+    numbers: Tensor,
+    flags: Sequence[int],
+    detached: bool,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and the residual; empty where there is none."""
@@ -110,37 +87,40 @@ def train_backward(
     y = None if y is None else native.like(y.expand_as(x), x)
     weight, bias = (None if v is None else v.contiguous() for v in (weight, bias))
     native.require_channels(x, weight=weight, bias=bias)
-    if saved.numel() != slab.size(groups, x.shape[1]):
-        raise OperandError(f"saved must hold {slab.size(groups, x.shape[1])} values; it held {saved.numel()}")
-    rows = slab.Saved(groups, x.shape[1], saved)
-    source = slab.RECOMPUTE if y is None else slab.OUTPUT
+    if saved.numel() != calls.size(groups, x.shape[1]):
+        raise OperandError(f"saved must hold {calls.size(groups, x.shape[1])} values; it held {saved.numel()}")
+    rows = calls.Saved(groups, x.shape[1], saved)
+    source = calls.RECOMPUTE if y is None else calls.OUTPUT
     wants = (True, weight is not None, bias is not None)
-    spec = _spec(tuple(ints), tuple(floats))
-    found = slab.backward(spec, native.like(g.expand_as(x), x), x, y, last, weight, bias, None, rows, source, wants)
-    return tuple(g.new_empty(0) if v is None else v for v in found)  # pyright: ignore[reportReturnType]
+    spec, pull = _spec(numbers, flags), calls.Pull(0.0, 0.0, None, None) if detached else None
+    found = calls.backward(
+        spec, native.like(g.expand_as(x), x), x, y, last, weight, bias, None, rows, source, wants, pull
+    )
+    return tuple(g.new_empty(0) if v is None else v for v in found[:4])  # pyright: ignore[reportReturnType]
 
 
 @train_backward.register_fake
-def _(g, x, y, weight, bias, saved, ints, floats, groups):
+def _(g, x, y, weight, bias, saved, numbers, flags, detached, groups):
     dw, db = (g.new_empty(0) if v is None else torch.empty_like(v) for v in (weight, bias))
     return _dense(x), dw, db, g.new_empty(0) if y is None else _dense(x)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    x, weight, bias, residual, _, _, _, _, ctx.ints, ctx.floats, ctx.groups, _ = inputs
-    activated = ctx.ints[_INTS.index("activation")] != 0
+    x, weight, bias, residual, *_, numbers, ctx.flags, ctx.groups, _, ctx.detached = inputs
+    activated = ctx.flags[5] != 0
     ctx.residual = residual is not None
-    ctx.save_for_backward(x, weight, bias, output[0] if ctx.residual and activated else None, output[1])
+    y = output[0] if ctx.residual and activated else None
+    ctx.save_for_backward(x, weight, bias, y, output[1], numbers)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _pull(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    nothing = (None,) * 8
+    nothing = (None,) * 12
     if g is None:
         return None, None, None, None, *nothing
-    x, weight, bias, y, saved = ctx.saved_tensors
-    dx, dw, db, dr = train_backward(g, x, y, weight, bias, saved, ctx.ints, ctx.floats, ctx.groups)
+    x, weight, bias, y, saved, numbers = ctx.saved_tensors
+    dx, dw, db, dr = train_backward(g, x, y, weight, bias, saved, numbers, ctx.flags, ctx.detached, ctx.groups)
     of_residual = None if not ctx.residual else g if y is None else dr
     return dx, None if weight is None else dw, None if bias is None else db, of_residual, *nothing
 

@@ -1,12 +1,18 @@
 """One layer: moments, the five choices, the modules and the table of named methods."""
 
+import sys
+
 from batchnorm.layers.activation import Activation
 from batchnorm.layers.choices import Choices, Policy, Recipe
-from batchnorm.layers.couplings import BatchCoupling, PopulationCoupling, SecondMoment
-from batchnorm.layers.cross_iteration import CrossIteration
-from batchnorm.layers.estimators import EMA, Cumulative, Diminishing, Pooled, Window
-from batchnorm.layers.extents import Batch, Ghost, Masked, Sync, Weighted
-from batchnorm.layers.inference import Mixture, Stored
+from batchnorm.layers.choices.averaging import MABN, PowerNorm, UnifiedNorm
+from batchnorm.layers.choices.couplings import BatchCoupling, PopulationCoupling, SecondMoment
+from batchnorm.layers.choices.cross_iteration import CrossIteration
+from batchnorm.layers.choices.estimators import EMA, Cumulative, Diminishing, Pooled, Window
+from batchnorm.layers.choices.extents import Batch, Ghost, Masked, Sync, Weighted
+from batchnorm.layers.choices.inference import Mixture, Stored
+from batchnorm.layers.choices.online import OnlineNorm
+from batchnorm.layers.choices.renorm import Renorm
+from batchnorm.layers.choices.table import METHODS, Method, methods, recipe_for
 from batchnorm.layers.module import BatchNorm
 from batchnorm.layers.modules import (
     BatchNorm1d,
@@ -17,10 +23,6 @@ from batchnorm.layers.modules import (
     LazyBatchNorm3d,
 )
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.moving import MABN, PowerNorm, UnifiedNorm
-from batchnorm.layers.online import OnlineNorm
-from batchnorm.layers.renorm import Renorm
-from batchnorm.layers.table import METHODS, Method, methods, recipe_for
 from batchnorm.layers.together import forward_together
 
 __all__ = [
@@ -63,3 +65,8 @@ __all__ = [
     "methods",
     "recipe_for",
 ]
+
+# Pickles of earlier versions name these modules.
+for _name in ("couplings", "cross_iteration", "estimators", "extents", "inference", "online", "renorm", "table"):
+    sys.modules[f"batchnorm.layers.{_name}"] = sys.modules[f"batchnorm.layers.choices.{_name}"]
+sys.modules["batchnorm.layers.moving"] = sys.modules["batchnorm.layers.choices.averaging"]

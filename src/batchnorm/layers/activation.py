@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from batchnorm import kernels
-from batchnorm.errors import BatchNormError, check
+from batchnorm.errors import check
 
 Activation = Literal["relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu"]
 # The module of each; gelu is the exact one.
@@ -58,48 +57,3 @@ def gated(g: Tensor, y: Tensor, activation: str | None, slope: float) -> Tensor:
     if activation is None:
         return g
     return getattr(torch.ops.aten, f"{activation}_backward")(g, y)
-
-
-class InPlace(torch.autograd.Function):
-    """Batch norm and leaky relu that keep the output alone and find xhat again from it.
-
-    xhat = (z - bias) / weight with z = y where y >= 0 and y / slope elsewhere; with every rounding
-    counted its error is at most 9 (|z| + |bias|) u / |weight|, u the unit roundoff of y's dtype.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, invstd: Tensor, slope: float
-    ) -> Tensor:
-        """Normalise with the batch's statistics `(1, C)`, scale, activate."""
-        scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
-        shift = torch.zeros_like(invstd) if bias is None else bias.to(invstd.dtype)[None]
-        y = functional.leaky_relu_(kernels.select(x).apply(x, mean, scale, shift, None), slope)
-        ctx.save_for_backward(y, weight, bias)
-        ctx.invstd, ctx.slope = invstd, slope
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor):
-        """The gradient of plain batch norm at the xhat found again."""
-        if torch.is_grad_enabled():
-            raise BatchNormError(
-                "create_graph must be False with inplace=True, which keeps only its output; it was True"
-            )
-        y, weight, bias = ctx.saved_tensors
-        invstd, slope = ctx.invstd, ctx.slope
-        wide = invstd.dtype
-        negative = ~(y > 0)
-        g = torch.where(negative, grads[0] * slope, grads[0])
-        z = torch.where(negative, y / slope, y)
-        passes = kernels.select(y)
-        one, zero = torch.ones_like(invstd), torch.zeros_like(invstd)
-        gamma = one if weight is None else weight.to(wide)[None]
-        beta = zero if bias is None else bias.to(wide)[None]
-        xhat = passes.apply(z, beta, 1 / gamma, zero, None)
-        sum_g, sum_gx = passes.backward_reduce(g, xhat, zero, one, None)
-        scale, n = gamma * invstd, y.numel() // y.shape[1]
-        dx = passes.backward_apply(g, xhat, zero, scale, scale * sum_g / n, scale * sum_gx / n, None)
-        dw = None if weight is None else sum_gx[0].to(weight.dtype)
-        db = None if bias is None else sum_g[0].to(bias.dtype)
-        return dx, dw, db, None, None, None

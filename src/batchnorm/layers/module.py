@@ -25,19 +25,22 @@ from batchnorm.arguments import (
     word,
 )
 from batchnorm.errors import ArgumentError, BatchNormError, check
-from batchnorm.layers import fused, normalise, shared, traced
-from batchnorm.layers.activation import Activation, InPlace, activate, check_activation
+from batchnorm.kernels import calls, native
+from batchnorm.layers import backends, rule, step, traced
+from batchnorm.layers.activation import Activation, activate, check_activation
 from batchnorm.layers.asserting import tracing, transformed
-from batchnorm.layers.choices import Choices, Momentum, starting_momentum
-from batchnorm.layers.couplings import BatchCoupling, Coupling, Plan, SecondMoment
-from batchnorm.layers.cross_iteration import look_back
-from batchnorm.layers.estimators import Now, State
-from batchnorm.layers.inference import Mixture
+from batchnorm.layers.choices.couplings import Coupling
+from batchnorm.layers.choices.cross_iteration import look_back
+from batchnorm.layers.choices.inference import Inference
+from batchnorm.layers.choices.recipe import Choices, Momentum, starting_momentum
+from batchnorm.layers.choices.situation import Now, State
+from batchnorm.layers.choices.spelling import differences
+from batchnorm.layers.choices.table import Method, recipe_for
 from batchnorm.layers.masks import Given, require_weights
+from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving, require, require_invertible
 from batchnorm.layers.naming import describe
-from batchnorm.layers.normalise import Sharing
 from batchnorm.layers.operands import require as require_operands
 from batchnorm.layers.operands import require_axis, require_layout
 from batchnorm.layers.recompute import (
@@ -48,9 +51,8 @@ from batchnorm.layers.recompute import (
     may_run_again,
     recomputing,
 )
-from batchnorm.layers.spelling import differences
 from batchnorm.layers.statistics import NARROW
-from batchnorm.layers.table import Method, recipe_for
+from batchnorm.layers.step import Plan, Sharing
 
 # Of every layer's constructor.
 ARGUMENTS: dict[str, Kind] = {
@@ -108,7 +110,7 @@ class BatchNorm(Moving):
     ) -> None:
         recipe = recipe_for(method, **choices)
         check_activation(activation, negative_slope, inplace)
-        plain = isinstance(recipe.coupling, BatchCoupling) and recipe.extent.groups(10**6) == 1
+        plain = recipe.coupling.is_plain and not recipe.extent.splits
         check(not inplace or plain, "inplace", "False with ghost groups or another coupling than the batch's", inplace)
         start: Any = starting_momentum(momentum, recipe)
         # bias= came to torch's layers after the oldest torch this package supports.
@@ -193,7 +195,7 @@ class BatchNorm(Moving):
 
     def _output(self, input: Tensor, given: Given | None, residual: Tensor | None) -> Tensor:
         sample_weight = None
-        if given is not None or not fused.unweighted(self):
+        if given is not None or self._weighted():
             sample_weight = self._weight_of(input, given or Given())
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, whose backward starts from the output alone")
@@ -217,7 +219,11 @@ class BatchNorm(Moving):
 
     def _natively(self, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
         """The whole call by the native kernels, or None where they do not serve it."""
-        return (traced if torch.compiler.is_compiling() else fused).forward(self, x, weight, residual)
+        return (traced if torch.compiler.is_compiling() else backends).forward(self, x, weight, residual)
+
+    def _weighted(self) -> bool:
+        """Whether a context around the call gives a mask or weights, or the extent requires them."""
+        return "_given" in self.__dict__ or self.recipe.extent.requires is not None
 
     def _weight_of(self, x: Tensor, given: Given) -> Tensor | None:
         """The mask or weights of this call, or those of the context around it, as `(N, 1, *)`."""
@@ -247,7 +253,7 @@ class BatchNorm(Moving):
             self._widen()
         recipe = self.recipe
         if (self.frozen or not self.training) and self.running_mean is not None:
-            if isinstance(recipe.inference, Mixture) and x.numel():
+            if recipe.inference.mixes and x.numel():
                 return recipe.coupling.finish(self._with_mixture(x, weight, recipe.inference), weight)
             return recipe.coupling.finish(self._with_stored(x, weight), weight)
         # A paused layer keeps its coupling and moves nothing; one that does not track uses the batch.
@@ -256,9 +262,7 @@ class BatchNorm(Moving):
         if x.numel() == 0 and ranks is None:
             # torch's function keeps the graph for an empty batch; nothing may move, not even the counter.
             return functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        coupling = recipe.coupling
-        if coupling.reads_population and not tracks:
-            coupling = BatchCoupling() if coupling.centres else SecondMoment()
+        coupling = recipe.coupling if tracks else recipe.coupling.untracked()
         groups = recipe.extent.groups(x.shape[0])
         fewest = x.shape[0] // groups * math.prod(x.shape[2:])
         # With a mask or weights, what they leave decides.
@@ -269,11 +273,8 @@ class BatchNorm(Moving):
                 f"Expected more than 1 value per channel when training, got input size {x.size()} in "
                 f"{describe(self)}; use a larger batch, drop the last one, or Policy(too_few='population')"
             )
-        if type(coupling) is BatchCoupling and groups == 1 and weight is None and ranks is None:
+        if coupling.is_plain and groups == 1 and weight is None and ranks is None:
             return self._plain(x, tracks)
-        part = shared.part_of(self, x, ranks, tracks) if ranks is not None and weight is None else None
-        if part is not None:
-            return shared.forward([part])[0]
         uneven = weight is not None or ranks is not None
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
         return recipe.coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
@@ -284,15 +285,6 @@ class BatchNorm(Moving):
             f"torch.jit.script compiles torch's own layers only, not {describe(self)}: call "
             "batchnorm.to_stock(model) first, or use torch.jit.trace"
         )
-
-    def part(self, input: Tensor) -> shared.Part | None:
-        """This layer's part of a message that several layers share, or None where it must run alone."""
-        x = input if self.channel_axis == 1 else input.movedim(self.channel_axis, 1)
-        self._check_input_dim(x)
-        if self.running_mean is not None and self.running_mean.dtype in NARROW:
-            self._widen()
-        tracks = self.track_running_stats and self.running_mean is not None
-        return shared.part_of(self, x, self._ranks(), tracks)
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         return self.affine_part("weight"), self.affine_part("bias")
@@ -314,16 +306,16 @@ class BatchNorm(Moving):
         y = functional.batch_norm(torch.where(selected, x, 0), mean, var, weight, bias, False, 0.0, self.eps)
         return torch.where(selected, y, 0)
 
-    def _with_mixture(self, x: Tensor, sample_weight: Tensor | None, inference: Mixture) -> Tensor:
-        centres = self.recipe.coupling.centres
-        groups = inference.groups(len(x))
-        sharing = Sharing(groups, sample_weight, False, centres, uneven=sample_weight is not None)
-        state = self._state(kernels.wide_dtype(x.device))
+    def _with_mixture(self, x: Tensor, sample_weight: Tensor | None, inference: Inference) -> Tensor:
+        sharing, plan = self._mixing(x, sample_weight, inference)
+        return self._spell_or_pass(x, sharing, plan)[0]
 
-        def plan_of(here: Moments) -> Plan:
-            return inference.plan(here, state, x.numel() // (x.shape[0] * x.shape[1]), centres)
-
-        return self._spell_or_pass(x, sharing, plan_of, None)
+    def _mixing(self, x: Tensor, sample_weight: Tensor | None, inference: Any) -> tuple[Sharing, Plan]:
+        """Who shares statistics at inference, and how they mix with the stored ones."""
+        centres, uneven = self.recipe.coupling.centres, sample_weight is not None
+        sharing = Sharing(inference.groups(len(x)), sample_weight, False, centres, uneven=uneven)
+        state, positions = self._state(kernels.wide_dtype(x.device)), math.prod(x.shape[2:])
+        return sharing, Plan(lambda here: inference.plan(here, state, positions, centres), self.eps, uneven=uneven)
 
     def _plain(self, x: Tensor, tracks: bool) -> Tensor:
         """The batch normalises: torch's fused kernel."""
@@ -332,15 +324,15 @@ class BatchNorm(Moving):
         if tracks and not self.paused and not recomputing():
             with bookkeeping():
                 n = torch.full_like(mean, x.numel() // x.shape[1])
-                self._move(Moments(n, mean.detach(), var.detach() * (n - 1)), None)
+                self._move(Moments(n, mean.detach(), var.detach() * (n - 1)))
         return y
 
     def _goes_in_place(self, x: Tensor, weight: Tensor | None) -> bool:
         """Whether the form that keeps its output serves this call; every other way activates afterwards."""
         plain = self.inplace and self.training and not self.frozen and weight is None
         several = x.shape[0] * math.prod(x.shape[2:]) > 1
-        coupled = type(self.recipe.coupling) is BatchCoupling and self.recipe.extent.groups(10**6) == 1
-        return plain and several and coupled and self._ranks() is None and not normalise.needs_spelling(x)
+        coupled = self.recipe.coupling.is_plain and not self.recipe.extent.splits
+        return plain and several and coupled and self._ranks() is None and not step.needs_spelling(x)
 
     def _in_place(self, x: Tensor) -> Tensor:
         if self.running_mean is not None and self.running_mean.dtype in NARROW:
@@ -348,45 +340,65 @@ class BatchNorm(Moving):
         weight, bias = self._affine()
         if weight is not None:
             require_invertible(weight, self)
-        batch = normalise.batch_moments(x, Sharing())
-        invstd = torch.rsqrt(batch.var(0) + self.eps)
-        y: Any = InPlace.apply(x, weight, bias, batch.mean, invstd, self.negative_slope)
+        batch = step.batch_moments(x, Sharing())
+        plan = Plan(lambda _: (rule.Numbers(), rule.Vectors()), self.eps)
+        y = step.pass_through(x, weight, bias, plan, batch, Sharing(), slope=self.negative_slope)
         tracks = self.track_running_stats and self.running_mean is not None
         if tracks and not self.paused and not recomputing():
-            self._move(batch.pool(), None)
+            self._move(batch.pool())
         return y
 
-    def _coupled(self, x: Tensor, sharing: Sharing, coupling: Coupling, tracks: bool) -> Tensor:
+    def _coupled(
+        self,
+        x: Tensor,
+        sharing: Sharing,
+        coupling: Coupling,
+        tracks: bool,
+        batch: Moments | None = None,
+        run: Any = step.run,
+    ) -> Tensor:
         """Any coupling over any extent: moments, plan, the passes, and the step of the statistics."""
         recipe, again = self.recipe, recomputing()
         moves = tracks and not self.paused and not again
         before = self._look_back(x, again) if coupling.looks_back else None
         ranks = sharing.ranks
-        if ranks is not None and (sharing.groups > 1 or recipe.extent.groups(10**6) > 1):
+        if ranks is not None and recipe.extent.splits:
             # Ghost groups normalise inside their rank; what they pool to is everybody's.
             sharing = sharing._replace(ranks=None)
-        batch = normalise.batch_moments(x, sharing)
+        batch = step.batch_moments(x, sharing) if batch is None else batch
         pooled = batch.pool()
         if ranks is not None and sharing.ranks is None:
             pooled = ranks.pool(pooled)
-        state, now = self._situation(pooled, before, again) if tracks else (State(pooled.mean, pooled.mean), _NO_TIME)
-        met = state
-        final, ok = None, None
+        met, now = self._situation(x.device, before, again) if tracks else (State(pooled.mean, pooled.mean), _NO_TIME)
+        state, final, ok = met, None, None
         checks_counts = sharing.uneven and not coupling.takes_one_value
         if tracks and recipe.extent.sequential:
-            met, final, ok = self._stream(batch, state, now, ~batch.few if checks_counts else None)
+            met, final, now, ok = self._stream(batch, state, now, ~batch.few if checks_counts else None)
+        for_few = None
+        if sharing.uneven and self._has_few(batch, tracks, coupling):
+            for_few = met.mean, met.var
 
-        def plan_of(found: Moments) -> Plan:
-            plan = coupling.plan(found, met, now, recipe.estimator)
-            return self._not_too_few(plan, found, met, tracks, coupling) if sharing.uneven else plan
+        def numbers_of(found: Moments) -> tuple[rule.Numbers, rule.Vectors]:
+            return coupling.plan(met, now.having(moments=found))
 
-        pull = None if coupling.exact else self._puller(coupling, now)
-        y = self._spell_or_pass(x, sharing, plan_of, pull, batch, None if before is None else before["live"])
+        plan = Plan(numbers_of, self.eps, coupling.detached, sharing.uneven, for_few)
+        moving = now.having(moments=pooled)
+        move = None
+        if moves and final is None and not self.accumulating and ranks is sharing.ranks:
+            with torch.no_grad():
+                move = recipe.estimator.move(state, moving)
+        memory = None if coupling.exact else Memory(self, now)
+        y, moved = self._spell_or_pass(x, sharing, plan, memory, batch, move, run)
         with bookkeeping():
-            if moves and final is None:
+            if moved is not None:
+                if moved == calls.NOT_FINITE:
+                    raise BatchNormError(f"batch statistics must be finite: {describe(self)}")
+                if moved == calls.DONE and self.memory_names:
+                    self._remember(state, moving, pooled)
+            elif moves and final is None:
                 # Where all groups met the running statistics, those stay; ranks decide by what they have together.
                 several = (pooled if ranks is not None else batch).has_several() if checks_counts else None
-                self._move(pooled, coupling.step(pooled, state, now), now, several)
+                self._move(pooled, now, several)
             elif moves and final is not None and ok is not None:
                 self._commit(final, ok.any(), (~ok).any())
         return y
@@ -395,19 +407,17 @@ class BatchNorm(Moving):
         self,
         x: Tensor,
         sharing: Sharing,
-        plan_of: Any,
-        pull: Any,
+        plan: Plan,
+        memory: Memory | None = None,
         batch: Moments | None = None,
-        source: Tensor | None = None,
-    ) -> Tensor:
+        move: rule.Move | None = None,
+        run: Any = step.run,
+    ) -> tuple[Tensor, int | None]:
+        """The output, and what became of the statistics where the move came with it."""
         weight, bias = self._affine()
-
-        def spell(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-            return normalise.spelled(x, weight, bias, plan_of, sharing, self.eps)
-
-        if pull is None and normalise.needs_spelling(x):
-            return spell(x, weight, bias)
-        if pull is not None and not torch.compiler.is_compiling() and transformed():
+        if memory is None and step.needs_spelling(x):
+            return step.spelled(x, weight, bias, plan, sharing), None
+        if memory is not None and not torch.compiler.is_compiling() and transformed():
             raise BatchNormError(
                 f"coupling {type(self.recipe.coupling).__name__} cannot be transformed by torch.func in training: its "
                 "backward uses running averages and is not a derivative; use eval mode, or autograd"
@@ -417,10 +427,15 @@ class BatchNorm(Moving):
                 f"{describe(self)} must be traced in eval mode: the backward of {type(self.recipe.coupling).__name__} "
                 "uses running averages, which a trace cannot hold"
             )
-        found = normalise.batch_moments(x, sharing) if batch is None else batch
-        plan = plan_of(found)
-        rule = normalise.Backward(spell if pull is None else None, pull, source if plan.var.requires_grad else None)
-        return normalise.four_passes(x, weight, bias, plan, found, sharing, self.eps, rule)
+        found = step.batch_moments(x, sharing) if batch is None else batch
+        call = None
+        if not torch.compiler.is_compiling():
+            with torch.no_grad():
+                call = backends.after_moments(self, x, sharing, plan, found, memory, move)
+        if call is None:
+            return step.pass_through(x, weight, bias, plan, found, sharing, memory, run=run), None
+        y = run(native.arranged(x)[0], weight, bias, None, call)
+        return y, call.status if call.moves else None
 
     def _look_back(self, x: Tensor, again: bool) -> dict[str, Tensor]:
         if self.before is None:
@@ -439,8 +454,8 @@ class BatchNorm(Moving):
             )
         return look_back(x, self.before.weight)
 
-    def _not_too_few(self, plan: Plan, found: Moments, state: State, tracks: bool, coupling: Coupling) -> Plan:
-        """Groups that a mask or the ranks leave with one value: an error, or the running statistics."""
+    def _has_few(self, found: Moments, tracks: bool, coupling: Coupling) -> bool:
+        """Whether groups that a mask or the ranks leave with one value meet the running statistics; else an error."""
         if self.recipe.policy.weights == "frequency":
             # Repetitions that sum to one are weights of another kind: their corrected variance has no meaning.
             message = (
@@ -451,18 +466,12 @@ class BatchNorm(Moving):
             summed = (whole.count > 0) & (whole.count <= 1 + 1e-4) & ~whole.few
             require(~summed.any(), message, self)
         if coupling.takes_one_value:
-            return plan
-        few = found.few
-        if not (tracks and self.recipe.policy.too_few == "population"):
-            message = "training needs at least 2 unmasked values per channel, over all ranks"
-            require(~few.any(), message, self)
-            return plan
-        share = torch.where(few, 0.0, plan.share)
-        mean, var = torch.where(few, state.mean, plan.mean), torch.where(few, state.var, plan.var)
-        ratio = None if plan.ratio is None else torch.where(few, 1.0, plan.ratio)
-        offset = None if plan.offset is None else torch.where(few, 0.0, plan.offset)
-        follows = None if plan.grad_ratio is None else torch.where(few, 1.0, plan.grad_ratio)
-        return plan._replace(mean=mean, var=var, share=share, ratio=ratio, offset=offset, grad_ratio=follows)
+            return False
+        if tracks and self.recipe.policy.too_few == "population":
+            return True
+        message = "training needs at least 2 unmasked values per channel, over all ranks"
+        require(~found.few.any(), message, self)
+        return False
 
     def _check_eps(self) -> None:
         """As torch from 2.13 on; before it, the output was NaN."""
@@ -494,4 +503,4 @@ class BatchNorm(Moving):
 
 
 # A layer that does not track has no step; couplings that would ask are replaced before.
-_NO_TIME: Any = Now(None, None, 0.0)  # pyright: ignore[reportArgumentType]
+_NO_TIME = Now(1.0, None, 0.0)

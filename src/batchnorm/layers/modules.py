@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _LazyNormBase
 from batchnorm.arguments import arguments, told
 from batchnorm.errors import ArgumentError
 from batchnorm.layers.activation import Activation, check_activation
-from batchnorm.layers.choices import Choices, Momentum, starting_momentum
+from batchnorm.layers.choices.recipe import Choices, Momentum, starting_momentum
+from batchnorm.layers.choices.table import Method, recipe_for
 from batchnorm.layers.module import ARGUMENTS, BatchNorm
 from batchnorm.layers.naming import describe
-from batchnorm.layers.table import Method, recipe_for
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):

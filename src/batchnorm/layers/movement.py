@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -11,17 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm import kernels
+from batchnorm.layers import rule
 from batchnorm.layers.activation import SMALLEST_WEIGHT
 from batchnorm.layers.asserting import require, transformed
-from batchnorm.layers.couplings import Coupling, Returned
-from batchnorm.layers.estimators import Now, State
+from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
-from batchnorm.layers.ranks import Ranks, TracedRanks
+from batchnorm.layers.processes.ranks import Ranks, TracedRanks
 from batchnorm.layers.recompute import bookkeeping
-from batchnorm.layers.remembered import Buffers
 from batchnorm.layers.statistics import PENDING, Statistics
-from batchnorm.layers.streams import stream
 
 
 class Moving(Statistics):
@@ -59,81 +56,45 @@ class Moving(Statistics):
         ranks.mode = paused if bank is None else f"{paused} bank {bank}".strip()
         return ranks
 
-    def _puller(self, coupling: Coupling, now: Now) -> Any:
-        # By the time backward runs, the bank, the pause or the functional call of this forward may be over.
-        buffers, moves = Buffers(self, self.memory_names), not self.paused
-
-        def pull(back: Returned) -> tuple[Tensor, Tensor]:
-            held = buffers.now()
-            few, share = None, back.plan.share
-            if not coupling.takes_one_value and isinstance(share, torch.Tensor):
-                # Groups with too few values met the running statistics: constants to the gradient, in no memory.
-                few = share == 0
-                back = back._replace(batch=replace(back.batch, count=torch.where(few, 0.0, back.batch.count)))
-            u, v, new = coupling.pull(back, self._state(back.sum_g.dtype, held), now)
-            if few is not None:
-                u, v = (torch.where(few, 0.0, value) for value in (u, v))
-            if moves:
-                # An overflowing step of mixed precision must not stay in the controllers for ever. Of a stream, single
-                # samples are left out, and `pull` has done that.
-                finite = (torch.isfinite(back.sum_g) & torch.isfinite(back.sum_gx)).all(-1)
-                finite = finite.any() if self.recipe.extent.sequential else finite.all()
-                self._write_memory(new, finite & (back.batch.count > 0).any(), held)
-            return u, v
-
-        return pull
-
     @torch.no_grad()
-    def _situation(self, pooled: Moments, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
+    def _situation(self, device: torch.device, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
         """The statistics and the step this forward meets; a recomputed one meets those of its first."""
         forward = self.__dict__.get("_forward") if self.recipe.coupling.reads_population else None
+        if forward is None:
+            return self._state(kernels.wide_dtype(device)), self._now(device, before)
         with bookkeeping():
-            found = forward.situation() if again and forward is not None else None
+            found = forward.situation() if again else None
             if found is not None:
                 return found
-            state, now = self._state(pooled.mean.dtype), self._now(pooled.mean.device, before)
-            if forward is not None and not again:
+            state, now = self._state(kernels.wide_dtype(device)), self._now(device, before)
+            if not again:
                 forward.met(state, now)
             return state, now
 
     @torch.no_grad()
     def _stream(
         self, batch: Moments, state: State, now: Now, enough: Tensor | None = None
-    ) -> tuple[State, State, Tensor]:
-        """Group after group: what each meets `(groups, C)`, what is left at the end, which groups counted."""
-        gain = now.momentum
-        if gain is None:
-            # A cumulative average, as update_bn asks for: every group is a step of its own.
-            groups = torch.arange(1, len(batch.mean) + 1, device=batch.mean.device)[:, None]
-            gain = 1.0 / ((now.step - 1) * len(batch.mean) + groups).to(batch.mean.dtype)
-        estimator: Any = self.recipe.estimator
-        ok = self._acceptable(batch, State(batch.mean, batch.var(estimator.correction)), enough)
-        met, final = stream(estimator, batch, state, gain, ok, now.eps)
-        return met, final, ok
+    ) -> tuple[State, State, Now, Tensor]:
+        """Group after group: what each meets `(groups, C)`, what is left at the end, their steps, and which counted."""
+        # Every group is a step of its own, which a cumulative average goes by, as update_bn asks for.
+        groups = torch.arange(1, len(batch.mean) + 1, device=batch.mean.device)[:, None]
+        now = now.having(each=((now.step - 1) * len(batch.mean) + groups).to(batch.mean.dtype))
+        how = self.recipe.estimator.move(state, now)
+        ok = self._acceptable(batch, batch.var(how.correction), enough)
+        met, last = rule.stream(batch, state.mean, state.var, now.eps, how, ok)
+        return State(*met, state.memory), State(*last, state.memory), now, ok
 
-    def _acceptable(self, batch: Moments, new: State, several: Tensor | None = None) -> Tensor:
-        """Whether a batch, or each group `(groups, 1)`, may enter: finite, not empty, enough of it for a variance.
-
-        Without several values it has met the running statistics, which stay.
-        """
-        rows = batch.mean.dim() == 2
-
-        def everywhere(condition: Tensor) -> Tensor:
-            return condition.all(-1, keepdim=True) if rows else condition.all()
-
-        present = everywhere(batch.count > 0 if several is None else (batch.count > 0) & several)
-        if self.recipe.policy.nonfinite == "propagate":
-            return present
-        finite = everywhere(torch.isfinite(batch.mean) & torch.isfinite(batch.m2) & torch.isfinite(new.var))
-        if self.recipe.policy.nonfinite == "raise":
-            require((finite | ~present).all(), "batch statistics must be finite", self)
-        return finite & present
+    def _acceptable(self, batch: Moments, var: Tensor, several: Tensor | None = None) -> Tensor:
+        """Whether a batch, or each group `(groups, 1)`, may enter with this new variance."""
+        ok, sound = rule.may_enter(batch, var, self.recipe.policy.nonfinite, several)
+        if sound is not None:
+            require(sound, "batch statistics must be finite", self)
+        return ok
 
     @torch.no_grad()
     def _move(
         self,
         batch: Moments,
-        memory: dict[str, Tensor] | None,
         now: Now | None = None,
         several: Tensor | None = None,
     ) -> None:
@@ -142,12 +103,23 @@ class Moving(Statistics):
             if self.accumulating:
                 self._pend(batch, several)
                 return
-            state = self._state(batch.mean.dtype)
-            new = self.recipe.estimator.step(state, batch, self._now(batch.mean.device) if now is None else now)
-            ok = self._acceptable(batch, new, several)
-            if memory:
-                new = replace(new, memory={**new.memory, **memory})
-            self._commit(new, ok, ~ok)
+            state, estimator = self._state(batch.mean.dtype), self.recipe.estimator
+            now = (self._now(batch.mean.device) if now is None else now).having(moments=batch)
+            mean, var = rule.move(batch, state.mean, state.var, now.eps, estimator.move(state, now))
+            ok = self._acceptable(batch, var, several)
+            self._commit(State(mean, var, self._kept(state, now, batch)), ok, ~ok)
+
+    def _kept(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+        """What the choices keep of a batch that enters."""
+        if not self.memory_names:
+            return {}
+        recipe = self.recipe
+        return {**recipe.estimator.remember(state, now, batch), **recipe.coupling.remember(state, now, batch)}
+
+    @torch.no_grad()
+    def _remember(self, state: State, now: Now, batch: Moments) -> None:
+        """Keep a batch that has entered."""
+        self._write_memory(self._kept(state, now, batch))
 
     def _commit(self, new: State, ok: Tensor, skipped: Tensor) -> None:
         for name, value in (("running_mean", new.mean), ("running_var", new.var)):
@@ -171,7 +143,7 @@ class Moving(Statistics):
     def _pend(self, batch: Moments, several: Tensor | None = None) -> None:
         """Keep a micro-batch for the one update that `accumulate` makes."""
         held = self._pending()
-        ok = self._acceptable(batch, State(batch.mean, batch.m2), several)
+        ok = self._acceptable(batch, batch.m2, several)
         new = held.merge(batch)
         for name, value in (("count", new.count), ("mean", new.mean), ("m2", new.m2)):
             buffer = getattr(self, f"pending_{name}")
@@ -200,8 +172,7 @@ class Moving(Statistics):
         self.accumulating = False
         batch = self._pending()
         if land and bool((batch.count > 0).any()):
-            state, now = self._state(batch.mean.dtype), self._now(batch.mean.device)
-            self._move(batch, self.recipe.coupling.step(batch, state, now), now)
+            self._move(batch)
         for name in PENDING:
             del self.__dict__[name]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError, OperandError
-from batchnorm.kernels import native, slab
+from batchnorm.kernels import calls, native
 from batchnorm.layers.naming import describe
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _reads(v: Tensor, x: Tensor) -> bool:
     return v.dtype is x.dtype or (v.dtype in _NARROW or (v.dtype is torch.float32 and x.dtype is not torch.float64))
 
 
-def statistics_of(layer: BatchNorm, x: Tensor) -> slab.Statistics | None:
+def statistics_of(layer: BatchNorm, x: Tensor) -> calls.Statistics | None:
     """The running statistics and counters, where they may be read and written where they lie."""
     buffers, channels = layer._buffers, x.shape[1]
     if layer.active_bank is None:
@@ -139,7 +139,7 @@ def statistics_of(layer: BatchNorm, x: Tensor) -> slab.Statistics | None:
         return None
     if skipped is not None and not _counts(skipped):
         return None
-    return slab.Statistics(mean, var, tracked, skipped)
+    return calls.Statistics(mean, var, tracked, skipped)
 
 
 def _counts(counter: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils import _python_dispatch, checkpoint
 
 from batchnorm.layers.asserting import tracing
-from batchnorm.layers.estimators import Now, State
+from batchnorm.layers.choices.situation import Now, State
 
 # What contexts set on a layer: a mask, a bank, `accumulate(renorm=True)`, a pause.
 CIRCUMSTANCES = ("_given", "active_bank", "recipe", "paused")
@@ -93,20 +93,22 @@ def may_run_again() -> bool:
 class Forward:
     """One forward: some values of its input, what contexts had set, and the statistics it met."""
 
-    __slots__ = ("circumstances", "eps", "key", "momentum", "shape", "vectors")
+    __slots__ = ("circumstances", "eps", "estimator", "key", "momentum", "reads", "shape", "vectors")
 
     def __init__(self, x: Tensor, circumstances: tuple[Any, ...]) -> None:
         self.key, self.shape, self.circumstances = _some_values(x), x.shape, circumstances
         self.vectors: dict[str, Tensor] = {}
-        self.eps, self.momentum = 0.0, None
+        self.eps, self.momentum, self.estimator, self.reads = 0.0, None, None, False
 
     def met(self, state: State, now: Now) -> None:
         """Keep the statistics; they are copies of the buffers already, which nothing writes to."""
-        mean = state.mean
-        self.vectors = {"mean": mean, "var": state.var, "step": now.step.clone()}
+        mean, step = state.mean, now.step
+        self.reads = not isinstance(step, Tensor)
+        self.vectors = {"mean": mean, "var": state.var, "step": torch.tensor(step) if self.reads else step.clone()}
         if isinstance(now.momentum, Tensor):
             self.vectors["momentum"] = now.momentum.to(mean.dtype)
         self.vectors.update({f"memory {name}": value for name, value in state.memory.items()})
+        self.estimator = now.estimator
         self.eps, self.momentum = now.eps, None if isinstance(now.momentum, Tensor) else now.momentum
 
     def situation(self) -> tuple[State, Now] | None:
@@ -115,7 +117,9 @@ class Forward:
             return None
         v = self.vectors
         memory = {name.removeprefix("memory "): value for name, value in v.items() if name.startswith("memory ")}
-        return State(v["mean"], v["var"], memory), Now(v["step"], v.get("momentum", self.momentum), self.eps)
+        step = v["step"].item() if self.reads else v["step"]
+        now = Now(step, v.get("momentum", self.momentum), self.eps, self.estimator)
+        return State(v["mean"], v["var"], memory), now
 
 
 class ForwardRecord:
@@ -155,7 +159,8 @@ class ForwardRecord:
             return first
         nearest = distances.argmin()[None]
         found = Forward(x, first.circumstances)
-        found.eps, found.momentum = first.eps, first.momentum
+        found.eps, found.momentum, found.estimator = first.eps, first.momentum, first.estimator
+        found.reads = first.reads
         for name in first.vectors:
             vectors = torch.stack([e.vectors[name] for e in entries])
             found.vectors[name] = vectors.index_select(0, nearest)[0]

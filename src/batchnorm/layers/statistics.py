@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch.nn.parameter import is_lazy
 from batchnorm import kernels
 from batchnorm.arguments import a_string, told
 from batchnorm.errors import BatchNormError, check
+from batchnorm.kernels import native
 from batchnorm.layers.choices import Recipe
-from batchnorm.layers.couplings import BatchCoupling
-from batchnorm.layers.estimators import EMA, Now, State, resolve
+from batchnorm.layers.choices.situation import Now, State, resolve
 from batchnorm.layers.held import without_contexts
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -99,7 +100,7 @@ class Statistics(_BatchNorm):
             memory = self.recipe.estimator.memory(state, trained)
             coupling: Any = self.recipe.coupling
             if coupling.looks_back and self.before is not None:
-                return {**memory, **coupling.memory_of(state, self.before.weight)}
+                return {**memory, **coupling.memory_before(state, self.before.weight)}
             return {**memory, **coupling.memory(state, trained)}
 
     def abandon(self, bank: str | None = None) -> None:
@@ -194,9 +195,13 @@ class Statistics(_BatchNorm):
     # Reading and writing -----------------------------------------------------------------------------------
 
     def _now(self, device: torch.device, before: dict[str, Tensor] | None = None) -> Now:
-        tracked = self.stat("num_batches_tracked")
-        step = torch.ones((), dtype=torch.long, device=device) if tracked is None else _copy(tracked, tracked.dtype) + 1
-        return Now(step, resolve(self.momentum, step), self.eps, before)
+        tracked, wide = self.stat("num_batches_tracked"), kernels.wide_dtype(device)
+        # A number costs less than a tensor, where reading it waits for nobody.
+        reads = device.type == "cpu" and (tracked is None or (type(tracked) is Tensor and tracked.is_cpu))
+        if reads and native.unwatched():
+            return Now(1.0, self.momentum, self.eps, self.recipe.estimator, before, tracked)
+        step = torch.ones((), dtype=wide, device=device) if tracked is None else _copy(tracked, tracked.dtype) + 1
+        return Now(step.to(wide), resolve(self.momentum, step), self.eps, self.recipe.estimator, before)
 
     def _held(self) -> dict[str, Tensor]:
         """The buffers themselves that this forward works with."""
@@ -204,6 +209,8 @@ class Statistics(_BatchNorm):
 
     def _state(self, dtype: torch.dtype, held: dict[str, Tensor] | None = None) -> State:
         held = self._held() if held is None else held
+        if not torch.compiler.is_compiling():
+            return Copied(held, dtype)
         memory = {name: _copy(held[name], dtype) for name in self.memory_names}
         return State(_copy(held["running_mean"], dtype), _copy(held["running_var"], dtype), memory)
 
@@ -277,9 +284,8 @@ class Statistics(_BatchNorm):
 
     def _reads_counter(self) -> bool:
         """Whether a gain, a schedule or a warm-up goes by the number of batches, so that 0 would be a lie."""
-        estimator, coupling = self.recipe.estimator, self.recipe.coupling
-        plain = type(estimator) is EMA and not estimator.debias and not callable(estimator.decay)
-        return not (plain and type(coupling) is BatchCoupling and isinstance(self.momentum, float | int))
+        plain = not self.recipe.estimator.counts_batches and self.recipe.coupling.is_plain
+        return not (plain and isinstance(self.momentum, float | int))
 
     def reset_running_stats(self) -> None:
         """Back to mean 0, variance 1, all counters 0 and nothing remembered: of the active bank alone."""
@@ -300,6 +306,32 @@ class Statistics(_BatchNorm):
             initial = self._initial_memory(self.stat("running_mean"), self.stat("running_var"))
             for name in self.memory_names:
                 self.stat(name).copy_(initial[name])
+
+
+class Copied(State):
+    """A layer's state, copied when it is first asked for."""
+
+    def __init__(self, held: dict[str, Tensor], dtype: torch.dtype) -> None:
+        object.__setattr__(self, "_held", (held, dtype))
+
+    @cached_property
+    def mean(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The running mean."""
+        return self._copy("running_mean")
+
+    @cached_property
+    def var(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The running variance."""
+        return self._copy("running_var")
+
+    @cached_property
+    def memory(self) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the choices remember."""
+        return {name: self._copy(name) for name in self._held[0] if name not in _STOCK}  # pyright: ignore
+
+    def _copy(self, name: str) -> Tensor:
+        held, dtype = self._held  # pyright: ignore
+        return _copy(held[name], dtype)
 
 
 _OWN = (

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from batchnorm import kernels
 from batchnorm.arguments import a_module, a_tensor, arguments, several_of
 from batchnorm.errors import check
-from batchnorm.layers import fused, shared
 from batchnorm.layers.activation import activate
 from batchnorm.layers.module import BatchNorm
+from batchnorm.layers.processes.ranks import Ranks, pool_together, sums_together
+from batchnorm.layers.step import Sharing, respelled
 
 
 @arguments(layers=several_of(a_module), inputs=several_of(a_tensor))
@@ -50,11 +52,11 @@ def forward_together(layers: Iterable[nn.Module], inputs: Iterable[Tensor]) -> l
     if not _may(called):
         return [layer(x) for layer, x in zip(called, given, strict=True)]
     entered = [_before(layer, x) for layer, x in zip(called, given, strict=True)]
-    parts = [layer.part(x) for layer, x in zip(called, entered, strict=True)]
-    if all(part is not None and part.ranks.circle is parts[0].ranks.circle for part in parts):
+    parts = [_part_of(layer, x) for layer, x in zip(called, entered, strict=True)]
+    if all(part is not None and part[1].ranks.circle is parts[0][1].ranks.circle for part in parts):
         outputs = [
             activate(y, layer.activation, layer.negative_slope, None)
-            for layer, y in zip(called, shared.forward(parts), strict=True)
+            for layer, y in zip(called, _outputs(called, parts), strict=True)
         ]
         outputs = [
             y if layer.channel_axis == 1 else y.movedim(1, layer.channel_axis)
@@ -70,12 +72,76 @@ def _may(layers: list[Any]) -> bool:
     if torch.compiler.is_compiling() or len(set(map(id, layers))) < max(2, len(layers)):
         return False
     for layer in layers:
-        if not isinstance(layer, BatchNorm) or not layer.training or layer.frozen or not fused.unweighted(layer):
+        if not isinstance(layer, BatchNorm) or not layer.training or layer.frozen or layer._weighted():
             return False
         sync = layer.recipe.extent.sync
         if sync is None or sync.size() == 1 or layer._backward_hooks or layer._backward_pre_hooks:
             return False
     return True
+
+
+def _part_of(layer: Any, x: Tensor) -> Any:
+    """The input, channels second, and whom its statistics are shared with; None where the layer must run alone."""
+    recipe, x = layer.recipe, x if layer.channel_axis == 1 else x.movedim(layer.channel_axis, 1)
+    layer._check_input_dim(x)
+    ranks = layer._ranks()
+    alone = not recipe.coupling.is_plain or recipe.extent.splits or recipe.policy.too_few == "population"
+    if alone or type(ranks) is not Ranks or x.dim() < 2 or torch.is_inference_mode_enabled():
+        return None
+    return x, Sharing(1, None, recipe.policy.weights == "reliability", True, ranks, True)
+
+
+def _outputs(layers: list[Any], parts: list[Any]) -> list[Tensor]:
+    """The outputs before activation, from one message of all."""
+    with torch.no_grad():
+        own = [sharing.own_moments(x, kernels.select(x).reduce) for x, sharing in parts]
+        pooled = pool_together([sharing.ranks for _, sharing in parts], own)
+    records: list[Any] = []
+
+    def now(x: Tensor, weight: Any, bias: Any, residual: Any, call: Any, learned: Any = ()) -> Tensor:
+        with torch.no_grad():
+            y = call.forward(x, weight, bias, residual)
+        records.append((call, x, weight, bias, y))
+        return y
+
+    for layer, (x, sharing), batch in zip(layers, parts, pooled, strict=True):
+        tracks = layer.track_running_stats and layer.running_mean is not None
+        layer._coupled(x, sharing, layer.recipe.coupling, tracks, batch, now)
+    outputs: list[Tensor] = [record[4] for record in records]
+    if not torch.is_grad_enabled():
+        return outputs
+    flat = [t for record in records for t in record[1:4]]
+    return list(_Together.apply([record[0] for record in records], outputs, *flat))  # pyright: ignore
+
+
+class _Together(torch.autograd.Function):
+    """Outputs that were made together, whose backward sends one message."""
+
+    @staticmethod
+    def forward(ctx: Any, calls: list[Any], outputs: list[Tensor], *flat: Any) -> tuple[Tensor, ...]:
+        """Keep x, weight and bias of every layer."""
+        ctx.save_for_backward(*flat)
+        ctx.calls = calls
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        """One message with the sums of all layers, whichever of them anybody needs."""
+        needs, flat = ctx.needs_input_grad[2:], ctx.saved_tensors
+        told = []
+        for i, (call, g) in enumerate(zip(ctx.calls, grads, strict=True)):
+            x, weight, bias = flat[3 * i : 3 * i + 3]
+            told.append((call, g, x, weight, bias, None, (*needs[3 * i : 3 * i + 3], False), ()))
+        found: list[Any] = []
+        if torch.is_grad_enabled():
+            for call, g, x, weight, bias, y, wants, learned in told:
+                found += respelled(call, g, x, weight, bias, y, (*wants, False), learned)[:3]
+            return None, None, *found
+        begun = [call.begin(*rest) for call, *rest in told]
+        everybodys = sums_together([call.sharing.ranks for call in ctx.calls], [sums for sums, _ in begun])
+        for (_, end), sums in zip(begun, everybodys, strict=True):
+            found += end(*sums)[:3]
+        return None, None, *found
 
 
 def _before(layer: nn.Module, x: Any) -> Any:

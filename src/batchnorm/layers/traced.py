@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import native, traced
+from batchnorm.kernels import calls, native, traced
 from batchnorm.layers.activation import follows_residual
-from batchnorm.layers.extents import Batch, Ghost
 from batchnorm.layers.operands import require
-from batchnorm.layers.ways import native_choices, native_coupling, native_move
+from batchnorm.layers.rule import Move
 
 if TYPE_CHECKING:
     from batchnorm.layers.module import BatchNorm
@@ -32,13 +31,29 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     require(layer, x, residual)
     recipe, n = layer.recipe, x.shape[0]
     groups = recipe.extent.groups(n)
-    choices = _choices(layer)
-    if choices is None or n // groups * (x.numel() // (n * x.shape[1])) == 1:
+    if n // groups * (x.numel() // (n * x.shape[1])) == 1:
         return None
+    state, now = layer._situation(x.device, None, False)
+    numbers, vectors = recipe.coupling.plan(state, now)
+    move = Move() if layer.paused else recipe.estimator.move(state, now)
+    slope = layer.negative_slope if layer.activation == "leaky_relu" else 0.0
+    values = [
+        numbers.mean, numbers.share, numbers.spread, numbers.low, numbers.high, numbers.shift,
+        move.gain, move.q, move.p, move.r, layer.eps, slope,
+    ]  # fmt: skip
+    if any(isinstance(value, Tensor) and (value.numel() != 1 or value.requires_grad) for value in values):
+        return None
+    told = torch.stack([torch.as_tensor(value, dtype=torch.float64).reshape(()) for value in values])
+    flags = [
+        int(numbers.log), int(numbers.quiet), int(move.root), move.correction, int(recipe.coupling.centres),
+        calls.ACTIVATIONS.index(layer.activation), int(recipe.policy.weights == "reliability"),
+        calls.NONFINITE.index(recipe.policy.nonfinite),
+    ]  # fmt: skip
     buffers: list[Any] = [*(layer._buffers[name] for name in _BUFFERS), layer.num_batches_skipped]
     moves = not layer.paused
-    ints, floats = traced.listed(choices)
-    found = traced.train(x, layer.weight, layer.bias, residual, *buffers, ints, floats, groups, moves)
+    found = traced.train(
+        x, layer.weight, layer.bias, residual, *vectors, *buffers, told, flags, groups, moves, recipe.coupling.detached
+    )
     if moves:
         with torch.no_grad():
             for buffer, value in zip(buffers, found[2:], strict=True):
@@ -54,7 +69,12 @@ def _served(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
         return False
     if layer.accumulating or layer.active_bank is not None or layer.inplace or x.dim() < 2:
         return False
-    if type(layer.recipe.extent) not in (Batch, Ghost) or layer.recipe.extent.sequential:
+    recipe = layer.recipe
+    if recipe.extent.sync is not None or recipe.extent.requires is not None or recipe.extent.sequential:
+        return False
+    if not recipe.coupling.exact or recipe.coupling.looks_back or layer.memory_names:
+        return False
+    if recipe.policy.nonfinite == "raise" or recipe.coupling.finishes is not None:
         return False
     if residual is not None and (
         residual.dtype is not x.dtype
@@ -68,14 +88,3 @@ def _served(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
         return False
     affine = [v for v in (layer.weight, layer.bias) if v is not None]
     return len({v.dtype for v in affine}) < 2 and x.numel() >= _WORTHWHILE
-
-
-def _choices(layer: BatchNorm) -> dict[str, Any] | None:
-    recipe = layer.recipe
-    if not recipe.coupling.exact or recipe.policy.nonfinite == "raise":
-        return None
-    move = native_move(recipe, layer.momentum)
-    coupled = native_coupling(recipe, recipe.coupling, move)
-    if move is None or coupled is None:
-        return None
-    return native_choices(recipe, coupled, move, layer.eps, layer.activation, layer.negative_slope)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.errors import check
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Recipe
 from batchnorm.layers.choices import is_momentum
-from batchnorm.layers.estimators import resolve
+from batchnorm.layers.choices.situation import resolve
 
 
 def next_momentum(layer: _BatchNorm) -> float | None:

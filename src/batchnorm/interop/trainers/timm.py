@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from batchnorm.arguments import a_module, a_string, arguments
 from batchnorm.interop.extras import needs
 from batchnorm.layers import BatchNorm2d
-from batchnorm.layers.table import Method
+from batchnorm.layers.choices.table import Method
 from batchnorm.models import convert as convert_plain
 from batchnorm.models import to_stock as to_stock_plain
 from batchnorm.models.find import Model

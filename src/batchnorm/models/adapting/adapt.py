@@ -24,7 +24,7 @@ from batchnorm.arguments import (
 )
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import Mixture, Stored
-from batchnorm.layers.inference import Inference
+from batchnorm.layers.choices.inference import Inference
 from batchnorm.models.adapting.decide import Choice, confirm, decide, weigh
 from batchnorm.models.adapting.evidence import ForwardFn, Reader, Samples, Shift, shift_of
 from batchnorm.models.adapting.layers import Adapted, adapted_class, begin, end, write

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from batchnorm import kernels
 from batchnorm import layers as ours
-from batchnorm.layers import BatchNorm, Mixture, Moments
-from batchnorm.layers.couplings import Plan
-from batchnorm.layers.inference import Inference
-from batchnorm.layers.normalise import Sharing, batch_moments
+from batchnorm.layers import BatchNorm, Mixture
+from batchnorm.layers.choices.inference import Inference
 from batchnorm.layers.recompute import recomputing
+from batchnorm.layers.rule import Rows
 from batchnorm.layers.statistics import NARROW
+from batchnorm.layers.step import batch_moments
 
 _BUFFERS = ("adapted_mean", "adapted_var")
 
@@ -54,22 +52,15 @@ class Adapted(BatchNorm):
         return self.recipe.coupling.finish(y, weight)
 
     def _mixed(self, x: Tensor, weight: Tensor | None, inference: Mixture) -> Tensor:
-        centred = self.recipe.coupling.centres
-        groups = inference.groups(len(x))
-        sharing = Sharing(groups, weight, False, centred, uneven=weight is not None)
+        sharing, plan = self._mixing(x, weight, inference)
         found = batch_moments(x, sharing)
-        state = self._state(kernels.wide_dtype(x.device))
-
-        def plan_of(here: Moments) -> Plan:
-            return inference.plan(here, state, math.prod(x.shape[2:]), centred)
-
-        y = self._spell_or_pass(x, sharing, plan_of, None, found)
+        y, _ = self._spell_or_pass(x, sharing, plan, batch=found)
         if self.follows and not recomputing():
-            self._follow(plan_of(found))
+            self._follow(plan.rows(found)[2])
         return y
 
     @torch.no_grad()
-    def _follow(self, plan: Plan) -> None:
+    def _follow(self, plan: Rows) -> None:
         ok = torch.isfinite(plan.mean).all() & torch.isfinite(plan.var).all()
         for name, new in (("adapted_mean", plan.mean[0]), ("adapted_var", plan.var[0])):
             buffer: Any = self._buffers[name]

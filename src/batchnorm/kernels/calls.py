@@ -6,6 +6,7 @@ backward does both passes. What passes between them is `saved`: rows of channel 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -13,17 +14,15 @@ from torch import Tensor
 
 from batchnorm.kernels import native
 
-COUPLINGS = ("batch", "second moment", "renorm", "population", "population total", "stored")
 ACTIVATIONS = (None, "relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu")
-SCHEDULES = (None, "paper", "crossq")
-GAINS = ("constant", "one over step", "debiased", "falling")
 NONFINITE = ("skip", "propagate", "raise")
-KEPT = (None, "pooled", "window", "mabn", "power", "unified")
-# What a forward reports besides 0: the batch was skipped, groups of one value, a value that is not finite.
-SKIPPED, TOO_FEW, NOT_FINITE = 1, 2, 4
+# What a forward reports: all is well, the batch was skipped, groups of one value, a value that is not finite.
+DONE, SKIPPED, TOO_FEW, NOT_FINITE = 0, 1, 2, 4
 # Where a backward finds the sign the activation saw.
 RECOMPUTE, OUTPUT, INVERT = 0, 1, 2
-ROWS = 12
+# What a backward does: all, the sums alone, or what follows them.
+WHOLE, SUMS, REST = 0, 1, 2
+ROWS = 13
 
 
 def address(t: Tensor) -> int:
@@ -37,11 +36,11 @@ def address(t: Tensor) -> int:
 
 def size(groups: int, channels: int) -> int:
     """How many numbers a forward leaves."""
-    return (ROWS * groups + 2) * channels + 1
+    return ROWS * groups * channels
 
 
 class Saved:
-    """The rows of channel vectors one forward leaves, `(groups, C)` each, and what it met."""
+    """The rows of channel vectors one forward leaves, `(groups, C)` each."""
 
     __slots__ = ("channels", "groups", "values")
 
@@ -52,16 +51,9 @@ class Saved:
         )
 
     def row(self, index: int) -> Tensor:
-        """One row: count, its squares, mean, m2; mean, invstd, centre, share / count, ratio, offset; scale, shift."""
+        """Of count, its squares, mean, m2; mean, invstd, centre, share / count; ratio, offset, scale, shift; follow."""
         size = self.groups * self.channels
         return self.values[index * size : (index + 1) * size].view(self.groups, self.channels)
-
-    @property
-    def met(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The population's mean and variance before this batch, and the number of this step."""
-        start = ROWS * self.groups * self.channels
-        mean, var = self.values[start:-1].view(2, self.channels).unbind(0)
-        return mean, var, self.values[-1]
 
 
 class Statistics(NamedTuple):
@@ -92,47 +84,32 @@ def parameters(weight: Tensor | None, bias: Tensor | None) -> tuple[int, int, in
     )
 
 
-def spec(**choices: Any) -> Any:
-    """What a layer's choices come to, made once; words are those of the tuples above."""
-    for name, words in (
-        ("coupling", COUPLINGS),
-        ("activation", ACTIVATIONS),
-        ("schedule", SCHEDULES),
-        ("gain", GAINS),
-        ("nonfinite", NONFINITE),
-    ):
-        if name in choices:
-            choices[name] = words.index(choices[name])
-    return native._native.Spec(**choices)
+class Vectors(NamedTuple):
+    """Channel vectors, `(C,)` or `(groups, C)`: the population's, what joins the variance, what the batch joins."""
+
+    pm: Tensor | None = None
+    pv: Tensor | None = None
+    rest: Tensor | None = None
+    from_mean: Tensor | None = None
+    from_var: Tensor | None = None
 
 
-class Remembered(NamedTuple):
-    """Averages over past batches: what they are, and the buffers of one layer where the kernel looks for each."""
-
-    kept: Any
-    # Rings or vectors a, b and c, then two counters; None for what there is not.
-    places: tuple[Tensor | None, ...]
+@lru_cache(maxsize=1024)
+def spec(*numbers: Any) -> Any:
+    """A step's numbers as the extension takes them: those of the plan and of the move, then eps and what is flags."""
+    return native._native.Spec(*numbers)
 
 
-def _memory(remembered: Remembered) -> Any:
-    """Where the buffers lie at this moment: their storage may be another one at the next call."""
-    if remembered is NOTHING:
-        return _NO_MEMORY
-    wide = any(v is not None and v.dtype is torch.float64 for v in remembered.places)
-    return native._native.Memory(*(0 if v is None else address(v) for v in remembered.places), wide)
+def _spread(v: Tensor | None, groups: int, channels: int, by_group: bool) -> Tensor | None:
+    if v is None:
+        return None
+    v = v.to(torch.float64)
+    v = v.expand(groups, channels) if by_group else v.reshape(-1).expand(channels)
+    return v.contiguous()
 
 
-def kept(kind: str, **choices: Any) -> Any:
-    """What a layer remembers of past batches, made once."""
-    averages = native._native.Averages()
-    averages.kind = KEPT.index(kind)
-    for name, value in choices.items():
-        setattr(averages, name, value)
-    return averages
-
-
-NOTHING: Any = Remembered(native._native.Averages(), ()) if native.built() else None
-_NO_MEMORY: Any = native._native.Memory() if native.built() else None
+def _lie(v: Tensor | None) -> int:
+    return 0 if v is None else v.data_ptr()
 
 
 def forward(
@@ -144,36 +121,55 @@ def forward(
     bias: Tensor | None,
     residual: Tensor | None,
     sample_weight: Tensor | None,
+    vectors: Vectors,
     statistics: Statistics | None,
     moves: bool,
     y: Tensor | None = None,
-    remembered: Any = NOTHING,
+    saved: Saved | None = None,
 ) -> tuple[Tensor, Saved, int]:
     """Normalise x, which `native.arranged` has arranged; y, the channel vectors, and what happened.
 
-    With y given only the channel vectors are filled in.
+    With y given only the channel vectors are filled in; with saved given it holds the moments already.
     """
-    given = y is not None
+    given, reduced, channels = y is not None, saved is not None, x.shape[1]
     y = native.blank(x) if y is None else y
-    saved = Saved(groups, x.shape[1])
+    saved = Saved(groups, channels) if saved is None else saved
     held, spread, kind = native.spread(sample_weight, x)
+    lie, kept = _NONE, ()
+    if vectors is not NONE:
+        by_group = any(v is not None and v.dim() == 2 and len(v) > 1 for v in vectors)
+        kept = [_spread(v, groups, channels, by_group and i < 3) for i, v in enumerate(vectors)]
+        lie = native._native.Vectors(*map(_lie, kept), by_group)
     status = native._native.forward(
         chosen,
         native.data(x, last, groups),
-        address(x),
+        address(x) if x.numel() else 0,
         0 if given else y.data_ptr(),
         0 if residual is None else address(residual),
         spread,
         kind,
         *parameters(weight, bias),
         saved.values.data_ptr(),
+        lie,
         *addresses(statistics),
         moves,
-        remembered.kept,
-        _memory(remembered),
+        reduced,
     )
-    del held
+    del held, kept
     return y, saved, status
+
+
+NONE = Vectors()
+_NONE: Any = native._native.Vectors(0, 0, 0, 0, 0, False) if native.built() else None
+
+
+class Pull(NamedTuple):
+    """What takes the derivative's place in a backward."""
+
+    own_u: float
+    own_v: float
+    base_u: Tensor | None
+    base_v: Tensor | None
 
 
 def backward(
@@ -188,42 +184,56 @@ def backward(
     saved: Saved,
     source: int,
     wants: tuple[bool, bool, bool],
-    remembered: Any = NOTHING,
-    moves: bool = False,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight, bias and the residual; g has the strides of x (of y where x is found again)."""
+    pull: Any = None,
+    sums: Tensor | None = None,
+    phase: int = WHOLE,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    """Gradients of x, weight, bias and the residual, and the sums of g and of g * xhat `(2, groups, C)`.
+
+    g has the strides of x (of y where x is found again). pull, as `Pull`, stands in for the derivative.
+    """
     pattern: Any = x if x is not None else y
-    dx = native.blank(pattern) if wants[0] or source == OUTPUT else None
+    dx = native.blank(pattern) if phase != SUMS and (wants[0] or source == OUTPUT) else None
     # The residual's gradient is written on the way; without an activation it is g itself, and this is not asked.
-    dr = native.blank(pattern) if source == OUTPUT else None
-    wide = pattern.dtype is torch.float64
+    dr = native.blank(pattern) if phase != SUMS and source == OUTPUT else None
+    wide, channels = pattern.dtype is torch.float64, saved.channels
     dtype = torch.float64 if wide else torch.float32
-    dw = torch.empty(saved.channels, dtype=dtype, device="cpu") if wants[1] else None
-    db = torch.empty(saved.channels, dtype=dtype, device="cpu") if wants[2] else None
+    dw = torch.empty(channels, dtype=dtype, device="cpu") if wants[1] and phase != REST else None
+    db = torch.empty(channels, dtype=dtype, device="cpu") if wants[2] and phase != REST else None
     held, spread, kind = native.spread(sample_weight, pattern)
+    if sums is None:
+        sums = torch.empty(2, saved.groups, channels, dtype=torch.float64, device="cpu")
+    told, kept, by_group = (False, 0.0, 0.0), (None, None), False
+    if pull is not None:
+        bases = pull.base_u, pull.base_v
+        by_group = any(v is not None and v.dim() == 2 and len(v) > 1 for v in bases)
+        kept = [_spread(v, saved.groups, channels, by_group) for v in bases]
+        told = (True, pull.own_u, pull.own_v)
     native._native.backward(
         chosen,
         native.data(pattern, last, saved.groups),
-        address(g),
-        0 if x is None else address(x),
+        address(g) if g.numel() else 0,
+        0 if x is None or not x.numel() else address(x),
         0 if y is None else address(y),
-        0 if dx is None else dx.data_ptr(),
-        0 if dr is None else dr.data_ptr(),
+        _lie(dx),
+        _lie(dr),
         spread,
         kind,
         *parameters(weight, bias),
         saved.values.data_ptr(),
-        0 if dw is None else dw.data_ptr(),
-        0 if db is None else db.data_ptr(),
+        _lie(dw),
+        _lie(db),
         wide,
         source,
-        remembered.kept,
-        _memory(remembered),
-        moves,
+        *told,
+        *map(_lie, kept),
+        by_group,
+        sums.data_ptr(),
+        phase,
     )
-    del held
+    del held, kept
     if weight is not None and dw is not None and dw.dtype is not weight.dtype:
         dw = dw.to(weight.dtype)
     if bias is not None and db is not None and db.dtype is not bias.dtype:
         db = db.to(bias.dtype)
-    return dx, dw, db, dr
+    return dx, dw, db, dr, sums

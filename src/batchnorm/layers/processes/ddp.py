@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from batchnorm.layers.circle import active_ddp
+from batchnorm.layers.processes.members import active_ddp
 
 if TYPE_CHECKING:
-    from batchnorm.layers.ranks import Ranks
+    from batchnorm.layers.processes.ranks import Ranks
 
 
 class CheckIn:

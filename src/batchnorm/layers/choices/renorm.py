@@ -11,9 +11,9 @@ from torch import Tensor
 
 from batchnorm.arguments import AT_LEAST_1, NOT_NEGATIVE, arguments, or_function, word
 from batchnorm.kernels import wide_dtype
-from batchnorm.layers.couplings import Coupling, Plan
-from batchnorm.layers.estimators import Estimator, Now, State
-from batchnorm.layers.moments import Moments
+from batchnorm.layers.choices.couplings import Coupling
+from batchnorm.layers.choices.situation import Now, State
+from batchnorm.layers.rule import Numbers, Vectors
 
 Limits = tuple[Any, Any]
 LimitSchedule = Literal["paper", "crossq"]
@@ -51,27 +51,26 @@ class Renorm(Coupling):
     d_max: float = 5.0
     schedule: LimitSchedule | Callable[[Tensor], Limits] | None = None
 
-    def limits(self, done: Tensor) -> Limits:
+    def limits(self, done: Any) -> Limits:
         """r_max and d_max after this many steps."""
         if self.schedule is None:
             return self.r_max, self.d_max
-        done = done.to(wide_dtype(done.device))
+        number = not isinstance(done, Tensor)
         if callable(self.schedule):
-            return self.schedule(done)
+            given = torch.tensor(done, dtype=torch.float64) if number else done.to(wide_dtype(done.device))
+            limits = self.schedule(given)
+            return tuple(map(float, limits)) if number else limits  # pyright: ignore[reportReturnType]
         if self.schedule == "crossq":
-            late = (done >= 100_000).to(done.dtype)
+            late = float(done >= 100_000) if number else (done >= 100_000).to(wide_dtype(done.device))
             return 1 + late * (self.r_max - 1), late * self.d_max
-        r = ((done - 5_000) / 35_000).clamp(0, 1) * (self.r_max - 1) + 1
-        d = ((done - 5_000) / 20_000).clamp(0, 1) * self.d_max
-        return r, d
+        r, d = (_between_0_and_1((done - 5_000) / steps) for steps in (35_000, 20_000))
+        return r * (self.r_max - 1) + 1, d * self.d_max
 
-    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+    def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
         """The batch's statistics, with ratio r and offset d."""
-        var = batch.var(0)
-        sigma = (state.var + now.eps).sqrt()
-        limits = self.limits(now.step - 1)
-        r_max, d_max = (torch.as_tensor(limit, dtype=sigma.dtype, device=sigma.device) for limit in limits)
-        # Limits that meet leave nothing to clip, whatever the running statistics are.
-        r = torch.where(r_max == 1, 1.0, torch.clamp((var.detach() + now.eps).sqrt() / sigma, 1 / r_max, r_max))
-        d = torch.where(d_max == 0, 0.0, torch.clamp((batch.mean.detach() - state.mean) / sigma, -d_max, d_max))
-        return Plan(batch.mean, var, 1.0, batch.mean, r, d)
+        r_max, d_max = self.limits(now.step - 1)
+        return Numbers(low=1 / r_max, high=r_max, shift=d_max), Vectors(state.mean, state.var)
+
+
+def _between_0_and_1(value: Any) -> Any:
+    return value.clamp(0, 1) if isinstance(value, Tensor) else min(max(value, 0.0), 1.0)

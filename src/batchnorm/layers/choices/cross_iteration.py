@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from batchnorm.arguments import BATCHES, STEPS, a_flag, arguments
 from batchnorm.kernels import compute_dtype
-from batchnorm.layers.couplings import Coupling, Plan
-from batchnorm.layers.estimators import Estimator, Now, State
+from batchnorm.layers.choices.couplings import Coupling
+from batchnorm.layers.choices.situation import Now, State
+from batchnorm.layers.choices.windows import pushed
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.windows import pushed
-
-if TYPE_CHECKING:
-    from batchnorm.layers.choices import Recipe
+from batchnorm.layers.rule import Numbers, Vectors
 
 _RINGS = ("past_mean", "past_square", "past_mean_slope", "past_square_slope", "past_weight")
 
@@ -71,15 +69,15 @@ class CrossIteration(Coupling):
     counts_batches = True
     looks_back = True
 
-    def refuses(self, recipe: Recipe) -> str | None:
+    def refuses(self, recipe: Any) -> str | None:
         """The slopes are those of whole batches."""
         if recipe.extent.requires is not None:
             return "cross-iteration needs the slopes of whole batches over the weights: no mask and no sample weights"
-        if recipe.extent.groups(10**6) != 1:
+        if recipe.extent.splits:
             return "cross-iteration needs the slopes of whole batches over the weights: no ghost groups"
         return None
 
-    def memory_of(self, state: State, weight: Tensor) -> dict[str, Tensor]:
+    def memory_before(self, state: State, weight: Tensor) -> dict[str, Tensor]:
         """The past moments, their slopes and the weights they were taken at."""
         k = self.window - 1
         vector = torch.zeros((k, state.mean.shape[-1]), dtype=state.mean.dtype, device=state.mean.device)
@@ -87,27 +85,25 @@ class CrossIteration(Coupling):
         rings = dict(zip(_RINGS, (vector, vector.clone(), filters, filters.clone(), filters.clone()), strict=True))
         return {**rings, "past_seen": torch.zeros(1, dtype=torch.long, device=state.mean.device)}
 
-    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+    def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
         """The mean over the window of mean and E[x^2], the variance never below that of the means."""
-        mean_b, var_b = batch.mean, batch.var(0)
         if self.window == 1 or now.before is None:
-            return Plan(mean_b, var_b, 1.0, mean_b)
+            return Numbers(), Vectors()
         memory = state.memory
         weight = now.before["live" if self.through_weights else "weight"]
         moved = weight.to(memory["past_weight"].dtype) - memory["past_weight"]
-        filled = (torch.arange(self.window - 1, device=mean_b.device) < memory["past_seen"])[:, None]
-        filled = filled & (now.step > self.burn_in)
+        filled = torch.arange(self.window - 1, device=moved.device) < memory["past_seen"]
+        filled = (filled & (now.step > self.burn_in))[:, None]
         means = memory["past_mean"] + (memory["past_mean_slope"] * moved).flatten(2).sum(2)
         squares = memory["past_square"] + (memory["past_square_slope"] * moved).flatten(2).sum(2)
-        variances = torch.relu(squares - means.square())
-        share = 1.0 / (1 + filled.sum(0).to(mean_b.dtype))
-        mean = share * (mean_b + torch.where(filled, means, 0.0).sum(0))
-        spread = torch.where(filled, variances + (means - mean).square(), 0.0).sum(0)
-        var = share * (var_b + (mean_b - mean).square() + spread)
-        return Plan(mean, var, share, mean)
+        count = filled.sum(0).to(means.dtype)
+        mean = torch.where(filled, means, 0.0).sum(0) / count.clamp_min(1)
+        spread = torch.relu(squares - means.square()) + (means - mean).square()
+        share = 1 / (1 + count)
+        return Numbers(share, share, 1 - share), Vectors(mean, rest=share * torch.where(filled, spread, 0.0).sum(0))
 
-    def step(self, batch: Moments, state: State, now: Now) -> dict[str, Tensor]:
-        """Remember the batch's moments, their slopes and the weights."""
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+        """Keep the batch's moments, their slopes and the weights."""
         if self.window == 1 or now.before is None:
             return {}
         seen, memory = state.memory["past_seen"], state.memory

@@ -8,15 +8,15 @@ from typing import Literal, Unpack, get_args
 from batchnorm.arguments import arguments, told
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices import Choices, Recipe
-from batchnorm.layers.couplings import PopulationCoupling
-from batchnorm.layers.cross_iteration import CrossIteration
-from batchnorm.layers.estimators import EMA, Cumulative, Diminishing, Pooled, Window
-from batchnorm.layers.extents import Ghost, Masked, Sync, Weighted
-from batchnorm.layers.inference import Mixture
-from batchnorm.layers.moving import MABN, PowerNorm, UnifiedNorm
-from batchnorm.layers.online import OnlineNorm
-from batchnorm.layers.renorm import Renorm
-from batchnorm.layers.spelling import CHOICES, how_to_set, nearest
+from batchnorm.layers.choices.averaging import MABN, PowerNorm, UnifiedNorm
+from batchnorm.layers.choices.couplings import PopulationCoupling
+from batchnorm.layers.choices.cross_iteration import CrossIteration
+from batchnorm.layers.choices.estimators import EMA, Cumulative, Diminishing, Pooled, Window
+from batchnorm.layers.choices.extents import Ghost, Masked, Sync, Weighted
+from batchnorm.layers.choices.inference import Mixture
+from batchnorm.layers.choices.online import OnlineNorm
+from batchnorm.layers.choices.renorm import Renorm
+from batchnorm.layers.choices.spelling import CHOICES, how_to_set, nearest
 
 Method = Literal[
     "batchnorm",

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
-from batchnorm.layers.check_in import check_in_after, check_in_with
-from batchnorm.layers.circle import circle_of, did_not_come, refuse_join
 from batchnorm.layers.moments import Moments
+from batchnorm.layers.processes.ddp import check_in_after, check_in_with
+from batchnorm.layers.processes.members import circle_of, did_not_come, refuse_join
 
 # Where the squared distance of shift and mean exceeds this many variances, float64 sums lose digits
 # that a second reduction about the now known mean keeps; not where the variance is mere rounding.
@@ -87,20 +87,7 @@ class Ranks:
 
     def pool(self, batch: Moments) -> Moments:
         """The moments of all ranks' values, `(C,)` or `(1, C)`; a rank may hold none."""
-        self.begin("forward")
-        shift = torch.zeros_like(batch.mean) if self.shift is None else self.shift.to(batch.mean).view_as(batch.mean)
-        # Which samples count is the same in every channel: one number each.
-        numbers, sums = payload(batch, shift)
-        (n, squares), (first, second) = self._sum("forward", sums, numbers)
-        safe = torch.where(n > 0, n, 1.0)
-        mean = shift + first / safe
-        m2 = (second - first.square() / safe).clamp_min(0)
-        if self.shift is None or self._far(mean, first / safe, m2 / safe):
-            away = torch.where(batch.count > 0, batch.mean - mean, 0.0)
-            about = torch.stack((batch.m2 + batch.count * away.square(), torch.zeros_like(m2)))
-            m2 = self._sum("forward", about, numbers, again=True)[1][0]
-        self.shift = torch.where(torch.isfinite(mean), mean, shift).detach()
-        return Moments(n.expand_as(mean), mean, m2, squares.expand_as(mean), batch.reliability)
+        return pool_together([self], [batch])[0]
 
     def traced_pool(self, batch: Moments) -> Moments:
         """`pool` in operations that autograd follows."""
@@ -108,9 +95,7 @@ class Ranks:
 
     def sums(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Two vectors of one shape, each added up over ranks, in one message: what backward sends."""
-        self.begin("backward")
-        sums = torch.stack(vectors)
-        return tuple(self._sum("backward", sums, sums.new_zeros(2))[1].unbind(0))
+        return sums_together([self], [vectors])[0]
 
     @property
     def went_back(self) -> bool:
@@ -162,20 +147,6 @@ class Ranks:
             f"all ranks must run their layers in the same order and mode; {self.circle.places(self.here(direction))}"
         )
 
-    def _far(self, mean: Tensor, distance: Tensor, var: Tensor) -> bool:
-        """Whether the shift was too far off; read where reading costs no device a wait."""
-        if distance.device.type != "cpu":
-            return False
-        limit = FAR * var + (ROUNDING * mean).square()
-        return bool(((distance.square() > limit) & torch.isfinite(distance)).any())
-
-    def _sum(self, direction: str, sums: Tensor, numbers: Tensor, again: bool = False) -> tuple[Tensor, Tensor]:
-        tag = self.tag(direction, again)
-        flat = sealed(sums, numbers, tag)
-        self.send(flat, self.here(direction))
-        self.check(flat[-3:], tag, direction)
-        return flat[-5:-3], flat[:-5].reshape(sums.shape)
-
     def check(self, told: Tensor, tag: float, direction: str) -> None:
         """Every rank sent the same tag: the tags' variance is 0 and their mean is ours."""
         if told.device.type != "cpu":
@@ -185,6 +156,74 @@ class Ranks:
         ranks, tags, squares = told.tolist()
         if tags != ranks * tag or squares != ranks * tag**2:
             raise self.out_of_step(direction)
+
+
+def pool_together(ranks: list[Ranks], batches: list[Moments]) -> list[Moments]:
+    """The moments of all ranks' values, of several layers in one message."""
+    shifts = []
+    for one, batch in zip(ranks, batches, strict=True):
+        one.begin("forward")
+        known = torch.zeros_like(batch.mean) if one.shift is None else one.shift.to(batch.mean).view_as(batch.mean)
+        shifts.append(known)
+    # Which samples count is the same in every channel: one number each.
+    sent = [payload(batch, shift) for batch, shift in zip(batches, shifts, strict=True)]
+    found, far = [], []
+    for i, (numbers, sums) in enumerate(_cross(ranks, "forward", [(sums, numbers) for numbers, sums in sent])):
+        first, second = sums
+        safe = torch.where(numbers[0] > 0, numbers[0], 1.0)
+        mean = shifts[i] + first / safe
+        m2 = (second - first.square() / safe).clamp_min(0)
+        found.append((numbers, mean, m2))
+        if ranks[i].shift is None or _is_far(mean, first / safe, m2 / safe):
+            far.append(i)
+    if far:
+        # A second message about the mean that is known now, where the first was about another shift.
+        about = []
+        for i in far:
+            batch, mean = batches[i], found[i][1]
+            away = torch.where(batch.count > 0, batch.mean - mean, 0.0)
+            second = torch.stack((batch.m2 + batch.count * away.square(), torch.zeros_like(mean)))
+            about.append((second, sent[i][0]))
+        for i, (_, sums) in zip(far, _cross([ranks[i] for i in far], "forward", about, True), strict=True):
+            found[i] = (*found[i][:2], sums[0])
+    pooled = []
+    for one, batch, shift, (numbers, mean, m2) in zip(ranks, batches, shifts, found, strict=True):
+        one.shift = torch.where(torch.isfinite(mean), mean, shift).detach()
+        n, squares = (number.expand_as(mean) for number in numbers)
+        pooled.append(Moments(n, mean, m2, squares, batch.reliability))
+    return pooled
+
+
+def sums_together(ranks: list[Ranks], vectors: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """Each layer's two vectors added up over ranks, in one message."""
+    for one in ranks:
+        one.begin("backward")
+    sums = [torch.stack(pair) for pair in vectors]
+    received = _cross(ranks, "backward", [(pair, pair.new_zeros(2)) for pair in sums])
+    return [tuple(pair.unbind(0)) for _, pair in received]
+
+
+def _cross(
+    ranks: list[Ranks], direction: str, parts: list[tuple[Tensor, Tensor]], again: bool = False
+) -> list[tuple[Tensor, Tensor]]:
+    """Sums and numbers of each layer, added up over ranks in one message: numbers, then sums."""
+    tags = [one.tag(direction, again) for one in ranks]
+    sent = [sealed(sums, numbers, tag) for (sums, numbers), tag in zip(parts, tags, strict=True)]
+    whole = sent[0] if len(sent) == 1 else torch.cat(sent)
+    ranks[0].send(whole, ", ".join(one.here(direction) for one in ranks))
+    found = []
+    for one, (sums, _), tag, flat in zip(ranks, parts, tags, whole.split([len(s) for s in sent]), strict=True):
+        one.check(flat[-3:], tag, direction)
+        found.append((flat[-5:-3], flat[:-5].reshape(sums.shape)))
+    return found
+
+
+def _is_far(mean: Tensor, distance: Tensor, var: Tensor) -> bool:
+    """Whether the shift was too far off; read where reading costs no device a wait."""
+    if distance.device.type != "cpu":
+        return False
+    limit = FAR * var + (ROUNDING * mean).square()
+    return bool(((distance.square() > limit) & torch.isfinite(distance)).any())
 
 
 def sealed(sums: Tensor, numbers: Tensor, tag: float) -> Tensor:

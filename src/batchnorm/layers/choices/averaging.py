@@ -8,15 +8,17 @@ not the derivative of the forward.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from batchnorm.arguments import AT_LEAST_1, BATCHES, DECAY, STEPS, a_flag, arguments
-from batchnorm.layers.couplings import Coupling, Plan, Returned
-from batchnorm.layers.estimators import Estimator, Now, State, times
+from batchnorm.layers.choices.couplings import Coupling
+from batchnorm.layers.choices.situation import Now, State
+from batchnorm.layers.choices.windows import others, pushed
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.windows import others, pushed
+from batchnorm.layers.rule import UNCENTRED, Numbers, Pull, Sums, Vectors, is_number, pick, times
 
 
 def _ring(state: State, rows: int, value: float = 0.0) -> Tensor:
@@ -27,18 +29,11 @@ def _counter(state: State) -> Tensor:
     return torch.zeros(1, dtype=torch.long, device=state.mean.device)
 
 
-def _correlation(back: Returned) -> Tensor:
-    """Mean of g * xhat per group, with g = weight * ratio * dy the gradient at the normalised data."""
-    return back.factor * back.sum_gx / _at_least_one(back.batch.count)
-
-
-def _at_least_one(count: Tensor) -> Tensor:
-    return torch.where(count > 0, count, 1.0)
-
-
-def _over_groups(values: Tensor, batch: Moments) -> Tensor:
-    """The mean over groups, weighted by what they hold; nothing of a group that is empty."""
-    return torch.where(batch.count > 0, values * batch.count, 0.0).sum(0) / _at_least_one(batch.count.sum(0))
+def _where(condition: Any, vector: Tensor) -> Tensor | None:
+    """The vector where the condition holds, else nothing."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, vector, 0.0)
+    return vector if condition else None
 
 
 class _SecondMoment(Coupling):
@@ -47,11 +42,6 @@ class _SecondMoment(Coupling):
     centres = False
     exact = False
     counts_batches = True
-
-
-def _plan(var: Tensor, ratio: Tensor | None = None, grad_ratio: Tensor | None = None) -> Plan:
-    zero = torch.zeros_like(var)
-    return Plan(zero, var, 1.0, zero, ratio, None, False, grad_ratio)
 
 
 @arguments(window=BATCHES, r_max=AT_LEAST_1, warmup=STEPS, correct_after=STEPS)
@@ -98,23 +88,23 @@ class MABN(_SecondMoment):
             "backward_window_seen": _counter(state),
         }
 
-    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
-        """The window's second moment; ratio is its root over the running one's."""
-        square = batch.var(0)
-        var = self._windowed(square, state.memory, "forward_window", now)
-        r = ((var + now.eps) / (state.var + now.eps)).sqrt().clamp(1 / self.r_max, self.r_max)
-        return _plan(var, torch.where(now.step > self.correct_after, r, 1.0))
-
-    def _windowed(self, value: Tensor, memory: object, name: str, now: Now) -> Tensor:
-        """The mean over the full window with value in it; value alone before that."""
+    def _window(self, state: State, now: Now, name: str) -> tuple[Any, Tensor | None]:
+        """The share of a new value in its full window, and what the others add to it; all of it before that."""
         if self.window == 1:
-            return value
-        ring, seen = memory[name], memory[f"{name}_seen"]  # pyright: ignore[reportIndexIssue]
+            return 1.0, None
+        seen = now.read(state.memory[f"{name}_seen"])
         full = (seen >= self.window - 1) & (now.step > self.warmup)
-        return torch.where(full, (ring.sum(0) + value) / self.window, value)
+        return pick(full, 1 / self.window, 1.0), _where(full, state.memory[name].sum(0) / self.window)
 
-    def step(self, batch: Moments, state: State, now: Now) -> dict[str, Tensor]:
-        """Remember the batch's second moment."""
+    def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
+        """The window's second moment; ratio is its root over the running one's."""
+        share, rest = self._window(state, now, "forward_window")
+        late = now.step > self.correct_after
+        low, high = pick(late, 1 / self.r_max, 1.0), pick(late, float(self.r_max), 1.0)
+        return UNCENTRED._replace(share=share, low=low, high=high), Vectors(pv=state.var, rest=rest)
+
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+        """Keep the batch's second moment."""
         return self._push(state, "forward_window", batch.var(0))
 
     def _push(self, state: State, name: str, value: Tensor) -> dict[str, Tensor]:
@@ -123,12 +113,14 @@ class MABN(_SecondMoment):
         seen = state.memory[f"{name}_seen"]
         return {name: pushed(state.memory[name], seen, value), f"{name}_seen": seen + 1}
 
-    def pull(self, back: Returned, state: State, now: Now) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The window's correlation in the place of the batch's."""
-        psi = _correlation(back)
-        windowed = self._windowed(psi, state.memory, "backward_window", now)
-        new = self._push(state, "backward_window", _over_groups(psi, back.batch))
-        return torch.zeros_like(psi), windowed * back.invstd.square(), new
+        share, rest = self._window(state, now, "backward_window")
+        return Pull(own_v=share, base_v=rest)
+
+    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
+        """Keep the batch's correlation."""
+        return self._push(state, "backward_window", sums.pooled(sums.mean_gx))
 
 
 @arguments(backward_decay=DECAY, warmup=STEPS)
@@ -161,18 +153,23 @@ class PowerNorm(_SecondMoment):
         """The controller."""
         return {"backward_v": _ring(state, 1)}
 
-    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+    def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
         """The batch's second moment, then the running one from before this batch."""
-        return _plan(torch.where(now.step <= self.warmup, batch.var(0), state.var.expand_as(batch.mean)))
+        past = now.step > self.warmup
+        return UNCENTRED._replace(share=pick(past, 0.0, 1.0)), Vectors(rest=_where(past, state.var))
 
-    def pull(self, back: Returned, state: State, now: Now) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The controller's estimate of the correlation; the batch's own during warm-up."""
-        psi = _correlation(back)
-        held = (1 - self.backward_decay) * state.memory["backward_v"]
-        left = psi - times(held, back.batch.var(0) * back.invstd.square())
-        new = state.memory["backward_v"] + _over_groups(left, back.batch)
-        used = torch.where(now.step <= self.warmup, psi, held.expand_as(psi))
-        return torch.zeros_like(psi), used * back.invstd.square(), {"backward_v": new}
+        past = now.step > self.warmup
+        return Pull(own_v=pick(past, 0.0, 1.0), base_v=_where(past, self._held(state)))
+
+    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
+        """What the gradient still has in common with the output."""
+        left = sums.mean_gx - times(self._held(state), sums.y2)
+        return {"backward_v": state.memory["backward_v"] + sums.pooled(left)}
+
+    def _held(self, state: State) -> Tensor:
+        return (1 - self.backward_decay) * state.memory["backward_v"][0]
 
 
 @arguments(window=BATCHES, r_max=AT_LEAST_1, warmup=STEPS, backward_decay=DECAY, filter_outliers=a_flag)
@@ -218,58 +215,72 @@ class UnifiedNorm(_SecondMoment):
             "backward_average": _ring(state, 1),
         }
 
-    def _active(self, seen: Tensor, now: Now) -> Tensor:
-        return (seen >= self.window - 1) & (now.step > self.warmup)
+    def _full(self, state: State, now: Now, name: str) -> Any:
+        return (now.read(state.memory[f"{name}_seen"]) >= self.window - 1) & (now.step > self.warmup)
 
-    def _outlier(self, square: Tensor, state: State, now: Now) -> Tensor:
+    def _outlier(self, square: Tensor, state: State, now: Now) -> Any:
         """Whether the window with this second moment has an outlier in any channel."""
         ring, seen = state.memory["forward_window"], state.memory["forward_window_seen"]
-        if not self.filter_outliers or self.window < 2:
-            return torch.zeros(1, dtype=torch.bool, device=ring.device)
         new = pushed(ring, seen, square)
         gap = new.mean(0) - _geometric(new)
-        return self._active(seen, now) & (gap > ring.sqrt().var() * self.window).any()
+        return now.read((gap > ring.sqrt().var() * self.window).any()) & self._full(state, now, "forward_window")
 
-    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+    def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
         """The geometric mean of the window; the gradient alone is scaled by r."""
-        square, seen = batch.var(0), state.memory["forward_window_seen"]
-        pooled = batch.pool().var(0) if batch.mean.dim() == 2 else square
-        active = self._active(seen, now) & ~self._outlier(pooled, state, now)
-        rest, _ = others(state.memory["forward_window"].log(), seen)
-        var = torch.where(active, ((rest + square.log()) / self.window).exp(), square)
-        r = ((var + now.eps) / (state.var + now.eps)).sqrt().clamp(1 / self.r_max, self.r_max)
-        return _plan(var, None, torch.where(active, r, 1.0))._replace(windowed=active)
+        active = self._full(state, now, "forward_window")
+        if self.filter_outliers and self.window > 1:
+            active = active & (self._outlier(now.batch.pool().var(0), state, now) == 0)
+        rest, _ = others(state.memory["forward_window"].log(), state.memory["forward_window_seen"])
+        low, high = pick(active, 1 / self.r_max, 1.0), pick(active, float(self.r_max), 1.0)
+        numbers = UNCENTRED._replace(share=pick(active, 1 / self.window, 1.0), low=low, high=high, quiet=True)
+        # Its logarithm: of numbers, only where the window takes part, since exp(log E) is not E to the last bit.
+        return numbers._replace(log=isinstance(active, Tensor) or bool(active)), Vectors(
+            pv=state.var, rest=_where(active, rest / self.window)
+        )
 
-    def step(self, batch: Moments, state: State, now: Now) -> dict[str, Tensor]:
-        """Remember the batch's second moment, or the running one for an outlier."""
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+        """Keep the batch's second moment, or the running one for an outlier."""
         seen, square = state.memory["forward_window_seen"], batch.var(0)
-        entering = torch.where(self._outlier(square, state, now), state.var, square)
+        if self.filter_outliers and self.window > 1:
+            square = pick(self._outlier(square, state, now), state.var, square)
         return {
-            "forward_window": pushed(state.memory["forward_window"], seen, entering),
+            "forward_window": pushed(state.memory["forward_window"], seen, square),
             "forward_window_seen": seen + 1,
         }
 
-    def pull(self, back: Returned, state: State, now: Now) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _backward(self, state: State, now: Now, numbers: Numbers) -> tuple[Any, Any]:
+        """Whether the window of correlations takes part, and whether this batch was an outlier.
+
+        An outlier's forward used its own moment, so its backward does too, and no window learns of it.
+        """
+        full = self._full(state, now, "backward_window")
+        if self.window == 1:
+            return full, False
+        own = numbers.share == 1
+        return full & (own == 0), full & own
+
+    def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The average over the window's correlations; the batch's own while the window is not used."""
-        psi = _correlation(back)
-        ring, seen = state.memory["backward_window"], state.memory["backward_window_seen"]
-        average = state.memory["backward_average"]
-        pooled = _over_groups(psi, back.batch)
-        # An outlier's forward used its own moment, so its backward does too, and no window learns of it.
-        assert back.plan.windowed is not None
-        own = ~back.plan.windowed
-        outlier = self._active(seen, now) & own & (self.window > 1)
-        active = self._active(seen, now) & ~outlier
-        rest, _ = others(ring, seen)
-        windowed = torch.where(active, (rest + psi) / self.window, psi)
-        moved = self.backward_decay * average + (1 - self.backward_decay) * windowed
-        used = torch.where(active, moved, psi)
+        active, _ = self._backward(state, now, numbers)
+        rest, _ = others(state.memory["backward_window"], state.memory["backward_window_seen"])
+        new = (1 - self.backward_decay) / self.window
+        held = self.backward_decay * state.memory["backward_average"][0] + new * rest
+        return Pull(own_v=pick(active, new, 1.0), base_v=_where(active, held))
+
+    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
+        """Keep the batch's correlation, and move the average over the window of them."""
+        active, outlier = self._backward(state, now, numbers)
+        if is_number(outlier, True):
+            return {}
+        ring, seen, average = (state.memory[f"backward_{name}"] for name in ("window", "window_seen", "average"))
+        used = times(pull.own_v, sums.mean_gx) if pull.base_v is None else times(pull.own_v, sums.mean_gx) + pull.base_v
+        early = self.backward_decay * average + (1 - self.backward_decay) * sums.mean_gx
         new = {
-            "backward_window": torch.where(outlier, ring, pushed(ring, seen, pooled)),
-            "backward_window_seen": torch.where(outlier, seen, seen + 1),
-            "backward_average": torch.where(outlier, average, _over_groups(moved, back.batch)[None]),
+            "backward_window": pushed(ring, seen, sums.pooled(sums.mean_gx)),
+            "backward_window_seen": seen + 1,
+            "backward_average": sums.pooled(pick(active, used, early))[None],
         }
-        return torch.zeros_like(psi), used * back.invstd.square(), new
+        return {name: pick(outlier, state.memory[name], value) for name, value in new.items()}
 
 
 def _geometric(ring: Tensor) -> Tensor:

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function, told
+from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function
 from batchnorm.errors import BatchNormError
-from batchnorm.kernels import wide_dtype
+from batchnorm.layers.choices.situation import Gain, Now, Schedule, State
+from batchnorm.layers.choices.windows import others, pushed
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.windows import pushed, rows_with
+from batchnorm.layers.rule import Move, or_one, pick, times
 
-Gain = float | Tensor
 CORRECTION = number("0 (biased) or 1 (unbiased)", lambda v: v in (0, 1))
-Schedule = Callable[[Tensor], Any]
 Correction = Literal[0, 1]
-
-
-@dataclass(frozen=True)
-class State:
-    """Running mean and variance, and whatever else the choices keep: `memory`, by buffer name."""
-
-    mean: Tensor
-    var: Tensor
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def times(weight: Gain, value: Tensor) -> Tensor:
-    """The product, where a weight of 0 leaves the value out, be it NaN or infinite."""
-    if isinstance(weight, Tensor):
-        return torch.where(weight == 0, 0.0, weight * value)
-    return weight * value if weight != 0 else torch.zeros_like(value)
-
-
-class Now(NamedTuple):
-    """What a step knows besides data: its number (1 is the first), the layer's momentum and eps."""
-
-    step: Tensor
-    momentum: Gain | None
-    eps: float
-    # What a coupling that looks back found out about the layer before.
-    before: Mapping[str, Tensor] | None = None
 
 
 class Estimator:
@@ -52,6 +24,12 @@ class Estimator:
 
     # Whether the variance holds the spread of the batch means, so that moments mix as E[x] and E[x^2].
     total: bool = False
+    # Why no precisions, weights that are no counts, can be taken; None where they can.
+    counts_values: bool = False
+    # Whether gain and memory go by nothing but a momentum that stays, so that groups of one batch may move one by one.
+    streams: bool = False
+    # Whether the gain goes by the number of batches.
+    counts_batches: bool = True
 
     @property
     def momentum(self) -> float | Schedule | None:
@@ -62,17 +40,21 @@ class Estimator:
         """The buffers it needs beside mean and variance, as they start from these statistics."""
         return {}
 
-    def gain(self, state: State, batch: Moments, now: Now) -> Gain:
-        """The weight of the new batch in the new mean."""
+    def move(self, state: State, now: Now) -> Move:
+        """The next running statistics, as numbers."""
         raise NotImplementedError
 
-    def rest(self, state: State, batch: Moments, now: Now) -> State:
+    def gain(self, state: State, now: Now) -> Gain:
+        """The weight of the new batch in the new mean."""
+        return self.move(state, now).gain
+
+    def rest(self, state: State, now: Now) -> State:
         """What the batch joins: the new mean is `(1 - gain) * rest.mean + gain * batch.mean`."""
         return state
 
-    def step(self, state: State, batch: Moments, now: Now) -> State:
-        """The statistics after this batch."""
-        raise NotImplementedError
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+        """What changes in its memory once this batch has entered; batch holds the pooled moments."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -93,22 +75,16 @@ class _Average(Estimator):
         if self.sigma and self.total:
             raise BatchNormError("give sigma or total, not both")
 
-    def gain(self, state: State, batch: Moments, now: Now) -> Gain:
-        """The momentum, or 1 / step for None."""
-        return 1.0 / now.step.to(batch.mean.dtype) if now.momentum is None else now.momentum
+    streams = True
 
-    def step(self, state: State, batch: Moments, now: Now) -> State:
-        """Move the mean and the variance by the gain."""
-        a = self.gain(state, batch, now)
-        mean = times(1 - a, state.mean) + times(a, batch.mean)
-        var = batch.var(self.correction)
-        if self.sigma:
-            sigma = times(1 - a, (state.var + now.eps).sqrt()) + times(a, (var + now.eps).sqrt())
-            return State(mean, (sigma.square() - now.eps).clamp_min(0), state.memory)
-        var = times(1 - a, state.var) + times(a, var)
-        if self.total:
-            var = var + times(a * (1 - a), (batch.mean - state.mean).square())
-        return State(mean, var, state.memory)
+    def gain(self, state: State, now: Now) -> Gain:
+        """The momentum, or 1 / step for None."""
+        return 1.0 / now.update if now.momentum is None else now.momentum
+
+    def move(self, state: State, now: Now) -> Move:
+        """Mean and variance move by the gain."""
+        a = self.gain(state, now)
+        return Move(a, 1 - a, a, a * (1 - a) if self.total else 0.0, self.sigma, self.correction)
 
 
 @arguments(
@@ -162,24 +138,32 @@ class EMA(_Average):
             return {}
         return {"initial_weight": torch.where(trained, 0.0, 1.0).to(state.mean.dtype).reshape(1)}
 
-    def gain(self, state: State, batch: Moments, now: Now) -> Gain:
-        """Momentum, corrected for the initial value where asked, or 1 / step for None."""
-        if now.momentum is None or not self.debias:
-            return super().gain(state, batch, now)
-        momentum = torch.as_tensor(now.momentum, dtype=batch.mean.dtype, device=batch.mean.device)
-        if "initial_weight" in state.memory:
-            left = state.memory["initial_weight"] * (1 - momentum)
-        else:
-            left = (1 - momentum) ** now.step.to(batch.mean.dtype)
-        return torch.where(momentum > 0, momentum / torch.where(left < 1, 1 - left, 1.0), 0.0)
+    @property
+    def streams(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the decay is constant and the initial value counts."""
+        return not (self.debias or callable(self.decay))
 
-    def step(self, state: State, batch: Moments, now: Now) -> State:
-        """Move mean and variance by the gain, and forget the initial value a little more."""
-        new = super().step(state, batch, now)
-        if "initial_weight" in state.memory and now.momentum is not None:
-            left = state.memory["initial_weight"] * (1 - now.momentum)
-            return replace(new, memory={**state.memory, "initial_weight": left})
-        return new
+    @property
+    def counts_batches(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the gain goes by the number of batches."""
+        return not self.streams
+
+    def gain(self, state: State, now: Now) -> Gain:
+        """Momentum, corrected for the initial value where asked, or 1 / step for None."""
+        momentum = now.momentum
+        if momentum is None or not self.debias:
+            return super().gain(state, now)
+        if "initial_weight" in state.memory:
+            left = now.read(state.memory["initial_weight"]) * (1 - momentum)
+        else:
+            left = (1 - momentum) ** now.step
+        return pick(momentum > 0, momentum / pick(left < 1, 1 - left, 1.0), 0.0)
+
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+        """Forget the initial value a little more."""
+        if "initial_weight" not in state.memory or now.momentum is None:
+            return {}
+        return {"initial_weight": state.memory["initial_weight"] * (1 - now.momentum)}
 
 
 @dataclass(frozen=True)
@@ -245,9 +229,10 @@ class Falling:
     power: float
     scale: float
 
-    def __call__(self, step: Tensor) -> Tensor:
+    def __call__(self, step: Any) -> Any:
         """The gain at this step."""
-        return (self.scale / step.double() ** self.power).clamp_max(1.0)
+        gain = self.scale / (step.double() if isinstance(step, Tensor) else step) ** self.power
+        return pick(gain > 1, 1.0, gain)
 
 
 @arguments(correction=CORRECTION)
@@ -271,25 +256,34 @@ class Pooled(Estimator):
 
     correction: Correction = 1
     total = True
+    counts_values = True
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The number of values pooled; of statistics from elsewhere it is not known, so none."""
         # One element, not a scalar: compiled graphs lose in-place changes of 0-dim float64 CPU tensors.
         return {"pooled_count": torch.zeros(1, dtype=torch.float64, device=state.mean.device)}
 
-    def gain(self, state: State, batch: Moments, now: Now) -> Gain:
-        """The batch's share of all values seen."""
-        total = state.memory["pooled_count"] + batch.count
-        return 0.0 if _paused(now) else batch.count / torch.where(total > 0, total, 1.0)
-
-    def step(self, state: State, batch: Moments, now: Now) -> State:
+    def move(self, state: State, now: Now) -> Move:
         """Merge the batch into what has been seen (Chan)."""
         if _paused(now):
-            return state
-        seen = state.memory["pooled_count"]
-        old = Moments(seen.expand_as(state.mean), state.mean, times((seen - self.correction).clamp_min(0), state.var))
-        new = old.merge(batch)
-        return State(new.mean, new.var(self.correction), {**state.memory, "pooled_count": new.count[:1]})
+            return Move()
+        seen, n = now.read(state.memory["pooled_count"]), now.n
+        return _joined(seen, pick(seen > self.correction, seen - self.correction, 0.0), n, self.correction)
+
+    def gain(self, state: State, now: Now) -> Gain:
+        """The batch's share of all values seen."""
+        return self.move(state, now).gain
+
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+        """Count the values."""
+        return {} if _paused(now) else {"pooled_count": state.memory["pooled_count"] + batch.count[:1]}
+
+
+def _joined(seen: Any, seen_left: Any, n: Any, correction: int) -> Move:
+    """A batch of n values joins `seen` others, whose variance was taken over `seen_left`; their means differ."""
+    count = seen + n
+    over, left = pick(count > 0, count, 1.0), pick(count > correction, count - correction, torch.nan)
+    return Move(n / over, seen_left / left, n / left, seen * (n / over) / left, correction=0)
 
 
 @arguments(size=BATCHES, total=a_flag, correction=CORRECTION)
@@ -329,63 +323,57 @@ class Window(Estimator):
             "window_seen": torch.where(trained, k, 0).reshape(1),
         }
 
-    def _weights(self, state: State, batch: Moments) -> tuple[Tensor, Tensor]:
-        """Each row's weight with the batch in the oldest's place, and which row that is."""
-        count, seen = state.memory["window_count"], state.memory["window_seen"]
-        new = batch.count[..., :1]
-        rows, used = rows_with(torch.where(count > 0, count, new), seen, new)
-        weights = rows if self.total else torch.ones_like(rows)
-        return torch.where(used, weights, 0.0), seen % self.size
+    @property
+    def counts_values(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether batches weigh what they hold."""
+        return self.total
 
-    def gain(self, state: State, batch: Moments, now: Now) -> Gain:
-        """The batch's share of the window it enters."""
+    def _past(self, state: State, now: Now) -> tuple[Any, Any, Any]:
+        """What the others hold together, and their mean and biased spread: the window without the oldest."""
+        memory, seen = state.memory, state.memory["window_seen"]
+        means, variances, counts = (memory[f"window_{name}"] for name in ("mean", "var", "count"))
+        if not self.total:
+            (mean, held), (var, _) = others(means, seen), others(variances, seen)
+            count = now.read(held.to(means.dtype))
+            over = pick(count > 0, count, 1.0)
+            return count, mean / over, var / over
+        # A count of 0 in a filled row is not known: it weighs what the new batch weighs.
+        n = torch.as_tensor(now.n, dtype=means.dtype, device=means.device)
+        rows = torch.arange(self.size, device=means.device)
+        stays = ((rows < seen) & (rows != seen % self.size))[:, None, None]
+        weights = torch.where(stays, torch.where(counts > 0, counts, n.reshape(1, -1))[..., None], 0.0)
+        count = weights.sum(0)
+        over = or_one(count)
+        mean = times(weights, means[:, None]).sum(0) / over
+        var = times(weights, variances[:, None] + (means[:, None] - mean).square()).sum(0) / over
+        if n.dim() < 2:
+            count, mean, var = count[0], mean[0], var[0]
+        return now.read(count) if count.numel() == 1 else count, mean, var
+
+    def move(self, state: State, now: Now) -> Move:
+        """The batch joins the window in the place of the oldest."""
         if _paused(now):
-            return 0.0
-        weights, slot = self._weights(state, batch)
-        return weights.index_select(0, slot)[0] / weights.sum(0)
-
-    def rest(self, state: State, batch: Moments, now: Now) -> State:
-        """The window without the batch and without the oldest one."""
-        weights, slot = self._weights(state, batch)
-        here = torch.arange(self.size, device=slot.device)[:, None] == slot
-        return self._average(torch.where(here, 0.0, weights), state.memory, state, 0)
-
-    def step(self, state: State, batch: Moments, now: Now) -> State:
-        """Put the batch in the place of the oldest and average."""
-        if _paused(now):
-            return state
-        memory, seen = dict(state.memory), state.memory["window_seen"]
-        weights, _ = self._weights(state, batch)
-        var = batch.var(0 if self.total else self.correction)
-        memory["window_mean"] = pushed(memory["window_mean"], seen, batch.mean)
-        memory["window_var"] = pushed(memory["window_var"], seen, var)
-        memory["window_count"] = pushed(memory["window_count"], seen, batch.count[:1])
-        memory["window_seen"] = seen + 1
-        return replace(self._average(weights, memory, state, self.correction), memory=memory)
-
-    def _average(self, weights: Tensor, memory: Mapping[str, Tensor], empty: State, correction: Correction) -> State:
-        total = weights.sum(0)
-        safe = torch.where(total > 0, total, 1.0)
-        mean = times(weights, memory["window_mean"]).sum(0) / safe
-        spread = memory["window_var"]
+            return Move()
+        count, mean, var = self._past(state, now)
         if self.total:
-            spread = spread + (memory["window_mean"] - mean).square()
-            safe = torch.where(total > correction, total - correction, 1.0)
-        var = times(weights, spread).sum(0) / safe
-        return State(torch.where(total > 0, mean, empty.mean), torch.where(total > 0, var, empty.var), empty.memory)
+            return _joined(count, count, now.n, self.correction)._replace(from_mean=mean, from_var=var)
+        a = 1 / (count + 1)
+        return Move(a, 1 - a, a, correction=self.correction, from_mean=mean, from_var=var)
+
+    def rest(self, state: State, now: Now) -> State:
+        """The window without the batch and without the oldest one."""
+        _, mean, var = self._past(state, now)
+        return State(mean, var, state.memory)
+
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+        """Put the batch in the place of the oldest."""
+        if _paused(now):
+            return {}
+        memory, seen = state.memory, state.memory["window_seen"]
+        values = {"mean": batch.mean, "var": batch.var(0 if self.total else self.correction), "count": batch.count[:1]}
+        new = {f"window_{name}": pushed(memory[f"window_{name}"], seen, value) for name, value in values.items()}
+        return {**new, "window_seen": seen + 1}
 
 
 def _paused(now: Now) -> bool:
     return isinstance(now.momentum, float | int) and now.momentum == 0
-
-
-def resolve(momentum: Any, step: Tensor) -> Gain | None:
-    """The momentum of this step; a schedule gets the step's number as float64, so that the gain is float64."""
-    if not callable(momentum):
-        if isinstance(momentum, str | list):
-            raise BatchNormError(f"momentum must be a number, None or a function of the step; it was {told(momentum)}")
-        return momentum
-    value = momentum(step.to(wide_dtype(step.device)))
-    if not isinstance(value, float | int | Tensor):
-        raise BatchNormError(f"momentum must return a number or a tensor; it returned {value!r}")
-    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +11,9 @@ from torch import Tensor
 from batchnorm.arguments import DECAY, a_flag, arguments, number, or_none
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels.recurrence import before, recurrence
-from batchnorm.layers.couplings import Coupling, Plan, Returned
-from batchnorm.layers.estimators import Estimator, Now, State
-from batchnorm.layers.moments import Moments
-
-if TYPE_CHECKING:
-    from batchnorm.layers.choices import Recipe
+from batchnorm.layers.choices.couplings import Coupling
+from batchnorm.layers.choices.situation import Now, State
+from batchnorm.layers.rule import STORED, Numbers, Pull, Sums, Vectors
 
 
 @arguments(backward_decay=DECAY, clamp=or_none(number("positive or None", lambda v: v > 0)), layer_scaling=a_flag)
@@ -59,7 +56,7 @@ class OnlineNorm(Coupling):
         if self.clamp is not None and self.layer_scaling:
             raise BatchNormError(f"give clamp or layer_scaling, not both; clamp was {self.clamp}: use clamp=None")
 
-    def refuses(self, recipe: Recipe) -> str | None:
+    def refuses(self, recipe: Any) -> str | None:
         """Only a stream of single samples has an order."""
         if not (recipe.extent.sequential and recipe.extent.groups(7) == 7):
             return "online normalization needs extent=Ghost(1, update='sequential')"
@@ -69,31 +66,35 @@ class OnlineNorm(Coupling):
         """The two controllers."""
         return {"backward_u": torch.zeros_like(state.mean)[None], "backward_v": torch.zeros_like(state.mean)[None]}
 
-    def plan(self, batch: Moments, state: State, now: Now, estimator: Estimator) -> Plan:
+    def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
         """The statistics before each sample, constants to the gradient."""
-        mean = state.mean.expand_as(batch.mean)
-        return Plan(mean, state.var.expand_as(batch.mean), 0.0, mean)
+        return STORED, Vectors(state.mean, rest=state.var)
 
-    def pull(self, back: Returned, state: State, now: Now) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Take from each sample's gradient what the controllers hold, and add what is left to them."""
-        count = torch.where(back.batch.count > 0, back.batch.count, 1.0)
-        distance = back.batch.mean - back.plan.mean
-        y_mean = distance * back.invstd
-        y_square = (back.batch.var(0) + distance.square()) * back.invstd.square()
-        g_mean, gy_mean = back.factor * back.sum_g / count, back.factor * back.sum_gx / count
+    def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull | None:
+        """What the controllers hold when each sample's gradient comes."""
+        if sums is None:
+            return None
+        us, vs = self._controllers(state, sums)
         rest = 1 - self.backward_decay
-        u, v = state.memory["backward_u"][0], state.memory["backward_v"][0]
+        u, v = (state.memory[f"backward_{name}"][0] for name in "uv")
+        return Pull(base_u=rest * before(us, u), base_v=rest * before(vs, v))
+
+    def _controllers(self, state: State, sums: Sums) -> tuple[Tensor, Tensor]:
+        """After each sample, once what is left of its gradient has been added."""
+        rest = 1 - self.backward_decay
+        u, v = (state.memory[f"backward_{name}"][0] for name in "uv")
         # A sample with a gradient that is not finite in some channel leaves both controllers as they are.
-        usable = (back.batch.count > 0) & torch.isfinite(g_mean) & torch.isfinite(gy_mean)
-        usable = usable.all(-1, keepdim=True).expand_as(gy_mean)
-        vs = recurrence(torch.where(usable, gy_mean, 0.0), torch.where(usable, 1 - rest * y_square, 1.0), v)
-        held_v = rest * before(vs, v)
-        into = (g_mean - held_v * y_mean) * back.invstd
+        usable = (sums.values > 0) & torch.isfinite(sums.mean_g) & torch.isfinite(sums.mean_gx)
+        usable = usable.all(-1, keepdim=True).expand_as(sums.mean_gx)
+        vs = recurrence(torch.where(usable, sums.mean_gx, 0.0), torch.where(usable, 1 - rest * sums.y2, 1.0), v)
+        into = (sums.mean_g - rest * before(vs, v) * sums.y1) * sums.invstd
         kept = torch.where(usable, u.new_tensor(self.backward_decay), 1.0)
-        us = recurrence(torch.where(usable, into, 0.0), kept, u)
-        held_u = rest * before(us, u)
-        new = {"backward_u": us[-1:], "backward_v": vs[-1:]}
-        return held_u, held_v * back.invstd.square(), new
+        return recurrence(torch.where(usable, into, 0.0), kept, u), vs
+
+    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
+        """The controllers after the last sample."""
+        us, vs = self._controllers(state, sums)
+        return {"backward_u": us[-1:], "backward_v": vs[-1:]}
 
     def finish(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """Hold the output where small errors of the statistics cannot grow from layer to layer."""

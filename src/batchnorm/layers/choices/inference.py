@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from batchnorm.arguments import SHARE, arguments, number, word
 from batchnorm.errors import BatchNormError
-from batchnorm.layers.couplings import Plan
-from batchnorm.layers.estimators import Gain, State, times
+from batchnorm.layers.choices.situation import Gain, State
 from batchnorm.layers.moments import Moments
+from batchnorm.layers.rule import Numbers, Vectors, or_one, times
 
 Per = Literal["example", "batch"]
 
@@ -19,6 +17,8 @@ Per = Literal["example", "batch"]
 @dataclass(frozen=True)
 class Stored:
     """Inference: the stored running statistics normalise."""
+
+    mixes = False
 
 
 @arguments(weight=SHARE, prior=number("0 or more samples", lambda v: v >= 0), per=word(Per))
@@ -54,6 +54,8 @@ class Mixture:
     prior: float | None = None
     per: Per = "example"
 
+    mixes = True
+
     def __post_init__(self) -> None:
         if (self.weight is None) == (self.prior is None):
             raise BatchNormError(f"give either weight or prior; got weight={self.weight}, prior={self.prior}")
@@ -62,16 +64,17 @@ class Mixture:
         """One a sample, or one."""
         return max(samples, 1) if self.per == "example" else 1
 
-    def plan(self, here: Moments, state: State, positions: int, centred: bool) -> Plan:
+    def plan(self, here: Moments, state: State, positions: int, centred: bool) -> tuple[Numbers, Vectors]:
         """The mixed statistics of each group, whose samples have `positions` values per channel."""
         w: Gain = self.weight if self.weight is not None else 0.0
         if self.prior is not None:
             # Samples that count: a masked one does not, one of weight 2 counts twice, one half masked by half.
             samples = here.count / positions
-            w = samples / torch.where(samples + self.prior > 0, samples + self.prior, 1.0)
-        mean = times(w, here.mean) + times(1 - w, state.mean)
-        var = times(w, here.var(0)) + times(1 - w, state.var) + times(w * (1 - w), (here.mean - state.mean).square())
-        return Plan(mean, var, w, mean, centred=centred)
+            w = samples / or_one(samples + self.prior)
+        rest = times(1 - w, state.var)
+        if not centred:
+            return Numbers(0.0, w, 1.0), Vectors(rest=rest)
+        return Numbers(w, w, 1 - w), Vectors(state.mean, rest=rest)
 
 
 Inference = Stored | Mixture

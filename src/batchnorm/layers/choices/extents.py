@@ -20,6 +20,8 @@ class Extent:
     requires: str | None = None
     # The choice of sharing over processes, where this extent holds it.
     sync: Sync | None = None
+    # Whether a batch may be split into groups that normalise on their own.
+    splits: bool = False
 
     def groups(self, samples: int) -> int:
         """Into how many groups a batch of this many samples is split."""
@@ -63,6 +65,7 @@ class Ghost(Extent):
 
     size: int = 32
     update: Update = "pooled"
+    splits = True
 
     @property
     def sequential(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -117,6 +120,11 @@ class Sync(Extent):
         """As the extent within."""
         return self.within.groups(samples)
 
+    @property
+    def splits(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the extent within."""
+        return self.within.splits
+
     def size(self) -> int:
         """How many processes share statistics now."""
         distributed = torch.distributed
@@ -154,6 +162,11 @@ class Masked(Extent):
     def sync(self) -> Sync | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the extent within."""
         return self.within.sync
+
+    @property
+    def splits(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the extent within."""
+        return self.within.splits
 
     def groups(self, samples: int) -> int:
         """As the extent within."""

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from batchnorm.arguments import arguments, instance, word
 from batchnorm.errors import BatchNormError, check
-from batchnorm.layers.couplings import BatchCoupling, Coupling
-from batchnorm.layers.estimators import EMA, Estimator, Pooled, Schedule, Window
-from batchnorm.layers.extents import Batch, Extent
-from batchnorm.layers.inference import Inference, Mixture, Stored
+from batchnorm.layers.choices.couplings import BatchCoupling, Coupling
+from batchnorm.layers.choices.estimators import EMA, Estimator
+from batchnorm.layers.choices.extents import Batch, Extent
+from batchnorm.layers.choices.inference import Inference, Mixture, Stored
+from batchnorm.layers.choices.situation import Schedule
 
 # The words of a policy; checkers and the check at run time read the same ones.
 NonFinite = Literal["skip", "raise", "propagate"]
@@ -109,9 +110,7 @@ def starting_momentum(momentum: Any, recipe: Recipe) -> Any:
 
 
 def _precisions_refuse(recipe: Recipe) -> str | None:
-    estimator = recipe.estimator
-    pools = isinstance(estimator, Pooled) or (isinstance(estimator, Window) and estimator.total)
-    if pools and recipe.policy.weights == "reliability":
+    if recipe.estimator.counts_values and recipe.policy.weights == "reliability":
         return (
             "a pooled variance counts values, and weights that are precisions have no count: use Policy(weights="
             "'frequency'), or an average of the batches' variances such as EMA or Window"
@@ -122,8 +121,7 @@ def _precisions_refuse(recipe: Recipe) -> str | None:
 def _sequential_refuses(recipe: Recipe) -> str | None:
     if not recipe.extent.sequential:
         return None
-    estimator = recipe.estimator
-    if not isinstance(estimator, EMA) or callable(estimator.decay) or estimator.debias:
+    if not (isinstance(recipe.estimator, EMA) and recipe.estimator.streams):
         return "sequential updates need a plain moving average of constant decay: use estimator=EMA(...)"
     if recipe.coupling.counts_batches:
         name = type(recipe.coupling).__name__

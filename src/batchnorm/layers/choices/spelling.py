@@ -8,7 +8,7 @@ from typing import Any
 
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices import Choices, Recipe
-from batchnorm.layers.estimators import EMA, Estimator
+from batchnorm.layers.choices.estimators import EMA, Estimator
 
 CHOICES = tuple(Choices.__annotations__)
 

@@ -1,0 +1,122 @@
+"""What choices are told: running statistics, their own memory, the number of the step, the batch where it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchnorm.arguments import told
+from batchnorm.errors import BatchNormError
+from batchnorm.kernels import wide_dtype
+from batchnorm.layers.moments import Moments
+
+Gain = float | Tensor
+Schedule = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class State:
+    """Running mean and variance, and whatever else the choices keep: `memory`, by buffer name."""
+
+    mean: Tensor
+    var: Tensor
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class AfterReduction(Exception):
+    """A choice asked for the batch before it was reduced; it is asked again afterwards."""
+
+
+class Now:
+    """What a step knows besides data: its number (1 is the first), the layer's momentum and eps, its estimator.
+
+    step is a tensor of the wide dtype, or a float where reading one costs no wait. batch and n, the moments of each
+    group and the number of values in it, are known after the reduction; n before it too, where no weights decide.
+    """
+
+    __slots__ = ("_counter", "_momentum", "_step", "before", "each", "eps", "estimator", "moments", "values")
+
+    def __init__(
+        self,
+        step: Any,
+        momentum: Any,
+        eps: float,
+        estimator: Any = None,
+        before: Mapping[str, Tensor] | None = None,
+        counter: Tensor | None = None,
+    ) -> None:
+        # With a counter of the steps done, step is read from it when it is asked for first.
+        self._step, self._momentum, self.eps, self.estimator, self._counter = step, momentum, eps, estimator, counter
+        # What a coupling that looks back found out about the layer before.
+        self.before = before
+        # The moments of each group, or the number of values that a group is known to hold.
+        self.moments: Moments | None = None
+        self.values: Any = None
+        # Where groups move the statistics one by one: which update each one is.
+        self.each: Tensor | None = None
+
+    def having(self, **changes: Any) -> Now:
+        """The same step with something else known."""
+        step = self._step if self._counter is None else self.step
+        new = Now(step, self._momentum, self.eps, self.estimator, self.before)
+        new.moments, new.values, new.each = self.moments, self.values, self.each
+        for name, value in changes.items():
+            setattr(new, name, value)
+        return new
+
+    @property
+    def step(self) -> Any:
+        """The number of this step."""
+        if self._counter is not None:
+            self._step, self._counter = float(self._counter.item() + 1), None
+        return self._step
+
+    @property
+    def momentum(self) -> Gain | None:
+        """The layer's momentum at this step."""
+        if callable(self._momentum) or isinstance(self._momentum, str | list):
+            self._momentum = resolve(self._momentum, self.step)
+        return self._momentum
+
+    @property
+    def update(self) -> Any:
+        """The number of this update of the statistics; of each group's `(groups, 1)`, where they move one by one."""
+        return self.step if self.each is None else self.each
+
+    @property
+    def batch(self) -> Moments:
+        """The moments of each group `(groups, C)`."""
+        if self.moments is None:
+            raise AfterReduction
+        return self.moments
+
+    @property
+    def n(self) -> Any:
+        """How many values a group holds: a number, or `(groups, 1)`."""
+        if self.moments is not None:
+            count = self.moments.count[..., :1]
+            return self.read(count) if count.numel() == 1 else count
+        if self.values is None:
+            raise AfterReduction
+        return self.values
+
+    def read(self, value: Tensor) -> Any:
+        """A tensor of one value as the step is given: itself, or a number."""
+        return value if isinstance(self.step, Tensor) else value.item()
+
+
+def resolve(momentum: Any, step: Any) -> Gain | None:
+    """The momentum of this step; a schedule gets the step's number as a float64 tensor, so that the gain is float64."""
+    if not callable(momentum):
+        if isinstance(momentum, str | list):
+            raise BatchNormError(f"momentum must be a number, None or a function of the step; it was {told(momentum)}")
+        return momentum
+    number = not isinstance(step, Tensor)
+    value = momentum(torch.tensor(step, dtype=torch.float64) if number else step.to(wide_dtype(step.device)))
+    if not isinstance(value, float | int | Tensor):
+        raise BatchNormError(f"momentum must return a number or a tensor; it returned {value!r}")
+    return float(value) if number else value
