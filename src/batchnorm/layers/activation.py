@@ -14,7 +14,8 @@ from batchnorm.errors import check
 Activation = Literal["relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu"]
 # The module of each; gelu is the exact one.
 MODULES: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish": nn.Hardswish, "gelu": nn.GELU,
+    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish": nn.Hardswish,
+    "gelu": nn.GELU,
 }  # fmt: skip
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu, "relu6": functional.relu6, "silu": functional.silu, "hardswish": functional.hardswish,
