@@ -322,7 +322,7 @@ FUSED = [(m, a) for m in METHODS if m not in ("cbn", "masked", "weighted") for a
 FUSED += [(m, a) for m in ("batchnorm", "mabn") for a in (nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.GELU())]
 
 
-@pytest.mark.parametrize("method, activation", FUSED, ids=str)
+@pytest.mark.parametrize(("method", "activation"), FUSED, ids=str)
 def test_fused_activation_is_the_module_and_comes_back(method, activation):
     model = nn.Sequential(nn.Linear(3, 4), BatchNorm1d(4, method=method), activation).double()
     twin = copy.deepcopy(model)

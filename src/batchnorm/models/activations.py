@@ -45,9 +45,10 @@ def fuse_activations(model: Model, example_input: Any = None, *, progress: bool 
         >>> torch.equal(batchnorm.fuse_activations(net)(x), before), net[1].activation, net[2]
         (True, 'relu', Identity())
 
-    ReLU, LeakyReLU, ReLU6, SiLU, Hardswish and GELU are taken over. The module is replaced by `nn.Identity`, which keeps every path of the model, and
-    `to_stock` puts the same object back. Only where it is certain: the layer's output goes to the
-    activation alone, the activation takes its input from nothing but such layers, and it has no
+    ReLU, LeakyReLU, ReLU6, SiLU, Hardswish and GELU are taken over. `nn.Identity` takes the module's
+    place, which keeps every path of the model, and `to_stock` puts the same object back. Only where it
+    is certain: the layer's output goes to the activation alone, the activation takes its input from
+    nothing but such layers, and it has no
     hooks. Models that `torch.fx` cannot trace are recorded on `example_input`; without one they
     are looked at in their parts.
 

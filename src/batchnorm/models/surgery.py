@@ -13,8 +13,8 @@ from batchnorm import layers as ours
 from batchnorm.arguments import a_module, a_string, arguments, whole, word
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, Pooled, Recipe, recipe_for
-from batchnorm.layers.choices import Choices
 from batchnorm.layers.activation import MODULES
+from batchnorm.layers.choices import Choices
 from batchnorm.layers.choices.table import Method
 from batchnorm.models.activations import activation_of, set_module
 from batchnorm.models.find import Model, batch_norm_layers, inner_name, is_timms, present_layers
