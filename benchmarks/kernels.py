@@ -24,8 +24,9 @@ from torch.nn import functional
 
 import batchnorm
 from batchnorm import kernels
-from batchnorm.kernels import native
+from batchnorm.kernels import calls, native
 from batchnorm.kernels.allocator import allocator
+from batchnorm.layers import rule
 
 SHAPES = [
     ("ResNet-50", (32, 64, 112, 112)),
@@ -49,6 +50,7 @@ SHAPES = [
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 STOCK = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 OURS = {2: batchnorm.BatchNorm1d, 3: batchnorm.BatchNorm1d, 4: batchnorm.BatchNorm2d, 5: batchnorm.BatchNorm3d}
+CURVED: dict[str, Any] = {"relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish": nn.Hardswish}
 # At least, and the aim: by default, and with memory kept on both sides. Outputs come from torch's allocator, so
 # what is compared is the passes over memory and the Python around them.
 GOALS = {
@@ -176,22 +178,51 @@ def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, Call]:
     data, last = native.arranged(x)
     told = native.data(data, last, 1)
     extension = native._native
-    spec, nothing = extension.Spec(coupling=0, eps=1e-5), (extension.Averages(), extension.Memory())
+    numbers, move = rule.Numbers(), rule.Move()
+    spec = calls.spec(*numbers, *move[:6], 1e-5, True, False, 0, 0.0, False, 0)
+    vectors = extension.Vectors(0, 0, 0, 0, 0, False)
     y, dx = torch.empty_like(data), torch.empty_like(data)
     weight, bias = torch.ones(c), torch.zeros(c)
     grads = torch.empty(2, c)
-    saved = torch.empty(14 * c + 1, dtype=torch.float64)
+    saved = calls.Saved(1, c).values
+    sums = torch.empty(2, 1, c, dtype=torch.float64)
     p = [t.data_ptr() for t in (data, y, g, dx, weight, bias, saved, grads[0], grads[1])]
 
     # Addresses keep nothing alive.
-    buffers = (data, y, g, dx, weight, bias, saved, grads)
+    buffers = (data, y, g, dx, weight, bias, saved, grads, sums)
 
     def forward(held: object = buffers) -> None:
-        extension.forward(spec, told, p[0], p[1], 0, 0, 0, p[4], p[5], 0, p[6], 0, 0, False, 0, 0, False, *nothing)
+        extension.forward(
+            spec, told, p[0], p[1], 0, 0, 0, p[4], p[5], 0, p[6], vectors, 0, 0, False, 0, 0, False, False
+        )
 
     def backward(held: object = buffers) -> None:
         extension.backward(
-            spec, told, p[2], p[0], 0, p[3], 0, 0, 0, p[4], p[5], 0, p[6], p[7], p[8], False, 0, *nothing, False
+            spec,
+            told,
+            p[2],
+            p[0],
+            0,
+            p[3],
+            0,
+            0,
+            0,
+            p[4],
+            p[5],
+            0,
+            p[6],
+            p[7],
+            p[8],
+            False,
+            0,
+            False,
+            0.0,
+            0.0,
+            0,
+            0,
+            False,
+            sums.data_ptr(),
+            calls.WHOLE,
         )
 
     forward()
@@ -245,6 +276,9 @@ def contenders(shape: tuple[int, ...], last: bool, dtype: torch.dtype, compiled:
         "ours sync of one": step(ours(c, method="sync"), x, g),
     }
     if dtype == torch.float32:
+        for name, module in CURVED.items():
+            calls[f"stock {name}"] = step(nn.Sequential(stock(c), module(inplace=True)), x, g)
+            calls[f"ours {name}"] = step(ours(c, activation=name), x, g)
         peer, layer = PeerMasked(c), ours(c)
         calls["stock masked"] = step(lambda x: peer(x, mask), x, g)
         calls["ours masked"] = step(lambda x: layer(x, mask=mask), x, g)
@@ -299,6 +333,10 @@ def summary(rows: list[dict[str, Any]], dtype: str = "float32") -> dict[str, flo
         "statistics": geometric(ratios("stock statistics", "statistics")),
         "sync of one": geometric(ratios("stock", "ours sync of one")),
     }
+    for name in CURVED:
+        found[f"BN + {name}, contiguous"] = geometric(ratios(f"stock {name}", f"ours {name}", planes))
+        others = ratios(f"stock {name}", f"ours {name}", lambda row: not planes(row))
+        found[f"BN + {name}, channels last and (N, C)"] = geometric(others)
     for name in ("renorm", "ghost", "masked", "frozen"):
         found[name] = geometric(ratios(f"stock {name}", f"ours {name}"))
     compiled = ratios("compiled stock", "compiled ours")
@@ -317,7 +355,7 @@ def slower(rows: list[dict[str, Any]], margin: float = 0.97) -> list[str]:
     found = []
     for row in rows:
         times, layout = row["milliseconds"], "channels last" if row["last"] else "contiguous"
-        for name in ("", "relu", "add relu", "frozen", "renorm", "ghost", "masked"):
+        for name in ("", "relu", "add relu", *CURVED, "frozen", "renorm", "ghost", "masked"):
             theirs, ours = f"stock {name}".strip(), f"ours {name}".strip()
             if theirs in times and times[theirs] < margin * times[ours]:
                 what = f"{name or 'plain'} {row['dtype']} {tuple(row['shape'])} {layout}"
