@@ -243,16 +243,16 @@ void write(void* p, int dtype, int64_t i, double v) {
 enum Phase : int { kWhole = 0, kSums = 1, kRest = 2 };
 
 // Gradients of weight and bias are written as float or double (`wide_parameters`), summed over groups; sums has two rows
-// of groups x C.
+// of groups x C, or is 0.
 void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, Address dx, Address dresidual,
               Address weights, int weight_kind, Address gamma, Address beta, int parameter_dtype, Address saved,
               Address dgamma, Address dbeta, bool wide_parameters, int source, bool pulls, double own_u, double own_v,
               Address base_u, Address base_v, bool by_group, Address sums, int phase) {
     nb::gil_scoped_release released;
     const int64_t all = d.groups * d.c;
-    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 2 * d.c);
+    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 2 * d.c + 2 * all);
     double* vectors = memory.get();
-    Call q = call_of(d, vectors + 2 * d.c);
+    Call q = call_of(d, vectors + 2 * d.c + 2 * all);
     const Weights w = weights_of(weights, weight_kind, d);
     q.weights = w.data;
     q.g = at<void>(g);
@@ -262,7 +262,7 @@ void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
     q.out_residual = at<void>(dresidual);
     q.gamma = widened(gamma, parameter_dtype, d.c, vectors);
     q.beta = widened(beta, parameter_dtype, d.c, vectors + d.c);
-    q.sum_g = at<double>(sums);
+    q.sum_g = sums ? at<double>(sums) : vectors + 2 * d.c;
     q.sum_gx = q.sum_g + all;
     q.saved = at<double>(saved);
     q.plan = plan_of(spec);

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from batchnorm.diagnosis import watch as watch
     from batchnorm.errors import BatchNormError as BatchNormError
     from batchnorm.errors import OperandError as OperandError
-    from batchnorm.kernels import backends as backends
 
     # Older spellings. Without `as` they are no exports: strict checkers refuse them, and pyright says where they are.
     from batchnorm.layers import (
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from batchnorm.layers import methods as methods
     from batchnorm.models import accumulate as accumulate
     from batchnorm.models import adapt as adapt
+    from batchnorm.models import backends as backends
     from batchnorm.models import bank as bank
     from batchnorm.models import convert as convert
     from batchnorm.models import fold as fold
@@ -76,13 +76,12 @@ else:
     _NAMES = {
         "diagnosis": "diagnose inspect_checkpoint lint watch",
         "errors": "BatchNormError OperandError",
-        "kernels": "backends",
         "layers": (
             "BatchNorm BatchNorm1d BatchNorm2d BatchNorm3d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d "
             "forward_together methods"
         ),
         "models": (
-            "accumulate adapt bank convert fold freeze fuse_activations masked pause rank_report recalibrate "
+            "accumulate adapt backends bank convert fold freeze fuse_activations masked pause rank_report recalibrate "
             "sync_statistics to_stock unfreeze update_bn"
         ),
     }

@@ -40,6 +40,9 @@ def full(choice, state, name, step):
 
 
 def root_ratio(choice, q, running, eps):
+    """Within 1 / r_max and r_max; at 1 there is nothing to clip, whatever the statistics are, as in renorm."""
+    if choice.r_max == 1:
+        return torch.ones_like(q)
     return ((q + eps) / (running + eps)).sqrt().clamp(1 / choice.r_max, choice.r_max)
 
 

@@ -52,8 +52,11 @@ class Saved:
 
     def row(self, index: int) -> Tensor:
         """Of count, its squares, mean, m2; mean, invstd, centre, share / count; ratio, offset, scale, shift; follow."""
-        size = self.groups * self.channels
-        return self.values[index * size : (index + 1) * size].view(self.groups, self.channels)
+        return self.rows()[index]
+
+    def rows(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return self.values.view(ROWS, self.groups, self.channels).unbind(0)
 
 
 class Statistics(NamedTuple):
@@ -101,8 +104,8 @@ def spec(*numbers: Any) -> Any:
 
 
 def _spread(v: Tensor | None, groups: int, channels: int, by_group: bool) -> Tensor | None:
-    if v is None:
-        return None
+    if v is None or (v.dtype is torch.float64 and v.dim() == 1 and not by_group and native.vector(v, channels)):
+        return v
     v = v.to(torch.float64)
     v = v.expand(groups, channels) if by_group else v.reshape(-1).expand(channels)
     return v.contiguous()
@@ -187,7 +190,7 @@ def backward(
     pull: Any = None,
     sums: Tensor | None = None,
     phase: int = WHOLE,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Any]:
     """Gradients of x, weight, bias and the residual, and the sums of g and of g * xhat `(2, groups, C)`.
 
     g has the strides of x (of y where x is found again). pull, as `Pull`, stands in for the derivative.
@@ -201,13 +204,15 @@ def backward(
     dw = torch.empty(channels, dtype=dtype, device="cpu") if wants[1] and phase != REST else None
     db = torch.empty(channels, dtype=dtype, device="cpu") if wants[2] and phase != REST else None
     held, spread, kind = native.spread(sample_weight, pattern)
-    if sums is None:
+    if sums is None and (pull is not None or phase == SUMS):
         sums = torch.empty(2, saved.groups, channels, dtype=torch.float64, device="cpu")
-    told, kept, by_group = (False, 0.0, 0.0), (None, None), False
+    told, kept, by_group = (False, 0.0, 0.0), (), False
+    bases = (0, 0)
     if pull is not None:
-        bases = pull.base_u, pull.base_v
-        by_group = any(v is not None and v.dim() == 2 and len(v) > 1 for v in bases)
-        kept = [_spread(v, saved.groups, channels, by_group) for v in bases]
+        given = pull.base_u, pull.base_v
+        by_group = any(v is not None and v.dim() == 2 and len(v) > 1 for v in given)
+        kept = [_spread(v, saved.groups, channels, by_group) for v in given]
+        bases = _lie(kept[0]), _lie(kept[1])
         told = (True, pull.own_u, pull.own_v)
     native._native.backward(
         chosen,
@@ -215,20 +220,20 @@ def backward(
         address(g) if g.numel() else 0,
         0 if x is None or not x.numel() else address(x),
         0 if y is None else address(y),
-        _lie(dx),
-        _lie(dr),
+        0 if dx is None else dx.data_ptr(),
+        0 if dr is None else dr.data_ptr(),
         spread,
         kind,
         *parameters(weight, bias),
         saved.values.data_ptr(),
-        _lie(dw),
-        _lie(db),
+        0 if dw is None else dw.data_ptr(),
+        0 if db is None else db.data_ptr(),
         wide,
         source,
         *told,
-        *map(_lie, kept),
+        *bases,
         by_group,
-        sums.data_ptr(),
+        0 if sums is None else sums.data_ptr(),
         phase,
     )
     del held, kept

@@ -5,13 +5,14 @@ import sys
 from batchnorm.layers.activation import Activation
 from batchnorm.layers.choices import Choices, Policy, Recipe
 from batchnorm.layers.choices.averaging import MABN, PowerNorm, UnifiedNorm
-from batchnorm.layers.choices.couplings import BatchCoupling, PopulationCoupling, SecondMoment
+from batchnorm.layers.choices.couplings import BatchCoupling, Coupling, PopulationCoupling, SecondMoment
 from batchnorm.layers.choices.cross_iteration import CrossIteration
-from batchnorm.layers.choices.estimators import EMA, Cumulative, Diminishing, Pooled, Window
+from batchnorm.layers.choices.estimators import EMA, Cumulative, Diminishing, Estimator, Pooled, Window
 from batchnorm.layers.choices.extents import Batch, Ghost, Masked, Sync, Weighted
 from batchnorm.layers.choices.inference import Mixture, Stored
 from batchnorm.layers.choices.online import OnlineNorm
 from batchnorm.layers.choices.renorm import Renorm
+from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.choices.table import METHODS, Method, methods, recipe_for
 from batchnorm.layers.module import BatchNorm
 from batchnorm.layers.modules import (
@@ -23,12 +24,14 @@ from batchnorm.layers.modules import (
     LazyBatchNorm3d,
 )
 from batchnorm.layers.moments import Moments
+from batchnorm.layers.rule import UNCENTRED, Move, Numbers, Pull, Sums, Vectors
 from batchnorm.layers.together import forward_together
 
 __all__ = [
     "EMA",
     "MABN",
     "METHODS",
+    "UNCENTRED",
     "Activation",
     "Batch",
     "BatchCoupling",
@@ -37,9 +40,11 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Choices",
+    "Coupling",
     "CrossIteration",
     "Cumulative",
     "Diminishing",
+    "Estimator",
     "Ghost",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
@@ -48,17 +53,24 @@ __all__ = [
     "Method",
     "Mixture",
     "Moments",
+    "Move",
+    "Now",
+    "Numbers",
     "OnlineNorm",
     "Policy",
     "Pooled",
     "PopulationCoupling",
     "PowerNorm",
+    "Pull",
     "Recipe",
     "Renorm",
     "SecondMoment",
+    "State",
     "Stored",
+    "Sums",
     "Sync",
     "UnifiedNorm",
+    "Vectors",
     "Weighted",
     "Window",
     "forward_together",

@@ -17,6 +17,7 @@ from batchnorm.layers.naming import describe
 from batchnorm.layers.operands import affine_of, joins, selects, statistics_of, usable
 from batchnorm.layers.recompute import recomputing
 from batchnorm.layers.rule import STORED, Move, Numbers, Vectors
+from batchnorm.layers.statistics import Copied
 from batchnorm.layers.step import Native, Plan, Sharing, run
 
 # Values from which a frozen layer's native backward outweighs the cost of calling it.
@@ -82,6 +83,8 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
         return "the in-place form takes no residual, mask or weights"
     if coupling.looks_back:
         return "the population follows the weights of the layer before"
+    if coupling.statistics is not None:
+        return "its statistics are a function of the moments that no numbers give"
     whole, activation = Whole(), layer.activation
     together = residual is None or joins(layer, residual, x)
     # Activation and residual follow in torch.
@@ -109,7 +112,13 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
         numbers, vectors = STORED, Vectors(mean, rest=var)
     else:
         if tracks:
-            whole.state, whole.now = layer._situation(x.device, None, whole.again)
+            if coupling.reads_population and "_forward" in layer.__dict__:
+                whole.state, whole.now = layer._situation(x.device, None, whole.again)
+            else:
+                held = {"running_mean": statistics.mean, "running_var": statistics.var}
+                held.update((name, layer.stat(name)) for name in layer.memory_names)
+                whole.state = Copied(held, torch.float64)
+                whole.now = Now(1.0, layer.momentum, layer.eps, recipe.estimator, None, statistics.tracked)
             if layer.memory_names:
                 _ = whole.state.mean, whole.state.var, whole.state.memory  # as they are before they move
         n = x.numel() // x.shape[1]
@@ -148,9 +157,15 @@ def _numbers(
         if (groups > 1 and now.values is not None) or (now.values is None and weight is None):
             whole.moving = now.having(values=n)
         move = recipe.estimator.move(state, whole.moving)
-    if any(isinstance(value, Tensor) for value in (*numbers, *move[:4])):
-        return None
-    return numbers, vectors, move
+    return (numbers, vectors, move) if _in_numbers(numbers, move) else None
+
+
+_NUMBERS = {float, int, bool}
+
+
+def _in_numbers(numbers: Numbers, move: Any) -> bool:
+    """Whether all of them are Python's own, as an extension takes them."""
+    return {*map(type, numbers), *map(type, move[:4])} <= _NUMBERS
 
 
 def groups_of(extent: Any, x: Tensor, tracks: bool) -> int | str:
@@ -174,12 +189,12 @@ def after_moments(
     if not (native.enabled() and native.unwatched() and native.plain(x) and x.dim() >= 2 and x.shape[1]):
         return None
     weight, bias = affine_of(layer)
-    if plan.for_few is not None or not usable(weight, bias, x):
+    if plan.for_few is not None or plan.statistics_of is not None or not usable(weight, bias, x):
         return None
     if not (sharing.weight is None or selects(sharing.weight)):
         return None
     numbers, vectors = plan.numbers_of(batch)
-    if any(isinstance(value, Tensor) for value in (*numbers, *(move or ())[:4])):
+    if not _in_numbers(numbers, move or ()):
         return None
     if any(v is not None and v.requires_grad for v in vectors):
         return None
@@ -196,3 +211,24 @@ def after_moments(
     call.saved = saved
     call.prepare(move or Move(), layer.recipe.policy.nonfinite)
     return call
+
+
+def serves(layer: Any, x: Tensor, sample_weight: Tensor | None = None, residual: Tensor | None = None) -> str:
+    """What runs this call, in words, and why nothing faster does."""
+    if layer.channel_axis != 1:
+        x, residual = (None if t is None else t.movedim(layer.channel_axis, 1) for t in (x, residual))  # pyright: ignore
+    if x.dim() == 3 and not x.is_contiguous():
+        x = x.contiguous()
+    found = whole_call(layer, x, sample_weight, residual)
+    if not isinstance(found, str):
+        return "native: one call forward and one back"
+    stored = (layer.frozen or not layer.training) and layer.running_mean is not None
+    if stored and not layer.recipe.inference.mixes:
+        return f"torch's batch norm kernel: {found}"
+    coupling = layer.recipe.coupling
+    if coupling.is_plain and sample_weight is None and groups_of(layer.recipe.extent, x, False) == 1 and not stored:
+        return f"torch's batch norm kernel: {found}"
+    if not native.serves(x):
+        return f"torch operations: {found}"
+    split = not stored and coupling.statistics is None and not coupling.looks_back
+    return f"{'native calls around the rule' if split else 'native passes and the rule in torch'}: {found}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import OperandError
-from batchnorm.kernels import wide_dtype
+from batchnorm.kernels import native, wide_dtype
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.naming import describe
 from batchnorm.layers.rule import Numbers, Pull, Sums
@@ -50,10 +50,16 @@ class Memory:
         if not self._moves:
             return
         # Of a stream, single samples are left out, and the coupling has done that.
-        finite = (torch.isfinite(sums.mean_g) & torch.isfinite(sums.mean_gx)).all(-1)
-        finite = finite.any() if self._layer.recipe.extent.sequential else finite.all()
+        finite = torch.isfinite(sums.sum_g + sums.sum_gx)
+        finite = finite.all(-1).any() if self._layer.recipe.extent.sequential else finite.all()
+        ok: Tensor | None = finite & (sums.values > 0).any()
+        if not isinstance(self._now.step, Tensor) and native.unwatched():
+            # Where reading it waits for nobody.
+            if not ok:
+                return
+            ok = None
         new = self._coupling.learn(at.state, self._now, numbers, sums, pull)
-        self._layer._write_memory(new, finite & (sums.values > 0).any(), at.held)
+        self._layer._write_memory(new, ok, at.held)
 
 
 class Buffers:

@@ -381,7 +381,11 @@ class BatchNorm(Moving):
         def numbers_of(found: Moments) -> tuple[rule.Numbers, rule.Vectors]:
             return coupling.plan(met, now.having(moments=found))
 
-        plan = Plan(numbers_of, self.eps, coupling.detached, sharing.uneven, for_few)
+        def statistics_of(found: Moments) -> tuple[Tensor, Tensor]:
+            return coupling.statistics(found, met, now.having(moments=found))
+
+        own = None if coupling.statistics is None else statistics_of
+        plan = Plan(numbers_of, self.eps, coupling.detached, sharing.uneven, for_few, own)
         moving = now.having(moments=pooled)
         move = None
         if moves and final is None and not self.accumulating and ranks is sharing.ranks:

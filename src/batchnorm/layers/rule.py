@@ -53,6 +53,8 @@ class Pull(NamedTuple):
     own_v: Any = 0.0
     base_u: Tensor | None = None
     base_v: Tensor | None = None
+    # What the coupling found out and its memory asks for.
+    kept: Any = None
 
 
 class Move(NamedTuple):
@@ -86,7 +88,6 @@ class Rows(NamedTuple):
 
     n: Tensor
     mean: Tensor
-    var: Tensor
     invstd: Tensor
     centre: Tensor
     own_u: Any
@@ -95,6 +96,7 @@ class Rows(NamedTuple):
     follow: Tensor | None = None
     offset: Tensor | None = None
     few: Tensor | None = None
+    var: Any = None
 
 
 def is_number(value: Any, number: float) -> bool:
@@ -155,7 +157,7 @@ def plan(batch: Moments, numbers: Numbers, vectors: Vectors, eps: float) -> Rows
     if not is_number(numbers.shift, 0) and pv is not None:
         offset = _limit(far / (pv + eps).sqrt(), -numbers.shift, numbers.shift)
     shown, follow = (None, ratio) if numbers.quiet else (ratio, None)
-    return Rows(n, mean, var, torch.rsqrt(var + eps), centre, numbers.mean, own_v, shown, follow, offset)
+    return Rows(n, mean, torch.rsqrt(var + eps), centre, numbers.mean, own_v, shown, follow, offset, var=var)
 
 
 def spread_about(batch: Moments, n: Tensor, numbers: Numbers, far: Tensor) -> Tensor:
@@ -208,7 +210,7 @@ def pull(
     scale = rows.invstd if weight is None else rows.invstd * weight.to(rows.invstd.dtype)
     for ratio in (rows.ratio, rows.follow):
         scale = scale if ratio is None else scale * ratio
-    own_u, own_v, base_u, base_v = (rows.own_u, rows.own_v, None, None) if given is None else given
+    own_u, own_v, base_u, base_v = (rows.own_u, rows.own_v, None, None) if given is None else given[:4]
     each = scale / rows.n if isinstance(own_u, Tensor) or isinstance(own_v, Tensor) else None
     u, v = (_own(own, each, rows.n, scale, value) for own, value in ((own_u, sum_g), (own_v, sum_gx)))
     v = v * rows.invstd
@@ -316,35 +318,57 @@ def may_enter(
 
 
 class Sums(NamedTuple):
-    """What a backward brings to the channels, for a pull or its memory; g is taken at the normalised data.
+    """What a backward brings to the channels, for a pull or its memory: sums of g and of g * xhat per group.
 
-    mean_g and mean_gx are the means of g and of g * xhat, y1 and y2 those of xhat and of its square, per group; values
-    is 0 for a group that is empty or met the running statistics.
+    The means are of g at the normalised data; values is 0 for a group that is empty or met the running statistics.
     """
 
+    rows: Rows
+    batch: Moments
+    weight: Tensor | None
+    sum_g: Tensor
+    sum_gx: Tensor
     values: Tensor
-    mean_g: Tensor
-    mean_gx: Tensor
-    y1: Tensor
-    y2: Tensor
-    invstd: Tensor
+
+    @property
+    def invstd(self) -> Tensor:
+        """Of each group."""
+        return self.rows.invstd
+
+    @property
+    def mean_g(self) -> Tensor:
+        """The mean of g."""
+        return factor(self.rows, self.weight) * self.sum_g / self.rows.n
+
+    @property
+    def mean_gx(self) -> Tensor:
+        """The mean of g * xhat."""
+        return factor(self.rows, self.weight) * self.sum_gx / self.rows.n
+
+    @property
+    def y1(self) -> Tensor:
+        """The mean of xhat."""
+        return (self.batch.mean - self.rows.mean) * self.invstd
+
+    @property
+    def y2(self) -> Tensor:
+        """The mean of its square."""
+        return self.batch.m2 / self.rows.n * self.invstd.square() + self.y1.square()
 
     def pooled(self, means: Tensor) -> Tensor:
         """The mean over groups, weighted by what they hold."""
+        if len(self.values) == 1:
+            return torch.where(self.values > 0, means, 0.0)[0]
         return torch.where(self.values > 0, means * self.values, 0.0).sum(0) / or_one(self.values.sum(0))
 
 
 def told(rows: Rows, batch: Moments, weight: Tensor | None, sum_g: Tensor, sum_gx: Tensor) -> Sums:
     """All that a backward, or its memory, asks of the data."""
-    f, count = factor(rows, weight), batch.count
-    if rows.few is not None:
-        count = torch.where(rows.few, 0.0, count)
-    y1 = (batch.mean - rows.mean) * rows.invstd
-    y2 = batch.m2 / rows.n * rows.invstd.square() + y1.square()
-    return Sums(count, f * sum_g / rows.n, f * sum_gx / rows.n, y1, y2, rows.invstd)
+    values = batch.count if rows.few is None else torch.where(rows.few, 0.0, batch.count)
+    return Sums(rows, batch, weight, sum_g, sum_gx, values)
 
 
 def constants(rows: Rows) -> Rows:
     """Rows whose statistics are constants to the gradient."""
-    mean, var, invstd, centre = (t.detach() for t in (rows.mean, rows.var, rows.invstd, rows.centre))
-    return rows._replace(mean=mean, var=var, invstd=invstd, centre=centre, own_u=0.0, own_v=0.0)
+    mean, invstd, centre, var = (t.detach() for t in (rows.mean, rows.invstd, rows.centre, rows.var))
+    return rows._replace(mean=mean, invstd=invstd, centre=centre, var=var, own_u=0.0, own_v=0.0)

@@ -312,7 +312,7 @@ class Copied(State):
     """A layer's state, copied when it is first asked for."""
 
     def __init__(self, held: dict[str, Tensor], dtype: torch.dtype) -> None:
-        object.__setattr__(self, "_held", (held, dtype))
+        self.__dict__["_held"] = held, dtype
 
     @cached_property
     def mean(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -7,6 +7,7 @@ keeps x (or the output alone) and channel vectors and goes back by the rule's pu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -58,11 +59,18 @@ class Plan(NamedTuple):
     uneven: bool = False
     # Mean and variance that groups of one value meet instead of their own.
     for_few: tuple[Tensor, Tensor] | None = None
+    # In the place of the numbers: mean and variance as any function of the moments.
+    statistics_of: Callable[[Moments], tuple[Tensor, Tensor]] | None = None
 
     def rows(self, batch: Moments) -> tuple[Numbers, Vectors, Rows]:
         """The numbers, and what they come to for this batch."""
-        numbers, vectors = self.numbers_of(batch)
-        rows = rule.plan(batch, numbers, vectors, self.eps)
+        if self.statistics_of is None:
+            numbers, vectors = self.numbers_of(batch)
+            rows = rule.plan(batch, numbers, vectors, self.eps)
+        else:
+            numbers, vectors, (mean, var) = Numbers(), Vectors(), self.statistics_of(batch)
+            invstd = torch.rsqrt(var + self.eps)
+            rows = Rows(rule.or_one(batch.count), mean, invstd, batch.mean, 1.0, 1.0, var=var)
         if self.detached:
             rows = rule.constants(rows)
         if self.uneven:
@@ -71,6 +79,21 @@ class Plan(NamedTuple):
         if self.for_few is not None:
             rows = rule.instead(rows, batch.few, *self.for_few, self.eps)._replace(few=batch.few)
         return numbers, vectors, rows
+
+    def through(self, batch: Moments, onto_mean: Tensor, onto_var: Tensor) -> tuple[Tensor, Tensor]:
+        """U and v of dx, by autograd from the statistics to the moments."""
+        assert self.statistics_of is not None
+        with torch.enable_grad():
+            mean, m2 = (t.detach().clone().requires_grad_() for t in (batch.mean, batch.m2))
+            made = self.statistics_of(replace(batch, mean=mean, m2=m2))
+            rows = [
+                (t, onto.expand_as(t)) for t, onto in zip(made, (onto_mean, onto_var), strict=True) if t.requires_grad
+            ]
+            grads: Any = (None, None)
+            if rows:
+                grads = torch.autograd.grad([t for t, _ in rows], (mean, m2), [g for _, g in rows], allow_unused=True)
+        of_mean, of_m2 = (torch.zeros_like(mean) if g is None else g for g in grads)
+        return -of_mean / rule.or_one(batch.count), -2 * of_m2
 
 
 def spelled(x: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, sharing: Sharing) -> Tensor:
@@ -128,6 +151,8 @@ class Passing(NamedTuple):
                 given = self.memory.pull(at, self.numbers, sums)
                 self.memory.learn(at, self.numbers, sums, given)
             scale, u, v = rule.pull(rows, weight, all_g, all_gx, given)
+            if self.plan.statistics_of is not None:
+                u, v = self.plan.through(self.batch, -scale * all_g, -0.5 * scale * rows.invstd * all_gx)
             if self.inplace:
                 v = v / rows.invstd * unit
             dx = None
@@ -271,16 +296,17 @@ class Native:
 
     def batch(self) -> Moments:
         """The moments of each group."""
-        row = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
-        return Moments(row(0), row(2), row(3), row(1), self.sharing.reliability)
+        count, squares, mean, m2, *_ = self.saved.rows()  # pyright: ignore[reportOptionalMemberAccess]
+        return Moments(count, mean, m2, squares, self.sharing.reliability)
 
     def rows(self) -> Rows:
         """What normalised, as the rule has it."""
-        row = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
-        n, invstd = rule.or_one(row(0)), row(5)
-        own_u, own_v = (0.0, 0.0) if self.detached or self.stored else (self.numbers.mean, row(7) * n)
-        var = 1 / invstd.square() - self.layer.eps
-        return Rows(n, row(4), var, invstd, row(6), own_u, own_v, row(8), row(12), row(9))
+        row = self.saved.rows()  # pyright: ignore[reportOptionalMemberAccess]
+        n, invstd = rule.or_one(row[0]), row[5]
+        own_u, own_v = (0.0, 0.0) if self.detached or self.stored else (self.numbers.mean, self.numbers.share)
+        if self.numbers.log:
+            own_v = row[7] * n
+        return Rows(n, row[4], invstd, row[6], own_u, own_v, row[8], row[12], row[9])
 
     def _in_torch(self) -> Passing:
         """The same by the passes, where g is no plain tensor (vmap over gradients, a mode)."""

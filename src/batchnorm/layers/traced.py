@@ -72,7 +72,7 @@ def _served(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     recipe = layer.recipe
     if recipe.extent.sync is not None or recipe.extent.requires is not None or recipe.extent.sequential:
         return False
-    if not recipe.coupling.exact or recipe.coupling.looks_back or layer.memory_names:
+    if not recipe.coupling.exact or recipe.coupling.looks_back or layer.memory_names or recipe.coupling.statistics:
         return False
     if recipe.policy.nonfinite == "raise" or recipe.coupling.finishes is not None:
         return False

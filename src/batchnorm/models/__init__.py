@@ -18,6 +18,7 @@ from batchnorm.models.ranks import RankReport, rank_report, sync_statistics
 from batchnorm.models.recalibration import recalibrating
 from batchnorm.models.recalibration.recalibrating import Recalibration, recalibrate
 from batchnorm.models.recalibration.update_bn import update_bn
+from batchnorm.models.serving import backends
 from batchnorm.models.surgery import convert, to_stock
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "accumulate",
     "adapt",
     "affine_penalty",
+    "backends",
     "bank",
     "batch_norm_layers",
     "center_weights",

@@ -105,13 +105,13 @@ class MABN(_SecondMoment):
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
         """Keep the batch's second moment."""
-        return self._push(state, "forward_window", batch.var(0))
+        return self._push(state, now, "forward_window", batch.var(0))
 
-    def _push(self, state: State, name: str, value: Tensor) -> dict[str, Tensor]:
+    def _push(self, state: State, now: Now, name: str, value: Tensor) -> dict[str, Tensor]:
         if self.window == 1:
             return {}
         seen = state.memory[f"{name}_seen"]
-        return {name: pushed(state.memory[name], seen, value), f"{name}_seen": seen + 1}
+        return {name: pushed(state.memory[name], now.read(seen), value), f"{name}_seen": seen + 1}
 
     def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The window's correlation in the place of the batch's."""
@@ -120,7 +120,7 @@ class MABN(_SecondMoment):
 
     def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
         """Keep the batch's correlation."""
-        return self._push(state, "backward_window", sums.pooled(sums.mean_gx))
+        return self._push(state, now, "backward_window", sums.pooled(sums.mean_gx))
 
 
 @arguments(backward_decay=DECAY, warmup=STEPS)
@@ -221,7 +221,7 @@ class UnifiedNorm(_SecondMoment):
     def _outlier(self, square: Tensor, state: State, now: Now) -> Any:
         """Whether the window with this second moment has an outlier in any channel."""
         ring, seen = state.memory["forward_window"], state.memory["forward_window_seen"]
-        new = pushed(ring, seen, square)
+        new = pushed(ring, now.read(seen), square)
         gap = new.mean(0) - _geometric(new)
         return now.read((gap > ring.sqrt().var() * self.window).any()) & self._full(state, now, "forward_window")
 
@@ -230,7 +230,7 @@ class UnifiedNorm(_SecondMoment):
         active = self._full(state, now, "forward_window")
         if self.filter_outliers and self.window > 1:
             active = active & (self._outlier(now.batch.pool().var(0), state, now) == 0)
-        rest, _ = others(state.memory["forward_window"].log(), state.memory["forward_window_seen"])
+        rest, _ = others(state.memory["forward_window"].log(), now.read(state.memory["forward_window_seen"]))
         low, high = pick(active, 1 / self.r_max, 1.0), pick(active, float(self.r_max), 1.0)
         numbers = UNCENTRED._replace(share=pick(active, 1 / self.window, 1.0), low=low, high=high, quiet=True)
         # Its logarithm: of numbers, only where the window takes part, since exp(log E) is not E to the last bit.
@@ -244,7 +244,7 @@ class UnifiedNorm(_SecondMoment):
         if self.filter_outliers and self.window > 1:
             square = pick(self._outlier(square, state, now), state.var, square)
         return {
-            "forward_window": pushed(state.memory["forward_window"], seen, square),
+            "forward_window": pushed(state.memory["forward_window"], now.read(seen), square),
             "forward_window_seen": seen + 1,
         }
 
@@ -262,7 +262,7 @@ class UnifiedNorm(_SecondMoment):
     def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The average over the window's correlations; the batch's own while the window is not used."""
         active, _ = self._backward(state, now, numbers)
-        rest, _ = others(state.memory["backward_window"], state.memory["backward_window_seen"])
+        rest, _ = others(state.memory["backward_window"], now.read(state.memory["backward_window_seen"]))
         new = (1 - self.backward_decay) / self.window
         held = self.backward_decay * state.memory["backward_average"][0] + new * rest
         return Pull(own_v=pick(active, new, 1.0), base_v=_where(active, held))
@@ -273,10 +273,11 @@ class UnifiedNorm(_SecondMoment):
         if is_number(outlier, True):
             return {}
         ring, seen, average = (state.memory[f"backward_{name}"] for name in ("window", "window_seen", "average"))
-        used = times(pull.own_v, sums.mean_gx) if pull.base_v is None else times(pull.own_v, sums.mean_gx) + pull.base_v
-        early = self.backward_decay * average + (1 - self.backward_decay) * sums.mean_gx
+        own = sums.mean_gx
+        used = times(pull.own_v, own) if pull.base_v is None else times(pull.own_v, own) + pull.base_v
+        early = self.backward_decay * average + (1 - self.backward_decay) * own
         new = {
-            "backward_window": pushed(ring, seen, sums.pooled(sums.mean_gx)),
+            "backward_window": pushed(ring, now.read(seen), sums.pooled(own)),
             "backward_window_seen": seen + 1,
             "backward_average": sums.pooled(pick(active, used, early))[None],
         }

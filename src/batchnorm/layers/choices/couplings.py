@@ -30,6 +30,10 @@ class Coupling:
     # Whether the batch's own mean and variance normalise, and nothing else, as torch's kernels do.
     is_plain: bool = False
 
+    # For statistics that no numbers give: a method `(batch, state, now)` that returns mean and variance of each group,
+    # in operations that autograd follows. They take the four passes.
+    statistics: Any = None
+
     @property
     def detached(self) -> bool:
         """Whether the statistics are constants to the gradient, by the coupling's own wish."""

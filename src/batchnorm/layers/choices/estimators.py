@@ -333,8 +333,9 @@ class Window(Estimator):
         memory, seen = state.memory, state.memory["window_seen"]
         means, variances, counts = (memory[f"window_{name}"] for name in ("mean", "var", "count"))
         if not self.total:
+            seen = now.read(seen)
             (mean, held), (var, _) = others(means, seen), others(variances, seen)
-            count = now.read(held.to(means.dtype))
+            count = held.to(means.dtype) if isinstance(held, Tensor) else held
             over = pick(count > 0, count, 1.0)
             return count, mean / over, var / over
         # A count of 0 in a filled row is not known: it weighs what the new batch weighs.
@@ -371,7 +372,8 @@ class Window(Estimator):
             return {}
         memory, seen = state.memory, state.memory["window_seen"]
         values = {"mean": batch.mean, "var": batch.var(0 if self.total else self.correction), "count": batch.count[:1]}
-        new = {f"window_{name}": pushed(memory[f"window_{name}"], seen, value) for name, value in values.items()}
+        at = now.read(seen)
+        new = {f"window_{name}": pushed(memory[f"window_{name}"], at, value) for name, value in values.items()}
         return {**new, "window_seen": seen + 1}
 
 

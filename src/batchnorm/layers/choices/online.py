@@ -74,27 +74,22 @@ class OnlineNorm(Coupling):
         """What the controllers hold when each sample's gradient comes."""
         if sums is None:
             return None
-        us, vs = self._controllers(state, sums)
         rest = 1 - self.backward_decay
         u, v = (state.memory[f"backward_{name}"][0] for name in "uv")
-        return Pull(base_u=rest * before(us, u), base_v=rest * before(vs, v))
-
-    def _controllers(self, state: State, sums: Sums) -> tuple[Tensor, Tensor]:
-        """After each sample, once what is left of its gradient has been added."""
-        rest = 1 - self.backward_decay
-        u, v = (state.memory[f"backward_{name}"][0] for name in "uv")
+        mean_g, mean_gx = sums.mean_g, sums.mean_gx
         # A sample with a gradient that is not finite in some channel leaves both controllers as they are.
-        usable = (sums.values > 0) & torch.isfinite(sums.mean_g) & torch.isfinite(sums.mean_gx)
-        usable = usable.all(-1, keepdim=True).expand_as(sums.mean_gx)
-        vs = recurrence(torch.where(usable, sums.mean_gx, 0.0), torch.where(usable, 1 - rest * sums.y2, 1.0), v)
-        into = (sums.mean_g - rest * before(vs, v) * sums.y1) * sums.invstd
+        usable = (sums.values > 0) & torch.isfinite(mean_g) & torch.isfinite(mean_gx)
+        usable = usable.all(-1, keepdim=True).expand_as(mean_gx)
+        vs = recurrence(torch.where(usable, mean_gx, 0.0), torch.where(usable, 1 - rest * sums.y2, 1.0), v)
+        held_v = rest * before(vs, v)
+        into = (mean_g - held_v * sums.y1) * sums.invstd
         kept = torch.where(usable, u.new_tensor(self.backward_decay), 1.0)
-        return recurrence(torch.where(usable, into, 0.0), kept, u), vs
+        us = recurrence(torch.where(usable, into, 0.0), kept, u)
+        return Pull(base_u=rest * before(us, u), base_v=held_v, kept=(us[-1:], vs[-1:]))
 
     def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
         """The controllers after the last sample."""
-        us, vs = self._controllers(state, sums)
-        return {"backward_u": us[-1:], "backward_v": vs[-1:]}
+        return dict(zip(("backward_u", "backward_v"), pull.kept, strict=True))
 
     def finish(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """Hold the output where small errors of the statistics cannot grow from layer to layer."""

@@ -1,0 +1,72 @@
+"""Which backend serves each layer of a model, and why nothing faster does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchnorm import kernels
+from batchnorm.arguments import a_module, arguments, or_none
+from batchnorm.layers import BatchNorm
+from batchnorm.layers.backends import serves
+from batchnorm.layers.masks import Given
+from batchnorm.models.state import preserved
+
+
+@arguments(model=or_none(a_module))
+def backends(model: nn.Module | None = None, x: Any = None) -> dict[str, str]:
+    """Every backend and its state on this machine; with a model, which one runs each layer, and why not a faster.
+
+    Example:
+        >>> import torch, batchnorm
+        >>> list(batchnorm.backends())
+        ['native', 'torch', 'reference']
+        >>> model = torch.nn.Sequential(batchnorm.BatchNorm1d(4, method="online"))
+        >>> batchnorm.backends(model, torch.randn(8, 4))["0"].split(": ")[1]
+        'an activation clamp follows the normalisation'
+
+    The model runs once on x in the mode it is in, and is afterwards as it was. Without x each layer is asked about a
+    small batch of its own kind.
+
+    Args:
+        model: any module; its layers of this package are told of.
+        x: what the model is called with, a tuple for several arguments.
+
+    Returns:
+        One line for each backend, or for each layer by its path.
+
+    Raises:
+        BatchNormError: a model that is no module, and what the layers raise.
+    """
+    if model is None:
+        return kernels.backends()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm)}
+    found: dict[str, str] = {}
+
+    def hook(name: str) -> Any:
+        def told(layer: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
+            weighed = Given(given.get("mask"), given.get("lengths"), given.get("weights"))
+            weight = layer._weight_of(inputs[0].movedim(layer.channel_axis, 1), weighed)
+            with torch.enable_grad():
+                found[name] = serves(layer, inputs[0], weight, given.get("residual"))
+
+        return told
+
+    with preserved(model), torch.no_grad():
+        for name, layer in layers.items():
+            layer.register_forward_pre_hook(hook(name), with_kwargs=True)
+            if x is None:
+                layer(_small(layer))
+        if x is not None:
+            model(*x) if isinstance(x, tuple) else model(x)
+    return found
+
+
+def _small(layer: BatchNorm) -> Tensor:
+    """A small batch that the layer takes."""
+    axes = layer._axes[-1] if layer._axes else 2
+    sample = next((t for t in (layer.running_mean, layer.weight) if t is not None), torch.empty(0))
+    x = torch.randn(8, layer.num_features, *[2] * (axes - 2)).to(sample)
+    return x.movedim(1, layer.channel_axis)
