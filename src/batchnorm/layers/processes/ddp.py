@@ -8,21 +8,18 @@ another first, within their own timeout.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
 from batchnorm.layers.processes.members import active_ddp
 
-if TYPE_CHECKING:
-    from batchnorm.layers.processes.ranks import Ranks
-
 
 class CheckIn:
     """A forward pre-hook of a DistributedDataParallel, with the words of the first layer in it that greeted."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Any) -> None:
         self.ranks, self.buckets_to_come = ranks, True
 
     def __call__(self, ddp: Any, args: Any) -> None:
@@ -53,7 +50,7 @@ class CheckIn:
 _known: WeakKeyDictionary[Any, CheckIn] = WeakKeyDictionary()
 
 
-def check_in_with(ranks: Ranks) -> None:
+def check_in_with(ranks: Any) -> None:
     """Let the DDP whose forward runs now check in with this layer's words, unless another layer does already."""
     ddp = active_ddp()
     if ddp is None or torch.compiler.is_compiling() or ddp.device_type != "cpu":
@@ -67,7 +64,7 @@ def check_in_with(ranks: Ranks) -> None:
     known.expect(ddp)
 
 
-def check_in_after(ranks: Ranks) -> None:
+def check_in_after(ranks: Any) -> None:
     """Within the first backward of a layer since the forward of a DDP: before DDP waits for its sums, check in."""
     if ranks.circle.backward_to_come:
         ranks.circle.backward_to_come = False
