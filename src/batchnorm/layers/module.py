@@ -274,7 +274,7 @@ class BatchNorm(Moving):
                 f"{describe(self)}; use a larger batch, drop the last one, or Policy(too_few='population')"
             )
         if coupling.is_plain and groups == 1 and weight is None and ranks is None:
-            return self._plain(x, tracks)
+            return recipe.coupling.finish(self._plain(x, tracks))
         uneven = weight is not None or ranks is not None
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
         return recipe.coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
