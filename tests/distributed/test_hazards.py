@@ -235,7 +235,7 @@ def test_a_rank_that_stays_away_is_named(how):
 
 
 def started_over(rank, ranks):
-    """The process group is destroyed and made anew: the layer greets again, in a new circle."""
+    """The process group is destroyed and made anew: the layer registers again, in a new state."""
     one = layer()
     x = torch.arange(8, dtype=torch.float64).reshape(4, 2) * (rank + 1)
     before = one(x)
@@ -245,7 +245,7 @@ def started_over(rank, ranks):
     return before.detach(), one(x).detach()
 
 
-def test_a_new_process_group_is_greeted_anew():
+def test_a_new_process_group_is_registered_anew():
     for before, after in world.run(started_over, 2):
         assert torch.equal(before, after)
 
@@ -325,7 +325,7 @@ def counted(rank, ranks):
                     wrapped.eval()(x)
                 wrapped.train()
             loss.backward()
-        counts.append(net[1].__dict__["_partners"].circle.messages)
+        counts.append(net[1].__dict__["_partners"].state.messages)
     twin = copy.deepcopy(net[1])
     assert "_partners" not in twin.__dict__ or twin.__dict__["_partners"] is None
     return counts

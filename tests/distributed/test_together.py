@@ -55,7 +55,7 @@ def on_rank(rank, ranks, backends, together):
     kernels.use(backends[rank])
     layers = branches()
     found = steps(layers, SIZES[ranks], rank, together)
-    return *found, layers[0].__dict__["_partners"].circle.messages
+    return *found, layers[0].__dict__["_partners"].state.messages
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def masked(rank, ranks):
     x = [torch.ones(4, 3, 2, dtype=torch.float64).cumsum(0) + rank, torch.ones(4, 2, 5, dtype=torch.float64).cumsum(0)]
     with batchnorm.masked(layers, torch.tensor([True, True, True, False])[:, None].expand(4, 2)):
         y = batchnorm.forward_together(layers, x)
-    return float(y[0][3].detach().abs().max()), layers[0].__dict__["_partners"].circle.messages
+    return float(y[0][3].detach().abs().max()), layers[0].__dict__["_partners"].state.messages
 
 
 def test_a_mask_makes_them_run_alone():

@@ -49,6 +49,13 @@ def lag(found):
     assert found["recalibrated"] < 8
 
 
+def own_method(found):
+    assert found["natively"] in (3, 0)
+    assert found["layers"] == 3
+    assert found["apart"] < 1e-4
+    assert found["own"] < 60
+
+
 def small_batches(found):
     assert found["renorm"] < found["batchnorm"] / 2
     assert found["frozen for the last fifth"] < found["batchnorm"] / 2
@@ -96,7 +103,7 @@ def gan(found):
     assert found["truncated bank"] < found["truncated"] / 4
 
 
-CLAIMS = [four_steps, repair, lag, small_batches, pruning, merging, padding, crossq, domains, gan]
+CLAIMS = [four_steps, repair, lag, small_batches, pruning, merging, padding, crossq, domains, gan, own_method]
 
 
 def test_every_script_has_its_claim_and_its_notebook():

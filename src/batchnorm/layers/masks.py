@@ -11,7 +11,7 @@ from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.asserting import require, transformed
 
 
-class Given(NamedTuple):
+class MaskInput(NamedTuple):
     """A mask, lengths or weights as the caller gave them; resize says whether other sizes may be sampled from it."""
 
     mask: Tensor | None = None
@@ -28,7 +28,7 @@ class Given(NamedTuple):
         """Whether this is what an extent requires; lengths are a mask."""
         return self.kind == kind or (kind == "mask" and self.kind == "lengths")
 
-    def check(self) -> Given:
+    def check(self) -> MaskInput:
         """Check that at most one is given, of the right type."""
         several = [name for name in ("mask", "lengths", "weights") if getattr(self, name) is not None]
         if len(several) > 1:

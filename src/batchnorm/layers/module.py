@@ -36,7 +36,7 @@ from batchnorm.layers.choices.recipe import Choices, Momentum, starting_momentum
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.choices.spelling import differences
 from batchnorm.layers.choices.table import Method, recipe_for
-from batchnorm.layers.masks import Given, require_weights
+from batchnorm.layers.masks import MaskInput, require_weights
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving, require, require_invertible
@@ -166,14 +166,14 @@ class BatchNorm(Moving):
         if input.layout is not torch.strided:
             require_layout(self, input)
         self._check_eps()
-        given = None if mask is None and lengths is None and weights is None else Given(mask, lengths, weights)
+        given = None if mask is None and lengths is None and weights is None else MaskInput(mask, lengths, weights)
         if self.training and not self.frozen and not torch.compiler.is_compiling():
             y = self._on_record(input, given, residual)
         else:
             y = self._output(input, given, residual)
         return y if self.channel_axis == 1 else y.movedim(1, self.channel_axis)
 
-    def _on_record(self, x: Tensor, given: Given | None, residual: Tensor | None) -> Tensor:
+    def _on_record(self, x: Tensor, given: MaskInput | None, residual: Tensor | None) -> Tensor:
         """The output; remembered where it may be recomputed, and then as it was the first time."""
         record = self.__dict__.get("_record")
         if record is not None and recomputing():
@@ -193,10 +193,10 @@ class BatchNorm(Moving):
                 self.__dict__.pop("_forward", None)
         return self._output(x, given, residual)
 
-    def _output(self, input: Tensor, given: Given | None, residual: Tensor | None) -> Tensor:
+    def _output(self, input: Tensor, given: MaskInput | None, residual: Tensor | None) -> Tensor:
         sample_weight = None
         if given is not None or self._weighted():
-            sample_weight = self._weight_of(input, given or Given())
+            sample_weight = self._weight_of(input, given or MaskInput())
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, whose backward starts from the output alone")
         if input.dim() == 3 and self.channel_axis == 1 and not self._stored_alone() and not input.is_contiguous():
@@ -225,7 +225,7 @@ class BatchNorm(Moving):
         """Whether a context around the call gives a mask or weights, or the extent requires them."""
         return "_given" in self.__dict__ or self.recipe.extent.requires is not None
 
-    def _weight_of(self, x: Tensor, given: Given) -> Tensor | None:
+    def _weight_of(self, x: Tensor, given: MaskInput) -> Tensor | None:
         """The mask or weights of this call, or those of the context around it, as `(N, 1, *)`."""
         if given.kind is None:
             given = self.__dict__.get("_given") or given
@@ -274,7 +274,7 @@ class BatchNorm(Moving):
                 f"{describe(self)}; use a larger batch, drop the last one, or Policy(too_few='population')"
             )
         if coupling.is_plain and groups == 1 and weight is None and ranks is None:
-            return self._plain(x, tracks)
+            return recipe.coupling.finish(self._plain(x, tracks))
         uneven = weight is not None or ranks is not None
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
         return recipe.coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)

@@ -29,15 +29,15 @@ class Moving(Statistics):
     accumulating: bool = False
 
     def _ranks(self) -> Ranks | TracedRanks | None:
-        """The processes this layer shares statistics with, greeted once."""
+        """The processes this layer shares statistics with, registered once."""
         sync = self.recipe.extent.sync
         if sync is None or sync.size() == 1:
             return None
         if torch.compiler.is_compiling():
-            return TracedRanks(_meet_while_compiling(self))
-        return self._meet()
+            return TracedRanks(_register_while_compiling(self))
+        return self._registered()
 
-    def _meet(self) -> Ranks:
+    def _registered(self) -> Ranks:
         sync: Any = self.recipe.extent.sync
         ranks = self.__dict__.get("_partners")
         if ranks is None or not ranks.current(sync):
@@ -183,10 +183,10 @@ def require_invertible(weight: Tensor, layer: nn.Module) -> None:
     require((weight.detach().abs() >= SMALLEST_WEIGHT).all(), message, layer)
 
 
-def _meet_while_compiling(layer: Moving) -> str:
-    """Greet the other ranks; the name of the group to sum in."""
-    return layer._meet().group_name
+def _register_while_compiling(layer: Moving) -> str:
+    """Register with the other ranks; the name of the group to sum in."""
+    return layer._registered().group_name
 
 
 # As torch.compiler.assume_constant_result, without importing the compiler: it runs while a graph is traced.
-_meet_while_compiling._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+_register_while_compiling._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

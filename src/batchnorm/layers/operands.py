@@ -6,7 +6,7 @@ call, `require` has seen its tensors, or the stricter `usable` and `statistics_o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +15,12 @@ from batchnorm.errors import BatchNormError, OperandError
 from batchnorm.kernels import calls, native
 from batchnorm.layers.naming import describe
 
-if TYPE_CHECKING:
-    from batchnorm.layers.module import BatchNorm
-
 _NARROW = (torch.float16, torch.bfloat16)
 _STATISTICS = (torch.float32, torch.float64)
 _NAMES = ("running_mean", "running_var", "weight", "bias")
 
 
-def require(layer: BatchNorm, x: Tensor, residual: Tensor | None = None) -> None:
+def require(layer: Any, x: Tensor, residual: Tensor | None = None) -> None:
     """Refuse an input `(N, C, *)` or a residual that does not go with what the layer holds: channels, dtype, device."""
     if not (x.is_floating_point() or x.is_quantized):
         raise OperandError(f"input of {describe(layer)} must be floating point; it was {x.dtype}")
@@ -44,7 +41,7 @@ def require(layer: BatchNorm, x: Tensor, residual: Tensor | None = None) -> None
         require_residual(layer, x, residual)
 
 
-def _require_one(layer: BatchNorm, x: Tensor, name: str, held: Tensor) -> None:
+def _require_one(layer: Any, x: Tensor, name: str, held: Tensor) -> None:
     if held.numel() != x.shape[1]:
         shape = tuple(x.movedim(1, layer.channel_axis).shape)
         raise OperandError(
@@ -63,7 +60,7 @@ def _require_one(layer: BatchNorm, x: Tensor, name: str, held: Tensor) -> None:
         raise OperandError(f"input must be on {held.device}, as {name} of {describe(layer)} is; it was on {x.device}")
 
 
-def require_axis(layer: BatchNorm, x: Tensor) -> None:
+def require_axis(layer: Any, x: Tensor) -> None:
     """Refuse an input that has no such axis for the channels."""
     if not -x.dim() <= layer.channel_axis < x.dim():
         raise BatchNormError(
@@ -72,13 +69,13 @@ def require_axis(layer: BatchNorm, x: Tensor) -> None:
         )
 
 
-def require_layout(layer: BatchNorm, x: Tensor) -> None:
+def require_layout(layer: Any, x: Tensor) -> None:
     """Refuse a sparse input: its zeros are values too."""
     if str(x.layout).startswith("torch.sparse"):
         raise OperandError(f"input of {describe(layer)} must be dense; it was {x.layout}: call to_dense()")
 
 
-def require_residual(layer: BatchNorm, x: Tensor, residual: Tensor) -> None:
+def require_residual(layer: Any, x: Tensor, residual: Tensor) -> None:
     """Refuse a residual that does not broadcast against the output, or on another device."""
     sizes = zip(reversed(residual.shape), reversed(x.shape), strict=False)
     if any(1 not in (r, n) and r != n for r, n in sizes):
@@ -88,7 +85,7 @@ def require_residual(layer: BatchNorm, x: Tensor, residual: Tensor) -> None:
         raise OperandError(f"residual of {describe(layer)} must be on {x.device}; it was on {residual.device}")
 
 
-def require_unchanged(layer: BatchNorm, name: str, now: Tensor, size: torch.Size) -> None:
+def require_unchanged(layer: Any, name: str, now: Tensor, size: torch.Size) -> None:
     """Refuse a backward that would read a tensor resized since the forward."""
     if now.shape != size:
         raise OperandError(
@@ -97,7 +94,7 @@ def require_unchanged(layer: BatchNorm, name: str, now: Tensor, size: torch.Size
         )
 
 
-def affine_of(layer: BatchNorm) -> tuple[Tensor | None, Tensor | None]:
+def affine_of(layer: Any) -> tuple[Tensor | None, Tensor | None]:
     """Weight and bias, of the bank in use."""
     if layer.active_bank is not None:
         return layer.affine_part("weight"), layer.affine_part("bias")
@@ -121,7 +118,7 @@ def _reads(v: Tensor, x: Tensor) -> bool:
     return v.dtype is x.dtype or (v.dtype in _NARROW or (v.dtype is torch.float32 and x.dtype is not torch.float64))
 
 
-def statistics_of(layer: BatchNorm, x: Tensor) -> calls.Statistics | None:
+def statistics_of(layer: Any, x: Tensor) -> calls.Statistics | None:
     """The running statistics and counters, where they may be read and written where they lie."""
     buffers, channels = layer._buffers, x.shape[1]
     if layer.active_bank is None:
@@ -151,7 +148,7 @@ def selects(sample_weight: Tensor) -> bool:
     return type(sample_weight) is Tensor and sample_weight.is_cpu and sample_weight.layout is torch.strided
 
 
-def joins(layer: BatchNorm, residual: Tensor, x: Tensor) -> bool:
+def joins(layer: Any, residual: Tensor, x: Tensor) -> bool:
     """Whether a residual may be added by the kernel: once expanded, of x's shape, and not wider than x."""
     if residual.shape != x.shape or not residual.is_cpu:
         require_residual(layer, x, residual)

@@ -211,8 +211,7 @@ def pull(
     for ratio in (rows.ratio, rows.follow):
         scale = scale if ratio is None else scale * ratio
     own_u, own_v, base_u, base_v = (rows.own_u, rows.own_v, None, None) if given is None else given[:4]
-    each = scale / rows.n if isinstance(own_u, Tensor) or isinstance(own_v, Tensor) else None
-    u, v = (_own(own, each, rows.n, scale, value) for own, value in ((own_u, sum_g), (own_v, sum_gx)))
+    u, v = (_own(own, rows.n, scale, value) for own, value in ((own_u, sum_g), (own_v, sum_gx)))
     v = v * rows.invstd
     if base_u is not None:
         u = u + base_u
@@ -223,12 +222,11 @@ def pull(
     return scale, u, v
 
 
-def _own(own: Any, each: Any, n: Tensor, scale: Tensor, value: Tensor) -> Tensor:
+def _own(own: Any, n: Tensor, scale: Tensor, value: Tensor) -> Tensor:
     if is_number(own, 0):
         return torch.zeros_like(value)
-    if isinstance(own, Tensor):
-        return torch.where(own == 0, 0.0, own * each * value)
-    return own / n * scale * value
+    found = own / n * scale * value
+    return torch.where(own == 0, 0.0, found) if isinstance(own, Tensor) else found
 
 
 def parameters(rows: Rows, sum_g: Tensor, sum_gx: Tensor) -> tuple[Tensor, Tensor]:

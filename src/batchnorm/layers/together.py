@@ -53,7 +53,7 @@ def forward_together(layers: Iterable[nn.Module], inputs: Iterable[Tensor]) -> l
         return [layer(x) for layer, x in zip(called, given, strict=True)]
     entered = [_before(layer, x) for layer, x in zip(called, given, strict=True)]
     parts = [_part_of(layer, x) for layer, x in zip(called, entered, strict=True)]
-    if all(part is not None and part[1].ranks.circle is parts[0][1].ranks.circle for part in parts):
+    if all(part is not None and part[1].ranks.state is parts[0][1].ranks.state for part in parts):
         outputs = [
             activate(y, layer.activation, layer.negative_slope, None)
             for layer, y in zip(called, _outputs(called, parts), strict=True)

@@ -6,7 +6,7 @@ them as operators; what the running statistics become is copied into the buffers
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +16,12 @@ from batchnorm.layers.activation import follows_residual
 from batchnorm.layers.operands import require
 from batchnorm.layers.rule import Move
 
-if TYPE_CHECKING:
-    from batchnorm.layers.module import BatchNorm
-
 # Values from which the operators outweigh the cost of calling them.
 _WORTHWHILE = 1 << 19
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
+def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
     """The layer's output in training, or None where a compiler must see the operations."""
     if not _served(layer, x, sample_weight, residual):
         return None
@@ -61,7 +58,7 @@ def forward(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual:
     return found[0]
 
 
-def _served(layer: BatchNorm, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> bool:
+def _served(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> bool:
     """An exported graph holds standard operations alone; the rest is what the operators were not made for."""
     if torch.compiler.is_exporting() or not native.enabled() or x.device.type != "cpu" or x.dtype not in native.DTYPES:
         return False

@@ -13,7 +13,7 @@ from batchnorm.arguments import a_flag, a_module, a_string, a_tensor, arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm, Renorm
 from batchnorm.layers.held import hold
-from batchnorm.layers.masks import Given
+from batchnorm.layers.masks import MaskInput
 from batchnorm.models.find import Model, batch_norm_layers, is_timms
 
 
@@ -63,7 +63,7 @@ def masked(
     Raises:
         BatchNormError: none or several of the three, a wrong type, a model with torch's layers.
     """
-    given = Given(mask, lengths, weights, resize=True)
+    given = MaskInput(mask, lengths, weights, resize=True)
     if given.kind is None:
         raise BatchNormError("give one of mask, lengths and weights; all were None")
     given.check()

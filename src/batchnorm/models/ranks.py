@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.arguments import a_module_with_values, a_process_group, arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import Moments
-from batchnorm.layers.processes.members import named
+from batchnorm.layers.processes.group_state import named
 from batchnorm.models.find import tracking_layers
 from batchnorm.models.tables import LayerTable, as_text
 

@@ -11,7 +11,7 @@ from batchnorm import kernels
 from batchnorm.arguments import a_module, arguments, or_none
 from batchnorm.layers import BatchNorm
 from batchnorm.layers.backends import serves
-from batchnorm.layers.masks import Given
+from batchnorm.layers.masks import MaskInput
 from batchnorm.models.state import preserved
 
 
@@ -47,7 +47,7 @@ def backends(model: nn.Module | None = None, x: Any = None) -> dict[str, str]:
 
     def hook(name: str) -> Any:
         def told(layer: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
-            weighed = Given(given.get("mask"), given.get("lengths"), given.get("weights"))
+            weighed = MaskInput(given.get("mask"), given.get("lengths"), given.get("weights"))
             weight = layer._weight_of(inputs[0].movedim(layer.channel_axis, 1), weighed)
             with torch.enable_grad():
                 found[name] = serves(layer, inputs[0], weight, given.get("residual"))

@@ -8,21 +8,18 @@ another first, within their own timeout.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from batchnorm.layers.processes.members import active_ddp
-
-if TYPE_CHECKING:
-    from batchnorm.layers.processes.ranks import Ranks
+from batchnorm.layers.processes.group_state import active_ddp
 
 
-class CheckIn:
-    """A forward pre-hook of a DistributedDataParallel, with the words of the first layer in it that greeted."""
+class DDPHook:
+    """A forward pre-hook of a DistributedDataParallel, with the words of the first layer in it that registered."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Any) -> None:
         self.ranks, self.buckets_to_come = ranks, True
 
     def __call__(self, ddp: Any, args: Any) -> None:
@@ -41,36 +38,36 @@ class CheckIn:
         """Check in at the end of the backward to come, if DDP will add up gradients in it."""
         # A forward without gradients, which one rank may run alone, says nothing of the backward.
         if torch.is_grad_enabled():
-            self.ranks.circle.backward_to_come = ddp.require_backward_grad_sync
+            self.ranks.state.backward_to_come = ddp.require_backward_grad_sync
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _nothing  # a copied module's layers greet anew
+        return _nothing  # a copied module's layers register anew
 
     def __reduce__(self) -> Any:
         return _nobody, ()
 
 
-_known: WeakKeyDictionary[Any, CheckIn] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, DDPHook] = WeakKeyDictionary()
 
 
-def check_in_with(ranks: Ranks) -> None:
+def watch_ddp(ranks: Any) -> None:
     """Let the DDP whose forward runs now check in with this layer's words, unless another layer does already."""
     ddp = active_ddp()
     if ddp is None or torch.compiler.is_compiling() or ddp.device_type != "cpu":
         return
     known = _known.get(ddp)
     if known is None:
-        known = _known[ddp] = CheckIn(ranks)
+        known = _known[ddp] = DDPHook(ranks)
         ddp.register_forward_pre_hook(known)
     elif not known.ranks.current(known.ranks.sync):
         known.ranks, known.buckets_to_come = ranks, True
     known.expect(ddp)
 
 
-def check_in_after(ranks: Ranks) -> None:
+def before_ddp_sums(ranks: Any) -> None:
     """Within the first backward of a layer since the forward of a DDP: before DDP waits for its sums, check in."""
-    if ranks.circle.backward_to_come:
-        ranks.circle.backward_to_come = False
+    if ranks.state.backward_to_come:
+        ranks.state.backward_to_come = False
         # Callbacks run in the order they were queued, and DDP queues its own once the last gradient is there.
         torch.autograd.Variable._execution_engine.queue_callback(  # pyright: ignore
             lambda: ranks.enter("the end of the backward")

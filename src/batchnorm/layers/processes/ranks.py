@@ -18,8 +18,8 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.processes.ddp import check_in_after, check_in_with
-from batchnorm.layers.processes.members import circle_of, did_not_come, refuse_join
+from batchnorm.layers.processes.ddp import before_ddp_sums, watch_ddp
+from batchnorm.layers.processes.group_state import did_not_come, refuse_join, state_of
 
 # Where the squared distance of shift and mean exceeds this many variances, float64 sums lose digits
 # that a second reduction about the now known mean keeps; not where the variance is mere rounding.
@@ -59,25 +59,25 @@ class Ranks:
 
     def __init__(self, sync: Any, signature: dict[str, Any]) -> None:
         self.sync, self.where = sync, str(signature["layer"])
-        self.circle = circle_of(sync.group)
+        self.state = state_of(sync.group)
         self.mode = ""
         self.shift: Tensor | None = None
         self._calls = {"forward": 0, "backward": 0, "entry": 0}
         self._channels = int(signature["channels"])
         refuse_join()
-        self._number = self.circle.greet(signature, sync.group, sync.timeout)
-        self.group = self.circle.group_for(sync.group)
-        check_in_with(self)
+        self._number = self.state.register(signature, sync.group, sync.timeout)
+        self.group = self.state.group_for(sync.group)
+        watch_ddp(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None  # a copied or pickled layer greets anew
+        return None  # a copied or pickled layer registers anew
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return _nobody, ()
 
     def current(self, sync: Any) -> bool:
         """Whether this is still what the layer's extent asks for, in the process group there is now."""
-        return self.sync is sync and self.circle is circle_of(sync.group)
+        return self.sync is sync and self.state is state_of(sync.group)
 
     @property
     def group_name(self) -> str:
@@ -118,18 +118,18 @@ class Ranks:
         if direction == "forward":
             refuse_join()
         elif direction == "backward":
-            check_in_after(self)
+            before_ddp_sums(self)
         self._calls[direction] += 1
 
     def send(self, message: Tensor, here: str) -> None:
         """Add a message up over ranks, in place; one that does not come back in time says who stayed away."""
-        self.circle.messages += 1
+        self.state.messages += 1
         start = time.monotonic()
         try:
             work: Any = dist.all_reduce(message, group=self.group, async_op=True)
             work.wait() if message.device.type == "cuda" else work.wait(timedelta(seconds=self.sync.timeout))
         except RuntimeError as error:
-            raise did_not_come(self.circle, here, time.monotonic() - start, error) from error
+            raise did_not_come(self.state, here, time.monotonic() - start, error) from error
 
     def tag(self, direction: str, again: bool = False) -> float:
         """A number of this layer, direction, call and mode; of 20 bits, so that its square adds up exactly."""
@@ -144,7 +144,7 @@ class Ranks:
     def out_of_step(self, direction: str) -> BatchNormError:
         """The error for a sum of messages of different places, saying where every rank is."""
         return BatchNormError(
-            f"all ranks must run their layers in the same order and mode; {self.circle.places(self.here(direction))}"
+            f"all ranks must run their layers in the same order and mode; {self.state.places(self.here(direction))}"
         )
 
     def check(self, told: Tensor, tag: float, direction: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from batchnorm.errors import BatchNormError
-from batchnorm.layers.processes.members import named
+from batchnorm.layers.processes.group_state import named
 from batchnorm.models.recalibration.totals import Totals
 
 

@@ -1,6 +1,6 @@
 """The processes that share statistics: they agree before the first sum, and one that differs or stays away is named.
 
-What is said here goes through the store of `torch.distributed`, never through a collective: a rank that greets
+What is said here goes through the store of `torch.distributed`, never through a collective: a rank that registers
 while another already sums cannot be paired with it.
 """
 
@@ -24,7 +24,7 @@ from batchnorm.errors import BatchNormError
 _GRACE = 2.0
 
 
-class Circle:
+class ProcessGroupState:
     """The members of one process group, seen from one of them."""
 
     def __init__(self, group: Any) -> None:
@@ -40,22 +40,22 @@ class Circle:
         """The group to send in: a private one beside the default group, where DDP's sums would come between."""
         return self._own if asked is None and self._own is not None else asked
 
-    def greet(self, signature: dict[str, Any], asked: Any, timeout: float) -> int:
-        """Wait for the same layer on every rank and compare; the number of this layer among all that were greeted."""
+    def register(self, signature: dict[str, Any], asked: Any, timeout: float) -> int:
+        """Wait for the same layer on every rank and compare; the number of this layer among all registered."""
         number, self.layers = self.layers, self.layers + 1
         if dist.get_backend(asked) in ("fake", "mpi"):  # these have no store to talk through
             return number
-        first, key = number == 0, f"batchnorm/{self.name}/greeting/{number}/"
+        first, key = number == 0, f"batchnorm/{self.name}/registration/{number}/"
         # A group of one's own is named after the groups there are: every rank must count the same.
         mine = {**signature, "_groups": len(dist.distributed_c10d._world.pg_names)}
-        trouble, alone = self._meet(key, mine, timeout)
+        trouble, alone = self._compare(key, mine, timeout)
         if trouble:
             raise BatchNormError(trouble)
         if first and asked is None and not alone and dist.get_backend() == "gloo":
             self._own = dist.new_group(self.members, timedelta(seconds=timeout), "gloo", use_local_synchronization=True)
         return number
 
-    def _meet(self, key: str, mine: dict[str, Any], timeout: float) -> tuple[str, bool]:
+    def _compare(self, key: str, mine: dict[str, Any], timeout: float) -> tuple[str, bool]:
         store, leader, wait = _store(), self.members[0], timedelta(seconds=timeout)
         told = {name: _plain(value) for name, value in mine.items()}
         store.set(f"{key}{self.rank}", json.dumps(told))
@@ -124,15 +124,15 @@ class Circle:
         return found
 
 
-_circles: WeakKeyDictionary[Any, Circle] = WeakKeyDictionary()
+_states: WeakKeyDictionary[Any, ProcessGroupState] = WeakKeyDictionary()
 
 
-def circle_of(group: Any) -> Circle:
-    """The circle of a process group; a group made anew after `destroy_process_group` is another one."""
+def state_of(group: Any) -> ProcessGroupState:
+    """The state of a process group; a group made anew after `destroy_process_group` is another one."""
     home = _default(group)
-    if home not in _circles:
-        _circles[home] = Circle(group)
-    return _circles[home]
+    if home not in _states:
+        _states[home] = ProcessGroupState(group)
+    return _states[home]
 
 
 def _default(group: Any) -> Any:
@@ -158,25 +158,30 @@ def _first_line(error: Exception) -> str:
 
 
 def did_not_come(
-    circle: Circle, here: str, seconds: float, error: Exception, what: str = "its sum", kind: Any = BatchNormError
+    state: ProcessGroupState,
+    here: str,
+    seconds: float,
+    error: Exception,
+    what: str = "its sum",
+    kind: Any = BatchNormError,
 ) -> Any:
     """The error for a sum that failed, with the ranks that stayed away."""
     return kind(
-        f"every rank must reach {here}; rank {circle.rank} waited {seconds:.0f} s for {what}"
-        f"{_named(circle.missing())} ({_first_line(error)})"
+        f"every rank must reach {here}; rank {state.rank} waited {seconds:.0f} s for {what}"
+        f"{_named(state.missing())} ({_first_line(error)})"
     )
 
 
 @contextmanager
 def named(group: Any, here: str, kind: Any = BatchNormError) -> Iterator[None]:
     """Around a collective that is no layer's: where it fails, the error says who stayed away from where."""
-    circle = circle_of(group)
-    circle.messages += 1
+    state = state_of(group)
+    state.messages += 1
     start = time.monotonic()
     try:
         yield
     except RuntimeError as error:
-        raise did_not_come(circle, here, time.monotonic() - start, error, "the others", kind) from error
+        raise did_not_come(state, here, time.monotonic() - start, error, "the others", kind) from error
 
 
 def active_ddp() -> Any:
