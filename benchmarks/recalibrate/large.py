@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -167,6 +168,8 @@ def one(batches: int, order: int, limit: int, against: Path | None) -> dict[str,
         "standard error": result.standard_error,
         "plan": result.plan,
     }
+    if found := re.search(r"standard error ([\d.e-]+) to ([\d.e-]+)", result.plan):
+        row["standard error said before"] = [float(end) for end in found.groups()]
     if against is not None:
         other = resnet50()
         other.load_state_dict(torch.load(against))
@@ -211,7 +214,7 @@ def picture(rows: list[dict[str, Any]], to: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
-    parser.add_argument("--orders", type=int, default=10)
+    parser.add_argument("--orders", type=int, default=10, help="how many; the same data in an order of its own each")
     parser.add_argument("--against", type=int, default=2000, help="batches of the runs compared with the exact result")
     parser.add_argument("--agree", type=int, default=20, help="batches on which exact=True is compared with it")
     parser.add_argument("--limit", type=int, default=1024, help="MiB above the model")
@@ -246,7 +249,10 @@ def main() -> None:
                 start = time.process_time()
                 torch.save(exact(given.against).state_dict(), path)
                 results["exact, processor seconds"] = round(time.process_time() - start)
-            results["against exact"] = [run(given.against, order, str(path)) for order in range(given.orders)]
+            rows = results["against exact"] = []
+            for order in range(given.orders):
+                rows.append(run(given.against, order, str(path)))
+                keep("large", results)
     keep("large", results)
     if given.picture:
         picture(memory, given.picture)
