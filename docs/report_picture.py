@@ -41,6 +41,7 @@ class Residual(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits of the ten digits."""
         x = self.stem(x.flatten(1))
         for block in self.blocks:
             x = x + block(x) / 4
@@ -70,6 +71,7 @@ def report() -> Any:
 
 
 def main() -> None:
+    """Write the page, and draw it unless a folder was given."""
     with tempfile.TemporaryDirectory() as own:
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else own)
         report().to_html(folder / "report.html")
