@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import batchnorm
+from batchnorm.models.recalibration.correlation import deviation_limits
 from batchnorm.models.recalibration.memory import Pilot
 from batchnorm.models.recalibration.part import part_of_data, spread
 
@@ -82,6 +83,12 @@ def test_the_error_said_before_holds_what_the_result_states(seed, loader):
     result = batchnorm.recalibrate(network(), loader(data.split(8)), memory=400_000, progress=False)
     low, high = foretold(result.plan)
     assert low <= result.standard_error <= high <= 10 * low
+
+
+@pytest.mark.parametrize(("free", "low", "high"), [(7, 16.013, 1.690), (30, 46.979, 16.791)])
+def test_limits_of_a_standard_deviation_are_those_of_chi_square(free, low, high):
+    """Quantiles of chi-square from tables."""
+    assert deviation_limits(free) == pytest.approx(((free / low) ** 0.5, (free / high) ** 0.5), rel=0.01)
 
 
 @pytest.mark.parametrize(("bad", "said"), [(1, "of the order of 0.0"), (0, "not known beforehand.")])
