@@ -142,12 +142,13 @@ def _recalibrate() -> Iterator[Claim]:
     yield Claim(page, words, figures)
 
     def orders(key: str, form: str, how: Callable[[Any], float]) -> Figure:
-        return Figure("recalibrate/large.json", ("against exact", key), form, how)
+        rows = ("against exact",)
+        return Figure("recalibrate/large.json", rows, form, lambda all: how([row[key] for row in all if key in row]))
 
     words = (
         "for {} orders of them, the worst layer was {} to {} standard deviations off; no layer was further off than "
-        "{} times the standard error that the result states for it. That was {} to {} in the worst layer, and the plan "
-        "had said {} to {}"
+        "{} times the standard error that the result states for it, which was {} to {} in the worst layer. The plans "
+        "of {} of them had said {} to {}"
     )
     ratio, before = "error over standard error, worst layer", "standard error said before"
     figures = (
@@ -155,6 +156,7 @@ def _recalibrate() -> Iterator[Claim]:
         *(orders("error, worst layer", ".2f", how) for how in (min, max)),
         orders(ratio, ".2f", max),
         *(orders("standard error", ".2f", how) for how in (min, max)),
+        orders(before, "d", len),
         orders(before, ".2f", lambda rows: min(low for low, _ in rows)),
         orders(before, ".2f", lambda rows: max(high for _, high in rows)),
     )
