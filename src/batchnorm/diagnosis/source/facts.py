@@ -12,10 +12,9 @@ from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter import Program
 from batchnorm.diagnosis.source.names import is_layer, made_by
-from batchnorm.diagnosis.source.objects import canonical
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project
 from batchnorm.diagnosis.source.trace import Event
-from batchnorm.diagnosis.source.values import Choice, Const, Obj, options
+from batchnorm.diagnosis.source.values import Choice, Const, Obj, canonical, options
 
 MEASURES = (
     "momentum",

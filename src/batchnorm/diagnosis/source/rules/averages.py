@@ -9,9 +9,8 @@ from typing import Any
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
 from batchnorm.diagnosis.source.fixes import Edit
-from batchnorm.diagnosis.source.objects import canonical, objects_in
 from batchnorm.diagnosis.source.trace import EVAL, Event
-from batchnorm.diagnosis.source.values import Atom, Form, Obj
+from batchnorm.diagnosis.source.values import Atom, Form, Obj, canonical, objects_in
 
 RECALIBRATE = ("update_bn", "bn_update", "recalibrate", "update_bn_stats")
 BUFFERS = ("buffers", "named_buffers", "_buffers", "running_mean", "running_var")

@@ -6,11 +6,10 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
-from batchnorm.diagnosis.source.objects import canonical, within
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.modes import forwards, is_average
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN
-from batchnorm.diagnosis.source.values import Const, Obj
+from batchnorm.diagnosis.source.values import Const, Obj, canonical, within
 
 FREEZE = "batchnorm.freeze({})"
 

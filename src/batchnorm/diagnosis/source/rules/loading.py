@@ -6,10 +6,9 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
-from batchnorm.diagnosis.source.objects import objects_in
 from batchnorm.diagnosis.source.rules.modes import forwards
 from batchnorm.diagnosis.source.trace import TRAIN
-from batchnorm.diagnosis.source.values import Const, Function, Obj, options
+from batchnorm.diagnosis.source.values import Const, Function, Obj, objects_in, options
 
 LOST = ("running_mean", "running_var", "running_")
 

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, called, spelled
-from batchnorm.diagnosis.source.objects import canonical
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event
-from batchnorm.diagnosis.source.values import Obj
+from batchnorm.diagnosis.source.values import Obj, canonical
 
 NOISE = re.compile(
     r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
