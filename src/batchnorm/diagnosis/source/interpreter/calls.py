@@ -13,6 +13,7 @@ from batchnorm.diagnosis.source.names import (
 )
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import (
+    EVAL,
     TRAIN,
     Mode,
 )
@@ -88,6 +89,9 @@ class Calls(Methods):
             if isinstance(base, ClassInfo) and name in base.methods:
                 return self.apply(node, base.methods[name], own, args, keywords)
         if name in ("train", "eval") and info.is_module:
+            for part, layers in self.state.layers.items() if name == "train" else ():
+                if layers.value == EVAL and layers.function is self.info and self.inside(part, own):
+                    self.event("unfreeze", node, own, frozen=layers, by=self.info)
             return STANDARD[name](self, node, own, name, args, keywords)
         return None
 
@@ -102,7 +106,7 @@ class Calls(Methods):
         if isinstance(target, External):
             return self.outside(node, target.name, args, keywords)
         if isinstance(target, Obj):
-            return self.forward(node, target, args)
+            return self.forward(node, target, [*args, *keywords.values()])
         return None
 
     def construct(self, node: ast.Call, info: ClassInfo, args: list[Any], keywords: dict[str, Any]) -> Any:
@@ -147,6 +151,8 @@ class Calls(Methods):
                 return self.apply(node, own, base, args, keywords)
         if name in STANDARD:
             return STANDARD[name](self, node, base, name, args, keywords)
+        if name in ("next", "__next__") and not args:
+            return self.element(base)
         held = self.state.heap.get((base, name))
         if held is None and base.kind in ("self", "instance"):
             held = self.slot_of(base, name)
@@ -173,9 +179,14 @@ class Calls(Methods):
         if isinstance(held, Function | Class | External | Partial):
             return self.invoke(node, held, args, keywords)
         if isinstance(held, Obj) and held is not base and held.kind not in ("list", "dict"):
-            return self.forward(node, held, args)
+            return self.forward(node, held, [*args, *keywords.values()])
         if name[:1] != "_" and self._callable_part(base, name):
-            return self.forward(node, base.attr(name), args)
+            return self.forward(node, base.attr(name), [*args, *keywords.values()])
+        if name in ("resize_", "resize_as_"):
+            return base
+        if name == "copy_" and base.kind == "external" and args:
+            base.flows_from(args[0])
+            return base
         # A method that nobody defines: it may do anything to models it is given, and it may run its own model forward.
         self.event("method", node, canonical(base), name=name, args=args)
         if name in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
@@ -52,6 +53,10 @@ class Containers(Modes):
             return base
         if isinstance(base, Form) or not isinstance(base, Obj):
             return None
+        if base.kind == "iteration" and base.name in ("named_parameters", "named_buffers"):
+            return self._iterated(base.info[0], base.name, base).items[1]
+        if isinstance(key, ClassName) and isinstance(key.obj, Obj) and key.obj.name == "named_parameters":
+            return Form({Atom("shadow", base): {(): 1.0}}, live=True)
         if isinstance(key, Obj) and key.kind == "key":
             return Form({Atom("entry", base, ""): {(): 1.0}}, live=True)
         if base.kind == "state":
@@ -89,6 +94,17 @@ class Containers(Modes):
             slot.flows_from(source) if base.kind in ("list", "dict") else None
         return slot
 
+    def dictionary(self, node: ast.AST, entries: list[tuple[Any, Any]]) -> Obj:
+        """A dict with these entries; keys that are no literals stay unknown."""
+        made = self.program.obj((node, "dict"), lambda: Obj("dict", "dict", node=node))
+        for key, value in entries:
+            if isinstance(key, Const):
+                self.state.heap[made, f"[{key.value}]"] = value
+                made.attr(f"[{key.value}]").flows_from(value)
+            for option in options(value):
+                made.flows_from(option)
+        return made
+
     def element(self, value: Any) -> Any:
         """What a loop over a value gives."""
         if isinstance(value, Tuple):
@@ -108,6 +124,13 @@ class Containers(Modes):
         if value.kind == "iteration":
             owner, how = value.info
             return self._iterated(owner, how, value)
+        if (
+            value.kind == "copy"
+            and value.sources
+            and isinstance(value.sources[0], Obj)
+            and value.sources[0].kind == "state"
+        ):
+            return self.element(value.sources[0])
         if value.kind == "state":
             return self.program.obj((id(value), "key"), lambda: Obj("key", "key", info=value))
         if value.kind in ("list", "dict"):
@@ -124,6 +147,9 @@ class Containers(Modes):
 
     def _iterated(self, owner: Any, how: str, iteration: Obj) -> Any:
         made = self.program.obj
+        if how in ("keys", "items", "values") and isinstance(owner, Obj) and owner.kind == "iteration":
+            named = self._iterated(owner.info[0], owner.name, owner)  # a dict of named parameters
+            return named if how == "items" or not isinstance(named, Tuple) else named.items[how == "values"]
         if how in ("keys", "items", "values"):
             key = made((id(owner), "key"), lambda: Obj("key", "key", info=owner))
             entry = Form({Atom("entry", owner, ""): {(): 1.0}}, live=True)

@@ -28,6 +28,7 @@ from batchnorm.diagnosis.source.values import (
     options,
 )
 
+SLICED = ("iteration", "list", "zip", "enumerate")
 BUILTINS = frozenset(dir(builtins))
 
 
@@ -130,6 +131,8 @@ class Expressions(Calls):
 
     def ev_Subscript(self, node: ast.Subscript) -> Any:
         base, key = self.ev(node.value), self.ev(node.slice)
+        if isinstance(node.slice, ast.Slice) and isinstance(base, Obj) and base.kind in SLICED:
+            return base  # some of the elements stand for all
         if isinstance(node.slice, ast.Tuple) and isinstance(base, Obj) and base.kind == "attribute":
             first = node.slice.elts[0] if node.slice.elts else None
             if isinstance(first, ast.Slice) and first.lower is None and first.upper is None:
@@ -199,6 +202,7 @@ class Expressions(Calls):
             made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
             for at, item in enumerate(items):
                 self.state.heap[made, f"[{at}]"] = self.state.heap[made, f"[{at - len(items)}]"] = item
+                made.attr(f"[{at}]").flows_from(item)
                 for option in options(item):
                     made.flows_from(option)
             return made
@@ -209,16 +213,8 @@ class Expressions(Calls):
     ev_Set = ev_Tuple
 
     def ev_Dict(self, node: ast.Dict) -> Any:
-        made = self.program.obj((node, "dict"), lambda: Obj("dict", "dict", node=node))
-        for key, value in zip(node.keys, node.values, strict=True):
-            k = self.ev(key) if key is not None else None
-            v = self.ev(value)
-            if isinstance(k, Const):
-                self.state.heap[made, f"[{k.value}]"] = v
-                made.attr(f"[{k.value}]").flows_from(v)
-            for option in options(v):
-                made.flows_from(option)
-        return made
+        pairs = zip(node.keys, node.values, strict=True)
+        return self.dictionary(node, [(self.ev(k) if k is not None else None, self.ev(v)) for k, v in pairs])
 
     def ev_Lambda(self, node: ast.Lambda) -> Any:
         info = self.program.obj(

@@ -73,7 +73,9 @@ class Forwards(Writes):
         if mode is None or mode.value != EVAL:
             self.state.version += 1
         self.summary.moves = True
-        return self.program.obj((node, "output"), lambda: Obj("output", "output", info=event, node=node))
+        output = self.program.obj((node, "output"), lambda: Obj("output", "output", node=node))
+        output.info = event  # of this round
+        return output
 
     def _use(self, use: Use) -> None:
         if use.mode is not None and use.slot.kind not in SLOTS:

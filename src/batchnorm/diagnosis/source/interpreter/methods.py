@@ -166,7 +166,7 @@ class Methods(Outside):
         return None
 
     def m_forward(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
-        return self.forward(node, base, args)
+        return self.forward(node, base, [*args, *keywords.values()])
 
 
 STANDARD: dict[str, Any] = {

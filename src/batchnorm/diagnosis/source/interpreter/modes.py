@@ -115,7 +115,9 @@ class Modes(Objects):
         for held in [o for o in self.state.layers if within(o, obj)]:
             if mode.value == TRAIN and self.state.layers[held].value == EVAL and not own:
                 if mode.node is not None:
-                    self.event("unfreeze", mode.node, obj, frozen=self.state.layers[held])
+                    self.event(
+                        "unfreeze", mode.node, obj, frozen=self.state.layers[held], by=mode.function or self.info
+                    )
                 self.state.layers[held] = mode
             else:
                 del self.state.layers[held]
@@ -138,7 +140,7 @@ class Modes(Objects):
         owner = frozen.function.owner
         made = frozen.function.name == "__init__" and owner is not None and owner.is_module
         if made or any(f is frozen.function and self.inside(o, part) for o, (_, f) in self.state.frozen.items()):
-            self.event("part trains again", mode.node, part, frozen=frozen, of=obj)
+            self.event("part trains again", mode.node, part, frozen=frozen, of=obj, by=mode.function or self.info)
 
     def undo(self, obj: Obj, mode: Mode) -> None:
         """What a train() inside a function undoes, where the function leaves another mode behind."""

@@ -15,6 +15,7 @@ from batchnorm.diagnosis.source.names import (
     WRAPPERS,
     is_layer,
     last,
+    loads_weights,
 )
 from batchnorm.diagnosis.source.trace import (
     TRAIN,
@@ -69,6 +70,10 @@ class Outside(Summaries):
             return self._copied(node, first)
         if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.jit.trace", "torch.compile"):
             return first if name != "set" else None
+        if name in ("dict", "collections.OrderedDict") and isinstance(first, Obj) and first.kind == "iteration":
+            return first
+        if name in ("dict", "collections.OrderedDict") and not args:
+            return self.dictionary(node, [(Const(k), v) for k, v in keywords.items()])
         if name in ("zip", "itertools.izip", "izip"):
             return self.program.obj(
                 (node, "zip", *(id(a) for a in args)), lambda: Obj("zip", "zip", info=args, node=node)
@@ -163,13 +168,7 @@ class Outside(Summaries):
             made.kind = "optimizer"
         if mode.value == TRAIN and made.kind == "external":
             self.state.modes[made] = mode
-            if (
-                any(
-                    k.arg in ("pretrained", "weights") and not (isinstance(k.value, ast.Constant) and not k.value.value)
-                    for k in node.keywords
-                )
-                or last(name) == "from_pretrained"
-            ):
+            if loads_weights(node, name):
                 self.state.loaded |= {made}
         return made
 
@@ -193,5 +192,7 @@ class Outside(Summaries):
         for obj in objects_in(value):
             inner = canonical(obj)
             made = self.program.obj((node, id(inner)), lambda inner=inner: Obj("wrapper", how, info=inner, node=node))
+            if how == "ddp":
+                self.event("ddp", node, inner)
             found.append(made)
         return choice(found) if found else self._made(node, how, [value], Mode(UNKNOWN))

@@ -17,6 +17,7 @@ from batchnorm.diagnosis.source.trace import (
 )
 from batchnorm.diagnosis.source.values import (
     STATISTICS,
+    Choice,
     Const,
     Form,
     Function,
@@ -140,7 +141,7 @@ class Statements(Expressions):
             else:
                 for at, t in enumerate(target.elts):
                     inner = t.value if isinstance(t, ast.Starred) else t
-                    self.bind(inner, self.item(value, Const(at)) if isinstance(value, Obj) else None, node)
+                    self.bind(inner, self.item(value, Const(at)) if isinstance(value, Obj | Choice) else None, node)
         elif isinstance(target, ast.Attribute):
             self.bind_attribute(target, value, node)
         elif isinstance(target, ast.Subscript):

@@ -108,7 +108,7 @@ class Summaries(Forwards):
             return layers
         if use.layers is None and layers is not None and layers.value == EVAL:
             if use.mode.node is not None:
-                self.event("unfreeze", use.mode.node, obj, frozen=layers)
+                self.event("unfreeze", use.mode.node, obj, frozen=layers, by=use.mode.function or self.info)
             layers = Mode(TRAIN, use.mode.node, use.mode.function)
         self.undo(obj, use.mode)
         return layers

@@ -55,7 +55,9 @@ class Writes(Narrowing):
         else:
             owners = [o for o in objects_in(target)]
         for owner in owners:
-            if owner.kind == "attribute" and owner.name in ("weight", "bias") and owner.parent is not None:
+            if owner.kind == "attribute" and owner.name == "bias":
+                continue  # alone, as under a classifier that wants centred features
+            if owner.kind == "attribute" and owner.name == "weight" and owner.parent is not None:
                 owner = owner.parent
             if owner.kind == "batch norm" and owner.parent is None:
                 owner_model = owner
@@ -77,6 +79,8 @@ class Writes(Narrowing):
                 event = self.event("freeze", node, owner_model, layer=layer, loop=loop)
                 event.data["partial"] = event.data.get("partial", False) or chosen or (child and bool(self.tests))
                 self.state.frozen[owner_model] = (node, self.info)
+            elif child and owner_model in self.state.frozen and not isinstance(value, Const):
+                pass  # some of the parts, if the caller says so
             elif loop is not None and self.tests and self._frozen_here(owner_model, loop):
                 pass  # all but those that a test on the name lets through
             else:
