@@ -44,6 +44,7 @@ WORDS = (
     "add_argument",
     "import *",
     "trainable",
+    "deepcopy",
 )
 SKIPPED = ("node_modules", "site-packages", "__pycache__", "venv", "env")
 

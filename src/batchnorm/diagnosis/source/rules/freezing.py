@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, file_of, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, file_of, spelled
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.forwards import is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
@@ -118,7 +118,9 @@ def _trains_layers(facts: Facts, owner: ClassInfo) -> int:
         return 0
     trained = [a for _, c, level in training_forwards(facts) if level == YES for a in facts.aliases(c.obj)]
     made = [i for a in trained for i in (a, *a.sources[:3]) if isinstance(i, Obj) and isinstance(i.info, ClassInfo)]
-    return YES if any(i.info.module is owner.module for i in made) else LIKELY if trained else 0
+    on_purpose = any(adapts(c) for m in facts.project.modules.values() for c in m.classes)
+    same = any(i.info.module is owner.module for i in made)
+    return YES if same and not on_purpose else LIKELY if trained else 0
 
 
 def _without_gradients(facts: Facts) -> Iterator[Said]:
