@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm
 
+from batchnorm.diagnosis.experiments.another_eps import AnotherEps, another_eps
 from batchnorm.diagnosis.experiments.attribution import shares
 from batchnorm.diagnosis.experiments.conditions import Statistics, swapped, sync_on_cpu
 from batchnorm.diagnosis.experiments.data import PASSES, Data, limits
@@ -22,14 +23,16 @@ from batchnorm.diagnosis.experiments.outcome import Outcome, effect
 from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.diagnosis.experiments.scores import Metric, Scorer
 from batchnorm.diagnosis.experiments.slices import replaced
-from batchnorm.diagnosis.experiments.training_step import TrainingStep, left_in_eval, training_step
+from batchnorm.diagnosis.experiments.training_step import TrainingStep, left_in_eval, left_in_train, training_step
 from batchnorm.diagnosis.model.layer import LayerEvidence, compare, stored
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call, progress_bar
 from batchnorm.models.find import batch_norm_layers, pointer
 from batchnorm.models.modes import is_frozen
+from batchnorm.models.recalibration.recalibrating import recalibrate
 from batchnorm.models.recalibration.targets import shards, unwrapped
 from batchnorm.models.state import held
+from batchnorm.models.track import tracking
 
 UNLIKE = 3.0  # of the batches' means, in units of what shuffled batches would give: above, batches are not alike
 RECALIBRATE = "batchnorm.recalibrate(model, loader)"
@@ -43,7 +46,8 @@ class Evidence:
     outcomes by condition: stored, batch, exact and rest on the loader; eval_stored, eval_exact and eval_own
     (recalibrated on them) on the evaluation data. statistics is what recalibrating does, by_batch what the
     batch's statistics do instead of exact ones, evaluation what recalibrating on the evaluation data
-    does there. output_gap is the relative distance between the outputs with the batch's statistics and with
+    does there. served is what running statistics do instead of what `model.eval()` leaves, by_call what statistics of
+    their own do for a layer's several calls. output_gap is the relative distance between the outputs with the batch's statistics and with
     the stored ones, everything else in eval; rest_gap the distance that everything but batch norm makes
     when it alone is in train mode.
     """
@@ -62,6 +66,10 @@ class Evidence:
     eval_gap: Effect = field(default_factory=lambda: Effect("evaluation data", 0))
     eval_exact: Effect = field(default_factory=lambda: Effect(RECALIBRATE, 0))
     eval_undone: Effect | None = None
+    served: Effect | None = None
+    by_call: Effect | None = None
+    another_eps: AnotherEps | None = None
+    new_statistics: Effect | None = None
     difference: Difference = field(default_factory=Difference)
     eval_shift: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
     step: TrainingStep | None = None
@@ -70,6 +78,7 @@ class Evidence:
     random_modules: list[str] = field(default_factory=list)
     without_statistics: list[str] = field(default_factory=list)
     left_in_eval: set[str] = field(default_factory=set)
+    left_in_train: set[str] = field(default_factory=set)
     exact_refused: str = ""
     exact_options: str = ""
     attributed: int = 0
@@ -78,7 +87,9 @@ class Evidence:
     images: bool = False
     padding_effect: Effect | None = None
     sync_refused: bool = False
-    repair: Callable[[list[str]], Effect] | None = None
+    feeds_tensors: bool = False
+    exact: Statistics = field(default_factory=dict)
+    attempt: Callable[[str, Statistics], Effect | None] | None = None
 
     @property
     def recalibrate(self) -> str:
@@ -88,14 +99,20 @@ class Evidence:
     @property
     def output_gap(self) -> float | None:
         """Between the outputs with the batch's and with the stored statistics."""
-        return self._gap("batch", "stored")
+        return self.gap("batch", "stored")
 
     @property
     def recalibrated_gap(self) -> float | None:
         """Between the outputs with exact statistics and with the batch's."""
-        return self._gap("exact", "batch")
+        return self.gap("exact", "batch")
 
-    def _gap(self, one: str, other: str) -> float | None:
+    def repair(self, names: list[str]) -> Effect | None:
+        """Right statistics in some layers alone."""
+        right = {name: self.exact[name] for name in names if name in self.exact}
+        return None if self.attempt is None else self.attempt("repaired", right)
+
+    def gap(self, one: str, other: str) -> float | None:
+        """The relative distance between the outputs under two conditions."""
         a, b = self.outcomes.get(one), self.outcomes.get(other)
         return None if a is None or b is None else a.distance(b)
 
@@ -142,12 +159,17 @@ def gather(
     bar = progress_bar(range(int(PASSES) * _length(loader)), True, "diagnosing") if progress else nullcontext()
     with held(inner), sync_on_cpu(layers), bar as advance:
         evidence.left_in_eval = left_in_eval(inner, layers)
+        evidence.left_in_train = left_in_train(inner, layers)
         for name in evidence.left_in_eval:
             evidence.layers[name].frozen = True
         active = {n: m for n, m in layers.items() if not is_frozen(m) and n not in evidence.left_in_eval}
         lab = Laboratory(inner, layers, active, forward_fn, scorer, advance or (lambda steps: None))
         _measure(evidence, lab, data, others, attribution)
     return evidence
+
+
+def _passed_as_it_is(batch: Any) -> bool:
+    return isinstance(batch[0] if isinstance(batch, (tuple, list)) and batch else batch, torch.Tensor)
 
 
 def _length(loader: Any) -> int:
@@ -181,20 +203,25 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
         if not layer.inputs.finite and layer.sound:
             raise BatchNormError(f"loader must give finite activations; NaN or infinity reached layer {layer.name!r}")
         compare(layer)
-    _padding(evidence, lab, data)
     exact = _exact(evidence, lab, data)
+    _padding(evidence, lab, data)
+    _several_calls(evidence, lab, data)
     if exact is not None and attribution and not data.out_of_time:
         _attribute(evidence, lab, data, exact)
     if others is not None:
         _evaluate(evidence, lab, sample, others, exact)
+    _served(evidence, lab, data, others)
+    # The model is called with the batch's first tensor as it is: a hook can change it.
+    evidence.feeds_tensors = lab.forward_fn is None and _passed_as_it_is(next(iter(data))[1])
+    evidence.another_eps = another_eps(lab, data, rows, outcomes["stored"])
     first = next(iter(data), None)
     if first is not None and outcomes["batch"].batches:
         evidence.step = training_step(lab.model, lab.layers, first[1], lab.forward_fn)
         for name, moved in evidence.step.moved.items():
             rows[name].modes = {"train": 1} if moved or name not in evidence.left_in_eval else {"eval": 1}
     evidence.passes = data.passes
-    if exact is not None:
-        evidence.repair = _repairer(evidence, lab, data, exact)
+    evidence.exact = exact or {}
+    evidence.attempt = _attempts(evidence, lab, data)
 
 
 def _exact(evidence: Evidence, lab: Laboratory, data: Data) -> Statistics | None:
@@ -253,8 +280,46 @@ def _padding(evidence: Evidence, lab: Laboratory, data: Data) -> None:
         if values is not None:
             without[name] = (values.mean, values.var(1))
     if lab.scorer is not None and without:
-        tried = lab.run(data, "without_padding", swapped(lab.active, without))
-        evidence.padding_effect = effect("padding left out", evidence.outcomes["stored"], tried, lab.scorer)
+        tried = evidence.outcomes["without_padding"] = lab.run(data, "without_padding", swapped(lab.active, without))
+        # Against exact statistics: that the stored ones are worse may have any cause.
+        before = evidence.outcomes["exact" if evidence.statistics.helps else "stored"]
+        evidence.padding_effect = effect("padding left out", before, tried, lab.scorer)
+
+
+def _several_calls(evidence: Evidence, lab: Laboratory, data: Data) -> None:
+    """Where layers are called several times in a forward: what statistics of each call's own do."""
+    rows = evidence.layers
+    if not any(len(rows[name].by_call) > 1 for name in lab.active) or data.passes + 1 > PASSES or data.out_of_time:
+        return
+    own = {}
+    for name in lab.active:
+        found = [call.values for call in rows[name].by_call or [rows[name].collected]]
+        own[name] = [(values.mean, values.var(1)) for values in found if values is not None]
+    outcomes = evidence.outcomes
+    tried = outcomes["by_call"] = lab.by_call(data, {name: pairs for name, pairs in own.items() if pairs})
+    before = outcomes["exact" if evidence.statistics.helps else "stored"]
+    evidence.by_call = effect("statistics of their own for each call", before, tried, lab.scorer)
+
+
+def _served(evidence: Evidence, lab: Laboratory, data: Data, others: Data | None) -> None:
+    """What running statistics do instead of the batch's, where `model.eval()` leaves layers that use the batch's."""
+    without = [m for m in batch_norm_layers(lab.model).values() if m.running_mean is None]
+    if not (without or evidence.left_in_train) or data.out_of_time:
+        return
+    judged, prefix = (data, "") if others is None else (others, "eval_")
+    served = evidence.outcomes[f"{prefix}stored"] if not evidence.left_in_train else lab.served(judged)
+    after = evidence.outcomes.get(f"{prefix}exact" if evidence.statistics.helps else f"{prefix}stored")
+    if without:
+        with tracking(without):
+            names = [name for name, m in batch_norm_layers(lab.model).items() if m in without]
+            try:
+                recalibrate(lab.model, data.as_loader(), forward_fn=lab.forward_fn, select=names, progress=False)
+            except (BatchNormError, ValueError, RuntimeError):
+                return
+            after = lab.run(judged, "tracked")
+    if served is not None and after is not None:
+        evidence.outcomes["served"], evidence.outcomes["tracked"] = served, after
+        evidence.served = effect("running statistics at evaluation", served, after, lab.scorer)
 
 
 def _evaluate(evidence: Evidence, lab: Laboratory, sample: Sample, others: Data, exact: Statistics | None) -> None:
@@ -267,10 +332,12 @@ def _evaluate(evidence: Evidence, lab: Laboratory, sample: Sample, others: Data,
         shift = _shift(layer, received[name])
         if shift is not None:
             evidence.eval_shift[name] = shift
-    evidence.eval_gap = _unpaired(outcomes["stored"], outcomes["eval_stored"], lab.scorer)
     if exact is not None and not others.out_of_time:
         outcomes["eval_exact"] = lab.run(others, "eval_exact", swapped(lab.active, exact))
         evidence.eval_exact = effect(evidence.recalibrate, outcomes["eval_stored"], outcomes["eval_exact"], lab.scorer)
+    # What the loader's own statistics repair is not the evaluation data's doing.
+    base = "exact" if evidence.statistics.helps and evidence.eval_exact.helps else "stored"
+    evidence.eval_gap = _unpaired(outcomes[base], outcomes[f"eval_{base}"], lab.scorer)
     line = evidence.difference.line
     if line is not None and line[0] and lab.scorer is not None and not others.out_of_time:
         with undone(lab, line):
@@ -280,7 +347,7 @@ def _evaluate(evidence: Evidence, lab: Laboratory, sample: Sample, others: Data,
     if own is not None:
         outcomes["eval_own"] = lab.run(others, "eval_own", swapped(lab.active, own))
         what = f"batchnorm.recalibrate(model, eval_loader{said})"
-        evidence.evaluation = effect(what, outcomes["eval_stored"], outcomes["eval_own"], lab.scorer)
+        evidence.evaluation = effect(what, outcomes[f"eval_{base}"], outcomes["eval_own"], lab.scorer)
 
 
 @contextmanager
@@ -331,16 +398,19 @@ def _unpaired(before: Outcome, after: Outcome, scorer: Scorer | None) -> Effect:
     return Effect("evaluation data", after.samples, before.mean, after.mean, worse, variance**0.5, count, scale)
 
 
-def _repairer(evidence: Evidence, lab: Laboratory, data: Data, exact: Statistics) -> Callable[[list[str]], Effect]:
-    """Right statistics in some layers alone, on a part of the data; the model is held still again meanwhile."""
+def _attempts(evidence: Evidence, lab: Laboratory, data: Data) -> Callable[[str, Statistics], Effect | None]:
+    """Other statistics in some layers, on every second batch, while there is room; the model is held still meanwhile."""
 
-    def repair(names: list[str]) -> Effect:
+    def attempt(what: str, statistics: Statistics) -> Effect | None:
+        if data.passes + 0.5 > PASSES or data.out_of_time:
+            return None
         with held(lab.model), sync_on_cpu(lab.layers):
-            after = lab.repaired_alone(data, exact, names, "repaired")
+            after = lab.tried(data, what, swapped(lab.active, statistics))
         evidence.passes = data.passes
-        return effect("repaired alone", evidence.outcomes["stored"], after, lab.scorer)
+        evidence.outcomes[what] = after
+        return effect(what, evidence.outcomes["stored"], after, lab.scorer)
 
-    return repair
+    return attempt
 
 
 def _random_modules(model: nn.Module) -> list[str]:

@@ -2,8 +2,9 @@
 
 Sequences `(N, C, L)`, `(N, L, C)` or tokens `(N, L)`, padded left or right, and images with bands. A layer is named
 where its mean without these positions lies more than {SHIFT} standard deviations away, or its variance by a factor of
-1.3. A warning where the share of padding varies between batches by more than {VARIES}, or the statistics without
-padding, tried on a copy, help; of images, which may have a plain background, only then.
+1.3. With a metric it is a warning where the statistics without padding, tried on a copy, do better than those with it,
+recalibrated if that helps; of images, which may have a plain background, nothing is said otherwise. Without a metric it
+is one where the share of padding varies between batches by more than {VARIES}.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.rules.grounds import ruled_out
 from batchnorm.models.recalibration.recalibrating import recalibrate
 
 if TYPE_CHECKING:
@@ -43,11 +45,11 @@ def matters(layer: LayerEvidence) -> bool:
 
 
 def predicts(e: Evidence) -> Effect | None:
-    """The statistics without padding, where a metric can say whether they are better."""
+    """The statistics without padding instead of those with it."""
     tried = e.padding_effect
-    if tried is None or not tried.measured or tried.helps:
-        return tried if tried is not None and tried.measured else None
-    return None if e.padding_varies > VARIES else tried
+    if tried is not None and tried.measured:
+        return tried
+    return None if e.padding_varies > VARIES else ruled_out(e.statistics)
 
 
 def look(e: Evidence) -> Said:
