@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-
 from batchnorm.diagnosis.experiments.conditions import with_eps
-from batchnorm.diagnosis.experiments.data import PASSES, Data
+from batchnorm.diagnosis.experiments.data import Data
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.experiments.laboratory import Laboratory
 from batchnorm.diagnosis.experiments.outcome import Outcome, effect
@@ -23,7 +22,7 @@ FITS = 0.34  # of the misfit before
 
 @dataclass(frozen=True)
 class AnotherEps:
-    """An eps with which the stored statistics fit, the layers it is put in, the misfit before and after, what it does."""
+    """An eps with which the stored statistics fit: in which layers, the misfit before and after, and what it does."""
 
     eps: float
     layers: list[str]
@@ -36,7 +35,7 @@ def another_eps(lab: Laboratory, data: Data, layers: Mapping[str, Any], stored: 
     """Try the usual values, on every second batch, where eps is large enough to matter.
 
     layers holds a `LayerEvidence` by name. With the eps of training every layer receives, behind layers that
-    normalise with what they store, the mean and variance that it stores. No other fault does that.
+    normalise with what they store, the mean and variance that it stores.
     """
     live = {n: v for n, v in layers.items() if n in lab.active and v.in_eval.values is not None and v.sound}
     live = {n: v for n, v in live.items() if not v.initial}
@@ -49,7 +48,7 @@ def another_eps(lab: Laboratory, data: Data, layers: Mapping[str, Any], stored: 
             if abs(math.log(max(layer.eps, 1e-30) / eps)) > math.log(2)
             and max(layer.eps, eps) > MATTERS * float(layer.var.median())
         }
-        if not changed or before < UNFIT or data.passes + 0.5 > PASSES or data.out_of_time:
+        if not changed or before < UNFIT or not data.room(0.5):
             continue
         received = {name: Received() for name in live}
         outcome = lab.tried(data, f"eps {eps:g}", with_eps(changed, eps), received)

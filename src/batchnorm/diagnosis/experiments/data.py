@@ -71,6 +71,10 @@ class Data:
         """How many forward passes over the data have been made."""
         return self.forwarded / max(self.samples, 1)
 
+    def room(self, passes: float) -> bool:
+        """Whether so many more passes may be made."""
+        return self.passes + passes <= PASSES and not self.out_of_time
+
     @property
     def partial(self) -> bool:
         """Whether the loader has more than was read."""

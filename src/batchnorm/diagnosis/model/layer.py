@@ -30,8 +30,9 @@ class LayerEvidence:
 
     collected is what the layer receives where batches normalise (frozen layers: what is stored),
     in_eval what it receives with the stored statistics before it, with_rest_in_train with dropout on,
-    without_padding the same without padded positions, and by_call what each of several calls in a forward receives. fades says whether the initial 0 and 1 keep
-    the weight (1 - momentum)^t, plain whether the layer is torch's or does what torch's does.
+    without_padding the same without padded positions, and by_call what each of several calls in a
+    forward receives. fades says whether the initial 0 and 1 keep the weight (1 - momentum)^t, plain whether
+    the layer is torch's or does what torch's does.
     """
 
     name: str

@@ -3,8 +3,8 @@
 The share is read from means and variances: stored = (1 - s) actual + s initial, by least squares over the channels,
 which must leave less than {LEFT_OVER} of the distance. Where it is what the momentum would leave, `(1 - momentum)^t`,
 that is said. Less than that means that the momentum was larger before, a schedule; more, that weights moved on after
-the statistics, which looks alike and is BN104. With a metric it is the cause only if taking the
-initial value out, tried on a copy, gives {CLOSES} of what recalibrating gives; otherwise it is a note. Before training on,
+the statistics, which looks alike and is BN104. With a metric it is the cause only if taking the initial value out,
+tried on a copy, gains {CLOSES} of what recalibrating gains; otherwise it is a note. Before training on,
 `convert(model, "debiased", count=0)`: without `count=0` the average would count what is stored as data, the initial
 value in it too. A debiased, pooled or windowed average has no initial value and is not judged.
 """

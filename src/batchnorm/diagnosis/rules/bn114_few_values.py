@@ -1,10 +1,10 @@
 """Fewer than {FEW} independent values a channel in some batch: its variance is uncertain by 35 % and more.
 
 Neighbouring positions of an image are alike and count as fewer: the variance between samples says as how many. The
-biased and the unbiased variance differ by n / (n - 1). A warning where the metric, or without one the output, is another
-with the batch's statistics than with exact ones, and the stored statistics suffer: recalibrating helps. With
-{INFINITE} values or fewer it is a warning in any case: 1 / (batch variance) then has no finite mean, so that training
-normalises in another way than inference does.
+biased and the unbiased variance differ by n / (n - 1). A warning where the metric is worse with the batch's statistics
+than with exact ones, or without a metric the output differs, and recalibrating helps as well: the stored statistics are
+an average of noisy ones. With {INFINITE} values or fewer the second is not required: 1 / (batch variance) has no
+finite mean, so training normalises differently from inference whatever is stored.
 """
 
 from __future__ import annotations

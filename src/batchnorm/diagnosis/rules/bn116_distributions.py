@@ -51,8 +51,8 @@ def look(e: Evidence) -> Said:
         elif better and len(layer.by_call) > 1:
             yield (
                 layer.name,
-                f"the layer is called {len(layer.by_call)} times in a forward, and each call with statistics of its own "
-                "does better: several distributions share one mean and variance, which fit none of them",
+                f"the layer is called {len(layer.by_call)} times in a forward, and statistics of each call's own do "
+                "better: several distributions share one mean and variance, which fit none of them",
             )
         elif layer.spread > UNLIKE and layer.inputs.two_groups() > TWO_GROUPS:
             yield (

@@ -14,8 +14,8 @@ import torch
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules import bn116_distributions
 from batchnorm.diagnosis.rules.examples import data, network, settle
-from batchnorm.diagnosis.rules.grounds import UNLIKE as UNLIKE
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts, first_unlike, ruled_out
+from batchnorm.diagnosis.rules.grounds import UNLIKE as UNLIKE
 
 if TYPE_CHECKING:
     from batchnorm.diagnosis.experiments.effect import Effect
@@ -49,7 +49,7 @@ def look(e: Evidence) -> Said:
         layer, spread = found
         yield (
             "",
-            f"the batches' means at layer {layer.name or '(root)'} vary {spread:.0f} times as much as those of shuffled "
+            f"the batches' means at {layer.name or '(root)'} vary {spread:.0f} times as much as those of shuffled "
             "batches: each batch is of its own kind (sorted data, one class, one patient, one scene)",
             {"code": f"{RECALIBRATE}  # then " if by_statistics(e).helps else ""},
         )

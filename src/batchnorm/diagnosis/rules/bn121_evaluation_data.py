@@ -59,12 +59,11 @@ def _fix(e: Evidence) -> dict[str, str]:
     if line is not None and line[0]:
         undo = f": (x {_minus(line[1])}) / {line[0]:.3g}"
     back = e.eval_undone
-    if line is not None and back is not None and back.measured and back.helps and e.feeds_tensors:
-        if not (own.measured and own.gain > back.gain):
-            a, b = line
-            undone = f"((args[0] {_minus(b)}) / {a:.4g}, *args[1:])"
-            code = f"model.register_forward_pre_hook(lambda module, args: {undone})  # on such data, or "
-            return {"code": code, "undo": "", "advice": ""}
+    better = back is not None and back.measured and back.helps and (own.gain or 0.0) <= (back.gain or 0.0)
+    if line is not None and better and e.feeds_tensors:
+        undone = f"((args[0] {_minus(line[1])}) / {line[0]:.4g}, *args[1:])"
+        code = f"model.register_forward_pre_hook(lambda module, args: {undone})  # on such data, or "
+        return {"code": code, "undo": "", "advice": ""}
     if own.measured and own.helps:
         return {"code": f"{own.what}  # or ", "undo": undo, "advice": ""}
     if own.harms:

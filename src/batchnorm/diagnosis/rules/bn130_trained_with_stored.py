@@ -1,13 +1,13 @@
-"""The metric is better with the stored statistics than with exact ones, or better still with a new layer's 0 and 1.
+"""The metric is better with the stored statistics, or with a new layer's 0 and 1, than with exact ones.
 
 The weights were trained with them.
 
 Batch norm was in eval while the weights trained: `norm_eval` of detectors, `m.train()` and then `bn.eval()` each
 step, a forgotten `.train()`, an actor. Keep the statistics: recalibrating, tried on a copy, makes it worse. A warning
 where a layer is in train mode now, so that the next forward moves them; else a note. Layers that a model's own
-`train()` leaves in eval count as frozen. Where exact statistics are no better than the stored ones, those of a new layer,
-0 and 1, are tried too: a model that was never put in train mode was trained with them, and then was recalibrated or
-run in train mode. Other statistics that were overwritten cannot be found again; a checkpoint from before has them.
+`train()` leaves in eval count as frozen. Where recalibrating does not help, the statistics of a new layer, 0 and 1, are
+tried too: a model that was never put in train mode was trained with them, and may have been recalibrated since. Other
+statistics that were overwritten cannot be found again; a checkpoint from before has them.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def look(e: Evidence) -> Said:
     if new is not None:
         yield (
             "",
-            f"the metric is {new.before:.4g} with the stored statistics and {new.after:.4g} with a new layer's 0 and 1: "
-            "the weights were trained in eval mode, and something moved the statistics since",
+            f"the metric is {new.before:.4g} with the stored statistics and {new.after:.4g} with 0 and 1: "
+            "the weights were trained in eval mode, and the statistics were overwritten since",
             {"code": RESET},
         )
     elif e.statistics.harms and not _another_cause(e):
@@ -63,7 +63,7 @@ def look(e: Evidence) -> Said:
 
 
 def _another_cause(e: Evidence) -> bool:
-    """Exact statistics are right on the evaluation data, or one set of statistics does not fit a layer's several calls."""
+    """Exact statistics are right on the evaluation data, or none fit all calls of a layer."""
     calls = e.by_call
     return bool((e.eval_exact.measured and e.eval_exact.helps) or (calls and calls.measured and calls.helps))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from batchnorm.diagnosis.findings import Example, Said
-from batchnorm.diagnosis.rules.examples import accuracy, batches, labelled, network, norms
+from batchnorm.diagnosis.rules.examples import accuracy, labelled, network, norms
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
 
 if TYPE_CHECKING:

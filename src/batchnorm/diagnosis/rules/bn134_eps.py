@@ -1,9 +1,9 @@
-"""With another usual eps ({USUAL[0]:g} or {USUAL[1]:g}) the layers receive what they store: eps was changed after training.
+"""With an eps of {USUAL[0]:g} or {USUAL[1]:g} the layers receive what they store: eps was changed after training.
 
-An export, a conversion from another framework or a configuration file sets it. It matters where variances are small.
-Tried on a copy, in all layers whose eps it changes by more than a factor of two: it is the cause if what the layers
-receive, behind layers that normalise with what they store, then lies at most {FITS} times as far from what they store. Where
-there is a metric, it must do as well as recalibrating, or better.
+An export, a conversion from another framework or a configuration file does that. It matters where variances are small.
+The other eps is tried on a copy, in all layers whose eps it changes by more than a factor of two. It is the cause if
+what the layers receive at inference then lies at most {FITS} times as far from what they store as before and, where
+there is a metric, if it does as well as recalibrating.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def look(e: Evidence) -> Said:
     present = ", ".join(sorted({f"{e.layers[name].eps:g}" for name in other.layers}))
     yield (
         other.layers[0] if len(other.layers) == 1 else "",
-        f"eps is {present}; with {other.eps:g} the layers receive what they store ({other.after:.2f} standard deviations "
-        f"off instead of {other.before:.2f}): eps was changed after training",
+        f"eps is {present}; with {other.eps:g} the layers receive what they store ({other.after:.2f} standard "
+        f"deviations off instead of {other.before:.2f}): eps was changed after training",
         {"eps": other.eps},
     )
 

@@ -45,10 +45,8 @@ def by_statistics(e: Evidence) -> Effect:
     still a loss.
     """
     held_out = e.eval_exact
-    if held_out.measured and not e.statistics.harms:
-        if held_out.harms or (held_out.helps and not e.difference.words):
-            return held_out
-    return e.statistics
+    says = held_out.harms or (held_out.helps and not e.difference.words)
+    return held_out if held_out.measured and says and not e.statistics.harms else e.statistics
 
 
 def ruled_out(effect: Effect) -> Effect:
