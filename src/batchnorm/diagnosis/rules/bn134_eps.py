@@ -39,7 +39,7 @@ def look(e: Evidence) -> Said:
     if other is None:
         return
     did, recalibrating = other.effect, e.statistics
-    if did.measured and recalibrating.measured and did.gain < recalibrating.gain - recalibrating.limit:
+    if did.measured and (did.gain or 0.0) < (recalibrating.gain or 0.0) - recalibrating.limit:
         return
     present = ", ".join(sorted({f"{e.layers[name].eps:g}" for name in other.layers}))
     yield (
