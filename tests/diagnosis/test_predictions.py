@@ -87,8 +87,14 @@ def test_the_initial_value_is_the_cause_if_taking_it_out_closes_half_of_the_gap(
         momentum=0.1, counter=10, fades=True, plain=True, initial_share=(0.35, 0.1), remaining=0.9**10,
         rest_drift=None, rest_var_log_ratio=None, without_initial=lambda share: share,
     )  # fmt: skip
-    assert few_steps.predicts(evidence(left, attempt=attempt)).helps is cause
+    other = layer(
+        name="2", initial_share=(0.0, 1.0), fades=True, rest_drift=None, rest_var_log_ratio=None, remaining=0.1
+    )
+    assert few_steps.predicts(evidence(left, other, attempt=attempt)).helps is cause
     assert taken == [0.9**10]
+    # Every layer that drifts shows it: there is nothing to ask.
+    assert few_steps.predicts(evidence(left, attempt=attempt)).helps
+    assert len(taken) == 1
 
 
 def test_the_initial_value_is_taken_out_of_what_is_stored():

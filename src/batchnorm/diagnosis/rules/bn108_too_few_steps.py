@@ -3,10 +3,10 @@
 The share is read from means and variances: stored = (1 - s) actual + s initial, by least squares over the channels,
 which must leave less than {LEFT_OVER} of the distance. Where it is what the momentum would leave, `(1 - momentum)^t`,
 that is said. Less than that means that the momentum was larger before, a schedule; more, that weights moved on after
-the statistics, which looks alike and is BN104. With a metric it is the cause only if taking the initial value out,
-tried on a copy, gains {CLOSES} of what recalibrating gains; otherwise it is a note. Before training on,
-`convert(model, "debiased", count=0)`: without `count=0` the average would count what is stored as data, the initial
-value in it too. A debiased, pooled or windowed average has no initial value and is not judged.
+the statistics, which looks alike and is BN104. Where other layers drift that do not show it, it is the cause only if
+taking the initial value out, tried on a copy with a metric, gains {CLOSES} of what recalibrating gains; otherwise it
+is a note. Before training on, `convert(model, "debiased", count=0)`: without `count=0` the average would count what
+is stored as data, the initial value in it too. A debiased, pooled or windowed average has no initial value and is not judged.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ DEBIASED = '  # before training on, batchnorm.convert(model, "debiased", count=0
 
 
 def predicts(e: Evidence) -> Effect:
-    """Recalibrating helps, and where a metric can say so, half of that comes from taking the initial value out."""
+    """Recalibrating helps, and every layer that drifts shows it, or half of the gain comes from taking 0 and 1 out."""
     whole = by_statistics(e)
     layers = [e.layers[layer] for layer, *_ in look(e)]
-    if not layers or not whole.helps or not e.statistics.measured or e.attempt is None:
+    if len(layers) in (0, sum(map(drifts, e.layers.values()))):
+        return whole
+    if not whole.helps or not e.statistics.measured or e.attempt is None:
         return whole
     statistics = {layer.name: layer.without_initial(_share(layer)) for layer in layers}
     alone = e.attempt("without_initial", statistics)

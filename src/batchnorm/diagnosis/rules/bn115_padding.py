@@ -2,9 +2,9 @@
 
 Sequences `(N, C, L)`, `(N, L, C)` or tokens `(N, L)`, padded left or right, and images with bands. A layer is named
 where its mean without these positions lies more than {SHIFT} standard deviations away, or its variance by a factor of
-1.3. With a metric it is a warning where the statistics without padding, tried on a copy, do better than those with it,
-recalibrated if that helps; of images, which may have a plain background, nothing is said otherwise. Without a metric it
-is one where the share of padding varies between batches by more than {VARIES}.
+1.3. A warning where the share of padding varies between batches by more than {VARIES}, or the statistics without
+padding, tried on a copy, do better than those with it, recalibrated if that helps; of images, which may have a plain
+background, only then.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import nn
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
-from batchnorm.diagnosis.rules.grounds import ruled_out
 from batchnorm.models.recalibration.recalibrating import recalibrate
 
 if TYPE_CHECKING:
@@ -47,9 +46,9 @@ def matters(layer: LayerEvidence) -> bool:
 def predicts(e: Evidence) -> Effect | None:
     """The statistics without padding instead of those with it."""
     tried = e.padding_effect
-    if tried is not None and tried.measured:
+    if tried is not None and tried.measured and (tried.helps or e.padding_varies <= VARIES):
         return tried
-    return None if e.padding_varies > VARIES else ruled_out(e.statistics)
+    return None
 
 
 def look(e: Evidence) -> Said:
