@@ -6,7 +6,8 @@ that is said. Less than that means that the momentum was larger before, a schedu
 the statistics, which looks alike and is BN104. Where other layers drift that do not show it, it is the cause only if
 taking the initial value out, tried on a copy with a metric, gains {CLOSES} of what recalibrating gains; otherwise it
 is a note. Before training on, `convert(model, "debiased", count=0)`: without `count=0` the average would count what
-is stored as data, the initial value in it too. A debiased, pooled or windowed average has no initial value and is not judged.
+is stored as data, the initial value in it too. A debiased, pooled or windowed average has no initial value and is
+not judged.
 """
 
 from __future__ import annotations
