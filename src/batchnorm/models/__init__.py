@@ -19,6 +19,7 @@ from batchnorm.models.recalibration import recalibrating
 from batchnorm.models.recalibration.recalibrating import Recalibration, recalibrate
 from batchnorm.models.recalibration.update_bn import update_bn
 from batchnorm.models.surgery import convert, to_stock
+from batchnorm.models.track import track
 
 __all__ = [
     "Adaptation",
@@ -49,6 +50,7 @@ __all__ = [
     "recalibrate",
     "sync_statistics",
     "to_stock",
+    "track",
     "unadapt",
     "unfreeze",
     "union",
