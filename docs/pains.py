@@ -11,24 +11,24 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
-HEAD = """# What goes wrong, and where it ends here
+HEAD = """# {count} problems with running statistics
 
-{count} things that people report about running statistics, over and over, in the trackers of many projects. Each has a
-test, `test_pain_NN` in `tests/pains/`: it reproduces the failure in torch 2.13.0 (or in the tool named), with values,
-and then shows what this package does about it. {tally}.
+These are the problems with running statistics that users report most often, in the issue trackers of many projects.
+Each has a test, `test_pain_NN` in `tests/pains/`, which reproduces it in torch 2.13.0 (or in the tool named) and checks
+what this package does about it. {tally}.
 
-- **prevented**: with the line of code in the row it does not happen.
-- **repaired**: the model that has it is put right.
-- **diagnosed**: it is named, with its cause and its fix.
+- **prevented**: with the line of code in the row, the problem does not occur.
+- **repaired**: a model that has the problem is corrected.
+- **diagnosed**: the report names the problem, its cause and its fix.
 
-The slow tests switch each feature off and ask that its test fail. Rows of Keras, Flax and Opacus run in
-`make test-interop`. Thread links are examples; most rows have many.
+For each row, a slow test disables the feature and checks that the row's test then fails. The rows of Keras, Flax and
+Opacus run in `make test-interop`. The link to a thread is an example; most problems have many.
 
-| | what happens | | today | here | thread | read |
+| | problem | | without this package | with it | thread | details |
 |---|---|---|---|---|---|---|
 """
 OPEN = """
-## What stays open
+## What remains
 
 """
 

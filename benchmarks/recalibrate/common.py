@@ -221,5 +221,5 @@ def keep(name: str, results: Any) -> None:
         "load": os.getloadavg()[0],
         "machine": platform.machine(),
     }
-    (HERE / f"{name}.json").write_text(json.dumps({"about": about, **results}, indent=1) + "\n")
+    (HERE / f"{name}.json").write_text(json.dumps({**results, "about": about}, indent=1) + "\n")
     print(f"wrote {name}.json")

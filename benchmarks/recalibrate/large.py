@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import keep
+from common import HERE, keep
 from torch import Tensor, nn
 
 import batchnorm
@@ -167,6 +168,8 @@ def one(batches: int, order: int, limit: int, against: Path | None) -> dict[str,
         "standard error": result.standard_error,
         "plan": result.plan,
     }
+    if found := re.search(r"standard error ([\d.e-]+) to ([\d.e-]+)", result.plan):
+        row["standard error said before"] = [float(end) for end in found.groups()]
     if against is not None:
         other = resnet50()
         other.load_state_dict(torch.load(against))
@@ -195,15 +198,25 @@ def distance(layer: Any, other: Any) -> float:
 
 
 def picture(rows: list[dict[str, Any]], to: Path) -> None:
-    """Seconds and memory over the number of batches."""
+    """Seconds, memory and batches read over the number of batches."""
     import altair
 
     base = altair.Chart(altair.Data(values=rows)).encode(
-        x=altair.X("batches:Q", scale=altair.Scale(type="log"), title="batches in the loader")
+        x=altair.X(
+            "batches:Q",
+            scale=altair.Scale(type="log"),
+            axis=altair.Axis(values=[10, 100, 1000, 10_000]),
+            title="batches in the loader",
+        )
     )
+    titles = {
+        "processor seconds": "processor seconds",
+        "MiB above the model": "MiB above the model",
+        "read": "batches read",
+    }
     panels = [
-        base.mark_line(point=True).encode(y=altair.Y(f"{name}:Q", scale=altair.Scale(zero=True))).properties(width=260)
-        for name in ("processor seconds", "MiB above the model", "read")
+        base.mark_line(point=True).encode(y=altair.Y(f"{key}:Q", title=title)).properties(width=260, height=220)
+        for key, title in titles.items()
     ]
     altair.hconcat(*panels).save(to, ppi=120)
 
@@ -211,7 +224,7 @@ def picture(rows: list[dict[str, Any]], to: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
-    parser.add_argument("--orders", type=int, default=10)
+    parser.add_argument("--orders", type=int, default=10, help="how many; the same data in an order of its own each")
     parser.add_argument("--against", type=int, default=2000, help="batches of the runs compared with the exact result")
     parser.add_argument("--agree", type=int, default=20, help="batches on which exact=True is compared with it")
     parser.add_argument("--limit", type=int, default=1024, help="MiB above the model")
@@ -234,22 +247,31 @@ def main() -> None:
         return row
 
     torch.set_num_threads(1)
-    memory = [run(size, 0, "") for size in given.sizes]
-    results: dict[str, Any] = {"limit, MiB": given.limit, "runs": memory}
-    if given.orders:
+    kept = HERE / "large.json"
+    # A part that is not asked for stays as it was measured.
+    results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    results["limit, MiB"] = given.limit
+    if given.sizes:
+        results["runs"] = [run(size, 0, "") for size in given.sizes]
+        keep("large", results)
+    if given.agree:
         apart = agreement(given.agree)
         print(f"exact=True and the calculation here differ by {apart:.1e} on {given.agree} batches", flush=True)
         results["exact=True on fewer batches"] = {"batches": given.agree, "apart": apart}
+    if given.orders:
         with tempfile.TemporaryDirectory() as folder:
             path = given.exact or Path(folder) / "exact.pt"
             if not path.exists():
                 start = time.process_time()
                 torch.save(exact(given.against).state_dict(), path)
                 results["exact, processor seconds"] = round(time.process_time() - start)
-            results["against exact"] = [run(given.against, order, str(path)) for order in range(given.orders)]
+            rows = results["against exact"] = []
+            for order in range(given.orders):
+                rows.append(run(given.against, order, str(path)))
+                keep("large", results)
     keep("large", results)
     if given.picture:
-        picture(memory, given.picture)
+        picture(results["runs"], given.picture)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ STATED = {
     "docs/recalibrate.md": (
         "at most 25 times",
         "512 MiB",
-        "about 18 s",
+        "95 % limits",
         "half of a 95 % interval",
         "30 times the time",
         "0.5 %",

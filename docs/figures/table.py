@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from statistics import mean, stdev
+from typing import Any
 
 from docs.figures.claim import Claim, Figure, read
 
@@ -135,9 +136,31 @@ def _recalibrate() -> Iterator[Claim]:
         figures = [Figure("recalibrate/kills.json", ("rows", {"upstream": way}, key), "d") for key in keys]
         yield Claim(page, f"| {name} | {{}} | {{}} | {{}} | {{}} |", tuple(figures))
     large = ("runs", {"batches": 2000})
-    keys = (("read", "d"), ("forwards", ".3f"), ("MiB above the model", "d"))
+    keys = (("read", "d"), ("forwards", ".3f"), ("MiB above the model", "d"), ("processor seconds", ".0f"))
     figures = tuple(Figure("recalibrate/large.json", (*large, key), form) for key, form in keys)
-    yield Claim(page, "with 2,000 batches it read {} of them ({} forwards of the data, {} MiB above the model", figures)
+    words = "batches it read {} of them ({} forwards of the data, {} MiB above the model, {} processor seconds)"
+    yield Claim(page, words, figures)
+
+    def orders(key: str, form: str, how: Callable[[Any], float]) -> Figure:
+        rows = ("against exact",)
+        return Figure("recalibrate/large.json", rows, form, lambda all: how([row[key] for row in all if key in row]))
+
+    words = (
+        "for {} orders of them, the worst layer was {} to {} standard deviations off; no layer was further off than "
+        "{} times the standard error that the result states for it, which was {} to {} in the worst layer. The plans "
+        "of {} of them had said {} to {}"
+    )
+    ratio, before = "error over standard error, worst layer", "standard error said before"
+    figures = (
+        orders("order", "d", len),
+        *(orders("error, worst layer", ".2f", how) for how in (min, max)),
+        orders(ratio, ".2f", max),
+        *(orders("standard error", ".2f", how) for how in (min, max)),
+        orders(before, "d", len),
+        orders(before, ".2f", lambda rows: min(low for low, _ in rows)),
+        orders(before, ".2f", lambda rows: max(high for _, high in rows)),
+    )
+    yield Claim(page, words, figures)
 
 
 def _diagnosis() -> Iterator[Claim]:

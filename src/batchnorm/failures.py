@@ -92,7 +92,9 @@ def _batch(batch: Any) -> str:
 def _hint(given: Any, model: nn.Module) -> str:
     """What is likely wrong with a batch, by its type alone."""
     if isinstance(given, Mapping):
-        return "; a dict's keys are the model's arguments by name, or it goes in whole: give forward_fn"
+        name = next((key for key, value in given.items() if isinstance(value, Tensor)), "x")
+        example = f"lambda model, batch: model(batch[{name!r}])"
+        return f"; a dict's keys are the model's arguments by name, or it goes in whole: give forward_fn, as {example}"
     batch: Any = list(given) if isinstance(given, tuple | list) else given
     tuple_like = isinstance(given, tuple | list) and len(given) > 0
     x = batch[0] if tuple_like else batch

@@ -126,3 +126,20 @@ def test_wrong_types_are_type_errors_and_wrong_values_value_errors():
 def test_wrapped_models_are_legal(wrap, verb):
     arguments = {"model": wrap(good.network()), "loader": good.batches(), "progress": False}
     getattr(batchnorm, verb)(**arguments)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, batchnorm.BatchNorm2d], ids=["torch", "batchnorm"])
+@pytest.mark.parametrize(
+    ("positional", "keywords", "said"),
+    [
+        (0, {}, r"forward\(\) missing 1 required positional argument: 'input'"),
+        (1, {"masks": None}, r"forward\(\) got an unexpected keyword argument 'masks'"),
+        (9, {}, r"forward\(\) takes .* positional arguments but 10 were given"),
+    ],
+)
+def test_a_forward_that_does_not_fit_the_signature_is_pythons_error_as_in_torch(kind, positional, keywords, said):
+    """Python refuses such a call before the layer is reached; wrapping it would cost every forward."""
+    layer = kind(3)
+    with pytest.raises(TypeError, match=said):
+        layer(*[torch.randn(2, 3, 4, 4)] * positional, **keywords)
+    assert layer.num_batches_tracked == 0

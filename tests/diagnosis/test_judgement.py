@@ -148,6 +148,9 @@ def test_evaluation_data_by_scale_and_offset(trained, change, words):
     assert words in first.message
     assert "with that undone" in first.tried
     assert report.evidence.eval_undone.after > 0.9
+    model = copy.deepcopy(trained)
+    exec(first.fix, {"batchnorm": batchnorm, "model": model, "eval_loader": evaluation})
+    assert accuracy(model.eval()(evaluation[0][0]), evaluation[0]) > 0.85
     own = batchnorm.diagnose(trained, batches(), accuracy, eval_loader=batches(*TEST[0], 50))
     assert own.ok
     assert "BN121" not in {f.code for f in own.findings}

@@ -10,7 +10,7 @@ import batchnorm
 from batchnorm.diagnosis.experiments.inputs import Inputs
 from batchnorm.diagnosis.experiments.padding import at_layer, padded_positions
 from batchnorm.diagnosis.experiments.received import Received
-from batchnorm.diagnosis.model.evidence import gather
+from batchnorm.diagnosis.model.gather import gather
 
 DATA = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
 LOADER = DATA.split(32)

@@ -1,6 +1,7 @@
 """Where not all batches fit in memory: what part is read, what is said, and how far it is from all of them."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import batchnorm
+from batchnorm.models.recalibration.correlation import deviation_limits
 from batchnorm.models.recalibration.memory import Pilot
 from batchnorm.models.recalibration.part import part_of_data, spread
 
@@ -60,10 +62,42 @@ def test_a_part_is_within_twice_its_standard_error_and_takes_few_forwards(seed, 
     for name, row in result.layers.items():
         assert apart(model, exact, name) < 2 * row.standard_error
     said = capsys.readouterr().err
-    assert f"Reading {result.batches} of 100 batches (spread over the loader); standard error about" in said
+    assert f"Reading {result.batches} of 100 batches (spread over the loader); standard error" in said
     assert "All 100 batches: " in said
     assert said.strip().endswith("exact=True.")
     assert "A part of the data was read." in str(result)
+
+
+def foretold(plan):
+    """The range of the standard error in a plan."""
+    low, high = re.search(r"standard error ([\d.e-]+) to ([\d.e-]+) standard deviations", plan).groups()
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("loader", [list, iter], ids=["list", "generator"])
+def test_the_error_said_before_holds_what_the_result_states(seed, loader):
+    """The stored statistics are those of no data, and one image in eight is 5 times as bright as the others."""
+    data = images(8 * 100, seed)
+    data[seed::8] *= 5
+    result = batchnorm.recalibrate(network(), loader(data.split(8)), memory=400_000, progress=False)
+    low, high = foretold(result.plan)
+    assert low <= result.standard_error <= high <= 10 * low
+
+
+@pytest.mark.parametrize(("free", "low", "high"), [(7, 16.013, 1.690), (30, 46.979, 16.791)])
+def test_limits_of_a_standard_deviation_are_those_of_chi_square(free, low, high):
+    """Quantiles of chi-square from tables."""
+    assert deviation_limits(free) == pytest.approx(((free / low) ** 0.5, (free / high) ** 0.5), rel=0.01)
+
+
+@pytest.mark.parametrize(("bad", "said"), [(1, "of the order of 0.0"), (0, "not known beforehand.")])
+def test_without_eight_finite_batches_one_batch_tells_the_order_of_the_error(bad, said):
+    data = images(8 * 100)
+    data[8 * bad, 0, 0, 0] = torch.inf
+    result = batchnorm.recalibrate(network(), iter(data.split(8)), memory=400_000, progress=False)
+    assert [number for number, _ in result.skipped] == [bad]
+    assert f"standard error {said}" in result.plan
 
 
 def test_what_fits_is_read_whole_and_nothing_is_said(capsys):
@@ -116,4 +150,4 @@ def test_large_batches_take_more_than_the_share_up_to_a_quarter_of_what_is_free(
 def test_a_generator_is_read_as_far_as_it_fits():
     result = batchnorm.recalibrate(network(), iter(images(400).split(8)), memory=200_000)
     assert 1 < result.batches < 50
-    assert "the loader does not say how many it has" in result.plan
+    assert "The loader does not say how many it has; exact=True takes all." in result.plan

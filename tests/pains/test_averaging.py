@@ -102,7 +102,7 @@ def two_clients():
 
 @pain(
     20,
-    "Federated averaging walks parameters(): it is silently FedBN, or one client's statistics win",
+    "Federated averaging iterates over parameters(): statistics stay local (FedBN), or one client's are kept",
     state="prevented",
     peer="the server keeps mean 0, variance 1; averaging the buffers too loses the variance between clients: 1 for 10",
     here="server = batchnorm.interop.average(states, counts)",

@@ -51,7 +51,7 @@ def test_pain_12_checkpointing():
 
 @pain(
     13,
-    "A forward in train mode that nobody meant: summary, FLOP counter, learning-rate finder",
+    "An unintended forward in train mode: a summary, a FLOP counter, a learning-rate finder",
     state="prevented",
     peer="no_grad and inference_mode do not stop the update; 20 forwards on noise spoil a trained network",
     here="with batchnorm.pause(model): summary(model)",

@@ -40,7 +40,7 @@ def keras_layer(**options):
     thread="https://github.com/keras-team/keras/pull/9965",
     page="freeze-and-pause.md#frozen-elsewhere",
     without="batchnorm.freeze",
-    limit="Keras 2 and TensorFlow 1 do not run beside this torch; their meaning is told as reported",
+    limit="Keras 2 and TensorFlow 1 do not run beside this torch; their meaning is given as reported",
 )
 def test_pain_30_trainable_of_keras():
     theirs = keras_layer()

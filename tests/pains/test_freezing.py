@@ -14,7 +14,7 @@ from tests.pains.table import outcome, pain
 
 @pain(
     2,
-    "Frozen batch norm is not frozen: statistics move, or the next model.train() undoes it",
+    "Frozen batch norm is not frozen: its statistics still move, or the next model.train() unfreezes it",
     state="prevented",
     peer="requires_grad_(False) moves them at every forward; .eval() on the layer holds until a parent's .train()",
     here="batchnorm.freeze(model)",
@@ -134,7 +134,7 @@ def test_pain_41_a_frozen_class_of_its_own():
 
 @pain(
     51,
-    "Frozen with momentum=0: training looks fine and eval is terrible",
+    "Frozen with momentum=0: training looks normal and eval mode is bad",
     state="diagnosed",
     peer="train mode goes on normalising with the batch, so nothing is trained with the stored statistics",
     here="batchnorm.freeze(model)",

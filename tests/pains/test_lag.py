@@ -12,9 +12,9 @@ from tests.pains.table import outcome, pain
 
 @pain(
     1,
-    "Great in train(), terrible in eval(), on the very same data",
+    "Good in train(), bad in eval(), on the same data",
     state="repaired",
-    peer="above 90 % right in train mode, below 70 % in eval mode, on the same data; no warning",
+    peer="accuracy above 90 % in train mode and below 70 % in eval mode, on the same data, without a warning",
     here="print(batchnorm.diagnose(model, loader, metric)); batchnorm.recalibrate(model, loader)",
     thread="https://github.com/pytorch/pytorch/issues/4741",
     page="eval-is-bad.md",
@@ -101,7 +101,7 @@ def test_pain_31_first_epochs():
     thread="https://github.com/tensorflow/tensorflow/issues/11965",
     page="findings.md#bn201",
     without=("batchnorm.inspect_checkpoint", "batchnorm.diagnose"),
-    limit="TensorFlow 1 was not run; the rule finds what it left behind",
+    limit="TensorFlow 1 was not run; the rule finds the files it produced",
 )
 def test_pain_46_statistics_never_moved(tmp_path):
     trained = train(network(), 200)

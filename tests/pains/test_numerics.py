@@ -13,7 +13,7 @@ from tests.pains.table import outcome, pain
 
 @pain(
     16,
-    "One NaN or Inf batch and eval is NaN for ever, while training looks fine",
+    "After one batch with NaN or Inf, eval mode gives NaN permanently, while training looks normal",
     state="prevented",
     peer="running mean and variance are still NaN after 300 clean batches; outputs in train mode are fine",
     here="batchnorm.convert(model)",

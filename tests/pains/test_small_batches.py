@@ -156,7 +156,7 @@ def test_pain_47_empty_batch():
 
 @pain(
     52,
-    "Contrastive pretraining cheats: samples of a batch inform each other through batch norm",
+    "Information leaks between the samples of a batch in contrastive pretraining",
     state="prevented",
     peer="every output depends on every other input of the batch, the query's own key included",
     here="batchnorm.convert(encoder, extent=batchnorm.layers.Ghost(4)); y = encoder(x[order])[order.argsort()]",

@@ -82,6 +82,11 @@ def _over(vector: Array) -> Array:
     return vector[None, :, None]
 
 
+def times(weight: float, array: Array) -> Array:
+    """A weight of 0 leaves what it weighs out, be it NaN or infinite."""
+    return weight * array if weight else np.zeros_like(array)
+
+
 # Estimators: the new mean and variance --------------------------------------------------------------------------
 
 
@@ -169,8 +174,8 @@ def by_renorm(truth: Truth, stats: Stats, x: Array, selected: Array, batch: Batc
 def by_population(truth: Truth, stats: Stats, x: Array, selected: Array, batch: Batch) -> tuple[Array, Any]:
     """The average with this batch in it; the gradient flows through the batch's share."""
     a = gain(truth, stats)
-    mean = (1 - a) * stats.mean + a * batch.mean
-    var = (1 - a) * stats.var + a * batch.var
+    mean = times(1 - a, stats.mean) + times(a, batch.mean)
+    var = times(1 - a, stats.var) + times(a, batch.var)
     return _linear(x, selected, batch, mean, var, truth.eps, 0.0 if truth.method == "diminishing" else a)
 
 
@@ -185,7 +190,7 @@ def _linear(
     def back(g: Array) -> Array:
         mean_g = (g * kept).sum((0, 2), keepdims=True) / batch.count
         mean_gz = np.where(kept, g * z, 0).sum((0, 2), keepdims=True) / batch.count
-        return (g - a * mean_g - a * c * mean_gz) / root
+        return (g - times(a, mean_g) - times(a, c * mean_gz)) / root
 
     return z, back
 

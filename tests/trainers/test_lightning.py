@@ -294,3 +294,27 @@ def test_callbacks_are_lightnings_and_can_be_copied():
         for other in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
             assert type(other) is type(callback)
             assert other.__dict__ == callback.__dict__
+
+
+def test_a_dict_that_the_module_does_not_take_is_told_what_to_give():
+    class Dicts(Module):
+        def training_step(self, batch, index):
+            return nn.functional.cross_entropy(self(batch["image"]), batch["label"])
+
+        validation_step = training_step
+
+    data = DataLoader([{"image": x, "label": y} for x, y in zip(DATA, LABELS, strict=True)], batch_size=20)
+    options = {"logger": False, "enable_checkpointing": False, "max_epochs": 1, "accelerator": "cpu"}
+    words = (
+        r"loader must yield what the model runs on.*give forward_fn, as lambda model, batch: model\(batch\['image'\]\)"
+    )
+    with pytest.raises(BatchNormError, match=words):
+        pl.Trainer(callbacks=[ours.Recalibrate()], **options).fit(Dicts(), data, data)
+    given = ours.Recalibrate(forward_fn=lambda model, batch: model(batch["image"]), until=None)
+    pl.Trainer(callbacks=[given], **options).fit(Dicts(), data, data)
+    assert given.result.samples == len(DATA)
+
+
+def test_watch_names_a_part_that_is_not_there():
+    with pytest.raises(BatchNormError, match="part must be a path of a module of the model; there is no 'nett'"):
+        fit(Module(), [ours.Watch(part="nett")])

@@ -20,6 +20,7 @@ from batchnorm.models.recalibration.recalibrating import Recalibration, recalibr
 from batchnorm.models.recalibration.update_bn import update_bn
 from batchnorm.models.serving import backends
 from batchnorm.models.surgery import convert, to_stock
+from batchnorm.models.track import track
 
 __all__ = [
     "Adaptation",
@@ -51,6 +52,7 @@ __all__ = [
     "recalibrate",
     "sync_statistics",
     "to_stock",
+    "track",
     "unadapt",
     "unfreeze",
     "union",

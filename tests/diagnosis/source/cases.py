@@ -149,11 +149,11 @@ CASES = {
         BN + "ddp = nn.parallel.DistributedDataParallel(net)\nother = nn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm2d(3))",
     ]),
     "BN423": ([
-        BN + "net = nn.parallel.DistributedDataParallel(net)\ndef test(model):\n    model.eval()\n    with torch.no_grad():\n        model(x)\nif rank == 0:\n    test(net)",
-        BN + "ddp = nn.parallel.DistributedDataParallel(net)\nddp.eval()\nif dist.get_rank() == 0:\n    with torch.no_grad():\n        ddp(x)",
+        BN + "net = nn.SyncBatchNorm.convert_sync_batchnorm(net)\nnet = nn.parallel.DistributedDataParallel(net)\ndef test(model):\n    model.eval()\n    with torch.no_grad():\n        model(x)\nif rank == 0:\n    test(net)",
+        BN + "net = nn.SyncBatchNorm.convert_sync_batchnorm(net)\nddp = nn.parallel.DistributedDataParallel(net)\nddp.eval()\nif dist.get_rank() == 0:\n    with torch.no_grad():\n        ddp(x)",
     ], [
-        BN + "net = nn.parallel.DistributedDataParallel(net)\ndef test(model):\n    model.eval()\n    with torch.no_grad():\n        model(x)\ntest(net)",
-        BN + "ddp = nn.parallel.DistributedDataParallel(net)\nddp.eval()\nif rank == 0:\n    with torch.no_grad():\n        ddp.module(x)",
+        BN + "net = nn.SyncBatchNorm.convert_sync_batchnorm(net)\nnet = nn.parallel.DistributedDataParallel(net)\ndef test(model):\n    model.eval()\n    with torch.no_grad():\n        model(x)\ntest(net)",
+        BN + "net = nn.SyncBatchNorm.convert_sync_batchnorm(net)\nddp = nn.parallel.DistributedDataParallel(net)\nddp.eval()\nif rank == 0:\n    with torch.no_grad():\n        ddp.module(x)",
         BN + "net.eval()\nif rank == 0:\n    with torch.no_grad():\n        net(x)",
     ]),
     "BN424": ([

@@ -4,17 +4,20 @@
 import pytest
 
 from batchnorm.diagnosis.source.rules import LOOKS
-from tests.diagnosis.source import cases, spellings, training
+from tests.diagnosis.source import cases, programs, spellings, training
 from tests.diagnosis.source.read_code import found
 
 WRONG = [
     (code, source.HEAD, *(w if isinstance(w, tuple) else (w, "warning")))
-    for source in (cases, training)
+    for source in (cases, training, programs)
     for code, (wrong, _) in source.CASES.items()
     for w in wrong
 ]
 RIGHT = [
-    (code, source.HEAD + r) for source in (cases, training) for code, (_, right) in source.CASES.items() for r in right
+    (code, source.HEAD + r)
+    for source in (cases, training, programs)
+    for code, (_, right) in source.CASES.items()
+    for r in right
 ]
 SOME = ("a class", "torchvision", "a helper", "DataParallel")
 
@@ -54,7 +57,7 @@ def test_is_silent_where_the_model_is_used_as_it_should_be(code, at, model):
 
 
 def test_every_rule_has_cases():
-    assert {"BN401", "BN410", *cases.CASES, *training.CASES, *spellings.MODES} == set(LOOKS)
+    assert {"BN401", "BN410", *cases.CASES, *training.CASES, *programs.CASES, *spellings.MODES} == set(LOOKS)
 
 
 def test_update_bn_with_dropout():

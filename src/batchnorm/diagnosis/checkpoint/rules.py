@@ -6,7 +6,7 @@ import shlex
 
 import torch
 
-from batchnorm.diagnosis import alike
+from batchnorm.diagnosis import facts
 from batchnorm.diagnosis.checkpoint.evidence import STATISTICS, CheckpointEvidence, StoredLayer
 from batchnorm.diagnosis.findings import Rule, Said
 
@@ -213,7 +213,7 @@ def switched_off(e: CheckpointEvidence) -> Said:
     for layer in e.layers.values():
         if layer.weight is None or layer.weight.numel() < 2:
             continue
-        off = alike.switched_off(layer.weight)
+        off = facts.switched_off(layer.weight)
         if off:
             yield (
                 layer.name,

@@ -62,6 +62,19 @@ def write(layer: _BatchNorm, mean: Tensor, var: Tensor) -> None:
 
 
 @contextmanager
+def with_eps(layers: Layers, eps: float) -> Iterator[None]:
+    """Another eps in these layers."""
+    before = {layer: layer.eps for layer in layers.values()}
+    try:
+        for layer in before:
+            layer.eps = eps
+        yield
+    finally:
+        for layer, kept in before.items():
+            layer.eps = kept
+
+
+@contextmanager
 def same_random(model: nn.Module) -> Iterator[None]:
     """Random numbers that repeat; the generators as they were afterwards."""
     with torch.random.fork_rng(devices=cuda_devices(model)):

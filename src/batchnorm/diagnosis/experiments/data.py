@@ -71,6 +71,10 @@ class Data:
         """How many forward passes over the data have been made."""
         return self.forwarded / max(self.samples, 1)
 
+    def room(self, passes: float) -> bool:
+        """Whether so many more passes may be made."""
+        return self.passes + passes <= PASSES and not self.out_of_time
+
     @property
     def partial(self) -> bool:
         """Whether the loader has more than was read."""
@@ -126,8 +130,18 @@ class Data:
         """Whether the seconds given are spent."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def batches_only(self) -> Iterator[Any]:
-        """The same without numbers, for verbs that take a loader."""
-        for _, batch in self:
-            self.forwarded += count_samples(batch)
+    def as_loader(self) -> Again:
+        """The same as a loader, for verbs that take one."""
+        return Again(self)
+
+
+class Again:
+    """Data as a loader that can be iterated again; what is read so counts as forwarded."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        for _, batch in self._data:
+            self._data.forwarded += count_samples(batch)
             yield batch

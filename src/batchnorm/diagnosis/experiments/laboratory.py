@@ -11,11 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.diagnosis.experiments.attribution import attribute
-from batchnorm.diagnosis.experiments.conditions import Layers, Statistics, by_batch, modes, same_random, swapped
+from batchnorm.diagnosis.experiments.conditions import (
+    Layers,
+    Statistics,
+    by_batch,
+    modes,
+    same_random,
+    swapped,
+    write,
+)
 from batchnorm.diagnosis.experiments.data import Data
 from batchnorm.diagnosis.experiments.differing import Sample
 from batchnorm.diagnosis.experiments.outcome import Outcome, first_output
 from batchnorm.diagnosis.experiments.padding import at_layer, padded_positions
+from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.diagnosis.experiments.scores import Scorer
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call, count_samples
@@ -116,6 +125,10 @@ class Laboratory:
             layer = evidence[name]
             if layer.inputs.is_single(x):
                 return
+            call = len(layer.inputs.means[-1])
+            if layer.in_eval.calls > data.batches:
+                layer.by_call += [Received() for _ in range(call + 1 - len(layer.by_call))]
+                layer.by_call[call].add(x, weight)
             layer.inputs.add(x, layer.collected.add(x, weight), layer.mean, layer.scale)
             if valid is not None and weight is None:
                 here = at_layer(valid, x)
@@ -141,13 +154,13 @@ class Laboratory:
     def recalibrated(self, data: Data) -> tuple[Statistics | None, str]:
         """The statistics that `recalibrate` gives, undone; and the call that was made, or why there is none."""
         if not self.active:
-            return None, "every layer is frozen"
+            return None, "every layer is frozen" if self.layers else "no layer has running statistics"
         # All batches wait at each layer; where they do not fit they pass once per layer, which costs too much here.
         room = available(next(iter(self.active.values())).running_mean.device) // 4  # pyright: ignore
         upstream = "population" if 3 * self.widest * max(data.samples, 1) <= room else "batch"
         try:
             result = recalibrate(
-                self.model, _Again(data), forward_fn=self.forward_fn, upstream=upstream, progress=False
+                self.model, data.as_loader(), forward_fn=self.forward_fn, upstream=upstream, progress=False
             )
         except (BatchNormError, ValueError, RuntimeError) as error:
             return None, str(error)
@@ -210,12 +223,20 @@ class Laboratory:
         data.forwarded += used * (len(found) + 1)
         return found, used
 
-    def repaired_alone(self, data: Data, right: Statistics, names: list[str], condition: str) -> Outcome:
-        """Half of the batches, with right statistics in these layers alone."""
+    def tried(
+        self, data: Data, condition: str, within: AbstractContextManager[Any], evidence: dict[str, Any] | None = None
+    ) -> Outcome:
+        """Every second batch in eval mode, within a context, with what each layer receives if that is asked for."""
         outcome = Outcome(condition)
         if self.scorer is not None:
             self.scorer.start()
-        with modes(self.model, False), swapped(self.active, right, names):
+        seen = {} if evidence is None else {name: self.layers[name] for name in evidence}
+
+        def look(name: str, x: Tensor, weight: Tensor | None) -> None:
+            if evidence is not None:
+                evidence[name].add(x, weight)
+
+        with modes(self.model, False), within, self.hooks(seen, look):
             for index, batch in data:
                 if data.batches > 1 and index % 2:
                     continue
@@ -223,12 +244,38 @@ class Laboratory:
                 outcome.take(index, output, count_samples(batch), self._score(condition, output, batch, index))
         return outcome
 
+    def by_call(self, data: Data, statistics: dict[str, list[tuple[Tensor, Tensor]]]) -> Outcome:
+        """Every call of a layer in one forward with statistics of its own, the last ones for any further call."""
+        count = dict.fromkeys(statistics, 0)
 
-class _Again:
-    """Data as a loader that can be iterated again."""
+        def before(name: str) -> Callable[[nn.Module, Any], None]:
+            def put(module: nn.Module, args: Any) -> None:
+                pairs = statistics[name]
+                write(self.active[name], *pairs[min(count[name], len(pairs) - 1)])
+                count[name] += 1
 
-    def __init__(self, data: Data) -> None:
-        self.data = data
+            return put
 
-    def __iter__(self) -> Any:
-        return self.data.batches_only()
+        outcome = Outcome("by_call")
+        if self.scorer is not None:
+            self.scorer.start()
+        first = {name: pairs[0] for name, pairs in statistics.items()}
+        with ExitStack() as stack:
+            stack.enter_context(modes(self.model, False))
+            stack.enter_context(swapped(self.active, first))
+            for name in statistics:
+                stack.callback(self.active[name].register_forward_pre_hook(before(name)).remove)
+            for index, batch in data:
+                count.update(dict.fromkeys(count, 0))
+                output = self.forward(data, batch, index)
+                outcome.take(index, output, count_samples(batch), self._score("by_call", output, batch, index))
+        return outcome
+
+    def served(self, data: Data) -> Outcome | None:
+        """A pass as `model.eval()` leaves the model; None where a batch is refused in train mode."""
+        with preserved(self.model):
+            self.model.eval()
+            try:
+                return self._pass(data, "served")
+            except ValueError:
+                return None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from batchnorm.diagnosis.experiments.conditions import Layers
 from batchnorm.models.batches import call
+from batchnorm.models.modes import is_frozen
 from batchnorm.models.state import preserved
 
 
@@ -31,6 +32,13 @@ def left_in_eval(model: nn.Module, layers: Layers) -> set[str]:
     with preserved(model):
         model.train()
         return {name for name, layer in layers.items() if not layer.training}
+
+
+def left_in_train(model: nn.Module, layers: Layers) -> set[str]:
+    """Layers that are in train mode after `model.eval()`, and that nothing freezes."""
+    with preserved(model):
+        model.eval()
+        return {name for name, layer in layers.items() if layer.training and not is_frozen(layer)}
 
 
 def training_step(model: nn.Module, layers: Layers, batch: Any, forward_fn: Callable[..., Any] | None) -> TrainingStep:

@@ -9,7 +9,7 @@ from torch import nn
 
 from batchnorm.arguments import a_flag, a_function, a_module_with_values, arguments, some_batches
 from batchnorm.diagnosis import rules
-from batchnorm.diagnosis.model.evidence import gather
+from batchnorm.diagnosis.model.gather import gather
 from batchnorm.diagnosis.model.judge import judge
 from batchnorm.diagnosis.model.subject import ModelSubject
 from batchnorm.diagnosis.report import Report

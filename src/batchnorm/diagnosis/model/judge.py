@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from batchnorm.diagnosis.experiments.data import PASSES
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import ORDER, Finding, Rule
 from batchnorm.diagnosis.model.evidence import RECALIBRATE, Evidence
@@ -58,7 +57,7 @@ def _judged(finding: Finding, effect: Effect | None, evidence: Evidence) -> Find
         tried = by_statistics(evidence).sentence()
     if _repairs(fix):
         fix = _advised(fix, by_statistics(evidence), evidence)
-    if evidence.exact_refused and _repairs(fix):
+    if evidence.exact_refused and _repairs(fix) and (effect is None or effect.helps is None):
         tried = f"not tried: {evidence.exact_refused}"
     if finding.code in ("BN121", "BN131"):
         tried = _on_evaluation_data(effect, evidence)
@@ -110,8 +109,7 @@ def _competing(found: list[Finding], grounds: dict[str, Effect | None], evidence
             shares[code] = 1.0
         elif names in alone:
             shares[code] = alone[names]
-        elif len(alone) < MOST_ALONE and evidence.repair is not None and evidence.passes + 0.5 <= PASSES:
-            part = evidence.repair(sorted(names))
+        elif len(alone) < MOST_ALONE and (part := evidence.repair(sorted(names))) is not None:
             gain, total = part.gain or 0.0, effect.gain or 0.0
             alone[names] = shares[code] = min(max(gain / total, 0.0), 1.0) if total > 0 else 1.0
     top = max(shares.values(), default=0.0)

@@ -29,9 +29,10 @@ class LayerEvidence:
     part of all layers'.
 
     collected is what the layer receives where batches normalise (frozen layers: what is stored),
-    in_eval what it receives with the stored statistics before it, with_rest_in_train with dropout on
-    and without_padding the same without padded positions. fades says whether the initial 0 and 1 keep
-    the weight (1 - momentum)^t, plain whether the layer is torch's or does what torch's does.
+    in_eval what it receives with the stored statistics before it, with_rest_in_train with dropout on,
+    without_padding the same without padded positions, and by_call what each of several calls in a
+    forward receives. fades says whether the initial 0 and 1 keep the weight (1 - momentum)^t, plain whether
+    the layer is torch's or does what torch's does.
     """
 
     name: str
@@ -55,6 +56,7 @@ class LayerEvidence:
     in_eval: Received = field(default_factory=Received)
     with_rest_in_train: Received = field(default_factory=Received)
     without_padding: Received = field(default_factory=Received)
+    by_call: list[Received] = field(default_factory=list)
     inputs: Inputs = field(default_factory=Inputs)
     drift: float = 0.0
     standard_error: float = 0.0
@@ -98,6 +100,20 @@ class LayerEvidence:
         spread, batches = self.inputs.spread(means.var(1).cpu())
         # The mean of many channels' ratios; each has a relative error of sqrt(2 / batches), and they are correlated.
         return spread if spread > 1 + 4.0 * (2 / max(batches - 1, 1)) ** 0.5 else 1.0
+
+    @property
+    def mean_off(self) -> tuple[float, float]:
+        """How far the stored mean lies from the actual one, and how far a batch's mean does: actual deviations, rms."""
+        values = self.collected.values
+        batches = [means[0] for means in self.inputs.means if means]
+        if values is None or len(batches) < 3:
+            return math.inf, 0.0
+        mean, scale = values.mean.cpu(), (values.var(1).cpu() + self.eps).sqrt()
+        return rms((self.mean - mean) / scale), rms(torch.stack(batches).std(0) / scale)
+
+    def without_initial(self, share: float) -> tuple[Tensor, Tensor]:
+        """The stored statistics with this share of the initial 0 and 1 taken out."""
+        return self.mean / (1 - share), ((self.var - share) / (1 - share)).clamp_min(0)
 
     @property
     def remaining(self) -> float | None:

@@ -3,7 +3,8 @@
 Sequences `(N, C, L)`, `(N, L, C)` or tokens `(N, L)`, padded left or right, and images with bands. A layer is named
 where its mean without these positions lies more than {SHIFT} standard deviations away, or its variance by a factor of
 1.3. A warning where the share of padding varies between batches by more than {VARIES}, or the statistics without
-padding, tried on a copy, help; of images, which may have a plain background, only then.
+padding, tried on a copy, do better than those with it, recalibrated if that helps; of images, which may have a plain
+background, only then.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ def matters(layer: LayerEvidence) -> bool:
 
 
 def predicts(e: Evidence) -> Effect | None:
-    """The statistics without padding, where a metric can say whether they are better."""
+    """The statistics without padding instead of those with it."""
     tried = e.padding_effect
-    if tried is None or not tried.measured or tried.helps:
-        return tried if tried is not None and tried.measured else None
-    return None if e.padding_varies > VARIES else tried
+    if tried is not None and tried.measured and (tried.helps or e.padding_varies <= VARIES):
+        return tried
+    return None
 
 
 def look(e: Evidence) -> Said:

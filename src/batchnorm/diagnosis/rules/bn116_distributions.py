@@ -2,7 +2,8 @@
 
 The calls' means lie apart by more than {BETWEEN_CALLS} of the variance; or the batches' means fall in two groups that
 explain {TWO_GROUPS} of a spread {UNLIKE} times that of shuffled batches. One mean and variance fit neither. A
-warning where the metric is better with the batch's statistics than with exact ones, or the output differs.
+warning where the metric is better with the batch's statistics than with exact ones, or the output differs. Calls that
+lie closer, as of a recurrent layer, are named where statistics of each call's own, tried on a copy, do better.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from batchnorm.diagnosis.rules.grounds import UNLIKE as UNLIKE
 from batchnorm.diagnosis.rules.grounds import batch_is_better
 
 if TYPE_CHECKING:
+    from batchnorm.diagnosis.experiments.effect import Effect
     from batchnorm.diagnosis.model.evidence import Evidence
 
 BETWEEN_CALLS = 0.1  # of the variance
@@ -26,11 +28,16 @@ CODES = {"model": "BN116"}
 TITLE = "several distributions through one layer"
 SEVERITY = "warning"
 FIX = "give each its own statistics: one layer each, with shared weight and bias, or batchnorm.bank"
-predicts = batch_is_better
+
+
+def predicts(e: Evidence) -> Effect:
+    """Each call's own statistics instead of shared ones, or the batch's instead of exact ones."""
+    return e.by_call if e.by_call is not None and e.by_call.measured else batch_is_better(e)
 
 
 def look(e: Evidence) -> Said:
     """Calls of one forward, or two kinds of batches."""
+    better = e.by_call is not None and e.by_call.measured and e.by_call.helps
     for layer in e.layers.values():
         if layer.frozen or layer.collected.values is None:
             continue
@@ -40,6 +47,12 @@ def look(e: Evidence) -> Said:
                 layer.name,
                 f"{between:.0%} of the variance lies between the calls of one forward: several distributions share "
                 "one mean and variance, which fit none of them",
+            )
+        elif better and len(layer.by_call) > 1:
+            yield (
+                layer.name,
+                f"the layer is called {len(layer.by_call)} times in a forward, and statistics of each call's own do "
+                "better: several distributions share one mean and variance, which fit none of them",
             )
         elif layer.spread > UNLIKE and layer.inputs.two_groups() > TWO_GROUPS:
             yield (

@@ -1,6 +1,8 @@
 """The batches' means vary more than {UNLIKE} times as much as those of shuffled samples, and more than chance allows.
 
-Sorted data, one class, one scene a batch. A note: validation loaders often are like that.
+Sorted data, one class, one scene a batch. A warning where that is why the statistics are off: recalibrating helps, and
+every layer's stored mean lies within {REACH} times the spread of the batches' means, as a moving average that follows
+the last batches does, or one over the first few. Otherwise a note: validation loaders often are sorted.
 """
 
 from __future__ import annotations
@@ -12,16 +14,32 @@ import torch
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules import bn116_distributions
 from batchnorm.diagnosis.rules.examples import data, network, settle
+from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts, first_unlike, ruled_out
 from batchnorm.diagnosis.rules.grounds import UNLIKE as UNLIKE
-from batchnorm.diagnosis.rules.grounds import first_unlike
 
 if TYPE_CHECKING:
+    from batchnorm.diagnosis.experiments.effect import Effect
     from batchnorm.diagnosis.model.evidence import Evidence
+    from batchnorm.diagnosis.model.layer import LayerEvidence
 
 CODES = {"model": "BN117"}
 TITLE = "batches are not alike"
-SEVERITY = "note"
-FIX = "shuffle the loader; if batches are like that in training, train with renorm or freeze towards the end"
+SEVERITY = "warning"
+REACH = 3.0
+FIX = "{code}shuffle the loader; if batches are like that in training, train with renorm or freeze towards the end"
+
+
+def predicts(e: Evidence) -> Effect:
+    """Recalibrating helps, and no mean is further off than such batches leave it."""
+    whole = by_statistics(e)
+    judged = [layer for layer in e.layers.values() if layer.reached and not layer.frozen]
+    off = [layer for layer in judged if drifts(layer)] or judged
+    return whole if all(map(_explains, off)) else ruled_out(whole)
+
+
+def _explains(layer: LayerEvidence) -> bool:
+    off, batch = layer.mean_off
+    return layer.sound and not layer.initial and off <= REACH * batch
 
 
 def look(e: Evidence) -> Said:
@@ -30,9 +48,10 @@ def look(e: Evidence) -> Said:
     if found is not None and next(bn116_distributions.look(e), None) is None:
         layer, spread = found
         yield (
-            layer.name,
-            f"the batches' means vary {spread:.0f} times as much as those of shuffled batches: each batch is of its "
-            "own kind (sorted data, one class, one patient, one scene)",
+            "",
+            f"the batches' means at {layer.name or '(root)'} vary {spread:.0f} times as much as those of shuffled "
+            "batches: each batch is of its own kind (sorted data, one class, one patient, one scene)",
+            {"code": f"{RECALIBRATE}  # then " if by_statistics(e).helps else ""},
         )
 
 

@@ -57,7 +57,13 @@ def _fix(e: Evidence) -> dict[str, str]:
     own, line = e.evaluation, e.difference.line
     undo = ""
     if line is not None and line[0]:
-        undo = f": (x - {line[1]:.3g}) / {line[0]:.3g}"
+        undo = f": (x {_minus(line[1])}) / {line[0]:.3g}"
+    back = e.eval_undone
+    better = back is not None and back.measured and back.helps and (own.gain or 0.0) <= (back.gain or 0.0)
+    if line is not None and better and e.feeds_tensors:
+        undone = f"((args[0] {_minus(line[1])}) / {line[0]:.4g}, *args[1:])"
+        code = f"model.register_forward_pre_hook(lambda module, args: {undone})  # on such data, or "
+        return {"code": code, "undo": "", "advice": ""}
     if own.measured and own.helps:
         return {"code": f"{own.what}  # or ", "undo": undo, "advice": ""}
     if own.harms:
@@ -68,6 +74,10 @@ def _fix(e: Evidence) -> dict[str, str]:
         }
     advice = "" if own.measured else "; if the data are meant to differ, recalibrate on unlabelled evaluation data"
     return {"code": "", "undo": undo, "advice": advice}
+
+
+def _minus(value: float) -> str:
+    return f"{'-' if value >= 0 else '+'} {abs(value):.4g}"
 
 
 def broken() -> Example:

@@ -1,4 +1,8 @@
-"""Built with `track_running_stats=False`: at inference a result depends on the others in its batch."""
+"""Built with `track_running_stats=False`: at inference a result depends on the others in its batch.
+
+A warning where running statistics, given to the layer on a copy and measured on the loader, do better on the evaluation
+data in the batches that they come in, or change the output. Large shuffled batches do as well: then it is a note.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,18 @@ from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules.examples import batches, network
 
 if TYPE_CHECKING:
+    from batchnorm.diagnosis.experiments.effect import Effect
     from batchnorm.diagnosis.model.evidence import Evidence
 
 CODES = {"model": "BN125"}
 TITLE = "no running statistics"
 SEVERITY = "warning"
-FIX = "build it with track_running_stats=True, load the weights, then batchnorm.recalibrate(model, loader)"
+FIX = "batchnorm.recalibrate(batchnorm.models.track(model), loader)  # or build it with track_running_stats=True"
+
+
+def predicts(e: Evidence) -> Effect | None:
+    """Running statistics instead of the batch's."""
+    return e.served
 
 
 def look(e: Evidence) -> Said:

@@ -1,9 +1,13 @@
-"""The metric is better with the stored statistics than with exact ones: the weights were trained with them.
+"""The metric is better with the stored statistics, or with a new layer's 0 and 1, than with exact ones.
+
+The weights were trained with them.
 
 Batch norm was in eval while the weights trained: `norm_eval` of detectors, `m.train()` and then `bn.eval()` each
 step, a forgotten `.train()`, an actor. Keep the statistics: recalibrating, tried on a copy, makes it worse. A warning
 where a layer is in train mode now, so that the next forward moves them; else a note. Layers that a model's own
-`train()` leaves in eval count as frozen.
+`train()` leaves in eval count as frozen. Where recalibrating does not help, the statistics of a new layer, 0 and 1, are
+tried too: a model that was never put in train mode was trained with them, and may have been recalibrated since. Other
+statistics that were overwritten cannot be found again; a checkpoint from before has them.
 """
 
 from __future__ import annotations
@@ -21,13 +25,18 @@ if TYPE_CHECKING:
     from batchnorm.diagnosis.model.evidence import Evidence
 
 CODES = {"model": "BN130"}
+NEW = "new"  # the condition
 TITLE = "trained with the stored statistics"
 SEVERITY = "warning"
-FIX = "batchnorm.freeze(model)  # keep the statistics; do not recalibrate"
+FIX = "{code}batchnorm.freeze(model)  # keep the statistics; do not recalibrate"
+RESET = "[layer.reset_running_stats() for layer in batchnorm.models.batch_norm_layers(model).values()]; "
 
 
 def predicts(e: Evidence) -> Effect:
-    """Keeping them instead of recalibrating, where train mode would move them."""
+    """New statistics instead of the stored ones; or keeping these, where train mode would move them."""
+    new = with_new_statistics(e)
+    if new is not None:
+        return new
     moves = any(layer.training and not layer.frozen for layer in e.layers.values())
     gain = e.statistics.gain
     kept = None if gain is None else -gain if moves else 0.0
@@ -35,13 +44,39 @@ def predicts(e: Evidence) -> Effect:
 
 
 def look(e: Evidence) -> Said:
-    """Exact statistics are worse."""
-    if e.statistics.harms and not (e.eval_exact.measured and e.eval_exact.helps):
+    """Exact statistics are worse, or new ones better."""
+    new = with_new_statistics(e)
+    if new is not None:
+        yield (
+            "",
+            f"the metric is {new.before:.4g} with the stored statistics and {new.after:.4g} with 0 and 1: "
+            "the weights were trained in eval mode, and the statistics were overwritten since",
+            {"code": RESET},
+        )
+    elif e.statistics.harms and not _another_cause(e):
         yield (
             "",
             f"the metric is {e.statistics.before:.4g} with the stored statistics and {e.statistics.after:.4g} with "
             "exact ones: the weights were trained with the stored ones (batch norm in eval)",
+            {"code": ""},
         )
+
+
+def _another_cause(e: Evidence) -> bool:
+    """Exact statistics are right on the evaluation data, or none fit all calls of a layer."""
+    calls = e.by_call
+    return bool((e.eval_exact.measured and e.eval_exact.helps) or (calls and calls.measured and calls.helps))
+
+
+def with_new_statistics(e: Evidence) -> Effect | None:
+    """What 0 and 1 in every layer do, where they help; tried once, where recalibrating gains nothing."""
+    layers = [layer for layer in e.layers.values() if layer.reached and not layer.frozen and not layer.initial]
+    if not layers or not e.statistics.measured or e.statistics.helps or e.attempt is None:
+        return None
+    if NEW not in e.outcomes:
+        tried = e.attempt(NEW, {v.name: (torch.zeros_like(v.mean), torch.ones_like(v.var)) for v in layers})
+        e.new_statistics = tried
+    return e.new_statistics if e.new_statistics is not None and e.new_statistics.helps else None
 
 
 def broken() -> Example:

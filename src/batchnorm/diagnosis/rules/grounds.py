@@ -39,11 +39,19 @@ def above(value: float, limit: float, error: float) -> bool:
 
 
 def by_statistics(e: Evidence) -> Effect:
-    """What recalibrating does: on the evaluation data where they are like the loader's and say something."""
+    """What recalibrating does: on the evaluation data where they say something, since the model is used on those.
+
+    Where they differ from the loader's, a gain there is no sign that the loader's statistics are right; a loss is
+    still a loss.
+    """
     held_out = e.eval_exact
-    if held_out.measured and not e.difference.words and not e.statistics.harms and (held_out.helps or held_out.harms):
-        return held_out
-    return e.statistics
+    says = held_out.harms or (held_out.helps and not e.difference.words)
+    return held_out if held_out.measured and says and not e.statistics.harms else e.statistics
+
+
+def ruled_out(effect: Effect) -> Effect:
+    """The same for a cause whose prediction failed: what was measured is not its doing."""
+    return replace(effect, gain=None if effect.gain is None else 0.0, moved=None if effect.moved is None else 0.0)
 
 
 def batch_is_better(e: Evidence) -> Effect:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from batchnorm.diagnosis.alike import keras_momentum
 from batchnorm.diagnosis.findings import Rule, Said
+from batchnorm.diagnosis.rules import bn112_keras_momentum
 from batchnorm.diagnosis.run.evidence import RunEvidence
 
 RANKS = 0.1  # running standard deviations
@@ -200,6 +200,12 @@ def drifting(e: RunEvidence) -> Said:
             "the weights move faster than the average",
             "batchnorm.recalibrate(model, loader) before evaluating, or a larger momentum",
         )
+
+
+def keras_momentum(e: RunEvidence) -> Said:
+    """A momentum that looks like the weight of the old value."""
+    for layer, message, values in bn112_keras_momentum.look(e):
+        yield layer, message, f"layer.momentum = {values['right']:g}"
 
 
 def skipped(e: RunEvidence) -> Said:

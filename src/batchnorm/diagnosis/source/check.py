@@ -20,7 +20,7 @@ from batchnorm.diagnosis.source.rules import LOOKS
 # A program without any of these has no batch norm that could be found.
 CONCERNED = re.compile(
     r"batch_?norm|\bbn\b|running_(mean|var)|moving_mean|resne[tx]|densenet|mobilenet|inception|googlenet|efficientnet|shufflenet|"
-    r"mnasnet|regnet|deeplab|timm|torchvision\.models|segmentation_models|state_dict|norm_layer|track_running_stats|sync_?bn|hrnet|parameters\(\)|BN_?MOM",
+    r"mnasnet|regnet|deeplab|timm|torchvision\.models|segmentation_models|state_dict|norm_layer|track_running_stats|sync_?bn|hrnet|parameters\(\)|BN_?MOM|\.trainable",
     re.IGNORECASE,
 )
 DEEPEST = 12_000  # frames: each level of nested code and calls takes a few

@@ -74,6 +74,8 @@ class Contents:
     def _work_out(self, obj: Obj, depth: int) -> int | None:
         if obj.kind == "batch norm":
             return YES
+        if obj.kind == "iteration" and ("children" in obj.name or "modules" in obj.name):
+            return self.contains(obj.info[0], depth + 1)
         levels: list[int | None] = []
         if obj.kind in ("instance", "self") and isinstance(obj.info, ClassInfo):
             levels.append(self.scan(obj.info, self._constructed(obj))[0])

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter import Program
-from batchnorm.diagnosis.source.names import is_layer, made_by
-from batchnorm.diagnosis.source.objects import canonical
+from batchnorm.diagnosis.source.names import is_layer, loads_weights, made_by
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project
 from batchnorm.diagnosis.source.trace import Event
-from batchnorm.diagnosis.source.values import Choice, Const, Obj, options
+from batchnorm.diagnosis.source.values import Choice, Const, Obj, canonical, options
 
 MEASURES = (
     "momentum",
@@ -167,6 +166,56 @@ class Facts:
                     )
         return frozenset(found)
 
+    @cached_property
+    def mentioned(self) -> frozenset[str]:
+        """Every name, attribute, parameter and string that the linted files use, definitions and imports apart."""
+        found: set[str] = set()
+        for module in self.project.modules.values():
+            for n in ast.walk(module.tree):
+                if isinstance(n, ast.Name):
+                    found.add(n.id)
+                elif isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load):
+                    found.add(n.attr)
+                elif isinstance(n, ast.arg):
+                    found.add(n.arg)
+                elif isinstance(n, ast.Constant) and isinstance(n.value, str):
+                    found.add(n.value)
+        return frozenset(found)
+
+    @cached_property
+    def options(self) -> list[tuple[Module, ast.Call, str]]:
+        """The options of command lines: file, call of add_argument, the attribute that an option is read by."""
+        return [
+            (module, n, name)
+            for module in self.project.modules.values()
+            if "add_argument" in module.text
+            for n in ast.walk(module.tree)
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "add_argument"
+            for name in _destinations(n)
+        ]
+
+    @cached_property
+    def spreads(self) -> bool:
+        """Whether options are handed on as keywords, so that what reads them does not name them."""
+        return any(
+            isinstance(n, ast.keyword) and n.arg is None
+            for module in {id(m): m for m, _, _ in self.options}.values()
+            for n in ast.walk(module.tree)
+        )
+
+    def pretrained(self, obj: Obj, depth: int = 0) -> bool:
+        """Whether an object was made with weights that were trained before, or holds a part of such a model."""
+        if depth > 6:
+            return False
+        for alias in self.aliases(obj):
+            call = alias.node
+            if alias.kind == "external" and isinstance(call, ast.Call) and loads_weights(call, alias.info[0]):
+                return True
+            inner = alias.info[:1] if alias.kind == "iteration" else alias.sources[:4]
+            if any(self.pretrained(o, depth + 1) for i in inner for o in options(i) if isinstance(o, Obj)):
+                return True
+        return False
+
     def trains(self, event: Event) -> bool:
         """Whether the function of an event makes training steps; of a script's own code, the loops around it."""
         node = event.function.node
@@ -218,6 +267,9 @@ class Facts:
                 for source in obj.sources[:6] if obj.kind == "result" else inflow(obj)[:6]:
                     if source is not obj:
                         yield from self.origins(source, path, (*given, obj))
+            elif obj.kind == "external" and obj.sources and obj.info[0].endswith("Tensor"):
+                for source in obj.sources[:2]:  # copied into a tensor of its own
+                    yield from self.origins(source, path, given)
             elif obj.kind == "external":
                 yield obj, path, given
 
@@ -291,12 +343,9 @@ class Facts:
     def defaults(self) -> dict[str, list[float]]:
         """The literal numbers that options of command lines have by default, where all parsers agree."""
         found: dict[str, set[Any]] = defaultdict(set)
-        for module in self.project.modules.values():
-            for n in ast.walk(module.tree) if "add_argument" in module.text else ():
-                if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "add_argument":
-                    for name in _destinations(n):
-                        given = next((k.value for k in n.keywords if k.arg == "default"), None)
-                        found[name].add(module.static(given) if given is not None else None)
+        for module, call, name in self.options:
+            given = next((k.value for k in call.keywords if k.arg == "default"), None)
+            found[name].add(module.static(given) if given is not None else None)
         return {
             name: self.numbers(next(iter(values)))
             for name, values in found.items()
@@ -347,10 +396,15 @@ def spelled(node: ast.AST, longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
+def file_of(event: Event) -> str:
+    """The name of the file that an event is in."""
+    return event.function.module.path.rsplit("/", 1)[-1]
+
+
 def called(event: Event) -> str:
     """The name of what a forward calls."""
     node = event.node
     return spelled(node.func) if isinstance(node, ast.Call) else "the model"
 
 
-__all__ = ["LIKELY", "YES", "Facts", "Said", "called", "spelled"]
+__all__ = ["LIKELY", "YES", "Facts", "Said", "called", "file_of", "spelled"]

@@ -13,6 +13,7 @@ LARGEST = 2_000_000  # bytes of a file
 MOST_ERRORS = 20  # lines left out of a file before it is given up
 
 # Python 2, line by line, so that line numbers stay.
+CONTINUED = re.compile(r"^(\s*)print\s+(?![(=.>])(.*\\)\s*$")
 HEAD = r"^(\s*(?:(?:if|for|while|else|elif|try|with)\b[^#'\"]*:\s*)?)print\s+"
 PYTHON_2 = (
     (re.compile(HEAD + r">>\s*([^,]+),\s*(.*?)\s*,?\s*$"), r"\1print(\3, file=\2)"),
@@ -80,7 +81,7 @@ def _tree(text: str) -> ast.Module:
 
 def _repair(file: SourceFile) -> None:
     """Python 2 becomes Python 3 line by line; a line that still does not parse becomes `pass`."""
-    lines = [_as_python_3(line) for line in file.text.expandtabs(8).splitlines()]
+    lines = [_as_python_3(line) for line in _joined_prints(file.text.expandtabs(8).splitlines())]
     for _ in range(MOST_ERRORS):
         try:
             file.tree = _tree("\n".join(lines) + "\n")
@@ -104,6 +105,20 @@ def _repair(file: SourceFile) -> None:
                 left = ", ".join(map(str, sorted(file.lost)[:5])) + (" ..." if len(file.lost) > 5 else "")
                 file.problem += f"; read without line {left}"
             return
+
+
+def _joined_prints(lines: list[str]) -> list[str]:
+    """A print statement that a backslash continues gets its brackets; the lines stay."""
+    lines = list(lines)
+    for at, line in enumerate(lines):
+        found = CONTINUED.match(line)
+        if found is not None:
+            end = at
+            while end + 1 < len(lines) and lines[end].rstrip().endswith("\\"):
+                end += 1
+            lines[at] = f"{found[1]}print({found[2]}"
+            lines[end] = lines[end].rstrip() + ")"
+    return lines
 
 
 def _as_python_3(line: str) -> str:

@@ -40,6 +40,11 @@ WORDS = (
     "resnet",
     "ResNet",
     "models.",
+    "DataLoader",
+    "add_argument",
+    "import *",
+    "trainable",
+    "deepcopy",
 )
 SKIPPED = ("node_modules", "site-packages", "__pycache__", "venv", "env")
 
@@ -201,7 +206,7 @@ def _take(path: Path, project: Project, evidence: SourceEvidence, alone: bool) -
     """Read a file into the project; of many, those that cannot concern batch norm are not parsed."""
     file = read(path)
     if not file.problem:
-        if alone or any(word in file.text for word in WORDS):
+        if alone or path.name == "__init__.py" or any(word in file.text for word in WORDS):
             parse(file)
         if file.tree is not None:
             project.add(path, file.text, file.tree)

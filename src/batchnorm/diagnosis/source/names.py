@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 TORCH_LAYERS = {f"{lazy}BatchNorm{n}d" for lazy in ("", "Lazy") for n in (1, 2, 3)} | {
@@ -102,3 +103,11 @@ def made_by(name: str, first: str | None) -> bool | None:
             return True
         return found
     return False if name.startswith("torch.nn.") else None
+
+
+def loads_weights(call: ast.Call, name: str) -> bool:
+    """Whether a constructor is given trained weights."""
+    return last(name) == "from_pretrained" or any(
+        k.arg in ("pretrained", "weights") and not (isinstance(k.value, ast.Constant) and not k.value.value)
+        for k in call.keywords
+    )

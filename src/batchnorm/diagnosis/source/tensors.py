@@ -70,13 +70,20 @@ def combine(op: ast.operator, left: Any, right: Any, version: int) -> Any:
     a = None if a is None else frozen_form(a, version)
     b = None if b is None else frozen_form(b, version)
     if isinstance(op, ast.Add | ast.Sub):
-        return _sum(a, b, left, right, 1.0 if isinstance(op, ast.Add) else -1.0)
+        sign = 1.0 if isinstance(op, ast.Add) else -1.0
+        if a is None or b is None:
+            return (
+                _shifted(a, 1.0, right, sign)
+                if a is not None
+                else _shifted(b, sign, left, 1.0)
+                if b is not None
+                else None
+            )
+        return _sum(a, b, sign)
     if isinstance(op, ast.Mult):
-        if a is not None and b is not None:
-            return other([a, b], version)
-        form, factor = (a, right) if a is not None else (b, left)
-        assert form is not None
-        return _scaled(form, factor)
+        if a is None or b is None:
+            return _scaled(a, right) if a is not None else _scaled(b, left) if b is not None else None
+        return other([a, b], version)
     if isinstance(op, ast.Div) and a is not None and b is None:
         p = poly(right)
         inv = inverse(p) if p is not None else None
@@ -86,16 +93,16 @@ def combine(op: ast.operator, left: Any, right: Any, version: int) -> Any:
     return other([], version)
 
 
-def _sum(a: Form | None, b: Form | None, left: Any, right: Any, sign: float) -> Form:
-    if a is None or b is None:
-        form, rest = (a, right) if a is not None else (b, left)
-        assert form is not None
-        if isinstance(rest, Const) and rest.value in (0, 0.0):
-            return form
-        factor = sign if a is None else 1.0
-        terms = {k: times(p, {(): factor}) for k, p in form.terms.items()}
-        terms[Atom("other", rest if isinstance(rest, Obj) else object())] = {(): 1.0 if a is None else sign}
-        return Form(terms, False, form.mixed, form.converted, form.divided)
+def _shifted(form: Form, weight: float, rest: Any, rest_weight: float) -> Form:
+    """A formula and something that is none."""
+    if isinstance(rest, Const) and rest.value in (0, 0.0):
+        return form
+    terms = {k: times(p, {(): weight}) for k, p in form.terms.items()}
+    terms[Atom("other", rest if isinstance(rest, Obj) else object())] = {(): rest_weight}
+    return Form(terms, False, form.mixed, form.converted, form.divided)
+
+
+def _sum(a: Form, b: Form, sign: float) -> Form:
     terms = dict(a.terms)
     mixed = a.mixed or b.mixed
     for k, p in b.terms.items():

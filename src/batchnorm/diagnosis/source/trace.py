@@ -178,9 +178,8 @@ def _switched(a: Mode, b: Mode) -> Mode:
 def _join_modes(a: dict[Obj, Mode], b: dict[Obj, Mode], out: dict[Obj, Mode]) -> None:
     for obj in a.keys() | b.keys():
         x, y = a.get(obj), b.get(obj)
-        if x is not None and y is not None:
-            out[obj] = x if x.value == y.value else _switched(x, y)
-        else:
+        if x is None or y is None:
             only = x or y
-            assert only is not None
-            out[obj] = only if obj.kind not in SLOTS else Mode(UNKNOWN)
+            out[obj] = only if only is not None and obj.kind not in SLOTS else Mode(UNKNOWN)
+        else:
+            out[obj] = x if x.value == y.value else _switched(x, y)

@@ -239,12 +239,52 @@ def options(value: Any) -> tuple[Any, ...]:
     return value.options if isinstance(value, Choice) else () if value is None else (value,)
 
 
-def objects(value: Any) -> list[Obj]:
-    """The objects a value can be, a tuple's elements included."""
+def objects_in(value: Any) -> list[Obj]:
+    """The objects that a value can be, of a list all elements."""
     found: list[Obj] = []
     for option in options(value):
-        if isinstance(option, Obj):
+        if isinstance(option, Tuple):
+            for item in option.items:
+                found.extend(objects_in(item))
+        elif isinstance(option, Obj):
             found.append(option)
-        elif isinstance(option, Tuple):
-            found.extend(o for item in option.items for o in objects(item))
     return found
+
+
+def canonical(obj: Any) -> Any:
+    """The object behind wrappers."""
+    for _ in range(8):
+        if not isinstance(obj, Obj) or obj.kind != "wrapper":
+            break
+        obj = obj.info
+    return obj
+
+
+def root(obj: Obj) -> Obj:
+    """An attribute's one source, so that `self.model` and the `model` it was made from are the same."""
+    for _ in range(8):
+        obj = canonical(obj)
+        if obj.kind == "attribute" and obj.parent is not None:
+            if (
+                len(obj.sources) == 1
+                and isinstance(obj.sources[0], Obj)
+                and obj.sources[0].kind not in ("list", "dict")
+            ):
+                obj = obj.sources[0]
+                continue
+            parent = root(obj.parent)
+            return obj if parent is obj.parent else parent.attr(obj.name)
+        break
+    return obj
+
+
+def within(inner: Obj, outer: Obj) -> bool:
+    """Whether an object is another, or a part of it."""
+    at: Obj | None = inner
+    for _ in range(8):
+        if at is None:
+            return False
+        if at is outer:
+            return True
+        at = canonical(at.parent) if at.kind == "attribute" else None
+    return False

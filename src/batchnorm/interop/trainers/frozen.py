@@ -20,7 +20,7 @@ class Frozen:
 
     def __init__(self, model: nn.Module, parts: Iterable[str] | None, affine: bool) -> None:
         self.affine = affine
-        self.parts = [model] if parts is None else [_part(model, name) for name in parts]
+        self.parts = [model] if parts is None else [part_of(model, name) for name in parts]
         self._kept: list[tuple[nn.Module, str, Tensor]] = []
         self.hold()
 
@@ -54,8 +54,10 @@ class Frozen:
                 unfreeze(part, affine=self.affine)
 
 
-def _part(model: nn.Module, name: str) -> nn.Module:
+def part_of(model: nn.Module, name: str, argument: str = "parts") -> nn.Module:
+    """The module at a path; the argument is what an error names."""
     try:
         return model.get_submodule(name)
     except AttributeError as error:
-        raise BatchNormError(f"parts must be paths of modules of the model; there is no {name!r}") from error
+        must = "a path of a module" if argument == "part" else "paths of modules"
+        raise BatchNormError(f"{argument} must be {must} of the model; there is no {name!r}") from error

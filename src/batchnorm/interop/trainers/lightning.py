@@ -13,12 +13,13 @@ from batchnorm.arguments import a_flag, a_function, a_string, arguments, some_ba
 from batchnorm.diagnosis import watch
 from batchnorm.diagnosis.run.sinks import a_sink
 from batchnorm.errors import BatchNormError, check
-from batchnorm.interop.trainers.frozen import Frozen
+from batchnorm.interop.trainers.frozen import Frozen, part_of
 from batchnorm.interop.trainers.history import History
 from batchnorm.interop.trainers.lazy import Adapter
 from batchnorm.interop.trainers.loaders import again
 from batchnorm.interop.trainers.options import UNTIL, check_moments, check_options, everybody
 from batchnorm.models import Recalibration, recalibrate
+from batchnorm.models.batches import call
 
 Event = Literal["validation", "end"]
 
@@ -53,7 +54,7 @@ class Watch(_Callback):
         """Hooks on."""
         to = _Loggers(trainer.loggers) if self._to == "logger" else self._to
         optimizer = trainer.optimizers[0] if trainer.optimizers else None
-        self.report = watch(pl_module.get_submodule(self._part), optimizer, to=to, **self._options)
+        self.report = watch(part_of(pl_module, self._part, "part"), optimizer, to=to, **self._options)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """A last look, hooks off."""
@@ -92,8 +93,7 @@ class Recalibrate(_Callback):
     Args:
         loader: batches; by default those of the fit, each process its share.
         at: "validation", "end", or both.
-        forward_fn: `forward_fn(module, batch)`; by default the module is called with the batch, or
-            with the first element of a tuple.
+        forward_fn: `forward_fn(module, batch)`; by default as in `recalibrate`.
         until: as in `recalibrate`; None reads all data, each time.
         **options: further arguments of `recalibrate`.
 
@@ -151,19 +151,13 @@ class Recalibrate(_Callback):
             # The fit's own way to the device, and its precision.
             batch = module.transfer_batch_to_device(batch, module.device, 0)
             with trainer.precision_plugin.forward_context():
-                return _call(module, batch) if self._forward_fn is None else self._forward_fn(module, batch)
+                return call(module, batch, None) if self._forward_fn is None else self._forward_fn(module, batch)
 
         with torch.inference_mode(False):
             result = recalibrate(
                 pl_module, again(loader), forward_fn=forward, process_group=everybody(), **self._options
             )
         self.result = self.history.add(when, result)
-
-
-def _call(module: Any, batch: Any) -> Any:
-    if isinstance(batch, dict):
-        return module(**batch)
-    return module(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
 class Freeze(_Callback):

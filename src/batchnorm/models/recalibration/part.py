@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,22 +92,37 @@ def _one_of_each(total: int, count: int) -> list[int]:
     return [draw.randrange(low, high) for low, high in pairwise(edges)]
 
 
-def sentence(part: Part, pilot: Pilot, seconds: float, spread_out: bool, budget: int) -> str:
-    """What will be read, what that leaves, and what exactness would cost with this many bytes."""
+def sentence(
+    part: Part,
+    pilot: Pilot,
+    error: tuple[float, float] | None,
+    seconds: float,
+    spread_out: bool,
+    budget: int,
+) -> str:
+    """What will be read, what that leaves, and what exactness would cost with this many bytes.
+
+    error is the range that the standard error will be in; without one the pilot's single batch tells its order.
+    """
     where = "spread over the loader" if spread_out else "the first"
+    left = "not known beforehand"
+    if error is not None:
+        left = f"{error[0]:.2g} to {error[1]:.2g} standard deviations in the worst layer"
+    elif pilot.error is not None and math.isfinite(pilot.error):
+        size = pilot.error / (part.batches * pilot.samples) ** 0.5
+        left = f"of the order of {size:.1g} standard deviations, judged by one batch"
     if part.total is None:
         read = counted(part.batches, "batch", "batches")
-        return f"Reading {read} ({where}); the loader does not say how many it has, and exact=True takes all."
-    error = "is not known beforehand"
-    if pilot.error is not None:
-        size = pilot.error / (part.batches * pilot.samples) ** 0.5
-        error = f"about {size:.2g} standard deviations in the worst layer"
+        return (
+            f"Reading {read} ({where}); standard error {left}. "
+            "The loader does not say how many it has; exact=True takes all."
+        )
     meet = part.total <= min(MOST_THREADS, budget // max(1, pilot.bytes))
     # A pass ends where it has met its layer: half of a forward on average.
     cost = duration(part.total * seconds * (1 if meet else pilot.layers / 2 + 2))
     passes = counted(1 if meet else pilot.layers + 2, "pass", "passes")
     return (
-        f"Reading {part.batches:,} of {part.total:,} batches ({where}); standard error {error}. "
+        f"Reading {part.batches:,} of {part.total:,} batches ({where}); standard error {left}. "
         f"All {part.total:,} batches: {passes}, about {cost}; exact=True."
     )
 

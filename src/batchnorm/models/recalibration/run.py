@@ -17,7 +17,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import count_samples, numbered, progress_bar
 from batchnorm.models.objects import all_tensors
 from batchnorm.models.random_state import cuda_devices, random_state, same_random_state
-from batchnorm.models.recalibration.correlation import student, uncertain_time
+from batchnorm.models.recalibration.correlation import deviation_limits, student, uncertain_time
 from batchnorm.models.recalibration.exchangeable import ordered
 from batchnorm.models.recalibration.fixed_point import FixedPoint, Measured
 from batchnorm.models.recalibration.forwards import Caller, Order, Visits
@@ -83,20 +83,26 @@ class Reading:
     pilot: Pilot = NO_PILOT
     part: Part = field(default_factory=lambda: Part(0, None, True))
     plan: str = ""
+    seconds: float = 0.0
     # A batch to draw for again, where the model draws random numbers in eval mode.
     random_on: Any = None
     # Of the batches in the loader, where the part is spread over it.
     numbers: list[int] | None = None
 
     @property
+    def partial(self) -> bool:
+        """Whether anything is left out."""
+        return self.part.batches > 0 and not self.part.whole
+
+    @property
     def limit(self) -> int | None:
         """The most batches to read."""
-        return self.part.batches if self.plan else None
+        return self.part.batches if self.partial else None
 
     @property
     def most_calls(self) -> int | None:
         """The most forwards of a batch to take."""
-        return MOST_FORWARDS * (self.part.total or self.part.batches) if self.plan else None
+        return MOST_FORWARDS * (self.part.total or self.part.batches) if self.partial else None
 
     def fits(self, budget: int) -> bool:
         """Whether all batches read so far can meet."""
@@ -221,6 +227,7 @@ class Run:
         try:
             with self.visits.watching(self.targets), bar as advance:
                 self._plan(reading)
+                self._tell(reading)
                 data, limit = reading.data, reading.limit
                 slots = torch.get_num_threads() if self.caller.where.type == "cpu" and self.ranks.alone else 1
                 solver = FixedPoint(
@@ -330,12 +337,53 @@ class Run:
         # The first forward of a process is slower than those that follow.
         start = time.perf_counter()
         self.caller(first, 0)
-        seconds = min(pilot.seconds, time.perf_counter() - start)
-        reading.plan = sentence(part, pilot, seconds, chosen is not None, self._budget)
-        if settings.until is not None:
-            reading.plan = reading.plan.replace("Reading", "Reading at most", 1)
+        reading.seconds = min(pilot.seconds, time.perf_counter() - start)
+
+    def _tell(self, reading: Reading) -> None:
+        """Say what part will be read, what error that leaves, and what all would cost."""
+        part, asked = reading.part, self.settings.until
+        # Layer by layer even 8 batches take many forwards; and who asks for an error is told when it is reached.
+        few = reading.partial and part.meet and self.order.steady and part.batches >= FEWEST_BATCHES and asked is None
+        error = self._error_of_part(reading) if any(self.ranks.gathered(few)) else None
+        if not reading.partial:
+            return
+        said = sentence(part, reading.pilot, error, reading.seconds, reading.numbers is not None, self._budget)
+        reading.plan = said if asked is None else said.replace("Reading", "Reading at most", 1)
         if self.shown:
             print(f"batchnorm.recalibrate: {reading.plan}", file=sys.stderr)
+
+    def _error_of_part(self, reading: Reading) -> tuple[float, float] | None:
+        """Between what and what the worst layer's standard error will be, from its first 8 batches settled alone.
+
+        None where they do not tell. One batch would say too little: its layers have not yet the statistics that they
+        will have, and where single batches make the spread it has seen none of them.
+        """
+        reading.data.read(min(FEWEST_BATCHES, reading.part.batches))
+        few = Held([batch for _, batch in itertools.islice(reading.data.replay(), FEWEST_BATCHES)], None, 0)
+        few.read(None)
+        solver = FixedPoint(
+            self.caller,
+            self.visits,
+            self.targets,
+            self.settings.variance,
+            self.order,
+            self.ranks,
+            self.checkpoint,
+            most_calls=0,  # layers used several times are not iterated
+        )
+        try:
+            settled = solver.solve(few, all(self.ranks.gathered(self.order.steady)))
+        except BatchNormError:
+            return None  # these batches are not finite; others may be
+        finally:
+            few.close()
+        counts = self.ranks.gathered((settled.batches, reading.part.batches))
+        less = math.sqrt(sum(few for few, _ in counts) / sum(batches for _, batches in counts))
+        if settled.batches < FEWEST_BATCHES:
+            return None
+        low, high = deviation_limits(settled.batches - 1)
+        errors = [(self._error(name, t), math.sqrt(uncertain_time(t.sketches))) for name, t in settled.totals.items()]
+        return less * low * max(error for error, _ in errors), less * high * max(error * long for error, long in errors)
 
     def _error(self, name: str, totals: Totals) -> float:
         eps = torch.full_like(totals.mean, self.targets[name].layer.eps)

@@ -8,36 +8,42 @@ from batchnorm.diagnosis.findings import Rule
 from batchnorm.diagnosis.findings import Said as Told
 from batchnorm.diagnosis.source.facts import Facts, Said
 from batchnorm.diagnosis.source.rules import (
+    as_weights,
     averages,
+    domains,
     freezing,
     gradient_penalty,
+    keras,
+    layers,
     left_out,
     loading,
     modes,
     momentum,
+    processes,
     sampling,
     small_batches,
     statistics_by_hand,
+    undone,
     unset_modes,
 )
 
 Look = Callable[[Facts], Iterator[Said]]
-LOOKS: dict[str, tuple[str, Look]] = {
+RULES: dict[str, tuple[str, Look]] = {
     "BN401": ("an update by hand that changes nothing", statistics_by_hand.changes_nothing),
     "BN402": ("an update by hand after eval()", statistics_by_hand.after_eval),
     "BN403": ("momentum of Keras in torch", momentum.torch_momentum),
     "BN404": ("momentum of torch in Keras or Flax", momentum.other_momentum),
     "BN405": ("evaluation without eval()", modes.evaluates_in_train),
-    "BN406": ("frozen by requires_grad", freezing.by_requires_grad),
+    "BN406": ("frozen by requires_grad", freezing.stops_weights_only),
     "BN407": ("frozen by momentum 0", momentum.frozen_by_momentum),
-    "BN408": ("eval() before train()", freezing.eval_before_train),
+    "BN408": ("eval() before train()", undone.eval_before_train),
     "BN409": ("averaged weights without update_bn", averages.missing_update_bn),
     "BN410": ("update_bn with dropout or frozen layers", averages.update_bn_with_dropout),
-    "BN411": ("tracking switched off after construction, in the source", freezing.flipped_tracking),
+    "BN411": ("tracking switched off after construction, in the source", layers.flipped_tracking),
     "BN412": ("a forward in train mode under no_grad or in a summary", modes.moves_without_gradients),
     "BN413": ("an average of parameters() only", averages.parameters_only),
     "BN414": ("an average of the counter", averages.counter_too),
-    "BN415": ("batch norm told by its name", freezing.by_name),
+    "BN415": ("batch norm told by its name", layers.by_name),
     "BN416": ("momentum outside [0, 1], in the source", momentum.momentum_outside),
     "BN417": ("momentum in the place of eps", momentum.eps_for_momentum),
     "BN418": ("eval() that never goes back", modes.never_back),
@@ -53,7 +59,28 @@ LOOKS: dict[str, tuple[str, Look]] = {
     "BN428": ("samples drawn in train mode", sampling.sampled_in_train),
     "BN429": ("a mode that is not set", unset_modes.sets_no_mode),
     "BN430": ("all of a model in train mode, a part of it trained", left_out.left_out),
+    "BN431": ("a freeze that is never applied", undone.never_applied),
+    "BN432": ("statistics moved like weights", as_weights.moved_as_weights),
+    "BN433": ("trainable in Keras", keras.trainable),
+    "BN434": ("batches of two loaders one after the other", domains.two_loaders),
+    "BN435": ("batch norm that no process shares", processes.not_synchronized),
 }
+
+
+def once(look: Look) -> Look:
+    """Of what a rule says of one place, the first."""
+
+    def first(facts: Facts) -> Iterator[Said]:
+        seen: set[int] = set()
+        for said in look(facts):
+            if id(said.node) not in seen:
+                seen.add(id(said.node))
+                yield said
+
+    return first
+
+
+LOOKS: dict[str, tuple[str, Look]] = {code: (title, once(look)) for code, (title, look) in RULES.items()}
 
 
 def _rule(code: str, title: str, look: Look) -> Rule:

@@ -9,9 +9,8 @@ from typing import Any
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
 from batchnorm.diagnosis.source.fixes import Edit
-from batchnorm.diagnosis.source.objects import canonical, objects_in
 from batchnorm.diagnosis.source.trace import EVAL, Event
-from batchnorm.diagnosis.source.values import Atom, Form, Obj
+from batchnorm.diagnosis.source.values import Atom, Form, Obj, canonical, objects_in
 
 RECALIBRATE = ("update_bn", "bn_update", "recalibrate", "update_bn_stats")
 BUFFERS = ("buffers", "named_buffers", "_buffers", "running_mean", "running_var")
@@ -48,7 +47,7 @@ def mixtures(facts: Facts) -> Iterator[tuple[Event, Atom, list[Atom]]]:
     for event in facts.of("write"):
         found = [(event.data["atom"], list(now.terms)) for now, _, _ in event.data["values"]]
         for target, atoms in (*found, *event.data.get("mapped", [])):
-            if target.kind in ("parameter", "entry"):
+            if target.kind in ("parameter", "entry", "shadow"):
                 yield event, target, atoms
 
 
@@ -71,33 +70,33 @@ def averaged(facts: Facts) -> set[int]:
 
 def parameters_only(facts: Facts) -> Iterator[Said]:
     """BN413: an average of parameters(), and no buffer in sight."""
-    seen: set[int] = set()
     functions: set[int] = set()
     for event, target, atoms in mixtures(facts):
+        others = [a for a in atoms if a.owner is not target.owner and a.kind in ("parameter", "element")]
         owner = target.owner
-        if target.kind != "parameter" or not isinstance(owner, Obj) or id(event.node) in seen:
+        if not isinstance(owner, Obj) or not _averages(event, target, owner, atoms, others):
             continue
-        others = [
-            a
-            for a in atoms
-            if a.owner is not owner and (a.kind == "parameter" or (a.kind == "element" and isinstance(a.owner, Obj)))
-        ]
-        if not others or (event.data.get("in_place") == "copy_" and not any(a.owner is owner for a in atoms)):
-            continue
-        if not any(a.owner is owner for a in atoms) and event.data.get("in_place") != "add_":
-            continue
-        if len({id(a.owner) for a in atoms if a.kind in ("parameter", "element")} | {id(owner)}) > 2 or _subtracts(
-            event
-        ):
-            continue  # a correction or a gradient, not an average
         if id(event.function) in functions or _buffers_too(facts, event, owner):
             continue
-        level = max(facts.has(owner) or 0, *(facts.has(a.owner) or 0 for a in others))
+        shadow = target.kind == "shadow"
+        level = max(
+            0 if shadow else facts.has(owner) or 0,
+            *((facts.likely if shadow else facts.has)(a.owner) or 0 for a in others),
+        )
         if level not in (YES, LIKELY):
             continue
-        seen.add(id(event.node))
         functions.add(id(event.function))
         loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), event.node)
+        if shadow:
+            yield Said(
+                event.function.module,
+                event.node,
+                "an average over named_parameters() leaves out the running statistics: the averaged weights are "
+                "evaluated with the statistics of other weights",
+                "average state_dict() entries that are floating, or batchnorm.recalibrate(averaged, loader)",
+                sure=False,
+            )
+            continue
         yield Said(
             event.function.module,
             loop,
@@ -106,6 +105,19 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
             "copy the buffers too: for a, b in zip(averaged.buffers(), model.buffers()): a.copy_(b)",
             sure=level == YES,
         )
+
+
+def _averages(event: Event, target: Atom, owner: Obj, atoms: list[Atom], others: list[Atom]) -> bool:
+    """Whether a write mixes parameters with those of one other model, and takes nothing off."""
+    if target.kind not in ("parameter", "shadow") or not others:
+        return False
+    own = any(a.owner is owner for a in atoms)
+    if not own and (target.kind == "shadow" or event.data.get("in_place") != "add_"):
+        return False
+    if not all(isinstance(a.owner, Obj) for a in others):
+        return False
+    owners = {id(a.owner) for a in atoms if a.kind in ("parameter", "element")} | {id(owner)}
+    return len(owners) <= 2 and not _subtracts(event)
 
 
 def _subtracts(event: Event) -> bool:
@@ -165,11 +177,12 @@ def counter_too(facts: Facts) -> Iterator[Said]:
         outer = next((n for n in event.data["loops"] if isinstance(n, ast.For)), None)
         if loop is None or outer is None or id(outer) in seen:
             continue
-        if not any(_averaging(now) for now, _, _ in event.data["values"]):
+        values = event.data["values"]
+        if not any(_averaging(now) for now, _, _ in values) or any(takes_off(now, at) for now, at, _ in values):
             continue
-        if _cares(facts, event, outer):
+        if takes_some(outer) or facts.uses(event.function, "named_parameters", "parameters"):
             continue
-        level = _level(facts, event)
+        level = level_of(facts, event)
         if level is None:
             continue
         seen.add(id(outer))
@@ -221,7 +234,19 @@ def _averaging(form: Form) -> bool:
     )
 
 
-def _cares(facts: Facts, event: Event, loop: ast.AST) -> bool:
+def takes_off(form: Form, target: Atom) -> bool:
+    """Whether an entry of another state is taken off with a weight that is negative, and one is added."""
+    entries = [(a, p) for a, p in form.terms.items() if a.kind == "entry"]
+    off = [a for a, p in entries if p and all(v < 0 for v in p.values())]
+    own = any(a.owner is target.owner for a, _ in entries)
+    if not off or len(entries) < 2 or any(a.owner is target.owner for a in off):
+        return False
+    plain = len(entries) == 2 and all(set(p) == {()} and abs(p[()]) == 1 for _, p in entries)
+    # A plain difference is what another step works with, unless it becomes a model's own state.
+    return not plain or (not own and isinstance(target.owner, Obj) and target.owner.kind == "state")
+
+
+def takes_some(loop: ast.AST) -> bool:
     """Whether the loop tells integers from floating entries, or takes some entries only."""
     for n in ast.walk(loop):
         word = (
@@ -251,29 +276,28 @@ def _cares(facts: Facts, event: Event, loop: ast.AST) -> bool:
             and any(isinstance(c, ast.Name) and c.id in SELECTED for c in n.comparators)
         ):
             return True
-    return facts.uses(event.function, "named_parameters", "parameters")
+    return False
 
 
-def _level(facts: Facts, event: Event) -> int | None:
+def level_of(facts: Facts, event: Event) -> int | None:
     """Whether the averaged states are of models with batch norm."""
     owners: list[Any] = []
     for now, atom, _ in event.data["values"]:
         owners += [a.owner for a in (*now.terms, atom) if a.kind == "entry"]
     for target, atoms in event.data.get("mapped", []):
         owners += [a.owner for a in (target, *atoms)]
-    best: int | None = None
-    is_state = False
+    levels: list[int | None] = []
     for owner in owners:
         for obj in facts.aliases(owner) if isinstance(owner, Obj) else []:
             for candidate in (obj, *obj.sources[:6]):
                 if isinstance(candidate, Obj) and candidate.kind == "state":
-                    is_state = True
-                    best = max(best or 0, facts.has(candidate.info) or 0) or None
-    if best:
-        return best
-    spoken = facts.uses(event.function, "state_dict", "deepcopy", "load_state_dict") or is_state
+                    levels.append(facts.has(candidate.info))
+    best = max((level or 0 for level in levels), default=0)
+    if best or (levels and None not in levels):
+        return best or None
+    spoken = facts.uses(event.function, "state_dict", "deepcopy", "load_state_dict") or bool(levels)
     if spoken and facts.speaks_near(event.function.module):
-        return YES if is_state or facts.uses(event.function, "deepcopy") else LIKELY
+        return YES if levels or facts.uses(event.function, "deepcopy") else LIKELY
     return None
 
 

@@ -12,10 +12,9 @@ from batchnorm.diagnosis.source.values import Const
 
 def through_batch_norm(facts: Facts) -> Iterator[Said]:
     """BN427: `autograd.grad(D(x), x, create_graph=True)`, of a D that normalises with the batch."""
-    seen: set[int] = set()
     for event in facts.of("outside"):
         given = event.data["keywords"]
-        if not event.data["name"].endswith("autograd.grad") or id(event.node) in seen:
+        if not event.data["name"].endswith("autograd.grad"):
             continue
         if given.get("create_graph") != Const(True) or not isinstance(event.node, ast.Call):
             continue
@@ -23,7 +22,6 @@ def through_batch_norm(facts: Facts) -> Iterator[Said]:
         for forward in facts.forwards_of(outputs):
             if not _certain(facts, forward) or not _names(_inputs(event.node)) & _arguments(forward):
                 continue
-            seen.add(id(event.node))
             name = called(forward)
             yield Said(
                 event.function.module,

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, spelled
-from batchnorm.diagnosis.source.objects import canonical
-from batchnorm.diagnosis.source.rules.modes import forwards
+from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event
-from batchnorm.diagnosis.source.values import Obj, options
+from batchnorm.diagnosis.source.values import Obj, canonical, options
 
 HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits", "last_layer", "output")
 

@@ -6,10 +6,9 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
-from batchnorm.diagnosis.source.objects import objects_in
-from batchnorm.diagnosis.source.rules.modes import forwards
+from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.trace import TRAIN
-from batchnorm.diagnosis.source.values import Const, Function, Obj, options
+from batchnorm.diagnosis.source.values import Const, Function, Obj, objects_in, options
 
 LOST = ("running_mean", "running_var", "running_")
 
@@ -63,14 +62,12 @@ def _loaded(facts: Facts, state: Obj | None) -> bool:
 
 def half_precision(facts: Facts) -> Iterator[Said]:
     """BN421: statistics in half precision, and then a forward in train mode."""
-    seen: set[int] = set()
     for event, c, level in forwards(facts):
-        if c.half is None or c.mode.value != TRAIN or id(c.half[0]) in seen or level != YES:
+        if c.half is None or c.mode.value != TRAIN or level != YES:
             continue
         if any(e.function.module is c.half[1].module for e in facts.of("float layers")):
             continue
         node, function = c.half
-        seen.add(id(node))
         yield Said(
             function.module,
             node,

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called
-from batchnorm.diagnosis.source.rules.modes import forwards, generates, infers, is_average, measures
-from batchnorm.diagnosis.source.trace import TRAIN
+from batchnorm.diagnosis.source.rules.forwards import forwards, generates, infers, is_average, measures, words
+from batchnorm.diagnosis.source.trace import TRAIN, Event
+
+SAVES = re.compile(r"(^|\.)(save_image|make_grid|imsave|imshow|add_images?|imwrite|toimage)$")
 
 
 def sampled_in_train(facts: Facts) -> Iterator[Said]:
     """BN428: samples drawn under no_grad in train mode; sure where the weights were loaded and nothing trains."""
-    seen: set[int] = set()
+    saved = {id(f) for e in facts.of("outside", "method") if SAVES.search(e.data["name"]) for f in _outputs(facts, e)}
     for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or id(event.node) in seen or not generates(event):
+        if c.mode.value != TRAIN or not generates(event):
             continue
-        if c.no_grad is not True and not infers(facts, event, c):
+        if c.no_grad is not True and not infers(facts, event, c) and not _shown(facts, event, saved):
             continue
         if c.layers is not None or level != YES or measures(facts, event, c) or is_average(facts, c.obj):
             continue
-        seen.add(id(event.node))
         name = called(event)
-        only = c.loaded and c.mode.node is None and not facts.steps(event.function.module)
+        only = c.loaded and c.mode.node is None and not any(facts.steps(f.module) for f in (event.function, c.function))
         yield Said(
             event.function.module,
             event.node,
@@ -30,3 +32,15 @@ def sampled_in_train(facts: Facts) -> Iterator[Said]:
             f"{name}.eval() before" + ("" if only else f", {name}.train() after"),
             sure=only,
         )
+
+
+def _outputs(facts: Facts, event: Event) -> list[Event]:
+    """The forwards whose outputs a call is given."""
+    return [f for value in event.data["args"][:3] for f in facts.forwards_of(value)]
+
+
+def _shown(facts: Facts, event: Event, saved: set[int]) -> bool:
+    """Whether the samples are there to be looked at: of inputs that are kept for it, or saved where nothing trains."""
+    if any(w.startswith("fixed") for w in words(event)):
+        return True
+    return id(event) in saved and bool(event.function.name) and not facts.trains(event)

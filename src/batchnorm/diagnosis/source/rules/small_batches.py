@@ -6,9 +6,9 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called
-from batchnorm.diagnosis.source.rules.modes import forwards
-from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Event
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of
+from batchnorm.diagnosis.source.rules.forwards import training_forwards
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
 from batchnorm.diagnosis.source.values import Const, Obj
 
 SMALL = 4  # samples of a batch whose statistics are noisy
@@ -18,52 +18,56 @@ FIX = "nn.GroupNorm in place of batch norm, batchnorm.freeze(model) for a pretra
 
 def small_batches(facts: Facts) -> Iterator[Said]:
     """BN426: a DataLoader with batch_size=1, or up to 4, whose batches go through batch norm in a training step."""
-    loaders = {id(e.node): e for e in facts.of("outside") if e.data["name"] in LOADER and isinstance(e.node, ast.Call)}
-    seen: set[int] = set()
-    for event, c, _ in forwards(facts) if loaders else ():
-        if c.mode.value not in (TRAIN, SWITCHED) or c.no_grad is True or not facts.trains(event):
-            continue
+    loaders = {id(e.node): e for e in facts.of("outside") if e.data["name"] in LOADER}
+    for event, c, _ in training_forwards(facts) if loaders else ():
         if (c.layers is not None and c.layers.value != TRAIN) or facts.has(c.obj) != YES:
             continue
-        for loader, through in _loaders(facts, event, loaders):
-            sizes = _sizes(facts, loader, through)
-            if id(loader.node) in seen or not sizes or max(sizes) > SMALL:
+        for loader, call, through in _loaders(facts, event, loaders):
+            sizes = _sizes(facts, loader, call, through)
+            if not sizes or max(sizes) > SMALL:
                 continue
-            seen.add(id(loader.node))
             largest = int(max(sizes))
-            name = called(event)
             one = largest == 1
+            where = f"(line {event.line} of {file_of(event)})"
             yield Said(
                 loader.function.module,
-                loader.node,
-                f"{name} is trained on batches of {largest} (line {event.line} of "
-                f"{event.function.module.path.rsplit('/', 1)[-1]}): batch norm normalises "
+                call,
+                f"{called(event)} is trained on batches of {largest} {where}: batch norm "
                 + (
-                    "each sample with its own mean and variance, and eval mode with the running ones: another function"
+                    "normalises each sample with its own mean and variance, and eval mode with the running ones: "
+                    "another function"
                     if one
-                    else f"with the statistics of {largest} samples, and the running statistics are as noisy"
+                    else f"normalises with the statistics of {largest} samples, and the running statistics are as noisy"
                 ),
                 FIX,
                 sure=one and c.mode.value == TRAIN and facts.always_has(c.obj) and _evaluated(facts, c.obj),
             )
 
 
-def _loaders(facts: Facts, event: Event, loaders: dict[int, Event]) -> Iterator[tuple[Event, tuple[Obj, ...]]]:
+def _loaders(
+    facts: Facts, event: Event, loaders: dict[int, Event]
+) -> Iterator[tuple[Event, ast.Call, tuple[Obj, ...]]]:
     """The loaders whose batches a forward is given, whole or an element of them, and the calls that returned them."""
     for value in event.data["inputs"]:
         for origin, path, through in facts.origins(value):
-            if id(origin.node) in loaders and path[:1] == ("[]",) and len(path) <= 2:
-                yield loaders[id(origin.node)], through
+            call = origin.node
+            if (
+                isinstance(call, ast.Call)
+                and id(call) in loaders
+                and path[:1] == ("[]",)
+                and (len(path) <= 2 or path[2] == "[]")
+            ):
+                yield loaders[id(call)], call, through
 
 
-def _sizes(facts: Facts, loader: Event, through: tuple[Obj, ...]) -> list[float]:
+def _sizes(facts: Facts, loader: Event, node: ast.Call, through: tuple[Obj, ...]) -> list[float]:
     """The literal batch sizes that a loader may have; none where one is unknown or the batches are put together."""
     keywords, args = loader.data["keywords"], loader.data["args"]
-    node = loader.node
-    assert isinstance(node, ast.Call)
-    if any(k.arg is None or k.arg in ("batch_sampler", "collate_fn") for k in node.keywords):
+    if not keywords.keys().isdisjoint(("batch_sampler", "collate_fn")) or any(
+        isinstance(a, ast.Starred) for a in node.args
+    ):
         return []
-    if any(isinstance(a, ast.Starred) for a in node.args):
+    if any(k.arg is None for k in node.keywords) and "batch_size" not in keywords:
         return []
     value: Any = keywords.get("batch_size", args[1] if len(args) > 1 else Const(1))
     for call in through:

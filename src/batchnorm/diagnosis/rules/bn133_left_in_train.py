@@ -1,0 +1,79 @@
+"""After `model.eval()` the layer is in train mode: a model's own `train()` leaves it there.
+
+At inference it normalises with the batch, so that a result depends on the others in its batch, and each evaluation
+moves the statistics. A warning where the stored statistics do better, on the evaluation data in the batches that
+they come in, or change the output. With large shuffled batches the two agree: then it is a note.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.rules.examples import accuracy, labelled, network, norms
+from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
+
+if TYPE_CHECKING:
+    from batchnorm.diagnosis.experiments.effect import Effect
+    from batchnorm.diagnosis.model.evidence import Evidence
+
+CODES = {"model": "BN133"}
+TITLE = "in train mode after eval()"
+SEVERITY = "warning"
+FIX = "{code}batchnorm.freeze(model)  # or let the model's train() reach its batch norm layers"
+
+
+def predicts(e: Evidence) -> Effect | None:
+    """The stored statistics instead of the batch's, as the model is used."""
+    return e.served
+
+
+def look(e: Evidence) -> Said:
+    """Layers in train mode after eval()."""
+    code = f"{RECALIBRATE}; " if by_statistics(e).helps else ""
+    for name in e.layers:
+        if name in e.left_in_train:
+            yield (
+                name,
+                "the layer is in train mode after model.eval(): at inference it normalises with the batch, so that the "
+                "result for a sample depends on the others, and each evaluation moves the statistics",
+                {"code": code},
+            )
+
+
+class _InTrainMode(nn.Module):
+    """Its `train` keeps batch norm in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The body's output."""
+        return self.body(x)
+
+    def train(self, mode: bool = True) -> _InTrainMode:
+        """Batch norm stays in train mode."""
+        super().train(mode)
+        for layer in norms(self):
+            layer.training = True
+        return self
+
+
+def _served(kept: bool) -> Example:
+    model = _InTrainMode()
+    loader = labelled(model.body)
+    pieces = [(x, y) for part, labels in loader for x, y in zip(part.split(2), labels.split(2), strict=True)]
+    return Example(model if kept else model.body, loader, {"metric": accuracy, "eval_loader": pieces})
+
+
+def broken() -> Example:
+    """Served in batches of two."""
+    return _served(True)
+
+
+def healthy() -> Example:
+    """The same network, which eval() reaches."""
+    return _served(False)

@@ -1,0 +1,216 @@
+"""Call expressions: what is called, with which arguments."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.interpreter.methods import STANDARD, Methods
+from batchnorm.diagnosis.source.names import (
+    is_layer,
+    last,
+)
+from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.trace import (
+    EVAL,
+    TRAIN,
+    Mode,
+)
+from batchnorm.diagnosis.source.values import (
+    Choice,
+    Class,
+    External,
+    Form,
+    Function,
+    Obj,
+    Partial,
+    Super,
+    Tuple,
+    canonical,
+    choice,
+    objects_in,
+    options,
+)
+
+NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
+CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")
+
+
+class Calls(Methods):
+    """The call expressions."""
+
+    def call(self, node: ast.Call) -> Any:
+        """A call's value."""
+        func = node.func
+        base: Any = None
+        if isinstance(func, ast.Attribute):
+            base = self.ev(func.value)
+            target = None if isinstance(base, Obj | Form | Choice | Tuple | Super) else self.read(base, func.attr, func)
+        else:
+            target = self.ev(func)
+        args: list[Any] = []
+        starred = False
+        for a in node.args:
+            starred |= isinstance(a, ast.Starred)
+            value = self.ev(a)
+            if isinstance(a, ast.Starred) and isinstance(value, Tuple):
+                args.extend(value.items)
+            else:
+                args.append(value)
+        keywords = {k.arg: self.ev(k.value) for k in node.keywords if k.arg is not None}
+        for k in node.keywords:
+            if k.arg is None:
+                keywords.update(self._spread(self.ev(k.value)))
+        if isinstance(func, ast.Attribute) and isinstance(base, Super):
+            return self.inherited(node, base.info, func.attr, args, keywords)
+        if isinstance(func, ast.Attribute) and isinstance(base, Obj | Form | Choice | Tuple):
+            return self.method_call(node, base, func.attr, args, keywords)
+        return (
+            choice([self.invoke(node, t, args, keywords) for t in options(target)])
+            if target is not None
+            else self._unknown(args, keywords)
+        )
+
+    def _spread(self, value: Any) -> dict[str, Any]:
+        """`**settings`, of a dict whose entries are known."""
+        found: dict[str, Any] = {}
+        for obj in objects_in(value):
+            if obj.kind == "dict":
+                for name, slot in obj.attrs.items():
+                    if name.startswith("[") and len(slot.sources) == 1:
+                        found[name[1:-1]] = slot.sources[0]
+        return found
+
+    def inherited(self, node: ast.Call, info: ClassInfo, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
+        """`super().name(...)`: the method of the nearest base that has it."""
+        own = info.self_obj
+        for base in info.ancestors()[1:]:
+            if isinstance(base, ClassInfo) and name in base.methods:
+                return self.apply(node, base.methods[name], own, args, keywords)
+        if name in ("train", "eval") and info.is_module:
+            for part, layers in self.state.layers.items() if name == "train" else ():
+                if layers.value == EVAL and layers.function is self.info and self.inside(part, own):
+                    self.event("unfreeze", node, own, frozen=layers, by=self.info)
+            return STANDARD[name](self, node, own, name, args, keywords)
+        return None
+
+    def invoke(self, node: ast.Call, target: Any, args: list[Any], keywords: dict[str, Any]) -> Any:
+        """Call a value."""
+        if isinstance(target, Function):
+            return self.apply(node, target.info, target.owner, args, keywords)
+        if isinstance(target, Class):
+            return self.construct(node, target.info, args, keywords)
+        if isinstance(target, Partial):
+            return self.invoke(node, target.target, [*target.args, *args], {**dict(target.keywords), **keywords})
+        if isinstance(target, External):
+            return self.outside(node, target.name, args, keywords)
+        if isinstance(target, Obj):
+            return self.forward(node, target, [*args, *keywords.values()])
+        return None
+
+    def construct(self, node: ast.Call, info: ClassInfo, args: list[Any], keywords: dict[str, Any]) -> Any:
+        """An instance of a class of the linted files."""
+        made = self.program.obj((node, id(info)), lambda: Obj("instance", info.name, info=info, node=node))
+        for value in (*args, *keywords.values()):
+            for option in options(value):
+                if isinstance(option, Class | Obj | External | Partial):
+                    made.flows_from(option)
+        if info.is_module:
+            self.state.modes[made] = Mode(TRAIN)
+        for external in info.ancestors():
+            if isinstance(external, External) and is_layer(external.name):
+                self.event("layer", node, made, name=external.name, args=args, keywords=keywords, subclass=info)
+        init = info.method("__init__")
+        if init is not None:
+            self.apply(node, init, made, args, keywords)
+        return made
+
+    def method_call(self, node: ast.Call, base: Any, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
+        """`base.name(...)`."""
+        if isinstance(base, Choice):
+            return choice([self.method_call(node, option, name, args, keywords) for option in base.options])
+        if isinstance(base, Form):
+            return self._tensor_method(node, base, name, args, keywords)
+        if isinstance(base, External | Class | Function) or not isinstance(base, Obj | Tuple):
+            target = self.read(base, name, node)
+            return self.invoke(node, target, args, keywords) if target is not None else None
+        if isinstance(base, Tuple):
+            return None
+        if base.kind == "output":
+            self.state.version += 1
+            return None if name in NO_TENSOR else base
+        info = self.class_of(base)
+        if info is not None:
+            own = info.method(name)
+            if (
+                own is not None
+                and not (name in ("train", "eval") and info.is_module)
+                and name not in ("load_state_dict", "state_dict", "forward", "__call__")
+            ):
+                return self.apply(node, own, base, args, keywords)
+        if name in STANDARD:
+            return STANDARD[name](self, node, base, name, args, keywords)
+        if name in ("next", "__next__") and not args:
+            return self.element(base)
+        held = self.state.heap.get((base, name))
+        if held is None and base.kind in ("self", "instance"):
+            held = self.slot_of(base, name)
+        if name == "append" and args and base.kind == "external" and last(base.info[0]) == "ModuleList":
+            base.flows_from(args[0])
+            self.state.heap.setdefault((base, "[0]"), args[0])
+            self.state.heap[base, "[-1]"] = args[0]
+            return None
+        if base.kind in ("list", "dict") and name in CONTAINERS:
+            for value in args:
+                if name in ("extend", "update"):
+                    value = (
+                        self.element(value)
+                        if not isinstance(value, Obj) or value.kind != "dict"
+                        else choice(list(value.sources))
+                    )
+                for option in options(value):
+                    base.flows_from(option)
+            return None
+        if name in tensors.IN_PLACE and base.kind in ("attribute", "parameter", "result", "unknown"):
+            return self._tensor_method(node, self.unknown_tensor(base), name, args, keywords)
+        if name in ("clone", "detach") and base.kind == "attribute" and base.name == "[]":
+            return self.unknown_tensor(base)
+        if isinstance(held, Function | Class | External | Partial):
+            return self.invoke(node, held, args, keywords)
+        if isinstance(held, Obj) and held is not base and held.kind not in ("list", "dict"):
+            return self.forward(node, held, [*args, *keywords.values()])
+        if name[:1] != "_" and self._callable_part(base, name):
+            return self.forward(node, base.attr(name), [*args, *keywords.values()])
+        if name in ("resize_", "resize_as_"):
+            return base
+        if name == "copy_" and base.kind == "external" and args:
+            base.flows_from(args[0])
+            return base
+        # A method that nobody defines: it may do anything to models it is given, and it may run its own model forward.
+        self.event("method", node, canonical(base), name=name, args=args)
+        if name in (
+            "fit",
+            "evaluate",
+            "run",
+            "test",
+            "validate",
+            "load",
+            "load_weights",
+            "load_networks",
+            "setup",
+            "restore",
+            "load_checkpoint",
+            "resume",
+        ):
+            self.forget_modes([base])
+        self.forget_modes(args)
+        self.state.version += 1
+        return self.program.obj((node, "result of", name), lambda: Obj("unknown", name, info=base, node=node))
+
+    def _callable_part(self, base: Obj, name: str) -> bool:
+        return (
+            base.kind in ("parameter", "attribute", "global", "instance", "copy")
+            and name in base.attrs
+            and bool(base.attrs[name].sources)
+        )

@@ -1,0 +1,174 @@
+"""What the elements of containers, states and iterations are."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from batchnorm.diagnosis.source.contents import inflow
+from batchnorm.diagnosis.source.interpreter.modes import Modes
+from batchnorm.diagnosis.source.names import (
+    last,
+)
+from batchnorm.diagnosis.source.values import (
+    STATISTICS,
+    Atom,
+    Choice,
+    ClassName,
+    Const,
+    External,
+    Form,
+    Obj,
+    Tuple,
+    canonical,
+    choice,
+    options,
+)
+
+ITERATIONS = (
+    "parameters",
+    "named_parameters",
+    "buffers",
+    "named_buffers",
+    "modules",
+    "named_modules",
+    "children",
+    "named_children",
+)
+
+
+class Containers(Modes):
+    """Subscripts and iteration."""
+
+    def item(self, base: Any, key: Any) -> Any:
+        """`base[key]`."""
+        if isinstance(base, Choice):
+            return choice([self.item(option, key) for option in base.options])
+        if isinstance(base, Tuple):
+            at = key.value if isinstance(key, Const) else None
+            if isinstance(at, int) and -len(base.items) <= at < len(base.items):
+                return base.items[at]
+            return choice(list(base.items))
+        if isinstance(base, External) and base.name.endswith("__dict__"):
+            return base
+        if isinstance(base, Form) or not isinstance(base, Obj):
+            return None
+        if base.kind == "iteration" and base.name in ("named_parameters", "named_buffers"):
+            return self._iterated(base.info[0], base.name, base).items[1]
+        if isinstance(key, ClassName) and isinstance(key.obj, Obj) and key.obj.name == "named_parameters":
+            return Form({Atom("shadow", base): {(): 1.0}}, live=True)
+        if isinstance(key, Obj) and key.kind == "key":
+            return Form({Atom("entry", base, ""): {(): 1.0}}, live=True)
+        if base.kind == "state":
+            if isinstance(key, Const) and isinstance(key.value, str) and last(key.value) in STATISTICS:
+                owner = base.info
+                for part in key.value.split(".")[:-1]:
+                    owner = owner.attr(part) if isinstance(owner, Obj) else owner
+                return self.statistic(owner, last(key.value)) if isinstance(owner, Obj) else None
+            return None
+        if isinstance(key, Const):
+            if (
+                isinstance(key.value, str)
+                and key.value in STATISTICS
+                and base.kind == "attribute"
+                and base.name == "_buffers"
+                and base.parent
+            ):
+                return self.statistic(base.parent, key.value)
+            known = self.state.heap.get((base, f"[{key.value}]"))
+            if known is not None:
+                return known
+            if isinstance(key.value, int) and base.kind == "iteration":
+                return self.element(base)
+            slot = base.attrs.get(f"[{key.value}]")
+            if slot is not None and base.kind == "dict":
+                return slot.sources[0] if len(slot.sources) == 1 else slot
+        if base.kind in ("list", "dict"):
+            found = choice(list(base.sources))
+            if found is not None and len(options(found)) == 1:
+                return found
+        if isinstance(key, Const):
+            return base.attr(f"[{key.value}]")
+        slot = base.attr("[]")
+        for source in base.sources[:8]:
+            slot.flows_from(source) if base.kind in ("list", "dict") else None
+        return slot
+
+    def dictionary(self, node: ast.AST, entries: list[tuple[Any, Any]]) -> Obj:
+        """A dict with these entries; keys that are no literals stay unknown."""
+        made = self.program.obj((node, "dict"), lambda: Obj("dict", "dict", node=node))
+        for key, value in entries:
+            if isinstance(key, Const):
+                self.state.heap[made, f"[{key.value}]"] = value
+                made.attr(f"[{key.value}]").flows_from(value)
+            for option in options(value):
+                made.flows_from(option)
+        return made
+
+    def element(self, value: Any) -> Any:
+        """What a loop over a value gives."""
+        if isinstance(value, Tuple):
+            return choice(list(value.items))
+        if isinstance(value, Choice):
+            found = [self.element(v) for v in value.options]
+            # Of the parameters of one of several models: those of the first stand for all.
+            return found[0] if found and all(isinstance(f, Form) for f in found) else choice(found)
+        if not isinstance(value, Obj):
+            return None
+        if value.kind == "external" and last(value.info[0]) == "ModuleList" and value.sources:
+            return choice(list(value.sources))
+        if value.kind == "zip":
+            return Tuple(tuple(self.element(v) for v in value.info))
+        if value.kind == "enumerate":
+            return Tuple((None, self.element(value.info)))
+        if value.kind == "iteration":
+            owner, how = value.info
+            return self._iterated(owner, how, value)
+        if (
+            value.kind == "copy"
+            and value.sources
+            and isinstance(value.sources[0], Obj)
+            and value.sources[0].kind == "state"
+        ):
+            return self.element(value.sources[0])
+        if value.kind == "state":
+            return self.program.obj((id(value), "key"), lambda: Obj("key", "key", info=value))
+        if value.kind in ("list", "dict"):
+            return choice(list(value.sources)) if value.kind == "list" else None
+        if value.kind in ("attribute", "parameter", "global"):
+            kinds = [
+                s
+                for s in inflow(value)
+                if isinstance(s, Obj) and s.kind in ("iteration", "zip", "enumerate", "list", "state")
+            ]
+            if len(kinds) == 1:
+                return self.element(kinds[0])
+        return value.attr("[]")
+
+    def _iterated(self, owner: Any, how: str, iteration: Obj) -> Any:
+        made = self.program.obj
+        if how in ("keys", "items", "values") and isinstance(owner, Obj) and owner.kind == "iteration":
+            named = self._iterated(owner.info[0], owner.name, owner)  # a dict of named parameters
+            return named if how == "items" or not isinstance(named, Tuple) else named.items[how == "values"]
+        if how in ("keys", "items", "values"):
+            key = made((id(owner), "key"), lambda: Obj("key", "key", info=owner))
+            entry = Form({Atom("entry", owner, ""): {(): 1.0}}, live=True)
+            if isinstance(owner, Obj) and owner.kind == "dict":
+                value = choice(list(owner.sources))
+            elif isinstance(owner, Obj) and owner.kind == "state":
+                value = entry
+            else:
+                value = owner.attr("[]") if isinstance(owner, Obj) and how == "values" else entry
+            return {
+                "keys": key,
+                "items": Tuple((key, entry if not isinstance(value, Obj) else value)),
+                "values": value,
+            }[how]
+        if "modules" in how or "children" in how:
+            layer = made(
+                (id(iteration.node), id(owner), "layer"), lambda: Obj("layer", "m", info=owner, node=iteration.node)
+            )
+            return Tuple((ClassName(layer), layer)) if how.startswith("named") else layer
+        kind = "buffer" if "buffers" in how else "parameter"
+        form = Form({Atom(kind, canonical(owner) if isinstance(owner, Obj) else owner, ""): {(): 1.0}}, live=True)
+        return Tuple((ClassName(iteration), form)) if how.startswith("named") else form

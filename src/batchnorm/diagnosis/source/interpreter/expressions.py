@@ -1,0 +1,282 @@
+"""The values of expressions; everything inside is evaluated, for what its calls do."""
+
+# ruff: noqa: D102 (a method a kind of node, named by it)
+
+from __future__ import annotations
+
+import ast
+import builtins
+from typing import Any
+
+from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.interpreter.calls import Calls
+from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, arithmetic, member
+from batchnorm.diagnosis.source.values import (
+    STATISTICS,
+    Choice,
+    Class,
+    ClassName,
+    Const,
+    External,
+    Flag,
+    Form,
+    Function,
+    Namespace,
+    Obj,
+    Tuple,
+    choice,
+    options,
+)
+
+SLICED = ("iteration", "list", "zip", "enumerate")
+BUILTINS = frozenset(dir(builtins))
+
+
+class Expressions(Calls):
+    """The expressions."""
+
+    def ev(self, node: ast.AST) -> Any:
+        """The value of an expression; everything inside is evaluated, for what its calls do."""
+        handler = getattr(self, "ev_" + type(node).__name__, None)
+        if handler is not None:
+            return handler(node)
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                self.ev(child)
+        return None
+
+    def ev_Constant(self, node: ast.Constant) -> Any:
+        return Const(node.value)
+
+    def ev_Name(self, node: ast.Name) -> Any:
+        return self.name(node.id)
+
+    def name(self, name: str) -> Any:
+        """What a name means here: local, of an outer function, of the module."""
+        env = self.state.env
+        if name in env:
+            return env[name]
+        outer = self.info.outer
+        while outer is not None and not isinstance(outer.node, ast.Module):
+            if name in outer.params:
+                return outer.params[name]
+            if name in outer.inner:
+                return Function(outer.inner[name])
+            outer = outer.outer
+        module = self.info.module
+        value = module.top(name)
+        if value is not None:
+            return value
+        if name in module.assigned:
+            return module.slot(name)
+        if name in ("self", "cls"):
+            return None
+        return External(name) if name in BUILTINS or module.stars else module.slot(name)
+
+    def ev_Attribute(self, node: ast.Attribute) -> Any:
+        return self.read(self.ev(node.value), node.attr, node)
+
+    def read(self, base: Any, name: str, node: ast.AST) -> Any:
+        """`base.name`."""
+        if isinstance(base, External | Namespace | Class):
+            return member(base, name)
+        if isinstance(base, Choice):
+            return choice([self.read(option, name, node) for option in base.options])
+        if isinstance(base, Form):
+            return base if name in ("data", "T") else None
+        if not isinstance(base, Obj):
+            return None
+        if name == "module" and base.kind == "wrapper":
+            return base.info
+        if (base, name) in self.state.heap:
+            value = self.state.heap[base, name]
+            if isinstance(value, Obj) and value is not base and base.kind in ("instance", "result"):
+                self.held.setdefault(value, base)
+            return value
+        if name in STATISTICS:
+            known = self.remembered_statistic(base, name)
+            return known if known is not None else self.statistic(base, name)
+        if name == "training":
+            mode = self.mode(base)
+            return Flag(base, None if mode is None else mode.value)
+        if name == "__class__":
+            return ClassName(base)
+        if name == "module" and base.kind in (
+            "parameter",
+            "attribute",
+            "global",
+            "result",
+            "unknown",
+            "instance",
+            "copy",
+            "external",
+        ):
+            # The model inside a wrapper; a class's own attribute of that name is one.
+            own = isinstance(base.info, ClassInfo) and "module" in base.info.self_obj.attrs
+            if not own or base.kind != "instance":
+                return base
+        if name == "data" and base.kind in ("attribute", "parameter") and base.name in ("[]", "param", "p"):
+            return self.unknown_tensor(base)
+        if name in ("state_dict", "parameters"):
+            return None
+        info = self.class_of(base)
+        if info is not None:
+            found = info.method(name)
+            if found is not None:
+                return Function(found, base)
+            constant = info.constant(name)
+            if constant is not None and name not in base.attrs and name not in info.self_obj.attrs:
+                return constant
+        return self.slot_of(base, name)
+
+    def ev_Subscript(self, node: ast.Subscript) -> Any:
+        base, key = self.ev(node.value), self.ev(node.slice)
+        if isinstance(node.slice, ast.Slice) and isinstance(base, Obj) and base.kind in SLICED:
+            return base  # some of the elements stand for all
+        if isinstance(node.slice, ast.Tuple) and isinstance(base, Obj) and base.kind == "attribute":
+            first = node.slice.elts[0] if node.slice.elts else None
+            if isinstance(first, ast.Slice) and first.lower is None and first.upper is None:
+                return base  # all samples of a batch
+        return self.item(base, key)
+
+    def ev_Slice(self, node: ast.Slice) -> Any:
+        for part in (node.lower, node.upper, node.step):
+            if part is not None:
+                self.ev(part)
+        return None
+
+    def ev_BinOp(self, node: ast.BinOp) -> Any:
+        left, right = self.ev(node.left), self.ev(node.right)
+        if isinstance(left, Const) and isinstance(right, Const):
+            return arithmetic(node.op, left, right)
+        if isinstance(node.op, ast.Add) and isinstance(left, Tuple) and isinstance(right, Tuple):
+            return Tuple((*left.items, *right.items))
+        # An unknown tensor meets one that is known to be one.
+        if isinstance(left, Obj) and isinstance(right, Form) and isinstance(node.op, ast.Add | ast.Sub):
+            left = self.unknown_tensor(left)
+        if isinstance(right, Obj) and isinstance(left, Form) and isinstance(node.op, ast.Add | ast.Sub):
+            right = self.unknown_tensor(right)
+        return tensors.combine(node.op, left, right, self.state.version)
+
+    def ev_UnaryOp(self, node: ast.UnaryOp) -> Any:
+        value = self.ev(node.operand)
+        if isinstance(node.op, ast.USub):
+            return (
+                tensors.combine(ast.Sub(), Const(0.0), value, self.state.version)
+                if not isinstance(value, Const)
+                else self.info.module.static(node)
+            )
+        if isinstance(node.op, ast.Not) and isinstance(value, Const):
+            return Const(not value.value)
+        return None
+
+    def ev_BoolOp(self, node: ast.BoolOp) -> Any:
+        return choice([self.ev(v) for v in node.values])
+
+    def ev_IfExp(self, node: ast.IfExp) -> Any:
+        self.ev(node.test)
+        narrowed, otherwise = self.narrow(node.test)
+        kept = {k: self.state.env.get(k) for k in (*narrowed, *otherwise)}
+        self.conditions += 1
+        self.state.env.update(narrowed)
+        then = self.ev(node.body)
+        self.state.env.update({**kept, **otherwise})
+        rest = self.ev(node.orelse)
+        self.state.env.update(kept)
+        self.conditions -= 1
+        return choice([then, rest])
+
+    def ev_NamedExpr(self, node: ast.NamedExpr) -> Any:
+        value = self.ev(node.value)
+        self.bind(node.target, value, node)
+        return value
+
+    def ev_Tuple(self, node: ast.Tuple | ast.List | ast.Set) -> Any:
+        items = []
+        for element in node.elts:
+            value = self.ev(element.value if isinstance(element, ast.Starred) else element)
+            items.append(value)
+        if len(items) > 64:
+            return None
+        if isinstance(node, ast.List):
+            made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
+            for at, item in enumerate(items):
+                self.state.heap[made, f"[{at}]"] = self.state.heap[made, f"[{at - len(items)}]"] = item
+                made.attr(f"[{at}]").flows_from(item)
+                for option in options(item):
+                    made.flows_from(option)
+            return made
+        return Tuple(tuple(items))
+
+    ev_List = ev_Tuple
+
+    ev_Set = ev_Tuple
+
+    def ev_Dict(self, node: ast.Dict) -> Any:
+        pairs = zip(node.keys, node.values, strict=True)
+        return self.dictionary(node, [(self.ev(k) if k is not None else None, self.ev(v)) for k, v in pairs])
+
+    def ev_Lambda(self, node: ast.Lambda) -> Any:
+        info = self.program.obj(
+            (node, "lambda"), lambda: FunctionInfo("<lambda>", node, self.info.module, None, self.info)
+        )
+        return Function(info)  # pyright: ignore[reportArgumentType]
+
+    def comprehension(self, node: Any, result: list[ast.expr]) -> Any:
+        """A comprehension is a loop; its names are its own."""
+        kept = dict(self.state.env)
+        tests: list[ast.expr] = []
+        for generator in node.generators:
+            element = self.element(self.ev(generator.iter))
+            self.bind(generator.target, element, node)
+            for test in generator.ifs:
+                self.ev(test)
+                tests.append(test)
+                self.state.env.update(self.narrow(test)[0])
+        self.tests.extend(tests)
+        values = [self.ev(r) for r in result]
+        if tests:
+            del self.tests[-len(tests) :]
+        self.state.env = kept
+        return values
+
+    def ev_ListComp(self, node: ast.ListComp) -> Any:
+        (value,) = self.comprehension(node, [node.elt])
+        made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
+        made.flows_from(value)
+        return made
+
+    ev_SetComp = ev_ListComp
+
+    ev_GeneratorExp = ev_ListComp
+
+    def ev_DictComp(self, node: ast.DictComp) -> Any:
+        _key, value = self.comprehension(node, [node.key, node.value])
+        made = self.program.obj((node, "dict"), lambda: Obj("dict", "dict", node=node))
+        made.flows_from(value)
+        filtered = [test for generator in node.generators for test in generator.ifs]
+        sources = [self.ev(g.iter) for g in node.generators]
+        if filtered and len(sources) == 1:
+            self.event("filter", node, made, source=sources[0], tests=filtered)
+        return made
+
+    def ev_Starred(self, node: ast.Starred) -> Any:
+        return self.ev(node.value)
+
+    def ev_Await(self, node: ast.Await) -> Any:
+        return self.ev(node.value)
+
+    def ev_JoinedStr(self, node: ast.JoinedStr) -> Any:
+        for part in node.values:
+            if isinstance(part, ast.FormattedValue):
+                self.ev(part.value)
+        return None
+
+    def ev_Compare(self, node: ast.Compare) -> Any:
+        left = self.ev(node.left)
+        rights = [self.ev(c) for c in node.comparators]
+        self.compared(node, left, rights)
+        return None
+
+    def ev_Call(self, node: ast.Call) -> Any:
+        return self.call(node)

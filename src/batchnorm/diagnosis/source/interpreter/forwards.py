@@ -1,0 +1,92 @@
+"""Forwards: `model(x)`, in the mode that is known here or that a caller knows."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
+from batchnorm.diagnosis.source.interpreter.writes import Writes
+from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.trace import (
+    EVAL,
+    MOST_USES,
+    SLOTS,
+    SWITCHED,
+    TRAIN,
+    Use,
+)
+from batchnorm.diagnosis.source.values import (
+    Obj,
+    canonical,
+)
+
+MOST_INPUTS = 8  # of a forward
+
+
+class Forwards(Writes):
+    """Forwards."""
+
+    def forward(self, node: ast.Call, base: Obj, args: list[Any]) -> Any:
+        """`model(x)`."""
+        if base.kind in OPAQUE and base.kind != "layer":
+            return None
+        obj = canonical(base)
+        if obj.kind == "self" and isinstance(obj.info, ClassInfo) and not obj.info.is_module:
+            return None
+        event = self.event("forward", node, obj)
+        event.data.setdefault("inputs", []).extend(args[:MOST_INPUTS])
+        del event.data["inputs"][MOST_INPUTS:]
+        if base.kind == "wrapper":
+            event.data["wrapper"] = base.name
+        mode = self.mode(obj)
+        one_rank = self.ranks > 0
+        if mode is None:
+            self._use(
+                Use(
+                    event,
+                    obj,
+                    self.state.no_grad,
+                    one_rank,
+                    self.layers_mode(obj),
+                    self.moving(obj),
+                    self.half_of(obj),
+                    self.conditions > 0,
+                )
+            )
+        else:
+            event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
+            if mode.value in (TRAIN, EVAL, SWITCHED) and mode.node is not None:
+                self._use(
+                    Use(
+                        event,
+                        obj,
+                        self.state.no_grad,
+                        one_rank,
+                        self.layers_mode(obj),
+                        self.moving(obj),
+                        self.half_of(obj),
+                        self.conditions > 0,
+                        mode,
+                    )
+                )
+        if mode is None or mode.value != EVAL:
+            self.state.version += 1
+        self.summary.moves = True
+        output = self.program.obj((node, "output"), lambda: Obj("output", "output", node=node))
+        output.info = event  # of this round
+        return output
+
+    def _use(self, use: Use) -> None:
+        if use.mode is not None and use.slot.kind not in SLOTS:
+            return
+        key = (
+            id(use.event),
+            id(use.slot),
+            use.no_grad,
+            None if use.layers is None else use.layers.value,
+            use.one_rank,
+            None if use.mode is None else use.mode.value,
+        )
+        if len(self.summary.uses) < MOST_USES:
+            self.summary.uses.setdefault(key, use)

@@ -1,0 +1,193 @@
+"""Which mode an object is in, and what train() and eval() do to it and to its parts."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from batchnorm.diagnosis.source.interpreter.objects import OPAQUE, Objects
+from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
+from batchnorm.diagnosis.source.trace import (
+    EVAL,
+    SWITCHED,
+    TRAIN,
+    UNKNOWN,
+    Context,
+    Mode,
+)
+from batchnorm.diagnosis.source.values import (
+    Obj,
+    canonical,
+    objects_in,
+    within,
+)
+
+
+class Modes(Objects):
+    """Modes of objects."""
+
+    def situation(self, obj: Obj, mode: Mode, *, no_grad: bool | None = None, layers: Mode | None = None) -> Context:
+        """What holds at this point for an object."""
+        frozen = self.moving(obj)
+        return Context(
+            obj,
+            mode,
+            layers if layers is not None else self.layers_mode(obj),
+            no_grad,
+            self.second > 0,
+            self.ranks > 0,
+            self.conditions > 0,
+            frozen,
+            self.half_of(obj),
+            any(self.inside(o, obj) or self.inside(obj, o) for o in self.state.loaded),
+            self.info,
+        )
+
+    def half_of(self, obj: Obj) -> Any:
+        """Where an object was put into half precision."""
+        return next((v for o, v in self.state.half.items() if self.inside(o, obj) or self.inside(obj, o)), None)
+
+    def moving(self, obj: Obj) -> tuple[tuple[Obj, ast.AST, FunctionInfo], ...]:
+        """The parts of an object that are frozen by requires_grad and by nothing else."""
+        found = []
+        for part, (node, function) in self.state.frozen.items():
+            mode, layers = self.mode(part), self.layers_mode(part)
+            if (
+                self.inside(part, obj)
+                and (mode is None or mode.value in (TRAIN, SWITCHED) or part is obj)
+                and (layers is None or layers.value == TRAIN)
+            ):
+                found.append((part, node, function))
+        return tuple(found)
+
+    def mode(self, obj: Obj) -> Mode | None:
+        """The mode of an object, its own or its owner's; None where only a caller knows."""
+        at: Obj | None = canonical(obj)
+        for _ in range(12):
+            if at is None:
+                break
+            if at in self.state.modes:
+                return self.state.modes[at]
+            if at.kind == "attribute" and at.name[:1] == "[" and at.parent is not None:
+                each = at.parent.attrs.get("[]")
+                if each in self.state.modes:
+                    return self.state.modes[each]
+            at = (
+                canonical(at.parent)
+                if at.parent is not None and at.kind in ("attribute", "batch norm")
+                else self.held.get(at)
+            )
+        return None
+
+    def layers_mode(self, obj: Obj) -> Mode | None:
+        """The mode of an object's batch norm layers, where it was set apart from the object's."""
+        at: Obj | None = canonical(obj)
+        while at is not None:
+            if at in self.state.layers:
+                return self.state.layers[at]
+            at = canonical(at.parent) if at.parent is not None and at.kind == "attribute" else None
+        return None
+
+    def set_mode(self, value: Any, mode: str, node: ast.AST) -> None:
+        """`x.train()` and `x.eval()`, for all that x can be."""
+        for obj in {id(o): o for o in (canonical(o) for o in objects_in(value))}.values():
+            if obj.kind == "layer":
+                self.set_layers(obj.info, mode, node, obj)
+                continue
+            if obj.kind == "batch norm":
+                self.set_layers(obj.parent, mode, node, obj)
+                continue
+            event = self.event("mode", node, obj, mode=mode)
+            layers = self.layers_mode(obj)
+            event.seen(self.situation(obj, self.mode(obj) or Mode(UNKNOWN), layers=layers))
+            self.switch(obj, Mode(mode, node, self.info))
+
+    def switch(self, obj: Obj, mode: Mode) -> None:
+        """A mode for an object and its parts; train() undoes what was frozen inside, unless its class sees to that."""
+        own = mode.value == TRAIN and self.sees_to_modes(obj)
+        if obj.kind == "attribute" and obj.name == "[]" and obj.parent is not None:
+            for name, slot in obj.parent.attrs.items():
+                if name[:1] == "[" and slot is not obj:
+                    self.state.modes.pop(slot, None)
+        for held in [o for o in self.state.modes if o is not obj and within(o, obj)]:
+            self._undone(held, obj, mode) if not own else None
+            del self.state.modes[held]
+        for held in [o for o in self.state.layers if within(o, obj)]:
+            if mode.value == TRAIN and self.state.layers[held].value == EVAL and not own:
+                if mode.node is not None:
+                    self.event(
+                        "unfreeze", mode.node, obj, frozen=self.state.layers[held], by=mode.function or self.info
+                    )
+                self.state.layers[held] = mode
+            else:
+                del self.state.layers[held]
+        if own:
+            self.state.layers[obj] = Mode(UNKNOWN, mode.node, mode.function)
+        self.state.modes[obj] = mode
+        if not own:
+            self.set_parts(obj, mode)
+
+    def sees_to_modes(self, obj: Obj) -> bool:
+        """Whether an object's class has a train() of its own."""
+        info = self.class_of(obj)
+        return info is not None and info.is_module and info.method("train") is not None
+
+    def _undone(self, part: Obj, obj: Obj, mode: Mode) -> None:
+        """A part that was put in eval where its owner was made, or together with its weights, trains again."""
+        frozen = self.state.modes[part]
+        if mode.value != TRAIN or mode.node is None or frozen.value != EVAL or frozen.function is None:
+            return
+        owner = frozen.function.owner
+        made = frozen.function.name == "__init__" and owner is not None and owner.is_module
+        if made or any(f is frozen.function and self.inside(o, part) for o, (_, f) in self.state.frozen.items()):
+            self.event("part trains again", mode.node, part, frozen=frozen, of=obj, by=mode.function or self.info)
+
+    def undo(self, obj: Obj, mode: Mode) -> None:
+        """What a train() inside a function undoes, where the function leaves another mode behind."""
+        for part, held in list(self.state.modes.items()):
+            if held.value == EVAL and part is not obj and self.inside(part, obj):
+                self._undone(part, obj, mode)
+
+    def set_parts(self, obj: Obj, mode: Mode, depth: int = 0) -> None:
+        """A mode for the objects that were assigned to an object's attributes."""
+        if depth > 2 or (obj.kind == "self" and not (isinstance(obj.info, ClassInfo) and obj.info.is_module)):
+            return
+        for (owner, _), value in list(self.state.heap.items()):
+            if owner is obj:
+                for part in map(canonical, objects_in(value)):
+                    if part in self.state.modes and part is not obj:
+                        self._undone(part, obj, mode)
+                        self.state.modes[part] = mode
+                        self.set_parts(part, mode, depth + 1)
+
+    def set_layers(self, owner: Any, mode: str, node: ast.AST, layer: Obj) -> None:
+        """A mode for batch norm layers alone."""
+        for obj in objects_in(owner):
+            obj = canonical(obj)
+            if layer.kind == "layer":
+                # Not told apart by their class: some of the model's layers, which ones is not known.
+                if mode == EVAL:
+                    self.state.layers[obj] = Mode(UNKNOWN, node, self.info)
+                continue
+            self.event("layer mode", node, obj, mode=mode)
+            self.state.layers[obj] = Mode(mode, node, self.info)
+
+    def forget_modes(self, values: list[Any]) -> None:
+        """Models that an unknown function was given may come back in any mode."""
+        for value in values:
+            for obj in objects_in(value):
+                obj = canonical(obj)
+                if obj.kind in OPAQUE or (
+                    obj.kind == "self" and not (isinstance(obj.info, ClassInfo) and obj.info.is_module)
+                ):
+                    continue
+                if obj in self.state.modes or obj.kind in (
+                    "parameter",
+                    "attribute",
+                    "global",
+                    "instance",
+                    "external",
+                    "result",
+                    "copy",
+                ):
+                    self.state.modes[obj] = Mode(UNKNOWN)

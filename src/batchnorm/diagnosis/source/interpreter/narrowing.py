@@ -1,0 +1,166 @@
+"""What tests and contexts say: a layer by its class, one process, no gradients."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from batchnorm.diagnosis.source.interpreter.containers import Containers
+from batchnorm.diagnosis.source.names import (
+    WITHOUT_GRADIENTS,
+    is_layer,
+    last,
+)
+from batchnorm.diagnosis.source.values import (
+    Class,
+    ClassName,
+    Const,
+    External,
+    Obj,
+    options,
+)
+
+RANKS = (
+    "rank",
+    "local_rank",
+    "global_rank",
+    "get_rank",
+    "is_main_process",
+    "is_local_main_process",
+    "is_master",
+    "is_main",
+    "main_process",
+    "is_rank_zero",
+    "is_primary",
+)
+
+
+class Narrowing(Containers):
+    """Tests and contexts."""
+
+    def narrow(self, test: ast.AST) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a test says of names, in its branch and in the other: `isinstance(m, BatchNorm2d)` makes m a layer."""
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            inside, outside = self.narrow(test.operand)
+            return outside, inside
+        if isinstance(test, ast.BoolOp):
+            found: dict[str, Any] = {}
+            for value in test.values:
+                found.update(self.narrow(value)[0])
+            return (found, {}) if isinstance(test.op, ast.And) or len(found) == 1 else ({}, {})
+        name = self._tested_layer(test)
+        if name is None:
+            return {}, {}
+        value = self.state.env.get(name)
+        if isinstance(value, Obj):
+            owner = value.info if value.kind == "layer" else value
+            narrowed = self.program.obj(
+                (id(test), id(value)),
+                lambda: Obj("batch norm", name, parent=owner if isinstance(owner, Obj) else None, info=value),
+            )
+            return {name: narrowed}, {}
+        return {}, {}
+
+    def _tested_layer(self, test: ast.AST) -> str | None:
+        """The name that a test finds to be batch norm, by its class or by its class's name."""
+        if (
+            isinstance(test, ast.Call)
+            and isinstance(test.func, ast.Name)
+            and test.func.id == "isinstance"
+            and len(test.args) == 2
+        ):
+            subject, classes = test.args
+            names = classes.elts if isinstance(classes, ast.Tuple) else [classes]
+            if isinstance(subject, ast.Name) and names and all(self._is_layer_class(n) for n in names):
+                return subject.id
+        if isinstance(test, ast.Compare) and len(test.ops) == 1:
+            left, right = test.left, test.comparators[0]
+            if (
+                isinstance(test.ops[0], ast.In)
+                and isinstance(left, ast.Constant)
+                and isinstance(left.value, str)
+                and "norm" in left.value.lower()
+                and "batch" in left.value.lower()
+            ):
+                return self._named(right)
+            if (
+                isinstance(left, ast.Call)
+                and isinstance(left.func, ast.Attribute)
+                and left.func.attr == "find"
+                and left.args
+            ):
+                word = left.args[0]
+                if isinstance(word, ast.Constant) and isinstance(word.value, str) and "batchnorm" in word.value.lower():
+                    return self._named(left.func.value)
+            if (
+                isinstance(test.ops[0], ast.Eq | ast.Is)
+                and isinstance(left, ast.Call)
+                and isinstance(left.func, ast.Name)
+                and left.func.id == "type"
+            ):
+                subject = left.args[0] if left.args else None
+                if isinstance(subject, ast.Name) and self._is_layer_class(right):
+                    return subject.id
+        return None
+
+    def _is_layer_class(self, node: ast.AST) -> bool:
+        value = self.ev(node)
+        for option in options(value):
+            if isinstance(option, External) and is_layer(option.name):
+                return True
+            if isinstance(option, Class) and any(
+                isinstance(a, External) and is_layer(a.name) for a in option.info.ancestors()
+            ):
+                return True
+        return False
+
+    def _named(self, node: ast.AST) -> str | None:
+        """Of `name` in `name = m.__class__.__name__`, m."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            node = node.func.value
+        value = self.ev(node)
+        if isinstance(value, ClassName):
+            for name, held in self.state.env.items():
+                if held is value.obj:
+                    return name
+        return None
+
+    def compared(self, node: ast.Compare, left: Any, rights: list[Any]) -> None:
+        """`'bn' in name`, of a name in named_modules() or named_parameters()."""
+        if (
+            len(node.ops) == 1
+            and isinstance(node.ops[0], ast.In | ast.NotIn)
+            and isinstance(left, Const)
+            and isinstance(left.value, str)
+        ) and isinstance(rights[0], ClassName):
+            self.event("name", node, None, word=left.value, of=rights[0].obj)
+
+    def about_rank(self, test: ast.AST) -> bool:
+        """Whether a test lets one process through."""
+        for node in ast.walk(test):
+            name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+            if name in RANKS:
+                compared = [n for n in ast.walk(test) if isinstance(n, ast.Compare)]
+                if "rank" in name and "zero" not in name:
+                    return any(
+                        isinstance(c.ops[0], ast.Eq)
+                        and isinstance(c.comparators[0], ast.Constant)
+                        and c.comparators[0].value == 0
+                        for c in compared
+                    )
+                return True
+        return False
+
+    def context(self, node: ast.AST) -> tuple[bool | None] | None:
+        """Whether a context switches gradients off; None if it is about something else."""
+        target = node.func if isinstance(node, ast.Call) else node
+        value = self.ev(target) if isinstance(target, ast.Name | ast.Attribute) else None
+        if isinstance(value, External):
+            if value.name in WITHOUT_GRADIENTS:
+                return (True,)
+            if value.name == "torch.enable_grad":
+                return (False,)
+            if last(value.name) == "set_grad_enabled" and isinstance(node, ast.Call):
+                said = self.ev(node.args[0]) if node.args else None
+                return (not said.value,) if isinstance(said, Const) else (None,)
+        return None

@@ -1,0 +1,90 @@
+"""Who an object is: its class, its attributes' slots, its running statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchnorm.diagnosis.source.contents import inflow
+from batchnorm.diagnosis.source.interpreter.walk import Walk
+from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.values import (
+    Atom,
+    Class,
+    Const,
+    External,
+    Form,
+    Obj,
+    canonical,
+    options,
+    root,
+    within,
+)
+
+OPAQUE = ("iteration", "zip", "list", "dict", "state", "layer", "key", "optimizer", "class attribute")
+
+
+class Objects(Walk):
+    """Questions about objects."""
+
+    def inside(self, inner: Obj, outer: Obj) -> bool:
+        """Whether an object is another or a part of it, by its path or because it was put there."""
+        at: Obj | None = inner
+        for _ in range(8):
+            if at is None or within(at, outer):
+                return at is not None
+            top: Obj = at
+            while top.kind == "attribute" and top.parent is not None:
+                top = canonical(top.parent)
+            at = self.held.get(top)
+        return False
+
+    def class_of(self, obj: Obj, depth: int = 0) -> ClassInfo | None:
+        """The class of an object, if all that flows into it agrees."""
+        if obj.kind == "wrapper":
+            return self.class_of(obj.info, depth + 1) if isinstance(obj.info, Obj) else None
+        if isinstance(obj.info, ClassInfo) and obj.kind in ("instance", "self"):
+            return obj.info
+        if depth > 6 or obj.kind in OPAQUE:
+            return None
+        found: list[ClassInfo | None] = []
+        for source in inflow(obj)[:8]:
+            for option in options(source):
+                if isinstance(option, Obj) and option is not obj:
+                    found.append(self.class_of(option, depth + 1))
+        classes = {id(c): c for c in found if c is not None}
+        return next(iter(classes.values())) if len(classes) == 1 else None
+
+    def slot_of(self, base: Obj, name: str) -> Any:
+        """An attribute's slot, or the one value that is known to be in it."""
+        slot = base.attr(name)
+        info = base.info if base.kind in ("self", "instance") and isinstance(base.info, ClassInfo) else None
+        flows = inflow(slot) if info is not None else slot.sources
+        if len(flows) == 1:
+            (only,) = flows
+            if isinstance(only, Const) or (
+                isinstance(only, Obj) and only.kind in ("list", "dict", "iteration", "zip", "state")
+            ):
+                return only
+            if isinstance(only, External | Class):
+                return only
+        elif flows and all(isinstance(f, Const) for f in flows) and len(flows) <= 2 and info is not None:
+            return None if name == "training" else slot
+        return slot
+
+    def statistic(self, owner: Obj, name: str) -> Form:
+        """A running statistic as a tensor."""
+        self.read_through[root(owner)] = owner
+        return Form({Atom("statistic", root(owner), name): {(): 1.0}}, live=True)
+
+    def remembered_statistic(self, owner: Obj, name: str) -> Form | None:
+        """`self.running_mean` of a class that keeps a layer's buffer under that name."""
+        if not isinstance(owner.info, ClassInfo) or owner.kind != "self" or owner.info.is_module:
+            return None
+        for source in owner.attr(name).sources:
+            if isinstance(source, Form) and source.live:
+                return Form(dict(source.terms), live=True)
+        return None
+
+    def unknown_tensor(self, obj: Obj) -> Form:
+        """An object that is used as a tensor."""
+        return Form({Atom("element", obj): {(): 1.0}}, live=True)

@@ -1,0 +1,198 @@
+"""Functions and classes from outside the linted files."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
+from batchnorm.diagnosis.source.interpreter.summaries import Summaries
+from batchnorm.diagnosis.source.names import (
+    CHECKPOINT,
+    FACTORIES,
+    HARMLESS,
+    WRAPPERS,
+    is_layer,
+    last,
+    loads_weights,
+)
+from batchnorm.diagnosis.source.trace import (
+    TRAIN,
+    UNKNOWN,
+    Mode,
+)
+from batchnorm.diagnosis.source.values import (
+    ClassName,
+    Const,
+    Form,
+    Obj,
+    Partial,
+    Super,
+    Tuple,
+    canonical,
+    choice,
+    objects_in,
+    options,
+)
+
+PASSES_THROUGH = (
+    "tqdm.tqdm",
+    "tqdm.auto.tqdm",
+    "tqdm",
+    "list",
+    "tuple",
+    "iter",
+    "reversed",
+    "sorted",
+    "set",
+    "tqdm.notebook.tqdm",
+    "tqdm.trange",
+    "torch.autograd.Variable",
+    "torch.autograd.variable.Variable",
+)
+PREPARES = ("prepare", "initialize", "setup")
+CONVERTS_SYNC = ("convert_sync_batchnorm", "convert_syncbn_model", "convert_model")
+
+
+class Outside(Summaries):
+    """Names from outside."""
+
+    def outside(self, node: ast.Call, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
+        """A function or class from outside the linted files."""
+        short = last(name)
+        first = args[0] if args else None
+        if is_layer(name):
+            self.event("layer", node, None, name=name, args=args, keywords=keywords, subclass=None)
+        if name == "super":
+            return Super(self.info.owner) if self.info.owner is not None else None
+        if name in ("copy.deepcopy", "deepcopy", "copy.copy"):
+            return self._copied(node, first)
+        if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.jit.trace", "torch.compile"):
+            return first if name != "set" else None
+        if name in ("dict", "collections.OrderedDict") and isinstance(first, Obj) and first.kind == "iteration":
+            return first
+        if name in ("dict", "collections.OrderedDict") and not args:
+            return self.dictionary(node, [(Const(k), v) for k, v in keywords.items()])
+        if name in ("zip", "itertools.izip", "izip"):
+            return self.program.obj(
+                (node, "zip", *(id(a) for a in args)), lambda: Obj("zip", "zip", info=args, node=node)
+            )
+        if name == "next" and first is not None:
+            return self.element(first)
+        if name == "enumerate":
+            return self.program.obj(
+                (node, "enumerate", id(first)), lambda: Obj("enumerate", "enumerate", info=first, node=node)
+            )
+        if short == "partial" and args:
+            return Partial(first, tuple(args[1:]), tuple(keywords.items()))
+        if short in WRAPPERS and args:
+            return self._wrapped(node, first, WRAPPERS[short])
+        if short in CONVERTS_SYNC and args:
+            for obj in objects_in(first):
+                event = self.event("sync", node, obj)
+                event.data["wrapped"] = any(o.kind == "wrapper" and o.name == "ddp" for o in objects_in(first))
+            return first
+        if short in PREPARES and args:
+            found = [a for a in args if objects_in(a)]
+            return Tuple(tuple(args)) if len(args) > 1 else found[0] if found else first
+        if name in CHECKPOINT and args:
+            self.event("checkpoint", node, None, what=first, arguments=args[1:])
+            return None
+        if name == "getattr" and len(args) >= 2 and isinstance(args[1], Const) and isinstance(args[1].value, str):
+            return self.read(first, args[1].value, node)
+        if (
+            name == "setattr"
+            and len(args) == 3
+            and isinstance(args[1], Const)
+            and isinstance(args[1].value, str)
+            and isinstance(node.args[0], ast.expr)
+        ):
+            self.bind_attribute(
+                ast.copy_location(ast.Attribute(node.args[0], args[1].value, ast.Store()), node), args[2], node
+            )
+            return None
+        if name == "type" and isinstance(first, Obj):
+            return ClassName(first)
+        if name == "str" and isinstance(first, ClassName):
+            return first
+        if name.startswith("torch.") and short in ("lerp", "add", "sub", "mul", "div", "true_divide", "clone"):
+            found = tensors.function(short, args, keywords, self.state.version)
+            if found is not None:
+                return found
+        if name in ("list", "tuple") and first is not None:
+            return first
+        if short == "set_grad_enabled" and name.startswith("torch"):
+            self.state.no_grad = (not first.value) if isinstance(first, Const) else None
+            return None
+        event = self.event("outside", node, None, name=name, args=args, keywords=keywords)
+        for value in args[:2]:
+            for obj in objects_in(value):
+                if obj.kind not in OPAQUE:
+                    event.seen(
+                        self.situation(canonical(obj), self.mode(obj) or Mode(UNKNOWN), no_grad=self.state.no_grad)
+                    )
+        if short in ("update_bn", "bn_update", "update_bn_stats", "recalibrate"):
+            return None
+        if name == "torch.load" or short in ("load_model", "load_from_checkpoint"):
+            return self._made(node, name, args, Mode(UNKNOWN))
+        if short == "AveragedModel" and args:
+            made = self._copied(node, first)
+            if isinstance(made, Obj):
+                made.name = "averaged"
+            return made
+        if not HARMLESS.match(name) and any(objects_in(a) for a in (*args, *keywords.values())):
+            self._unknown(args, keywords)
+            return self._made(node, name, args, Mode(UNKNOWN))
+        return self._made(node, name, args, Mode(TRAIN) if self._constructs(name) else Mode(UNKNOWN))
+
+    def _unknown(self, args: list[Any], keywords: dict[str, Any]) -> Any:
+        self.forget_modes([*args, *keywords.values()])
+        self.state.version += 1
+        self.summary.moves = True
+        return None
+
+    def _constructs(self, name: str) -> bool:
+        return bool(FACTORIES.match(name) and not name.startswith("torch.hub")) or name.startswith("torch.nn.")
+
+    def _made(self, node: ast.Call, name: str, args: list[Any], mode: Mode) -> Obj:
+        first = args[0].value if args and isinstance(args[0], Const) and isinstance(args[0].value, str) else None
+        if name.startswith("torch.hub") and len(args) > 1 and isinstance(args[1], Const):
+            first = args[1].value
+        made = self.program.obj((node, name), lambda: Obj("external", last(name), info=(name, first), node=node))
+        if name.startswith("torch.nn."):
+            for value in args:
+                for option in options(value):
+                    made.flows_from(option)
+        if name.startswith("torch.optim.") or last(name) in ("SGD", "Adam", "AdamW", "RMSprop", "LARS"):
+            made.kind = "optimizer"
+        if mode.value == TRAIN and made.kind == "external":
+            self.state.modes[made] = mode
+            if loads_weights(node, name):
+                self.state.loaded |= {made}
+        return made
+
+    def _copied(self, node: ast.Call, value: Any) -> Any:
+        if isinstance(value, Form):
+            return tensors.frozen_form(value, self.state.version)
+        found = []
+        for obj in objects_in(value):
+            inner = canonical(obj)
+            made = self.program.obj(
+                (node, id(inner)), lambda inner=inner: Obj("copy", inner.path, node=node, sources=[inner])
+            )
+            mode = self.mode(inner)
+            if mode is not None:
+                self.state.modes[made] = mode
+            found.append(made)
+        return choice(found) if found else value
+
+    def _wrapped(self, node: ast.Call, value: Any, how: str) -> Any:
+        found = []
+        for obj in objects_in(value):
+            inner = canonical(obj)
+            made = self.program.obj((node, id(inner)), lambda inner=inner: Obj("wrapper", how, info=inner, node=node))
+            if how == "ddp":
+                self.event("ddp", node, inner)
+            found.append(made)
+        return choice(found) if found else self._made(node, how, [value], Mode(UNKNOWN))

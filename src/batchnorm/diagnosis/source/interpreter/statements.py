@@ -1,0 +1,353 @@
+"""The statements: assignments, branches, loops."""
+
+# ruff: noqa: D102 (a method a kind of node, named by it)
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.interpreter.expressions import Expressions
+from batchnorm.diagnosis.source.project import ClassInfo, arithmetic
+from batchnorm.diagnosis.source.trace import (
+    State,
+    join,
+)
+from batchnorm.diagnosis.source.values import (
+    STATISTICS,
+    Choice,
+    Const,
+    Form,
+    Function,
+    Obj,
+    Tuple,
+    choice,
+    options,
+)
+
+DEEPEST_LOOP = 2  # loops inside each other that get a second round
+
+
+class Statements(Expressions):
+    """The statements."""
+
+    def block(self, body: Sequence[ast.stmt]) -> None:
+        """Run statements until the state is dead."""
+        for statement in body:
+            if self.state.dead:
+                return
+            handler = getattr(self, "on_" + type(statement).__name__, None)
+            if handler is not None:
+                handler(statement)
+            else:
+                self.children(statement)
+            self.flush()
+
+    def children(self, node: ast.AST) -> None:
+        """Evaluate what is inside a statement that is not followed."""
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                self.ev(child)
+
+    def leave(self, state: State) -> None:
+        """Keep the state at an exit of the function."""
+        if not state.dead:
+            self.exits.append(state)
+
+    def on_FunctionDef(self, node: ast.FunctionDef) -> None:
+        found = self.info.inner.get(node.name)
+        if found is not None:
+            self.state.env[node.name] = Function(found)
+            self.closure[node.name] = found
+
+    on_AsyncFunctionDef = on_FunctionDef
+
+    def on_ClassDef(self, node: ast.ClassDef) -> None:
+        """Methods are walked on their own."""
+
+    def on_Expr(self, node: ast.Expr) -> None:
+        self.ev(node.value)
+        if isinstance(node.value, ast.Attribute) and node.value.attr in ("eval", "train"):
+            for owner in options(self.ev(node.value.value)):
+                if isinstance(owner, Obj) and owner.kind != "self":
+                    self.event("mode not called", node.value, owner)
+
+    def on_Return(self, node: ast.Return) -> None:
+        if node.value is not None:
+            value = self.ev(node.value)
+            if value is not None and len(self.summary.returns) < 8:
+                self.summary.returns.append(value)
+        self.leave(self.state.copy())
+        self.state.dead = True
+
+    def on_Raise(self, node: ast.Raise) -> None:
+        self.children(node)
+        self.state.dead = True
+
+    def on_Continue(self, node: ast.stmt) -> None:
+        if self.loops:
+            self.loops[-1].append(self.state.copy())
+        self.state.dead = True
+
+    on_Break = on_Continue
+
+    def on_Assign(self, node: ast.Assign) -> None:
+        value = self.ev(node.value)
+        for target in node.targets:
+            self.bind(target, value, node)
+
+    def on_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.bind(node.target, self.ev(node.value), node)
+
+    def on_AugAssign(self, node: ast.AugAssign) -> None:
+        target = node.target
+        old, new = self.ev(_load(target)), self.ev(node.value)
+        if tensors.as_form(old) is None and tensors.as_form(new) is not None and isinstance(old, Obj):
+            old = self.unknown_tensor(old)
+        value = tensors.combine(node.op, old, new, self.state.version)
+        if isinstance(old, Obj) and old.kind in ("list", "dict") and isinstance(node.op, ast.Add):
+            for option in options(new):
+                for item in option.items if isinstance(option, Tuple) else (option,):
+                    old.flows_from(item)
+            return
+        if isinstance(old, Const) and isinstance(new, Const):
+            value = arithmetic(node.op, old, new)
+        form = tensors.as_form(value)
+        if isinstance(old, Form) and old.live and form is not None:
+            self.written(node, old, form, augmented=True)
+            if isinstance(target, ast.Name):
+                return
+            if isinstance(target, ast.Subscript | ast.Attribute):
+                return
+        self.bind(target, value, node)
+
+    def bind(self, target: ast.AST, value: Any, node: ast.AST) -> None:
+        """Give a name, an attribute, an element or several of them a value."""
+        if isinstance(target, ast.Name):
+            self.state.env[target.id] = value
+            if target.id in self.globals:
+                self.info.module.slot(target.id).flows_from(value)
+        elif isinstance(target, ast.Tuple | ast.List):
+            if (
+                isinstance(value, Tuple)
+                and len(value.items) == len(target.elts)
+                and not any(isinstance(t, ast.Starred) for t in target.elts)
+            ):
+                for t, v in zip(target.elts, value.items, strict=True):
+                    self.bind(t, v, node)
+            else:
+                for at, t in enumerate(target.elts):
+                    inner = t.value if isinstance(t, ast.Starred) else t
+                    self.bind(inner, self.item(value, Const(at)) if isinstance(value, Obj | Choice) else None, node)
+        elif isinstance(target, ast.Attribute):
+            self.bind_attribute(target, value, node)
+        elif isinstance(target, ast.Subscript):
+            base, key = self.ev(target.value), self.ev(target.slice)
+            old = self.item(base, key)
+            if isinstance(old, Form) and old.live:
+                self.written(node, old, tensors.as_form(value) or tensors.other([], 0), plain=value)
+            elif isinstance(base, Obj):
+                if isinstance(key, Const):
+                    self.state.heap[base, f"[{key.value}]"] = value
+                base.flows_from(value) if base.kind in ("list", "dict") else base.attr("[]").flows_from(value)
+
+    def bind_attribute(self, target: ast.Attribute, value: Any, node: ast.AST) -> None:
+        """`x.name = value`."""
+        base = self.ev(target.value)
+        name = target.attr
+        if isinstance(base, Form) and name == "data":
+            if base.live:
+                self.written(node, base, tensors.as_form(value) or tensors.other([], 0), plain=value)
+                if isinstance(value, Form):
+                    value.terms, value.live, value.mixed = {a: {(): 1.0} for a in base.terms}, True, False
+            return
+        if isinstance(base, Form) and name == "requires_grad":
+            self.gradients(base, value, node)
+            return
+        for owner in options(base):
+            if not isinstance(owner, Obj):
+                continue
+            if name in STATISTICS and (
+                not isinstance(owner.info, ClassInfo) or owner.kind != "self" or owner.info.is_module
+            ):
+                self.assign_statistic(owner, name, value, node, target)
+                if owner.kind == "self":
+                    self.state.heap[owner, name] = value
+                continue
+            self.event("attribute", node, owner, name=name, value=value)
+            if name == "requires_grad":
+                self.gradients(owner, value, node)
+            self.state.heap[owner, name] = value
+            slot = owner.attr(name)
+            for option in options(value):
+                slot.flows_from(option)
+
+    def assign_statistic(self, owner: Obj, name: str, value: Any, node: ast.AST, target: ast.Attribute) -> None:
+        """`bn.running_mean = value`: the buffer is now that tensor, and so is the name it came from."""
+        old = self.statistic(owner, name)
+        form = tensors.as_form(value)
+        self.written(node, old, form if form is not None else tensors.other([], 0), plain=value)
+        if form is not None and not form.live:
+            form.terms, form.live, form.mixed, form.converted = dict(old.terms), True, False, False
+
+    def on_Delete(self, node: ast.Delete) -> None:
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                self.state.env.pop(target.id, None)
+
+    def on_Global(self, node: ast.Global) -> None:
+        self.globals.update(node.names)
+
+    def on_Nonlocal(self, node: ast.Nonlocal) -> None:
+        """Closures are not followed."""
+
+    def on_Import(self, node: ast.Import | ast.ImportFrom) -> None:
+        """Names are indexed by the module."""
+        for alias in node.names:
+            name = alias.asname or alias.name.split(".")[0]
+            value = self.info.module.names.get(name)
+            if value is not None:
+                self.state.env.pop(name, None)
+
+    on_ImportFrom = on_Import
+
+    def on_If(self, node: ast.If) -> None:
+        self.ev(node.test)
+        narrowed, otherwise = self.narrow(node.test)
+        before = self.state
+        rank = self.about_rank(node.test)
+        script = _is_script(node.test)
+        self.conditions += not script
+        self.tests.append(node.test)
+        self.ranks += rank
+        self.state = before.copy()
+        self.state.env.update(narrowed)
+        self.block(node.body)
+        then = self.state
+        self.restore_narrowed(then, narrowed, before)
+        self.ranks -= rank
+        self.state = before.copy()
+        self.state.env.update(otherwise)
+        self.block(node.orelse)
+        self.restore_narrowed(self.state, otherwise, before)
+        self.tests.pop()
+        self.conditions -= not script
+        if script and not node.orelse:
+            self.state = then
+        elif narrowed and not node.orelse and not then.dead:
+            # `if isinstance(m, BatchNorm): m.eval()`: what is done to the batch norm layers is done to all of them.
+            self.state = join(then, self.state, choice)
+            self.state.layers.update(then.layers)
+        else:
+            self.state = join(then, self.state, choice)
+
+    def restore_narrowed(self, state: State, narrowed: dict[str, Any], before: State) -> None:
+        """Forget what a test said of a name, behind its branch."""
+        for name, value in narrowed.items():
+            if state.env.get(name) is value and name in before.env:
+                state.env[name] = before.env[name]
+
+    def on_For(self, node: ast.For) -> None:
+        iterated = self.ev(node.iter)
+        element = self.element(iterated)
+        self.around(node, node.body, lambda: self.bind(node.target, element, node))
+        self.block(node.orelse)
+
+    on_AsyncFor = on_For
+
+    def on_While(self, node: ast.While) -> None:
+        self.ev(node.test)
+        self.around(node, node.body, lambda: None)
+        self.block(node.orelse)
+
+    def around(self, node: ast.AST, body: list[ast.stmt], start: Any) -> None:
+        """A loop's body, and once more if the first round has left another mode or tensor behind."""
+        modes, layers, version = dict(self.state.modes), dict(self.state.layers), self.state.version
+        self.depth_of_loops += 1
+        self.loop_nodes.append(node)
+        self.round(body, start)
+        moved = self.state.modes != modes or self.state.layers != layers
+        again = moved or (self.touches_tensors and self.state.version != version)
+        if again and self.depth_of_loops <= DEEPEST_LOOP and not self.state.dead:
+            self.second += 1
+            self.round(body, start)
+            self.second -= 1
+        self.loop_nodes.pop()
+        self.depth_of_loops -= 1
+        self.state.dead = False
+
+    def round(self, body: list[ast.stmt], start: Any) -> None:
+        """One time through a loop's body."""
+        self.loops.append([])
+        before = self.state.copy()
+        start()
+        self.block(body)
+        for state in self.loops.pop():
+            self.state = join(self.state, state, choice)
+        if self.state.dead:
+            # Every path leaves the function or raises: behind the loop is what was before it.
+            self.state = before
+
+    def on_With(self, node: ast.With) -> None:
+        kept = self.state.no_grad
+        for item in node.items:
+            context = self.context(item.context_expr)
+            if context is not None:
+                self.state.no_grad = context[0]
+            else:
+                value = self.ev(item.context_expr)
+                if item.optional_vars is not None:
+                    self.bind(item.optional_vars, value, node)
+        self.block(node.body)
+        self.state.no_grad = kept
+
+    on_AsyncWith = on_With
+
+    def on_Try(self, node: ast.Try) -> None:
+        before = self.state.copy()
+        self.block(node.body)
+        self.block(node.orelse)
+        after = self.state
+        for handler in node.handlers:
+            self.state = before.copy()
+            self.conditions += 1
+            self.block(handler.body)
+            self.conditions -= 1
+            after = join(after, self.state, choice)
+        self.state = after
+        if node.finalbody:
+            dead, self.state.dead = self.state.dead, False
+            self.block(node.finalbody)
+            self.state.dead |= dead
+
+    on_TryStar = on_Try
+
+    def on_Match(self, node: ast.Match) -> None:
+        self.ev(node.subject)
+        before, after = self.state, None
+        for case in node.cases:
+            self.state = before.copy()
+            self.conditions += 1
+            self.block(case.body)
+            self.conditions -= 1
+            after = self.state if after is None else join(after, self.state, choice)
+        self.state = after if after is not None else before
+
+
+def _load(node: ast.Name | ast.Attribute | ast.Subscript) -> ast.expr:
+    """A target, as it is read."""
+    if isinstance(node, ast.Name):
+        read: ast.expr = ast.Name(node.id, ast.Load())
+    elif isinstance(node, ast.Attribute):
+        read = ast.Attribute(node.value, node.attr, ast.Load())
+    else:
+        read = ast.Subscript(node.value, node.slice, ast.Load())
+    return ast.copy_location(read, node)
+
+
+def _is_script(test: ast.AST) -> bool:
+    """`__name__ == "__main__"`: no condition, but what a script does."""
+    return isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__"

@@ -1,0 +1,209 @@
+"""Calls of functions of the linted files: arguments flow in, the summary happens to them, values come back."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any, TypeVar
+
+from batchnorm.diagnosis.source.interpreter.forwards import Forwards
+from batchnorm.diagnosis.source.interpreter.mapping import Mapping
+from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
+from batchnorm.diagnosis.source.project import FunctionInfo
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Mode, Summary, Use
+from batchnorm.diagnosis.source.values import Form, Obj, Tuple, canonical, choice, objects_in, options
+
+T = TypeVar("T")
+MADE = ("external", "instance", "copy", "result")  # kinds of objects that a function makes
+RETURNED = (*MADE, "wrapper", "list", "dict")  # and returns as another one with each call
+MOST_WRITES = 40  # of a summary
+MOST_RETURNS = 4
+
+
+class Summaries(Forwards):
+    """Functions of the linted files."""
+
+    def apply(
+        self, node: ast.Call, info: FunctionInfo, owner: Obj | None, args: list[Any], keywords: dict[str, Any]
+    ) -> Any:
+        """Call a function: its arguments flow into its parameters, and its summary happens here."""
+        bound = self.bound(info, owner, args, keywords)
+        info.callers += 1
+        for name, value in bound.items():
+            slot = info.params.get(name)
+            if slot is None:
+                slot = info.params.setdefault(name, Obj("parameter", name, info=info))
+            for option in options(value):
+                slot.flows_from(option)
+        summary = self.program.summarize(info, self.depth + 1)
+        mapped = Mapping(self, node, info, bound, owner)
+        self._run(summary, mapped)
+        self._switch_modes(summary, mapped)
+        self._set_parts(summary, mapped)
+        self._assign(summary, mapped)
+        self._write(summary, mapped)
+        self.state.version += summary.moves
+        return self._returned(node, info, summary, mapped)
+
+    def bound(self, info: FunctionInfo, owner: Obj | None, args: list[Any], keywords: dict[str, Any]) -> dict[str, Any]:
+        """Arguments by parameter name."""
+        node = info.node
+        if isinstance(node, ast.Module):
+            return {}
+        names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+        static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in getattr(node, "decorator_list", []))
+        if info.owner is not None and names and not static and (owner is not None or names[0] == "cls"):
+            names = names[1:]
+        elif info.owner is not None and names and not static and names[0] == "self":
+            names, args = names[1:], args[1:]
+        found: dict[str, Any] = dict(zip(names, args, strict=False))
+        found.update({k: v for k, v in keywords.items() if k in names or k in [a.arg for a in node.args.kwonlyargs]})
+        return found
+
+    def _run(self, s: Summary, mapped: Mapping) -> None:
+        """The callee's forwards."""
+        switched = {id(o): slot for slot in s.modes for o in mapped.objects(slot)}
+        known = {
+            (key, id(obj)): (use, obj)
+            for key, use in s.uses.items()
+            for obj in mapped.objects(use.slot)
+            if switched.get(id(obj), use.slot) is use.slot  # else the callee sets its mode under another name
+        }
+        for use, obj in known.values():
+            if obj.kind not in OPAQUE and obj.kind != "output":
+                self._happen(use, obj)
+
+    def _happen(self, use: Use, obj: Obj) -> None:
+        """A callee's forward of what is here `obj`."""
+        use = use._replace(
+            slot=obj,
+            no_grad=_either(use.no_grad, self.state.no_grad),
+            one_rank=use.one_rank or self.ranks > 0,
+            layers=self._layers(use, obj),
+            frozen=use.frozen + self.moving(obj),
+            half=use.half or self.half_of(obj),
+            conditional=use.conditional or self.conditions > 0,
+        )
+        mode = use.mode or self.mode(obj)
+        if mode is None or use.mode is not None:
+            self._use(use)
+        if mode is None:
+            return
+        context = self.situation(obj, mode, no_grad=use.no_grad, layers=use.layers)
+        if use.mode is not None and not (
+            use.frozen or use.half or use.one_rank or use.layers is not None or context.loaded
+        ):
+            return  # nothing that the function did not know itself
+        moving = use.layers is None or use.layers.value == TRAIN
+        use.event.seen(
+            context._replace(
+                one_rank=use.one_rank, frozen=use.frozen if moving else (), half=use.half, conditional=use.conditional
+            )
+        )
+        self.state.version += mode.value != EVAL
+
+    def _layers(self, use: Use, obj: Obj) -> Mode | None:
+        """The mode of the layers in a callee's forward; its own train() undoes what was frozen here."""
+        layers = use.layers if use.layers is not None else self.layers_mode(obj)
+        if use.mode is None or use.mode.value != TRAIN or self.sees_to_modes(obj):
+            return layers
+        if use.layers is None and layers is not None and layers.value == EVAL:
+            if use.mode.node is not None:
+                self.event("unfreeze", use.mode.node, obj, frozen=layers, by=use.mode.function or self.info)
+            layers = Mode(TRAIN, use.mode.node, use.mode.function)
+        self.undo(obj, use.mode)
+        return layers
+
+    def _switch_modes(self, s: Summary, mapped: Mapping) -> None:
+        """The modes that the callee leaves its parameters in."""
+        for obj, mode in s.modes.items():
+            own = obj.kind == "self" and mapped.self_obj in (None, obj)
+            for target in mapped.objects(obj) if own or obj.kind in ("parameter", "attribute", "global") else ():
+                if mode.value == UNKNOWN:
+                    self.state.modes[target] = mode
+                else:
+                    self.switch(target, mode)
+
+    def _set_parts(self, s: Summary, mapped: Mapping) -> None:
+        """What the callee did to layers, to requires_grad, to the precision and to the weights."""
+        _carry(s.layers, self.state.layers, mapped)
+        _carry(s.frozen, self.state.frozen, mapped)
+        _carry(s.half, self.state.half, mapped)
+        for obj in s.thawed - set(s.frozen):
+            for target in mapped.objects(obj):
+                self.state.frozen.pop(target, None)
+        self.state.loaded |= {o for slot in s.loaded for o in mapped.objects(slot)}
+
+    def _assign(self, s: Summary, mapped: Mapping) -> None:
+        """What the callee assigned to attributes."""
+        for (obj, name), value in s.assigned.items():
+            if obj.kind not in ("self", "parameter", "attribute", "instance"):
+                continue
+            targets = [t for t in objects_in(mapped(obj)) if t is not obj or obj.kind == "self"]
+            new = mapped(value) if targets else None
+            for target in targets:
+                if isinstance(new, Form) and obj.kind == "self":
+                    target.attr(name).flows_from(new)
+                    continue
+                self.state.heap[target, name] = new
+                for option in options(new):
+                    target.attr(name).flows_from(option)
+                    if isinstance(option, Obj) and option.kind in MADE and option in s.modes:
+                        self.state.modes[option] = s.modes[option]
+                    if isinstance(option, Obj) and target.kind in ("instance", "result") and option is not target:
+                        self.held.setdefault(option, target)
+
+    def _write(self, s: Summary, mapped: Mapping) -> None:
+        """The callee's writes to what is here a model's parameters."""
+        for event, atom, atoms in s.writes:
+            target = mapped.atom(atom)
+            if target is None or target == atom:
+                continue
+            here = [mapped.atom(a) or a for a in atoms]
+            event.data.setdefault("mapped", []).append((target, here))
+            if len(self.summary.writes) < MOST_WRITES:
+                self.summary.writes.append((event, target, here))
+
+    def _returned(self, node: ast.Call, info: FunctionInfo, s: Summary, mapped: Mapping) -> Any:
+        found = []
+        for option in (o for value in s.returns[:MOST_RETURNS] for o in options(value)):
+            if isinstance(option, Tuple):
+                each = ([self._fresh(node, info, s, o, mapped) for o in options(item)] for item in option.items)
+                found.append(Tuple(tuple(map(choice, each))))
+            else:
+                found.append(self._fresh(node, info, s, option, mapped))
+        return choice(found) if s.returns else None
+
+    def _fresh(self, node: ast.Call, info: FunctionInfo, s: Summary, value: Any, mapped: Mapping) -> Any:
+        """A returned value; what the function itself makes is another object with each call."""
+        new = mapped(value)
+        if not (isinstance(new, Obj) and new is value and new.kind in RETURNED):
+            return new
+        inner = canonical(new)
+        made = self.program.obj(
+            (node, id(info), id(new)), lambda: Obj("result", info.name, info=info, node=node, sources=[new])
+        )
+        made.given = {name: mapped(slot) for name, slot in info.params.items()}
+        _hand_over(s.modes, self.state.modes, inner, made)
+        _hand_over(s.layers, self.state.layers, inner, made)
+        _hand_over(s.frozen, self.state.frozen, inner, made)
+        _hand_over(s.half, self.state.half, inner, made)
+        if inner in s.loaded:
+            self.state.loaded |= {made}
+        return made
+
+
+def _either(a: bool | None, b: bool | None) -> bool | None:
+    """Whether one of two holds; None where that is unknown."""
+    return True if a or b else None if a is None or b is None else False
+
+
+def _carry(told: dict[Obj, T], held: dict[Obj, T], mapped: Mapping) -> None:
+    """What a summary says of its objects holds for what they are here."""
+    for obj, what in told.items():
+        held.update(dict.fromkeys(mapped.objects(obj), what))
+
+
+def _hand_over(told: dict[Obj, T], held: dict[Obj, T], inner: Obj, made: Obj) -> None:
+    """What a summary says of an object that it returns holds for the one that the call makes."""
+    if inner in told:
+        held[made] = told[inner]

@@ -1,0 +1,97 @@
+"""Forwards as the rules look at them: of whom, in which mode, to what end."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called
+from batchnorm.diagnosis.source.rules.averages import averaged
+from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Context, Event
+from batchnorm.diagnosis.source.values import Obj, canonical
+
+NOISE = re.compile(
+    r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
+)
+MADE_UP = re.compile(
+    r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
+)
+TEACHER = re.compile(
+    r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erence)?_model|frozen|old_model|model_old|prev(ious)?_model|pretrained"
+)
+
+
+def forwards(facts: Facts, managed: bool = False) -> Iterator[tuple[Event, Context, int]]:
+    """Forwards of objects that have, or are likely to have, batch norm, and outside of a model's own class.
+
+    With `managed`, those too of models whose own methods set modes.
+    """
+    for event in facts.of("forward"):
+        owner = event.function.owner
+        if owner is not None and (
+            (owner.is_module and event.function.name in ("forward", "__call__", "_forward_impl")) or adapts(owner)
+        ):
+            continue
+        for context in event.contexts:
+            level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
+            if level and (managed or not facts.manages(context.obj)):
+                yield event, context, level
+
+
+def training_forwards(facts: Facts, managed: bool = False) -> Iterator[tuple[Event, Context, int]]:
+    """Forwards in train mode, with gradients, in a function that makes training steps."""
+    for event, c, level in forwards(facts, managed):
+        if c.mode.value in (TRAIN, SWITCHED) and c.no_grad is not True and facts.trains(event):
+            yield event, c, level
+
+
+def infers(facts: Facts, event: Event, c: Context) -> bool:
+    """Whether a loaded model runs on data in files that train nothing, in the mode that it was made in."""
+    if not c.loaded or c.mode.node is not None or facts.has(c.obj) != YES:
+        return False
+    if any(facts.steps(f.module) for f in (event.function, c.function)):
+        return False
+    same = {id(o) for o in facts.aliases(c.obj)}
+    loads = [e for e in facts.of("load") if id(e.obj) in same]
+    if loads and all(e.data["conditional"] for e in loads):
+        return False
+    made = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
+    return not any(MADE_UP.search(v.info[0]) for v in made) and not any(MADE_UP.search(w) for w in words(event))
+
+
+def measures(facts: Facts, event: Event, c: Context) -> bool:
+    """Whether the forward, its caller or what set its mode is there to measure statistics."""
+    return any(facts.measures(f) for f in (event.function, c.function, c.mode.function) if f is not None and f.name)
+
+
+def is_average(facts: Facts, obj: Obj) -> bool:
+    """Whether an object, or what it is a part of, is an average of another."""
+    at: Obj | None = obj
+    while at is not None:
+        if id(at) in averaged(facts):
+            return True
+        at = canonical(at.parent) if at.kind == "attribute" else None
+    return False
+
+
+def words(event: Event) -> set[str]:
+    """The names in a forward's arguments."""
+    node = event.node
+    given = (*node.args, *(k.value for k in node.keywords)) if isinstance(node, ast.Call) else ()
+    return {n.id for a in given for n in ast.walk(a) if isinstance(n, ast.Name)}
+
+
+def generates(event: Event) -> bool:
+    """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
+    name = called(event).split(".")[-1].lower()
+    return (
+        any(NOISE.match(w) for w in words(event))
+        or name in ("g", "netg", "net_g", "gen", "generator", "decoder")
+        or name.startswith(("g_", "gen_", "netg"))
+    )
+
+
+def teaches(event: Event) -> bool:
+    """Whether what is called is named as a second network is."""
+    return bool(TEACHER.search(called(event).lower()))

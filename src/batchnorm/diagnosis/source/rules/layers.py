@@ -1,0 +1,70 @@
+"""BN411, BN415: layers switched by an attribute, or told by their names."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from batchnorm.diagnosis.source.facts import Facts, Said
+from batchnorm.diagnosis.source.values import Const, Obj
+
+
+def flipped_tracking(facts: Facts) -> Iterator[Said]:
+    """BN411: track_running_stats = False on a layer that keeps its buffers."""
+    for event in facts.of("attribute"):
+        if event.data["name"] != "track_running_stats" or event.obj is None or event.obj.kind == "self":
+            continue
+        if not (isinstance(event.data["value"], Const) and event.data["value"].value is False):
+            continue
+        if not any(
+            isinstance(n, ast.Attribute) and n.attr in ("modules", "named_modules", "children")
+            for n in ast.walk(event.function.node)
+        ) and event.obj.kind not in ("batch norm", "layer", "parameter"):
+            continue
+        without = any(
+            isinstance(n, ast.Assign)
+            and isinstance(n.value, ast.Constant)
+            and n.value.value is None
+            and any(isinstance(t, ast.Attribute) and t.attr in ("running_mean", "running_var") for t in n.targets)
+            for n in ast.walk(event.function.node)
+        )
+        others = [
+            e
+            for e in facts.of("attribute")
+            if e.data["name"] == "track_running_stats" and e is not event and e.function.module is event.function.module
+        ]
+        restored = any(not (isinstance(e.data["value"], Const) and e.data["value"].value is False) for e in others)
+        if without or restored:
+            continue
+        yield Said(
+            event.function.module,
+            event.node,
+            "track_running_stats = False on a layer that has buffers: train mode then uses the batch and moves "
+            "nothing, eval mode still uses "
+            "the old buffers",
+            "batchnorm.pause(model) for a while, batchnorm.freeze(model) for good",
+            sure=event.obj.kind in ("batch norm", "layer"),
+        )
+
+
+WORDS = ("bn", ".bn", "bn.", "_bn", ".bn.", "bn1", "batchnorm", "batch_norm", "BatchNorm", "norm")
+
+
+def by_name(facts: Facts) -> Iterator[Said]:
+    """BN415: 'bn' in name, of a model that has batch norm layers with other names."""
+    for event in facts.of("name"):
+        word, of = event.data["word"], event.data["of"]
+        if word not in WORDS or not isinstance(of, Obj):
+            continue
+        owner = of.info[0] if of.kind == "iteration" else of.info if of.kind == "layer" else None
+        names = facts.contents.layer_names(owner)
+        missed = sorted(n for n in names or () if word.strip("._") not in n)
+        if names and missed:
+            yield Said(
+                event.function.module,
+                event.node,
+                f"batch norm layers are told by {word!r} in their names, which misses "
+                f"{', '.join(repr(m) for m in missed[:3])}",
+                "isinstance(module, torch.nn.modules.batchnorm._BatchNorm) over model.modules()",
+                sure=False,
+            )

@@ -1,0 +1,32 @@
+"""BN435: batch norm in each process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, spelled
+
+SYNCHRONIZED = (
+    "SyncBatchNorm",
+    "convert_sync_batchnorm",
+    "convert_syncbn_model",
+    "sync_bn",
+    "syncbn",
+    "sync_batchnorm",
+)
+
+
+def not_synchronized(facts: Facts) -> Iterator[Said]:
+    """BN435: DistributedDataParallel around batch norm that no line of the program synchronizes."""
+    if any(True for _ in facts.of("sync")) or not facts.mentioned.isdisjoint(SYNCHRONIZED):
+        return
+    for event in facts.of("ddp"):
+        if event.obj is not None and facts.has(event.obj) == YES:
+            yield Said(
+                event.function.module,
+                event.node,
+                f"{spelled(event.node)} holds batch norm that is not synchronized: each process normalises with its "
+                "own samples, and the statistics that are saved are those of rank 0",
+                "nn.SyncBatchNorm.convert_sync_batchnorm(model) before it, where a process has few samples",
+                sure=False,
+            )

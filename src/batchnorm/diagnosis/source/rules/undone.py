@@ -1,0 +1,128 @@
+"""BN408, BN431: layers put in eval by what train() undoes, or by what nothing calls."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.project import FunctionInfo
+from batchnorm.diagnosis.source.rules.forwards import forwards, training_forwards
+from batchnorm.diagnosis.source.rules.freezing import FREEZE
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event, Mode
+from batchnorm.diagnosis.source.values import Obj
+
+FREEZES = re.compile(r"fix|freez|frozen|eval|no_?train|lock", re.IGNORECASE)
+OPTIONS = re.compile(r"^(fix|freeze|frozen)_?(bn|batch_?norm)|(bn|batch_?norm)_?(fix|freeze|frozen|eval)|norm_eval")
+
+
+def eval_before_train(facts: Facts) -> Iterator[Said]:
+    """BN408: layers put in eval, then train() on the model, then a forward."""
+    undone = {id(e.node): e for e in facts.of("unfreeze")}
+    for _event, c, _level in forwards(facts, managed=True):
+        if c.layers is not None and c.layers.value == TRAIN and c.no_grad is not True and id(c.layers.node) in undone:
+            yield from _undone(undone[id(c.layers.node)])
+    for event in facts.of("unfreeze"):
+        frozen = event.data["frozen"]
+        if frozen.function is not event.function or event.obj is None or _again(facts, event):
+            continue
+        if facts.trains(event) or event.data["loops"] or event.function.name == "train":
+            yield from _undone(event)
+    yield from _part_trains_again(facts)
+
+
+def _undone(event: Event) -> Iterator[Said]:
+    frozen: Mode = event.data["frozen"]
+    if frozen.node is not None and frozen.function is not None:
+        yield Said(
+            frozen.function.module,
+            frozen.node,
+            f"batch norm layers are put in eval, and {spelled(event.node)} in line {event.line} of "
+            f"{event.data['by'].module.path.rsplit('/', 1)[-1]} undoes it",
+            FREEZE.format("model") + ", which survives train()",
+        )
+
+
+def _again(facts: Facts, event: Event) -> bool:
+    """Whether the layers are put in eval again after a train()."""
+    return any(
+        e.obj is event.obj and e.data["mode"] == EVAL and e.line > event.line and e.function is event.function
+        for e in facts.of("layer mode")
+    )
+
+
+def _part_trains_again(facts: Facts) -> Iterator[Said]:
+    """BN408: a part put in eval once, where its owner is made or where its weights are frozen, then train()."""
+    trained = [c.obj for e, c, _ in forwards(facts, managed=True) if c.mode.value == TRAIN and facts.trains(e)]
+    for event in facts.of("part trains again"):
+        frozen, part = event.data["frozen"], event.obj
+        if part is None or facts.has(part) != YES:
+            continue
+        again = [e for e in facts.of("mode") if e.data["mode"] == EVAL and e.node is not frozen.node]
+        if any(_same(facts, e.obj, part) and e.function.name != "__init__" for e in again):
+            continue
+        if any(_same(facts, o, event.data["of"]) for o in trained):
+            yield Said(
+                frozen.function.module,
+                frozen.node,
+                f"{spelled(frozen.node)} does not last: train() in line {event.line} of "
+                f"{event.data['by'].module.path.rsplit('/', 1)[-1]} puts this part back in train mode with the rest",
+                FREEZE.format(spelled(frozen.node.func.value)) + ", which survives train()",
+            )
+
+
+def _same(facts: Facts, one: Obj | None, other: Obj) -> bool:
+    """Whether two objects may be the same."""
+    others = {id(o) for o in facts.aliases(other)}
+    return any(id(o) in others for o in facts.aliases(one))
+
+
+def never_applied(facts: Facts) -> Iterator[Said]:
+    """BN431: a helper that puts layers in eval and is never called, or an option for it that nothing reads."""
+    if not any(True for _ in training_forwards(facts, managed=True)):
+        return
+    for event in facts.of("layer mode"):
+        function = event.function
+        if event.data["mode"] != EVAL or not FREEZES.search(function.name) or function.node is None:
+            continue
+        hidden = _hidden_by(function)
+        if hidden is None and function.name in facts.mentioned:
+            continue
+        why = "is never called" if hidden is None else f"is hidden by the attribute of line {hidden.lineno}"
+        yield Said(
+            function.module,
+            function.node if hidden is None else hidden,
+            f"{function.name}(), which puts batch norm layers in eval, {why}: they are trained, and their statistics "
+            "move",
+            FREEZE.format("model"),
+            sure=hidden is not None,
+        )
+    yield from _never_read(facts)
+
+
+def _hidden_by(function: FunctionInfo) -> ast.Assign | None:
+    """The assignment of the constructor that puts an attribute of its own in a method's place."""
+    init = function.owner.methods.get("__init__") if function.owner is not None else None
+    for node in ast.walk(init.node) if init is not None else ():
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Attribute)
+            and t.attr == function.name
+            and isinstance(t.value, ast.Name)
+            and t.value.id == "self"
+            for t in node.targets
+        ):
+            return node
+    return None
+
+
+def _never_read(facts: Facts) -> Iterator[Said]:
+    """Options of a command line that promise to freeze batch norm."""
+    for module, call, name in facts.options:
+        if OPTIONS.search(name) and name not in facts.mentioned and not facts.spreads:
+            yield Said(
+                module,
+                call,
+                f"{name} is an option of the command line that nothing reads: batch norm is trained as without it",
+                "if args." + name + ": " + FREEZE.format("model"),
+            )
