@@ -2,8 +2,8 @@
 
     PYTHONPATH=src:benchmarks:FOLDER python -m judgement.run --module judgement.independent --seeds 1 --json FILE
 
-FOLDER holds the situations of one half; `independent.sha256` and `independent2.sha256` fix what was in them before the first
-run.
+FOLDER holds the situations of one half; `independent.sha256` and `independent2.sha256` fix what was in them before
+the first run.
 """
 
 from __future__ import annotations
