@@ -1,7 +1,8 @@
 """Built with `track_running_stats=False`: at inference a result depends on the others in its batch.
 
 Given `eval_loader`, it is a note where running statistics, given to the layer on a copy and measured on the loader, do
-no better on the evaluation data in the batches that they come in: large shuffled batches do as well. Without, a warning.
+no better on the evaluation data in the batches that they come in: large shuffled batches do as well. Else it is a
+warning.
 """
 
 from __future__ import annotations
