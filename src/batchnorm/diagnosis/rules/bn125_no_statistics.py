@@ -1,7 +1,8 @@
 """Built with `track_running_stats=False`: at inference a result depends on the others in its batch.
 
-A warning where running statistics, given to the layer on a copy and measured on the loader, do better on the evaluation
-data in the batches that they come in, or change the output. Large shuffled batches do as well: then it is a note.
+Given `eval_loader`, it is a note where running statistics, given to the layer on a copy and measured on the loader, do
+no better on the evaluation data in the batches that they come in: large shuffled batches do as well. Else it is a
+warning.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ FIX = "batchnorm.recalibrate(batchnorm.models.track(model), loader)  # or build 
 
 
 def predicts(e: Evidence) -> Effect | None:
-    """Running statistics instead of the batch's."""
-    return e.served
+    """Running statistics instead of the batch's, in the batches that inference is given; unknown without those."""
+    return e.served if "eval_stored" in e.outcomes else None
 
 
 def look(e: Evidence) -> Said:
