@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
@@ -16,6 +16,7 @@ from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, 
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Choice, Const, Obj, canonical, options
 
+T = TypeVar("T")
 MEASURES = (
     "momentum",
     "reset_running_stats",
@@ -58,12 +59,19 @@ class Facts:
         self._kinds: dict[str, list[Event]] = defaultdict(list)
         for event in Program(project).run():
             self._kinds[event.kind].append(event)
+        self._answers: dict[str, Any] = {}
         self._words: dict[int, frozenset[str]] = {}
 
     def of(self, *kinds: str) -> Iterator[Event]:
         """The events of these kinds."""
         for kind in kinds:
             yield from self._kinds[kind]
+
+    def once(self, key: str, work_out: Callable[[], T]) -> T:
+        """An answer that several rules ask for, worked out by the first."""
+        if key not in self._answers:
+            self._answers[key] = work_out()
+        return self._answers[key]
 
     def has(self, obj: Any) -> int | None:
         """Whether an object has batch norm: YES, LIKELY, NO, or None where nothing is known."""
@@ -155,7 +163,7 @@ class Facts:
         """The names of all functions and methods that the linted files call."""
         found: set[str] = set()
         for module in self.project.modules.values():
-            for n in ast.walk(module.tree):
+            for n in module.nodes:
                 if isinstance(n, ast.Call):
                     found.add(
                         n.func.attr
@@ -171,7 +179,7 @@ class Facts:
         """Every name, attribute, parameter and string that the linted files use, definitions and imports apart."""
         found: set[str] = set()
         for module in self.project.modules.values():
-            for n in ast.walk(module.tree):
+            for n in module.nodes:
                 if isinstance(n, ast.Name):
                     found.add(n.id)
                 elif isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load):
@@ -189,7 +197,7 @@ class Facts:
             (module, n, name)
             for module in self.project.modules.values()
             if "add_argument" in module.text
-            for n in ast.walk(module.tree)
+            for n in module.nodes
             if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "add_argument"
             for name in _destinations(n)
         ]
@@ -200,7 +208,7 @@ class Facts:
         return any(
             isinstance(n, ast.keyword) and n.arg is None
             for module in {id(m): m for m, _, _ in self.options}.values()
-            for n in ast.walk(module.tree)
+            for n in module.nodes
         )
 
     def pretrained(self, obj: Obj, depth: int = 0) -> bool:

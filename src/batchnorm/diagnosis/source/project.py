@@ -222,6 +222,11 @@ class Module:
         return External(f"{base.lstrip('.')}.{name}" if base.strip(".") else name)
 
     @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """All nodes of the tree."""
+        return list(ast.walk(self.tree))
+
+    @cached_property
     def touches_statistics(self) -> bool:
         """Whether the file names a running statistic."""
         return any(name in self.text for name in STATISTICS)
@@ -230,7 +235,7 @@ class Module:
     def read_attributes(self) -> frozenset[str]:
         """The names of all attributes that the file reads, by getattr and by strings too."""
         found: set[str] = set()
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 found.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 60:

@@ -22,11 +22,15 @@ TEACHER = re.compile(
 )
 
 
-def forwards(facts: Facts, managed: bool = False) -> Iterator[tuple[Event, Context, int]]:
+def forwards(facts: Facts, managed: bool = False) -> list[tuple[Event, Context, int]]:
     """Forwards of objects that have, or are likely to have, batch norm, and outside of a model's own class.
 
     With `managed`, those too of models whose own methods set modes.
     """
+    return facts.once(f"forwards {managed}", lambda: list(_forwards(facts, managed)))
+
+
+def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int]]:
     for event in facts.of("forward"):
         owner = event.function.owner
         if owner is not None and (
@@ -39,11 +43,14 @@ def forwards(facts: Facts, managed: bool = False) -> Iterator[tuple[Event, Conte
                 yield event, context, level
 
 
-def training_forwards(facts: Facts, managed: bool = False) -> Iterator[tuple[Event, Context, int]]:
+def training_forwards(facts: Facts, managed: bool = False) -> list[tuple[Event, Context, int]]:
     """Forwards in train mode, with gradients, in a function that makes training steps."""
-    for event, c, level in forwards(facts, managed):
-        if c.mode.value in (TRAIN, SWITCHED) and c.no_grad is not True and facts.trains(event):
-            yield event, c, level
+
+    def trains(event: Event, context: Context) -> bool:
+        return context.mode.value in (TRAIN, SWITCHED) and context.no_grad is not True and facts.trains(event)
+
+    found = lambda: [f for f in forwards(facts, managed) if trains(f[0], f[1])]  # noqa: E731
+    return facts.once(f"training forwards {managed}", found)
 
 
 def infers(facts: Facts, event: Event, c: Context) -> bool:

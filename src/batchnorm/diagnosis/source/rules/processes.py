@@ -18,10 +18,9 @@ SYNCHRONIZED = (
 
 def not_synchronized(facts: Facts) -> Iterator[Said]:
     """BN435: DistributedDataParallel around batch norm that no line of the program synchronizes."""
-    if any(True for _ in facts.of("sync")) or not facts.mentioned.isdisjoint(SYNCHRONIZED):
-        return
-    for event in facts.of("ddp"):
-        if event.obj is not None and facts.has(event.obj) == YES:
+    wrapped = [e for e in facts.of("ddp") if e.obj is not None and facts.has(e.obj) == YES]
+    if wrapped and not any(True for _ in facts.of("sync")) and facts.mentioned.isdisjoint(SYNCHRONIZED):
+        for event in wrapped:
             yield Said(
                 event.function.module,
                 event.node,

@@ -80,7 +80,7 @@ def _same(facts: Facts, one: Obj | None, other: Obj) -> bool:
 
 def never_applied(facts: Facts) -> Iterator[Said]:
     """BN431: a helper that puts layers in eval and is never called, or an option for it that nothing reads."""
-    if not any(True for _ in training_forwards(facts, managed=True)):
+    if not training_forwards(facts, managed=True):
         return
     for event in facts.of("layer mode"):
         function = event.function
