@@ -29,7 +29,7 @@ def backends() -> dict[str, str]:
     """
     sets = native.instruction_sets()
     if not sets:
-        line = "not built: there was no C++ compiler when the package was installed"
+        line = "not built: no C++ compiler was found at installation, or BATCHNORM_PURE=1 said not to"
     elif native.enabled():
         line = f"in use on the CPU with {native.instruction_set()}; this machine runs {', '.join(sets)}"
     else:
