@@ -44,7 +44,6 @@ WORDS = (
     "add_argument",
     "import *",
     "trainable",
-    "deepcopy",
 )
 SKIPPED = ("node_modules", "site-packages", "__pycache__", "venv", "env")
 
