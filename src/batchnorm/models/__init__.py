@@ -20,7 +20,7 @@ from batchnorm.models.recalibration.recalibrating import Recalibration, recalibr
 from batchnorm.models.recalibration.update_bn import update_bn
 from batchnorm.models.serving import backends
 from batchnorm.models.surgery import convert, to_stock
-from batchnorm.models.track import track
+from batchnorm.models.tracking import track
 
 __all__ = [
     "Adaptation",
