@@ -19,7 +19,7 @@ from batchnorm.models.recalibration import recalibrating
 from batchnorm.models.recalibration.recalibrating import Recalibration, recalibrate
 from batchnorm.models.recalibration.update_bn import update_bn
 from batchnorm.models.surgery import convert, to_stock
-from batchnorm.models.track import track
+from batchnorm.models.tracking import track
 
 __all__ = [
     "Adaptation",

@@ -33,7 +33,7 @@ from batchnorm.models.modes import is_frozen
 from batchnorm.models.recalibration.recalibrating import recalibrate
 from batchnorm.models.recalibration.targets import shards, unwrapped
 from batchnorm.models.state import held
-from batchnorm.models.track import tracking
+from batchnorm.models.tracking import tracking
 
 Forward = Callable[..., Any] | None
 
