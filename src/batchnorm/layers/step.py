@@ -327,8 +327,10 @@ def _by_torch(x: Tensor, weight: Any, bias: Any, layer: Any, vectors: Vectors) -
 
 def run(x: Tensor, weight: Any, bias: Any, residual: Tensor | None, call: Any, learned: Any = ()) -> Tensor:
     """The output of one call, with the rule's backward where one may come."""
-    if torch.is_grad_enabled() or not call.is_native:
+    if not call.is_native:
         return Step.apply(x, weight, bias, residual, call, *learned)  # pyright: ignore[reportReturnType]
+    if torch.is_grad_enabled():
+        return _apply(x, weight, bias, residual, call)
     return call.forward(x, weight, bias, residual)
 
 
@@ -379,6 +381,10 @@ class Step(torch.autograd.Function):
             return respelled(ctx.call, g, x, weight, bias, y, needs, ctx.learned)
         found = ctx.call.backward(g, x, weight, bias, y, needs, ctx.learned)
         return *found[:4], None, *found[4:]
+
+
+# Function.apply looks for a transform's wrappers first, which no native call meets.
+_apply: Any = super(torch.autograd.Function, Step).apply
 
 
 def respelled(
