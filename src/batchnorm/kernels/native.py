@@ -110,8 +110,7 @@ def vector(v: Tensor, size: int) -> bool:
 def serves(x: Tensor) -> bool:
     """Whether the native passes may run on this tensor."""
     return (
-        not torch.compiler.is_compiling()
-        and _state["on"]
+        _state["on"]
         and unwatched()
         and plain(x)
         and x.dim() >= 2
