@@ -247,3 +247,41 @@ def test_a_layer_left_in_train_mode_is_a_note_where_batches_are_large():
     report = batchnorm.diagnose(model, loader, accuracy)
     assert [(f.code, f.severity) for f in report.findings if f.code == "BN133"] == [("BN133", "note")] * 2
     assert report.ok
+
+
+class TwoHeads(nn.Module):
+    """A network that returns a second head's output while it trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.second = network(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.body(x)
+        return (y, y) if self.training else y
+
+
+def test_a_head_that_trains_alone_leaves_the_diagnosis_as_it_is():
+    torch.manual_seed(0)
+    model = TwoHeads()
+    loader = labelled(model.body)
+    report = batchnorm.diagnose(model, loader, metric=accuracy, progress=False)
+    assert report.ok, report
+
+
+def without_value(output, batch):
+    return torch.nan if len(output) < 3 else accuracy(output, batch)
+
+
+def test_a_metric_without_a_value_on_one_batch_is_taken_of_the_others():
+    torch.manual_seed(0)
+    model = network()
+    loader = labelled(model)
+    x, y = loader[-1]
+    loader = [*loader, (x[:2], y[:2])]
+    assert batchnorm.diagnose(model, loader, metric=without_value, progress=False).ok
+    for one in norms(model):
+        one.running_mean += 2 * one.running_var.sqrt()
+    report = batchnorm.diagnose(model, loader, metric=without_value, progress=False)
+    assert report.findings[0].code == "BN104"
+    assert "metric 0" in report.findings[0].tried

@@ -109,13 +109,7 @@ def vector(v: Tensor, size: int) -> bool:
 
 def serves(x: Tensor) -> bool:
     """Whether the native passes may run on this tensor."""
-    return (
-        _state["on"]
-        and unwatched()
-        and plain(x)
-        and x.dim() >= 2
-        and x.numel() > 0
-    )
+    return _state["on"] and unwatched() and plain(x) and x.dim() >= 2 and x.numel() > 0
 
 
 def arranged(x: Tensor) -> tuple[Tensor, bool]:

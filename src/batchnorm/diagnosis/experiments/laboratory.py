@@ -26,7 +26,7 @@ from batchnorm.diagnosis.experiments.outcome import Outcome, first_output
 from batchnorm.diagnosis.experiments.padding import at_layer, padded_positions
 from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.diagnosis.experiments.scores import Scorer
-from batchnorm.errors import BatchNormError
+from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.models.batches import call, count_samples
 from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.recalibration.batch_moments import received as received_by
@@ -183,7 +183,11 @@ class Laboratory:
         with preserved(self.model), same_random(self.model), modes(self.model, True, but=self._normalising()):
             for index, batch in data:
                 output = self.forward(data, batch, index)
-                outcome.take(index, output, count_samples(batch), self._score("rest", output, batch, index))
+                try:
+                    units = self._score("rest", output, batch, index)
+                except UserCodeError:
+                    return None  # in train mode the model returns what the metric does not take, as a second head
+                outcome.take(index, output, count_samples(batch), units)
                 if outcome.distance(stored) in (None, 0.0):
                     return None
                 if self.scorer is None and outcome.batches >= REST_BATCHES:

@@ -53,9 +53,11 @@ class Outcome:
 
     @property
     def mean(self) -> float | None:
-        """The metric over all units."""
-        values, sizes = self.flat()
-        return None if not values else sum(v * w for v, w in zip(values, sizes, strict=True)) / max(sum(sizes), 1)
+        """The metric over all units; one that has no value on some, of finite outputs, says nothing of them."""
+        known = [(v, w) for v, w in zip(*self.flat(), strict=True) if not (self.finite and math.isnan(v))]
+        if not known:
+            return math.nan if self.units else None
+        return sum(v * w for v, w in known) / max(sum(w for _, w in known), 1)
 
     def flat(self, batches: list[int] | None = None) -> Units:
         """The values and sizes of all units, or of those of some batches."""
@@ -94,6 +96,12 @@ def effect(what: str, before: Outcome, after: Outcome, scorer: Scorer | None, no
         return plain
     weights = torch.tensor(a[1], dtype=torch.float64)
     first, second = (torch.tensor(v, dtype=torch.float64) for v in (a[0], b[0]))
+    if before.finite and after.finite:
+        # A metric may have no value on one sample or one class.
+        known = ~(first.isnan() | second.isnan())
+        weights, first, second = weights[known], first[known], second[known]
+    if not len(first):
+        return plain
     mean_a, mean_b = ((v * weights).sum() / weights.sum() for v in (first, second))
     if not torch.isfinite(mean_a) or not torch.isfinite(mean_b):
         better = bool(torch.isfinite(mean_b)) - bool(torch.isfinite(mean_a))

@@ -76,7 +76,9 @@ def with_new_statistics(e: Evidence) -> Effect | None:
     if NEW not in e.outcomes:
         tried = e.attempt(NEW, {v.name: (torch.zeros_like(v.mean), torch.ones_like(v.var)) for v in layers})
         e.new_statistics = tried
-    return e.new_statistics if e.new_statistics is not None and e.new_statistics.helps else None
+    new = e.new_statistics
+    # A change of the output alone does not tell which side is right.
+    return new if new is not None and new.measured and new.helps else None
 
 
 def broken() -> Example:
