@@ -270,7 +270,7 @@ def test_a_head_that_trains_alone_leaves_the_diagnosis_as_it_is():
 
 
 def without_value(output, batch):
-    return torch.nan if len(output) < 3 else accuracy(output, batch)
+    return torch.nan if len(output) == 31 else accuracy(output, batch)
 
 
 def test_a_metric_without_a_value_on_one_batch_is_taken_of_the_others():
@@ -278,7 +278,7 @@ def test_a_metric_without_a_value_on_one_batch_is_taken_of_the_others():
     model = network()
     loader = labelled(model)
     x, y = loader[-1]
-    loader = [*loader, (x[:2], y[:2])]
+    loader = [*loader, (x[:31], y[:31])]
     assert batchnorm.diagnose(model, loader, metric=without_value, progress=False).ok
     for one in norms(model):
         one.running_mean += 2 * one.running_var.sqrt()
