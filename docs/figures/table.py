@@ -191,16 +191,17 @@ def _diagnosis() -> Iterator[Claim]:
         ),
     }
     for name, key in rows.items():
-        path = ("figures", key)
-        counts = [Figure("judgement/independent.json", (*path, "cases"), "d", _part(i)) for i in (0, 1)]
-        share = Figure(
-            "judgement/independent.json",
-            (*path, "cases"),
-            ".0f",
-            lambda text: 100 * int(text.split()[0]) / int(text.split()[2]),
-        )
-        bounds = [Figure("judgement/independent.json", (*path, "interval", i), ".0f", percent) for i in (0, 1)]
-        yield Claim("docs/report.md", f"| {name} | {{}} of {{}}, {{}} % ({{}} to {{}}) |", (*counts, share, *bounds))
+        yield _judged("judgement/independent.json", name, key)
+        yield _judged("judgement/independent2.json", f"second half: {name}", key)
+
+
+def _judged(file: str, name: str, key: str) -> Claim:
+    """A count, its share, and the interval of that."""
+    path = ("figures", key)
+    counts = [Figure(file, (*path, "cases"), "d", _part(i)) for i in (0, 1)]
+    share = Figure(file, (*path, "cases"), ".0f", lambda text: 100 * int(text.split()[0]) / int(text.split()[2]))
+    bounds = [Figure(file, (*path, "interval", i), ".0f", percent) for i in (0, 1)]
+    return Claim("docs/report.md", f"| {name} | {{}} of {{}}, {{}} % ({{}} to {{}}) |", (*counts, share, *bounds))
 
 
 def _part(index: int) -> Callable[[str], float]:
