@@ -24,7 +24,7 @@ batchnorm.convert(model, "renormalise")  # mistake
 batchnorm.convert(model, "Debiased")  # mistake
 batchnorm.convert(model, custom="skip")  # mistake
 batchnorm.BatchNorm2d(8, method="gohst")  # mistake
-batchnorm.BatchNorm2d(8, activation="gelu")  # mistake
+batchnorm.BatchNorm2d(8, activation="tanh")  # mistake
 batchnorm.LazyBatchNorm2d(method="sink")  # mistake
 batchnorm.BatchNorm2d(8, momentum="auto")  # mistake
 batchnorm.adapt(model, loader, "batches")  # mistake

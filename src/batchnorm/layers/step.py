@@ -384,7 +384,7 @@ class Step(torch.autograd.Function):
 
 
 # Function.apply looks for a transform's wrappers first, which no native call meets.
-_apply: Any = super(torch.autograd.Function, Step).apply
+_apply: Any = super(torch.autograd.Function, Step).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def respelled(
