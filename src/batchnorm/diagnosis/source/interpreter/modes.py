@@ -6,13 +6,14 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source.interpreter.objects import OPAQUE, Objects
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
+from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import (
     EVAL,
     SWITCHED,
     TRAIN,
     UNKNOWN,
     Context,
+    Freeze,
     Mode,
 )
 from batchnorm.diagnosis.source.values import (
@@ -47,17 +48,17 @@ class Modes(Objects):
         """Where an object was put into half precision."""
         return next((v for o, v in self.state.half.items() if self.inside(o, obj) or self.inside(obj, o)), None)
 
-    def moving(self, obj: Obj) -> tuple[tuple[Obj, ast.AST, FunctionInfo], ...]:
+    def moving(self, obj: Obj) -> tuple[tuple[Obj, Freeze], ...]:
         """The parts of an object that are frozen by requires_grad and by nothing else."""
         found = []
-        for part, (node, function) in self.state.frozen.items():
+        for part, freeze in self.state.frozen.items():
             mode, layers = self.mode(part), self.layers_mode(part)
             if (
                 self.inside(part, obj)
                 and (mode is None or mode.value in (TRAIN, SWITCHED) or part is obj)
                 and (layers is None or layers.value == TRAIN)
             ):
-                found.append((part, node, function))
+                found.append((part, freeze))
         return tuple(found)
 
     def mode(self, obj: Obj) -> Mode | None:
@@ -139,7 +140,7 @@ class Modes(Objects):
             return
         owner = frozen.function.owner
         made = frozen.function.name == "__init__" and owner is not None and owner.is_module
-        if made or any(f is frozen.function and self.inside(o, part) for o, (_, f) in self.state.frozen.items()):
+        if made or any(f.function is frozen.function and self.inside(o, part) for o, f in self.state.frozen.items()):
             self.event("part trains again", mode.node, part, frozen=frozen, of=obj, by=mode.function or self.info)
 
     def undo(self, obj: Obj, mode: Mode) -> None:

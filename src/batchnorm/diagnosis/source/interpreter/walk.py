@@ -13,6 +13,7 @@ from batchnorm.diagnosis.source.trace import (
     Event,
     State,
     Summary,
+    Test,
 )
 from batchnorm.diagnosis.source.values import (
     Atom,
@@ -36,7 +37,8 @@ class Walk:
         self.exits: list[State] = []
         self.loops: list[list[State]] = []
         self.loop_nodes: list[ast.AST] = []
-        self.tests: list[ast.expr] = []
+        self.tests: list[Test] = []
+        self.skipped: list[Test] = []  # what a `continue` above has sorted out
         self.globals: set[str] = set()
         self.closure: dict[str, FunctionInfo] = {}
         self.pending: dict[Atom, tuple[ast.AST, Form, Form, dict[str, Any]]] = {}

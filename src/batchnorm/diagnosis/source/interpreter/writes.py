@@ -9,6 +9,7 @@ from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.narrowing import Narrowing
 from batchnorm.diagnosis.source.trace import (
     UNKNOWN,
+    Freeze,
     Mode,
 )
 from batchnorm.diagnosis.source.values import (
@@ -75,10 +76,13 @@ class Writes(Narrowing):
             layer = owner.kind == "batch norm"
             loop = self.loop_nodes[-1] if self.loop_nodes else None
             if off:
-                chosen = loop is not None and bool(self.tests) and any(t in ast.walk(loop) for t in self.tests[-1:])
-                event = self.event("freeze", node, owner_model, layer=layer, loop=loop)
+                chosen = (
+                    loop is not None and bool(self.tests) and any(t.node in ast.walk(loop) for t in self.tests[-1:])
+                )
+                tests = (*self.tests, *self.skipped)
+                event = self.event("freeze", node, owner_model, layer=layer, loop=loop, tests=tests)
                 event.data["partial"] = event.data.get("partial", False) or chosen or (child and bool(self.tests))
-                self.state.frozen[owner_model] = (node, self.info)
+                self.state.frozen[owner_model] = Freeze(node, self.info, tests)
             elif child and owner_model in self.state.frozen and not isinstance(value, Const):
                 pass  # some of the parts, if the caller says so
             elif loop is not None and self.tests and self._frozen_here(owner_model, loop):
@@ -99,7 +103,7 @@ class Writes(Narrowing):
             and isinstance(call.func, ast.Attribute)
             and "children" in call.func.attr
             and not any(
-                isinstance(n, ast.Name) and n.id in ("isinstance", "type") for t in self.tests for n in ast.walk(t)
+                isinstance(n, ast.Name) and n.id in ("isinstance", "type") for t in self.tests for n in ast.walk(t.node)
             )
         )
 
@@ -109,7 +113,7 @@ class Writes(Narrowing):
         if held is None:
             return False
         for event in self.program.events.values():
-            if event.kind == "freeze" and event.node is held[0] and event.data.get("loop") is loop:
+            if event.kind == "freeze" and event.node is held.node and event.data.get("loop") is loop:
                 event.data["partial"] = True
                 return True
         return False
