@@ -36,7 +36,7 @@ class Statements(Expressions):
 
     def block(self, body: Sequence[ast.stmt]) -> None:
         """Run statements until the state is dead."""
-        skipped = len(self.skipped)
+        skipped, returned = len(self.skipped), len(self.returned)
         for statement in body:
             if self.state.dead:
                 break
@@ -46,9 +46,11 @@ class Statements(Expressions):
             else:
                 self.children(statement)
             self.flush()
-            if isinstance(statement, ast.If) and isinstance(statement.body[-1], ast.Continue) and not statement.orelse:
-                self.skipped.append(Test(statement.test, False))
-        del self.skipped[skipped:]
+            if isinstance(statement, ast.If) and not statement.orelse:
+                last, otherwise = statement.body[-1], Test(statement.test, False)
+                self.skipped.extend([otherwise] if isinstance(last, ast.Continue) else [])
+                self.returned.extend([otherwise] if isinstance(last, ast.Return) else [])
+        del self.skipped[skipped:], self.returned[returned:]
 
     def children(self, node: ast.AST) -> None:
         """Evaluate what is inside a statement that is not followed."""

@@ -39,6 +39,7 @@ class Walk:
         self.loop_nodes: list[ast.AST] = []
         self.tests: list[Test] = []
         self.skipped: list[Test] = []  # what a `continue` above has sorted out
+        self.returned: list[Test] = []  # and what a `return` has
         self.globals: set[str] = set()
         self.closure: dict[str, FunctionInfo] = {}
         self.pending: dict[Atom, tuple[ast.AST, Form, Form, dict[str, Any]]] = {}
@@ -70,6 +71,7 @@ class Walk:
         if found is None:
             found = Event(kind, node, self.info, obj, data)
             found.data["tests"] = tuple(self.tests) if "tests" not in data else data["tests"]
+            found.data["returned"] = tuple(self.returned)
             found.data["loops"] = tuple(self.loop_nodes)
             found.data["conditional"] = self.conditions > 0
             found.data["no_grad"] = self.state.no_grad
