@@ -174,9 +174,17 @@ def join(a: State, b: State, choose: Any) -> State:
                 and (obj not in a.layers or obj not in b.layers)
             ):
                 out.layers[obj] = only
-    out.frozen = {**a.frozen, **b.frozen}
+    out.frozen = dict(a.frozen)
+    freeze(out.frozen, b.frozen)
     out.half = {k: v for k, v in a.half.items() if k in b.half}
     return out
+
+
+def freeze(held: dict[Obj, Freeze], new: dict[Obj, Freeze]) -> None:
+    """Add freezes; one that happens under fewer conditions stays."""
+    for obj, later in new.items():
+        if obj not in held or len(held[obj].tests) >= len(later.tests):
+            held[obj] = later
 
 
 _ABSENT = object()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from batchnorm.diagnosis.source.contents import Contents
 from batchnorm.diagnosis.source.interpreter.objects import OPAQUE, Objects
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import (
@@ -127,6 +128,17 @@ class Modes(Objects):
         self.state.modes[obj] = mode
         if not own:
             self.set_parts(obj, mode)
+
+    def wrap(self, made: Obj, parts: list[Any], node: ast.AST) -> None:
+        """A new object without batch norm of its own, around models in eval: its layers are not in its train mode."""
+        modes = [(o, self.mode(o)) for value in parts for o in objects_in(value)]
+        around = [o for o, mode in modes if mode is not None and mode.value == EVAL]
+        if not around or self.layers_mode(made) is not None:
+            return
+        contents = Contents()  # of now: what flows where is not known in the first round
+        own = isinstance(made.info, ClassInfo) and contents.scan(made.info)[0]
+        if not own and not any(contents.contains(o) for o, _ in modes if o not in around):
+            self.state.layers[made] = Mode(UNKNOWN, node, self.info)
 
     def sees_to_modes(self, obj: Obj) -> bool:
         """Whether an object's class has a train() of its own."""

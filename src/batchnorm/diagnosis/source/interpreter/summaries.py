@@ -128,7 +128,9 @@ class Summaries(Forwards):
     def _set_parts(self, s: Summary, mapped: Mapping) -> None:
         """What the callee did to layers, to requires_grad, to the precision and to the weights."""
         _carry(s.layers, self.state.layers, mapped)
-        _carry(self._frozen(s, mapped), self.state.frozen, mapped)
+        frozen: dict[Obj, Freeze] = {}
+        _carry(self._frozen(s, mapped), frozen, mapped)
+        self.froze(frozen)
         _carry(s.half, self.state.half, mapped)
         for obj in s.thawed - set(s.frozen):
             for target in mapped.objects(obj):
@@ -140,9 +142,9 @@ class Summaries(Forwards):
         found = {o: (f, passed(f.tests, mapped.given)) for o, f in s.frozen.items()}
         return {o: self.under(f._replace(tests=tuple(t))) for o, (f, t) in found.items() if t is not None}
 
-    def under(self, freeze: Freeze) -> Freeze:
+    def under(self, frozen: Freeze) -> Freeze:
         """A freeze, under the conditions of this place too."""
-        return freeze._replace(tests=(*self.tests, *freeze.tests)[:MOST_TESTS])
+        return frozen._replace(tests=(*self.tests, *frozen.tests)[:MOST_TESTS])
 
     def _assign(self, s: Summary, mapped: Mapping) -> None:
         """What the callee assigned to attributes."""
@@ -193,11 +195,14 @@ class Summaries(Forwards):
         made = self.program.obj(
             (node, id(info), id(new)), lambda: Obj("result", info.name, info=info, node=node, sources=[new])
         )
+        self.born.setdefault(made, tuple(self.tests))
         made.given = {name: mapped(slot) for name, slot in info.params.items()}
         _hand_over(s.modes, self.state.modes, inner, made)
         _hand_over(s.layers, self.state.layers, inner, made)
         _hand_over(self._frozen(s, mapped), self.state.frozen, inner, made)
         _hand_over(s.half, self.state.half, inner, made)
+        if inner.kind == "instance" and inner.info.is_module:
+            self.wrap(made, [mapped(source) for source in inner.sources], node)
         if inner in s.loaded:
             self.state.loaded |= {made}
         return made

@@ -41,6 +41,7 @@ class Walk:
         self.skipped: list[Test] = []  # what a `continue` above has sorted out
         self.returned: list[Test] = []  # and what a `return` has
         self.globals: set[str] = set()
+        self.born: dict[Obj, tuple[Test, ...]] = {}  # the conditions that objects are made under
         self.closure: dict[str, FunctionInfo] = {}
         self.pending: dict[Atom, tuple[ast.AST, Form, Form, dict[str, Any]]] = {}
         self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner

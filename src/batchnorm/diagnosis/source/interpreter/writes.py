@@ -11,6 +11,7 @@ from batchnorm.diagnosis.source.trace import (
     UNKNOWN,
     Freeze,
     Mode,
+    freeze,
 )
 from batchnorm.diagnosis.source.values import (
     Const,
@@ -82,7 +83,7 @@ class Writes(Narrowing):
                 tests = (*self.tests, *self.skipped)
                 event = self.event("freeze", node, owner_model, layer=layer, loop=loop, tests=tests)
                 event.data["partial"] = event.data.get("partial", False) or chosen or (child and bool(self.tests))
-                self.state.frozen[owner_model] = Freeze(node, self.info, tests)
+                self.froze({owner_model: Freeze(node, self.info, tests)})
             elif child and owner_model in self.state.frozen and not isinstance(value, Const):
                 pass  # some of the parts, if the caller says so
             elif loop is not None and self.tests and self._frozen_here(owner_model, loop):
@@ -91,6 +92,16 @@ class Writes(Narrowing):
                 self.event("thaw", node, owner_model)
                 self.state.frozen.pop(owner_model, None)
                 self.summary.thawed.add(owner_model)
+
+    def froze(self, frozen: dict[Obj, Freeze]) -> None:
+        """Freezes; conditions that an object is made under too are none for it."""
+        for obj, new in frozen.items():
+            top: Obj | None = obj
+            for _ in range(8):
+                if top is not None and top not in self.born:
+                    top = self.held.get(top) or canonical(top.parent)
+            born = () if top is None else self.born.get(top, ())
+            freeze(self.state.frozen, {obj: new._replace(tests=tuple(t for t in new.tests if t not in born))})
 
     def _whole_child(self, layer: Obj, target: Any) -> bool:
         """Whether a loop over children() freezes all that is in a child, chosen by its place or name."""
