@@ -209,7 +209,7 @@ class _Scan:
         node = info.node
         if isinstance(node, ast.Module):
             return
-        self.defaults = {n: v for n, v in {**_defaults(node), **self.given}.items() if v is not UNKNOWN}
+        self.defaults = {n: v for n, v in {**literal_defaults(node), **self.given}.items() if v is not UNKNOWN}
         for default in (*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)):
             self.visit(default, YES, "")
         body = node.body if isinstance(node.body, list) else [node.body]
@@ -349,7 +349,7 @@ def _called(node: ast.AST) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-def _defaults(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> dict[str, Any]:
+def literal_defaults(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> dict[str, Any]:
     """Literal default values by parameter."""
     names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
     found = {
@@ -366,7 +366,7 @@ def _switches(
 ) -> frozenset[tuple[str, Any]]:
     """The literal switches and words of a call's parameters, defaults included; UNKNOWN where one is given another."""
     names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)][bound:]
-    found: dict[str, Any] = {n: v for n, v in _defaults(node).items() if v is None or isinstance(v, bool | str)}
+    found: dict[str, Any] = {n: v for n, v in literal_defaults(node).items() if v is None or isinstance(v, bool | str)}
     if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
         return frozenset((name, UNKNOWN) for name in found)
     for name, value in (*zip(names, call.args, strict=False), *((k.arg or "", k.value) for k in call.keywords)):

@@ -23,6 +23,21 @@ class Mode(NamedTuple):
     function: FunctionInfo | None = None
 
 
+class Test(NamedTuple):
+    """A condition that code is under, and whether it holds there."""
+
+    node: ast.expr
+    holds: bool
+
+
+class Freeze(NamedTuple):
+    """Where an object was frozen by requires_grad, and under which conditions, callers' ones included."""
+
+    node: ast.AST
+    function: FunctionInfo
+    tests: tuple[Test, ...] = ()
+
+
 class Context(NamedTuple):
     """One situation in which an event happens, of all the callers' ones."""
 
@@ -33,7 +48,7 @@ class Context(NamedTuple):
     second: bool  # in a loop's second round
     one_rank: bool
     conditional: bool
-    frozen: tuple[tuple[Obj, ast.AST, FunctionInfo], ...]
+    frozen: tuple[tuple[Obj, Freeze], ...]
     half: tuple[ast.AST, FunctionInfo] | None
     loaded: bool
     function: FunctionInfo
@@ -69,7 +84,7 @@ class Use(NamedTuple):
     no_grad: bool | None
     one_rank: bool
     layers: Mode | None
-    frozen: tuple[tuple[Obj, ast.AST, FunctionInfo], ...]
+    frozen: tuple[tuple[Obj, Freeze], ...]
     half: tuple[ast.AST, FunctionInfo] | None
     conditional: bool
     mode: Mode | None = None  # where the function itself set it
@@ -82,7 +97,7 @@ class Summary:
     uses: dict[tuple[Any, ...], Use] = field(default_factory=dict)
     modes: dict[Obj, Mode] = field(default_factory=dict)
     layers: dict[Obj, Mode] = field(default_factory=dict)
-    frozen: dict[Obj, tuple[ast.AST, FunctionInfo]] = field(default_factory=dict)
+    frozen: dict[Obj, Freeze] = field(default_factory=dict)
     thawed: set[Obj] = field(default_factory=set)
     half: dict[Obj, tuple[ast.AST, FunctionInfo]] = field(default_factory=dict)
     loaded: set[Obj] = field(default_factory=set)
@@ -100,7 +115,7 @@ class State:
     heap: dict[tuple[Obj, str], Any] = field(default_factory=dict)
     modes: dict[Obj, Mode] = field(default_factory=dict)
     layers: dict[Obj, Mode] = field(default_factory=dict)
-    frozen: dict[Obj, tuple[ast.AST, FunctionInfo]] = field(default_factory=dict)
+    frozen: dict[Obj, Freeze] = field(default_factory=dict)
     half: dict[Obj, tuple[ast.AST, FunctionInfo]] = field(default_factory=dict)
     loaded: frozenset[Obj] = frozenset()
     wrapped: frozenset[Obj] = frozenset()
@@ -159,9 +174,17 @@ def join(a: State, b: State, choose: Any) -> State:
                 and (obj not in a.layers or obj not in b.layers)
             ):
                 out.layers[obj] = only
-    out.frozen = {**a.frozen, **b.frozen}
+    out.frozen = dict(a.frozen)
+    freeze(out.frozen, b.frozen)
     out.half = {k: v for k, v in a.half.items() if k in b.half}
     return out
+
+
+def freeze(held: dict[Obj, Freeze], new: dict[Obj, Freeze]) -> None:
+    """Add freezes; one that happens under fewer conditions stays."""
+    for obj, later in new.items():
+        if obj not in held or len(held[obj].tests) >= len(later.tests):
+            held[obj] = later
 
 
 _ABSENT = object()

@@ -116,6 +116,7 @@ class Calls(Methods):
             for option in options(value):
                 if isinstance(option, Class | Obj | External | Partial):
                     made.flows_from(option)
+        self.born.setdefault(made, tuple(self.tests))
         if info.is_module:
             self.state.modes[made] = Mode(TRAIN)
         for external in info.ancestors():
@@ -124,6 +125,8 @@ class Calls(Methods):
         init = info.method("__init__")
         if init is not None:
             self.apply(node, init, made, args, keywords)
+        if info.is_module:
+            self.wrap(made, [*args, *keywords.values()], node)
         return made
 
     def method_call(self, node: ast.Call, base: Any, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:

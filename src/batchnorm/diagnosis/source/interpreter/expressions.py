@@ -11,6 +11,7 @@ from typing import Any
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.calls import Calls
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, arithmetic, member
+from batchnorm.diagnosis.source.trace import Test
 from batchnorm.diagnosis.source.values import (
     STATISTICS,
     Choice,
@@ -225,16 +226,18 @@ class Expressions(Calls):
     def comprehension(self, node: Any, result: list[ast.expr]) -> Any:
         """A comprehension is a loop; its names are its own."""
         kept = dict(self.state.env)
-        tests: list[ast.expr] = []
+        tests: list[Test] = []
         for generator in node.generators:
             element = self.element(self.ev(generator.iter))
             self.bind(generator.target, element, node)
             for test in generator.ifs:
                 self.ev(test)
-                tests.append(test)
+                tests.append(Test(test, True))
                 self.state.env.update(self.narrow(test)[0])
         self.tests.extend(tests)
+        self.loop_nodes.append(node)
         values = [self.ev(r) for r in result]
+        self.loop_nodes.pop()
         if tests:
             del self.tests[-len(tests) :]
         self.state.env = kept

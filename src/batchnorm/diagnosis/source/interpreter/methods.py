@@ -134,7 +134,7 @@ class Methods(Outside):
                     self.state.layers[canonical(base)] = Mode(summary.layers[slot].value, node, self.info)
                     self.event("layer mode", node, canonical(base), mode=summary.layers[slot].value)
                 if slot in summary.frozen:
-                    self.state.frozen[canonical(base)] = summary.frozen[slot]
+                    self.state.frozen[canonical(base)] = self.under(summary.frozen[slot])
 
     def m_iterate(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         if name in ("keys", "values", "items") and base.kind == "batch norm":

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from batchnorm.diagnosis.source.contents import Contents
 from batchnorm.diagnosis.source.interpreter.objects import OPAQUE, Objects
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
+from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import (
     EVAL,
     SWITCHED,
     TRAIN,
     UNKNOWN,
     Context,
+    Freeze,
     Mode,
 )
 from batchnorm.diagnosis.source.values import (
@@ -47,17 +49,17 @@ class Modes(Objects):
         """Where an object was put into half precision."""
         return next((v for o, v in self.state.half.items() if self.inside(o, obj) or self.inside(obj, o)), None)
 
-    def moving(self, obj: Obj) -> tuple[tuple[Obj, ast.AST, FunctionInfo], ...]:
+    def moving(self, obj: Obj) -> tuple[tuple[Obj, Freeze], ...]:
         """The parts of an object that are frozen by requires_grad and by nothing else."""
         found = []
-        for part, (node, function) in self.state.frozen.items():
+        for part, freeze in self.state.frozen.items():
             mode, layers = self.mode(part), self.layers_mode(part)
             if (
                 self.inside(part, obj)
                 and (mode is None or mode.value in (TRAIN, SWITCHED) or part is obj)
                 and (layers is None or layers.value == TRAIN)
             ):
-                found.append((part, node, function))
+                found.append((part, freeze))
         return tuple(found)
 
     def mode(self, obj: Obj) -> Mode | None:
@@ -127,6 +129,17 @@ class Modes(Objects):
         if not own:
             self.set_parts(obj, mode)
 
+    def wrap(self, made: Obj, parts: list[Any], node: ast.AST) -> None:
+        """A new object without batch norm of its own, around models in eval: its layers are not in its train mode."""
+        modes = [(o, self.mode(o)) for value in parts for o in objects_in(value)]
+        around = [o for o, mode in modes if mode is not None and mode.value == EVAL]
+        if not around or self.layers_mode(made) is not None:
+            return
+        contents = Contents()  # of now: what flows where is not known in the first round
+        own = isinstance(made.info, ClassInfo) and contents.scan(made.info)[0]
+        if not own and not any(contents.contains(o) for o, _ in modes if o not in around):
+            self.state.layers[made] = Mode(UNKNOWN, node, self.info)
+
     def sees_to_modes(self, obj: Obj) -> bool:
         """Whether an object's class has a train() of its own."""
         info = self.class_of(obj)
@@ -139,7 +152,7 @@ class Modes(Objects):
             return
         owner = frozen.function.owner
         made = frozen.function.name == "__init__" and owner is not None and owner.is_module
-        if made or any(f is frozen.function and self.inside(o, part) for o, (_, f) in self.state.frozen.items()):
+        if made or any(f.function is frozen.function and self.inside(o, part) for o, f in self.state.frozen.items()):
             self.event("part trains again", mode.node, part, frozen=frozen, of=obj, by=mode.function or self.info)
 
     def undo(self, obj: Obj, mode: Mode) -> None:

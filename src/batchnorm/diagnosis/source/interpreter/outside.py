@@ -160,6 +160,7 @@ class Outside(Summaries):
         if name.startswith("torch.hub") and len(args) > 1 and isinstance(args[1], Const):
             first = args[1].value
         made = self.program.obj((node, name), lambda: Obj("external", last(name), info=(name, first), node=node))
+        self.born.setdefault(made, tuple(self.tests))
         if name.startswith("torch.nn."):
             for value in args:
                 for option in options(value):
@@ -168,6 +169,8 @@ class Outside(Summaries):
             made.kind = "optimizer"
         if mode.value == TRAIN and made.kind == "external":
             self.state.modes[made] = mode
+            if name.startswith("torch.nn."):
+                self.wrap(made, args, node)
             if loads_weights(node, name):
                 self.state.loaded |= {made}
         return made

@@ -13,6 +13,7 @@ from batchnorm.diagnosis.source.interpreter.expressions import Expressions
 from batchnorm.diagnosis.source.project import ClassInfo, arithmetic
 from batchnorm.diagnosis.source.trace import (
     State,
+    Test,
     join,
 )
 from batchnorm.diagnosis.source.values import (
@@ -35,15 +36,21 @@ class Statements(Expressions):
 
     def block(self, body: Sequence[ast.stmt]) -> None:
         """Run statements until the state is dead."""
+        skipped, returned = len(self.skipped), len(self.returned)
         for statement in body:
             if self.state.dead:
-                return
+                break
             handler = getattr(self, "on_" + type(statement).__name__, None)
             if handler is not None:
                 handler(statement)
             else:
                 self.children(statement)
             self.flush()
+            if isinstance(statement, ast.If) and not statement.orelse:
+                last, otherwise = statement.body[-1], Test(statement.test, False)
+                self.skipped.extend([otherwise] if isinstance(last, ast.Continue) else [])
+                self.returned.extend([otherwise] if isinstance(last, ast.Return) else [])
+        del self.skipped[skipped:], self.returned[returned:]
 
     def children(self, node: ast.AST) -> None:
         """Evaluate what is inside a statement that is not followed."""
@@ -221,7 +228,7 @@ class Statements(Expressions):
         rank = self.about_rank(node.test)
         script = _is_script(node.test)
         self.conditions += not script
-        self.tests.append(node.test)
+        self.tests.append(Test(node.test, True))
         self.ranks += rank
         self.state = before.copy()
         self.state.env.update(narrowed)
@@ -231,6 +238,7 @@ class Statements(Expressions):
         self.ranks -= rank
         self.state = before.copy()
         self.state.env.update(otherwise)
+        self.tests[-1] = Test(node.test, False)
         self.block(node.orelse)
         self.restore_narrowed(self.state, otherwise, before)
         self.tests.pop()

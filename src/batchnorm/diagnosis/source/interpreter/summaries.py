@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 from typing import Any, TypeVar
 
+from batchnorm.diagnosis.source.conditions import passed
 from batchnorm.diagnosis.source.interpreter.forwards import Forwards
 from batchnorm.diagnosis.source.interpreter.mapping import Mapping
 from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
 from batchnorm.diagnosis.source.project import FunctionInfo
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Mode, Summary, Use
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Freeze, Mode, Summary, Use
 from batchnorm.diagnosis.source.values import Form, Obj, Tuple, canonical, choice, objects_in, options
 
 T = TypeVar("T")
@@ -17,6 +18,7 @@ MADE = ("external", "instance", "copy", "result")  # kinds of objects that a fun
 RETURNED = (*MADE, "wrapper", "list", "dict")  # and returns as another one with each call
 MOST_WRITES = 40  # of a summary
 MOST_RETURNS = 4
+MOST_TESTS = 12  # of a freeze
 
 
 class Summaries(Forwards):
@@ -126,12 +128,23 @@ class Summaries(Forwards):
     def _set_parts(self, s: Summary, mapped: Mapping) -> None:
         """What the callee did to layers, to requires_grad, to the precision and to the weights."""
         _carry(s.layers, self.state.layers, mapped)
-        _carry(s.frozen, self.state.frozen, mapped)
+        frozen: dict[Obj, Freeze] = {}
+        _carry(self._frozen(s, mapped), frozen, mapped)
+        self.froze(frozen)
         _carry(s.half, self.state.half, mapped)
         for obj in s.thawed - set(s.frozen):
             for target in mapped.objects(obj):
                 self.state.frozen.pop(target, None)
         self.state.loaded |= {o for slot in s.loaded for o in mapped.objects(slot)}
+
+    def _frozen(self, s: Summary, mapped: Mapping) -> dict[Obj, Freeze]:
+        """What a callee freezes with these arguments, under the conditions of the call too."""
+        found = {o: (f, passed(f.tests, mapped.given)) for o, f in s.frozen.items()}
+        return {o: self.under(f._replace(tests=tuple(t))) for o, (f, t) in found.items() if t is not None}
+
+    def under(self, frozen: Freeze) -> Freeze:
+        """A freeze, under the conditions of this place too."""
+        return frozen._replace(tests=(*self.tests, *frozen.tests)[:MOST_TESTS])
 
     def _assign(self, s: Summary, mapped: Mapping) -> None:
         """What the callee assigned to attributes."""
@@ -182,11 +195,14 @@ class Summaries(Forwards):
         made = self.program.obj(
             (node, id(info), id(new)), lambda: Obj("result", info.name, info=info, node=node, sources=[new])
         )
+        self.born.setdefault(made, tuple(self.tests))
         made.given = {name: mapped(slot) for name, slot in info.params.items()}
         _hand_over(s.modes, self.state.modes, inner, made)
         _hand_over(s.layers, self.state.layers, inner, made)
-        _hand_over(s.frozen, self.state.frozen, inner, made)
+        _hand_over(self._frozen(s, mapped), self.state.frozen, inner, made)
         _hand_over(s.half, self.state.half, inner, made)
+        if inner.kind == "instance" and inner.info.is_module:
+            self.wrap(made, [mapped(source) for source in inner.sources], node)
         if inner in s.loaded:
             self.state.loaded |= {made}
         return made

@@ -13,6 +13,7 @@ from batchnorm.diagnosis.source.trace import (
     Event,
     State,
     Summary,
+    Test,
 )
 from batchnorm.diagnosis.source.values import (
     Atom,
@@ -36,8 +37,11 @@ class Walk:
         self.exits: list[State] = []
         self.loops: list[list[State]] = []
         self.loop_nodes: list[ast.AST] = []
-        self.tests: list[ast.expr] = []
+        self.tests: list[Test] = []
+        self.skipped: list[Test] = []  # what a `continue` above has sorted out
+        self.returned: list[Test] = []  # and what a `return` has
         self.globals: set[str] = set()
+        self.born: dict[Obj, tuple[Test, ...]] = {}  # the conditions that objects are made under
         self.closure: dict[str, FunctionInfo] = {}
         self.pending: dict[Atom, tuple[ast.AST, Form, Form, dict[str, Any]]] = {}
         self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner
@@ -68,6 +72,7 @@ class Walk:
         if found is None:
             found = Event(kind, node, self.info, obj, data)
             found.data["tests"] = tuple(self.tests) if "tests" not in data else data["tests"]
+            found.data["returned"] = tuple(self.returned)
             found.data["loops"] = tuple(self.loop_nodes)
             found.data["conditional"] = self.conditions > 0
             found.data["no_grad"] = self.state.no_grad

@@ -9,7 +9,9 @@ from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.narrowing import Narrowing
 from batchnorm.diagnosis.source.trace import (
     UNKNOWN,
+    Freeze,
     Mode,
+    freeze,
 )
 from batchnorm.diagnosis.source.values import (
     Const,
@@ -75,10 +77,13 @@ class Writes(Narrowing):
             layer = owner.kind == "batch norm"
             loop = self.loop_nodes[-1] if self.loop_nodes else None
             if off:
-                chosen = loop is not None and bool(self.tests) and any(t in ast.walk(loop) for t in self.tests[-1:])
-                event = self.event("freeze", node, owner_model, layer=layer, loop=loop)
+                chosen = (
+                    loop is not None and bool(self.tests) and any(t.node in ast.walk(loop) for t in self.tests[-1:])
+                )
+                tests = (*self.tests, *self.skipped)
+                event = self.event("freeze", node, owner_model, layer=layer, loop=loop, tests=tests)
                 event.data["partial"] = event.data.get("partial", False) or chosen or (child and bool(self.tests))
-                self.state.frozen[owner_model] = (node, self.info)
+                self.froze({owner_model: Freeze(node, self.info, tests)})
             elif child and owner_model in self.state.frozen and not isinstance(value, Const):
                 pass  # some of the parts, if the caller says so
             elif loop is not None and self.tests and self._frozen_here(owner_model, loop):
@@ -87,6 +92,16 @@ class Writes(Narrowing):
                 self.event("thaw", node, owner_model)
                 self.state.frozen.pop(owner_model, None)
                 self.summary.thawed.add(owner_model)
+
+    def froze(self, frozen: dict[Obj, Freeze]) -> None:
+        """Freezes; conditions that an object is made under too are none for it."""
+        for obj, new in frozen.items():
+            top: Obj | None = obj
+            for _ in range(8):
+                if top is not None and top not in self.born:
+                    top = self.held.get(top) or canonical(top.parent)
+            born = () if top is None else self.born.get(top, ())
+            freeze(self.state.frozen, {obj: new._replace(tests=tuple(t for t in new.tests if t not in born))})
 
     def _whole_child(self, layer: Obj, target: Any) -> bool:
         """Whether a loop over children() freezes all that is in a child, chosen by its place or name."""
@@ -99,7 +114,7 @@ class Writes(Narrowing):
             and isinstance(call.func, ast.Attribute)
             and "children" in call.func.attr
             and not any(
-                isinstance(n, ast.Name) and n.id in ("isinstance", "type") for t in self.tests for n in ast.walk(t)
+                isinstance(n, ast.Name) and n.id in ("isinstance", "type") for t in self.tests for n in ast.walk(t.node)
             )
         )
 
@@ -109,7 +124,7 @@ class Writes(Narrowing):
         if held is None:
             return False
         for event in self.program.events.values():
-            if event.kind == "freeze" and event.node is held[0] and event.data.get("loop") is loop:
+            if event.kind == "freeze" and event.node is held.node and event.data.get("loop") is loop:
                 event.data["partial"] = True
                 return True
         return False

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from batchnorm.diagnosis.source.conditions import exclusive
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, file_of, spelled
 from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
 from batchnorm.diagnosis.source.values import Obj, canonical, options, within
@@ -44,7 +46,8 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
     events = {id(e.node): e for e in facts.of("freeze")}
     partial = {id(e.node) for e in facts.of("freeze") if e.data.get("partial")}
     for event, c, _ in training_forwards(facts):
-        for part, node, _function in c.frozen:
+        for part, freeze in c.frozen:
+            node = freeze.node
             level = facts.has(part) if part.kind != "batch norm" else YES
             frozen = events.get(id(node))
             if frozen is None or level not in (YES, LIKELY) or is_average(facts, part):
@@ -53,10 +56,10 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
                 continue
             if part is c.obj and id(node) not in partial and not _partly(facts, part, thawed):
                 continue
-            if not _selects(frozen):
-                yield _said(
-                    frozen, part.path, f" (line {event.line} of {file_of(event)})", level == YES and not c.conditional
-                )
+            reached = reaches(facts, frozen, part, freeze.tests)
+            if not _selects(frozen) and reached and not trains_apart(facts, freeze.tests, event, c):
+                sure = level == reached == YES and not c.conditional
+                yield _said(frozen, part.path, f" (line {event.line} of {file_of(event)})", sure)
 
 
 def _by_class(facts: Facts) -> Iterator[Said]:
@@ -70,7 +73,7 @@ def _by_class(facts: Facts) -> Iterator[Said]:
         if facts.uses(module, "track_running_stats", "FrozenBatchNorm2d", "freeze_bn", "freeze_batch_norm"):
             continue
         if any(e.data["mode"] == TRAIN and e.function.module is module for e in facts.of("mode")):
-            yield _said(event, "model", "")
+            yield _said(event, "model", "", _reached(facts, event, event.obj) == YES)
 
 
 def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
@@ -82,7 +85,8 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             continue
         if facts.uses(event.function, "eval", "no_grad") or part.kind == "self" or is_average(facts, part):
             continue
-        if _selects(event):
+        reached = _reached(facts, event, part)
+        if _selects(event) or not reached:
             continue
         inside = owner if owner is not None and owner.is_module and _belongs(facts, owner, part) else None
         if inside is not None:
@@ -90,10 +94,19 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
                 continue
         elif not (_partly(facts, part, thawed) and event.function.name):
             continue
-        trains = any(e.data["mode"] == TRAIN and _may_be(facts, e.obj, inside, part) for e in facts.of("mode"))
+        trains = any(
+            e.data["mode"] == TRAIN
+            and _may_be(facts, e.obj, inside, part)
+            and not exclusive(event.data["tests"], e.data["tests"])
+            for e in facts.of("mode")
+        )
         layers = _trains_layers(facts, inside) if inside is not None and facts.is_layer(part) else 0
         if lightning or trains or layers:
-            yield _said(event, part.path, "", sure=lightning or trains or layers == YES)
+            yield _said(event, part.path, "", sure=reached == YES and (lightning or trains or layers == YES))
+
+
+def _reached(facts: Facts, event: Event, part: Obj | None) -> int:
+    return reaches(facts, event, part, event.data["tests"]) if part is not None else YES
 
 
 def _belongs(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
@@ -162,7 +175,7 @@ def _selects(event: Event) -> bool:
     return any(
         isinstance(c, ast.Constant) and isinstance(c.value, str) and c.value.lower() in AFFINE
         for t in event.data["tests"]
-        for c in ast.walk(t)
+        for c in ast.walk(t.node)
     )
 
 

@@ -6,10 +6,12 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
+from batchnorm.diagnosis.source.conditions import decided, exclusive
+from batchnorm.diagnosis.source.contents import literal_defaults
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of
 from batchnorm.diagnosis.source.rules.forwards import training_forwards
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
-from batchnorm.diagnosis.source.values import Const, Obj
+from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Event, Test
+from batchnorm.diagnosis.source.values import Const, Obj, options
 
 SMALL = 4  # samples of a batch whose statistics are noisy
 LOADER = ("torch.utils.data.DataLoader", "torch.utils.data.dataloader.DataLoader")
@@ -22,9 +24,14 @@ def small_batches(facts: Facts) -> Iterator[Said]:
     for event, c, _ in training_forwards(facts) if loaders else ():
         if (c.layers is not None and c.layers.value != TRAIN) or facts.has(c.obj) != YES:
             continue
-        for loader, call, through in _loaders(facts, event, loaders):
-            sizes = _sizes(facts, loader, call, through)
+        given = [(*found, _sizes(facts, *found)) for found in _loaders(facts, event, loaders)]
+        for loader, call, through, sizes in given:
             if not sizes or max(sizes) > SMALL:
+                continue
+            larger = [(o, t) for o, _, t, s in given if not s or max(s) > max(sizes)]
+            if larger and c.mode.value == SWITCHED:
+                continue  # the larger ones may be those of training
+            if any(_alternatives((loader, through), other) for other in larger):
                 continue
             largest = int(max(sizes))
             one = largest == 1
@@ -60,6 +67,32 @@ def _loaders(
                 yield loaders[id(call)], call, through
 
 
+def _alternatives(one: tuple[Event, tuple[Obj, ...]], other: tuple[Event, tuple[Obj, ...]]) -> bool:
+    """Whether one call, or one run of a script, makes either of two loaders, and nothing says that it is the first."""
+    (a, through), (b, beside) = one, other
+    if a.function is not b.function or not exclusive(_tests(a), _tests(b)):
+        return False
+    made, also = (
+        next((o for o in t[::-1] if o.kind == "result" and o.info is a.function), None) for t in (through, beside)
+    )
+    if made is None or also is None:
+        return made is also
+    return made.node is also.node and _chosen(a, made) is not True
+
+
+def _tests(loader: Event) -> tuple[Test, ...]:
+    return (*loader.data["tests"], *loader.data["returned"])
+
+
+def _chosen(loader: Event, made: Obj) -> bool | None:
+    """Whether a call's literal arguments say that it makes a loader, which is under tests."""
+    node = loader.function.node
+    given = {} if isinstance(node, ast.Module) else literal_defaults(node)
+    given |= {n: v.value for n, v in made.given.items() if isinstance(v, Const)}
+    found = [decided(t, given) for t in _tests(loader)]
+    return False if False in found else None if None in found else True
+
+
 def _sizes(facts: Facts, loader: Event, node: ast.Call, through: tuple[Obj, ...]) -> list[float]:
     """The literal batch sizes that a loader may have; none where one is unknown or the batches are put together."""
     keywords, args = loader.data["keywords"], loader.data["args"]
@@ -73,7 +106,8 @@ def _sizes(facts: Facts, loader: Event, node: ast.Call, through: tuple[Obj, ...]
     for call in through:
         if isinstance(value, Obj) and value.kind == "parameter" and value.info is call.info:
             value = call.given.get(value.name) or value
-    return [] if isinstance(value, Const) and value.value is None else facts.numbers(value)
+    each = [facts.numbers(option) for option in options(value)]
+    return [n for numbers in each for n in numbers] if all(each) else []
 
 
 def _evaluated(facts: Facts, obj: Obj) -> bool:

@@ -1,0 +1,102 @@
+"""Which part of a model a freeze reaches, by the tests on names and on options that it is under."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+
+from batchnorm.diagnosis.source.conditions import exclusive, implied, parts
+from batchnorm.diagnosis.source.contents import LIKELY, NO, PARTS, YES
+from batchnorm.diagnosis.source.facts import Facts
+from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.trace import EVAL, Context, Event, Test
+from batchnorm.diagnosis.source.values import Obj, within
+
+NORM = ("bn", "norm")
+KINDS = ("isinstance", "issubclass", "type")
+
+
+def reaches(facts: Facts, event: Event, part: Obj, tests: Iterable[Test]) -> int:
+    """Whether a freeze reaches batch norm of a part: LIKELY where an option, or a list of names, decides."""
+    own = _names(event.data["loops"])
+    level, through, kept = YES, [], []
+    for test in (p for t in tests for p in parts(t)):
+        used = {n.id for n in ast.walk(test.node) if isinstance(n, ast.Name)}
+        words = _words(test.node)
+        if used & own and not (used & set(KINDS)):
+            (through if test.holds != _negative(test.node) else kept).extend(words)
+            if not words and used - own and _by_name(event, used):
+                level = LIKELY
+        elif used and not (used & set(KINDS)) and not _about_norm(words):
+            level = LIKELY
+    if _about_norm(kept) or (through and not _about_norm(through) and not _named_part(facts, part, through)):
+        return NO
+    return level
+
+
+def trains_apart(facts: Facts, freeze: Iterable[Test], event: Event, c: Context) -> bool:
+    """Whether a training forward and a freeze are under conditions that exclude each other, or eval() comes with it."""
+    freeze = tuple(freeze)
+    if not freeze:
+        return False
+    modes = [e for e in facts.of("mode") if e.function is c.mode.function]
+    if exclusive(freeze, event.data["tests"]) or any(
+        e.node is c.mode.node and exclusive(freeze, e.data["tests"]) for e in modes
+    ):
+        return True
+    same = {id(o) for o in facts.aliases(c.obj)}
+    return any(
+        e.data["mode"] == EVAL
+        and e.obj is not None
+        and (within(e.obj, c.obj) or any(id(o) in same for o in facts.aliases(e.obj)))
+        and implied(e.data["tests"], freeze)
+        for e in modes
+    )
+
+
+def _names(loops: Iterable[ast.AST]) -> set[str]:
+    """The names that loops bind, and those that their bodies do."""
+    return {n.id for loop in loops for n in ast.walk(loop) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def _words(test: ast.AST) -> list[str]:
+    return [n.value for n in ast.walk(test) if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value]
+
+
+def _about_norm(words: Iterable[str]) -> bool:
+    return any(n in word.lower() for word in words for n in NORM)
+
+
+def _negative(test: ast.AST) -> bool:
+    """`not in`, `!=`, and `find(...) == -1`."""
+    if not isinstance(test, ast.Compare):
+        return False
+    found = any(isinstance(n, ast.Attribute) and n.attr == "find" for n in ast.walk(test.left))
+    if found:
+        return isinstance(test.ops[0], ast.Eq | ast.Lt)
+    return isinstance(test.ops[0], ast.NotIn | ast.NotEq | ast.IsNot)
+
+
+def _by_name(event: Event, used: set[str]) -> bool:
+    """Whether names that a loop gives with its parameters are among those used."""
+    for loop in event.data["loops"]:
+        heads = [(loop.target, loop.iter)] if isinstance(loop, ast.For) else []
+        heads += [(g.target, g.iter) for g in getattr(loop, "generators", ())]
+        for target, over in heads:
+            named = any(isinstance(n, ast.Attribute) and n.attr.startswith("named_") for n in ast.walk(over))
+            first = target.elts[0] if isinstance(target, ast.Tuple) and target.elts else None
+            if named and isinstance(first, ast.Name) and first.id in used:
+                return True
+    return False
+
+
+def _named_part(facts: Facts, part: Obj, words: Iterable[str]) -> bool:
+    """Whether one of the words is in the name of an attribute that has batch norm."""
+    of = [a for a in facts.aliases(part) for a in (a, *a.sources[:4]) if isinstance(a, Obj)]
+    names = {n for o in of for n in (*PARTS, *o.attrs)}
+    names |= {n for o in of if isinstance(o.info, ClassInfo) for n in o.info.self_obj.attrs}
+    asked = [w for word in words for w in word.split(".") if w and w != "module"]
+    return any(facts.has(part.attr(n)) == YES for n in sorted(names) if any(w in n for w in asked))
+
+
+__all__ = ["reaches", "trains_apart"]
