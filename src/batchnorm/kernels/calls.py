@@ -42,21 +42,21 @@ def size(groups: int, channels: int) -> int:
 class Saved:
     """The rows of channel vectors one forward leaves, `(groups, C)` each."""
 
-    __slots__ = ("channels", "groups", "values")
+    __slots__ = ("_rows", "channels", "groups", "values")
 
     def __init__(self, groups: int, channels: int, values: Tensor | None = None) -> None:
         self.groups, self.channels = groups, channels
+        self._rows: dict[int, Tensor] = {}
         self.values = (
             torch.empty(size(groups, channels), dtype=torch.float64, device="cpu") if values is None else values
         )
 
     def row(self, index: int) -> Tensor:
         """Of count, its squares, mean, m2; mean, invstd, centre, share / count; ratio, offset, scale, shift; follow."""
-        return self.rows()[index]
-
-    def rows(self) -> tuple[Tensor, ...]:
-        """All of them."""
-        return self.values.view(ROWS, self.groups, self.channels).unbind(0)
+        found = self._rows.get(index)
+        if found is None:
+            found = self._rows[index] = self.values.view(ROWS, self.groups, self.channels)[index]
+        return found
 
 
 class Statistics(NamedTuple):

@@ -120,7 +120,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
                 whole.state = Copied(held, torch.float64)
                 whole.now = Now(1.0, layer.momentum, layer.eps, recipe.estimator, None, statistics.tracked)
             if layer.memory_names:
-                _ = whole.state.mean, whole.state.var, whole.state.memory  # as they are before they move
+                _ = whole.state.mean, whole.state.var  # as they are before they move
         n = x.numel() // x.shape[1]
         try:
             made = _numbers(coupling, recipe, whole, sample_weight, n, groups, x.shape[0] % groups == 0, moves)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from batchnorm.errors import OperandError
@@ -50,9 +49,10 @@ class Memory:
         if not self._moves:
             return
         # Of a stream, single samples are left out, and the coupling has done that.
-        finite = torch.isfinite(sums.sum_g + sums.sum_gx)
-        finite = finite.all(-1).any() if self._layer.recipe.extent.sequential else finite.all()
-        ok: Tensor | None = finite & (sums.values > 0).any()
+        finite = ((sums.sum_g + sums.sum_gx) * 0).sum(-1) == 0
+        ok: Any = finite.any() if self._layer.recipe.extent.sequential else finite.all()
+        if isinstance(sums.some, Tensor):
+            ok = ok & sums.some.any()
         if not isinstance(self._now.step, Tensor) and native.unwatched():
             # Where reading it waits for nobody.
             if not ok:

@@ -391,6 +391,7 @@ class BatchNorm(Moving):
         if moves and final is None and not self.accumulating and ranks is sharing.ranks:
             with torch.no_grad():
                 move = recipe.estimator.move(state, moving)
+                _ = state.mean, state.var  # as they are before they move
         memory = None if coupling.exact else Memory(self, now)
         y, moved = self._spell_or_pass(x, sharing, plan, memory, batch, move, run)
         with bookkeeping():

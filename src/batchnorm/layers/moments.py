@@ -110,6 +110,8 @@ class Moments:
         """Merge the groups of a `(groups, C)` result into one `(C,)` result."""
         if self.mean.dim() == 1:
             return self
+        if len(self.mean) == 1:
+            return self.row(0)
         count = self.count.sum(0)
         safe = torch.where(count > 0, count, 1.0)
         mean = (self.count * self.mean).sum(0) / safe

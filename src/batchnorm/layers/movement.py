@@ -109,7 +109,7 @@ class Moving(Statistics):
             ok = self._acceptable(batch, var, several)
             self._commit(State(mean, var, self._kept(state, now, batch)), ok, ~ok)
 
-    def _kept(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+    def _kept(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """What the choices keep of a batch that enters."""
         if not self.memory_names:
             return {}

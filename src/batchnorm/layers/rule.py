@@ -195,9 +195,9 @@ def affine(rows: Rows, weight: Tensor | None, bias: Tensor | None) -> tuple[Tens
     return scale, shift if bias is None else shift + bias.to(scale.dtype)
 
 
-def factor(rows: Rows, weight: Tensor | None) -> Tensor:
+def factor(rows: Rows, weight: Tensor | None) -> Any:
     """What the gradient at the normalised data is of that at the output."""
-    made = torch.ones_like(rows.invstd) if weight is None else weight.to(rows.invstd.dtype).expand_as(rows.invstd)
+    made = 1.0 if weight is None else weight.to(rows.invstd.dtype)
     for ratio in (rows.ratio, rows.follow):
         made = made if ratio is None else made * ratio
     return made
@@ -327,6 +327,8 @@ class Sums(NamedTuple):
     sum_g: Tensor
     sum_gx: Tensor
     values: Tensor
+    # Which groups hold values: a tensor, or True.
+    some: Any
 
     @property
     def invstd(self) -> Tensor:
@@ -356,14 +358,14 @@ class Sums(NamedTuple):
     def pooled(self, means: Tensor) -> Tensor:
         """The mean over groups, weighted by what they hold."""
         if len(self.values) == 1:
-            return torch.where(self.values > 0, means, 0.0)[0]
-        return torch.where(self.values > 0, means * self.values, 0.0).sum(0) / or_one(self.values.sum(0))
+            return pick(self.some, means, 0.0)[0]
+        return pick(self.some, means * self.values, 0.0).sum(0) / or_one(self.values.sum(0))
 
 
-def told(rows: Rows, batch: Moments, weight: Tensor | None, sum_g: Tensor, sum_gx: Tensor) -> Sums:
-    """All that a backward, or its memory, asks of the data."""
+def told(rows: Rows, batch: Moments, weight: Tensor | None, sum_g: Tensor, sum_gx: Tensor, full: bool = False) -> Sums:
+    """All that a backward, or its memory, asks of the data; full says that every group holds values."""
     values = batch.count if rows.few is None else torch.where(rows.few, 0.0, batch.count)
-    return Sums(rows, batch, weight, sum_g, sum_gx, values)
+    return Sums(rows, batch, weight, sum_g, sum_gx, values, full or values > 0)
 
 
 def constants(rows: Rows) -> Rows:

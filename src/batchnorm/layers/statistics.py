@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from batchnorm.errors import BatchNormError, check
 from batchnorm.kernels import native
 from batchnorm.layers.choices import Recipe
 from batchnorm.layers.choices.situation import Now, State, resolve
+from batchnorm.layers.choices.windows import Slot
 from batchnorm.layers.held import without_contexts
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -215,10 +217,16 @@ class Statistics(_BatchNorm):
         return State(_copy(held["running_mean"], dtype), _copy(held["running_var"], dtype), memory)
 
     def _write_memory(self, new: Any, ok: Tensor | None = None, held: dict[str, Tensor] | None = None) -> None:
-        for name in new:
+        for name, value in new.items():
             buffer = self.stat(name) if held is None else held[name]
-            value = new[name] if ok is None else torch.where(ok, new[name], buffer)
-            buffer.copy_(value)
+            if isinstance(value, Slot):
+                buffer, value = buffer[value.seen % len(buffer)], value.value
+            if ok is not None:
+                value = torch.where(ok, value, buffer)
+            if isinstance(value, Tensor):
+                buffer.copy_(value)
+            else:
+                buffer.fill_(value)
 
     # Dtypes, loading, reset --------------------------------------------------------------------------------
 
@@ -325,13 +333,37 @@ class Copied(State):
         return self._copy("running_var")
 
     @cached_property
-    def memory(self) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def memory(self) -> Mapping[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What the choices remember."""
-        return {name: self._copy(name) for name in self._held[0] if name not in _STOCK}  # pyright: ignore
+        held, dtype = self._held  # pyright: ignore
+        return CopiedMemory(held, dtype)
+
+    def _counted(self, name: str, now: Now) -> Tensor:
+        # A number needs no copy.
+        return self.memory[name] if isinstance(now.step, Tensor) else self._held[0][name]  # pyright: ignore
 
     def _copy(self, name: str) -> Tensor:
         held, dtype = self._held  # pyright: ignore
         return _copy(held[name], dtype)
+
+
+class CopiedMemory(Mapping[str, Tensor]):
+    """What the choices of a layer remember, each copied when it is first asked for."""
+
+    def __init__(self, held: dict[str, Tensor], dtype: torch.dtype) -> None:
+        self._held, self._dtype = {name: t for name, t in held.items() if name not in _STOCK}, dtype
+        self._copies: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._copies:
+            self._copies[name] = _copy(self._held[name], self._dtype)
+        return self._copies[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
 
 
 _OWN = (

@@ -241,7 +241,7 @@ class Native:
         def end(*everybodys: Tensor) -> tuple[Any, ...]:
             given, memory = self._constant(), self.memory
             if memory is not None:
-                brought = rule.told(self.rows(), self.batch(), weight, *everybodys)
+                brought = self._brought(weight, everybodys)
                 at = memory.open()
                 given = memory.pull(at, self.numbers, brought)
                 memory.learn(at, self.numbers, brought, given)
@@ -263,7 +263,7 @@ class Native:
             return end(*(sums if ranks is None else ranks.sums(*sums)))
         dx, dw, db, dr, sums = calls.backward(*told, pull=given)
         if memory is not None:
-            memory.learn(at, self.numbers, rule.told(self.rows(), self.batch(), weight, *sums), given)
+            memory.learn(at, self.numbers, self._brought(weight, sums), given)
         return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None
 
     def _constant(self) -> Pull | None:
@@ -296,17 +296,29 @@ class Native:
 
     def batch(self) -> Moments:
         """The moments of each group."""
-        count, squares, mean, m2, *_ = self.saved.rows()  # pyright: ignore[reportOptionalMemberAccess]
-        return Moments(count, mean, m2, squares, self.sharing.reliability)
+        row: Any = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
+        return Moments(row(0), row(2), row(3), row(1), self.sharing.reliability)
 
     def rows(self) -> Rows:
         """What normalised, as the rule has it."""
-        row = self.saved.rows()  # pyright: ignore[reportOptionalMemberAccess]
-        n, invstd = rule.or_one(row[0]), row[5]
+        row: Any = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
+        numbers, n = self.numbers, row(0) if self._full() else rule.or_one(row(0))
         own_u, own_v = (0.0, 0.0) if self.detached or self.stored else (self.numbers.mean, self.numbers.share)
         if self.numbers.log:
-            own_v = row[7] * n
-        return Rows(n, row[4], invstd, row[6], own_u, own_v, row[8], row[12], row[9])
+            own_v = row(7) * n
+        limited = not numbers.low == numbers.high == 1
+        ratio = row(8) if limited and not numbers.quiet else None
+        follow = row(12) if limited and numbers.quiet else None
+        offset = None if numbers.shift == 0 else row(9)
+        return Rows(n, row(4), row(5), row(6), own_u, own_v, ratio, follow, offset)
+
+    def _full(self) -> bool:
+        """Whether no group can be without values."""
+        return self.sharing.weight is None and not self.sharing.uneven
+
+    def _brought(self, weight: Any, sums: Any) -> rule.Sums:
+        """All that the memory asks of the data."""
+        return rule.told(self.rows(), self.batch(), weight, *sums, full=self._full())
 
     def _in_torch(self) -> Passing:
         """The same by the passes, where g is no plain tensor (vmap over gradients, a mode)."""

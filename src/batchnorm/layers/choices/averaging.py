@@ -7,6 +7,7 @@ not the derivative of the forward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from batchnorm.arguments import AT_LEAST_1, BATCHES, DECAY, STEPS, a_flag, arguments
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.situation import Now, State
-from batchnorm.layers.choices.windows import others, pushed
+from batchnorm.layers.choices.windows import others, pushed, replaced
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.rule import UNCENTRED, Numbers, Pull, Sums, Vectors, is_number, pick, times
 
@@ -29,11 +30,11 @@ def _counter(state: State) -> Tensor:
     return torch.zeros(1, dtype=torch.long, device=state.mean.device)
 
 
-def _where(condition: Any, vector: Tensor) -> Tensor | None:
-    """The vector where the condition holds, else nothing."""
+def _where(condition: Any, vector: Callable[[], Tensor]) -> Tensor | None:
+    """The vector where the condition holds, else nothing, and then it is not made."""
     if isinstance(condition, Tensor):
-        return torch.where(condition, vector, 0.0)
-    return vector if condition else None
+        return torch.where(condition, vector(), 0.0)
+    return vector() if condition else None
 
 
 class _SecondMoment(Coupling):
@@ -92,33 +93,33 @@ class MABN(_SecondMoment):
         """The share of a new value in its full window, and what the others add to it; all of it before that."""
         if self.window == 1:
             return 1.0, None
-        seen = now.read(state.memory[f"{name}_seen"])
-        full = (seen >= self.window - 1) & (now.step > self.warmup)
-        return pick(full, 1 / self.window, 1.0), _where(full, state.memory[name].sum(0) / self.window)
+        full = (state.counter(f"{name}_seen", now) >= self.window - 1) & (now.step > self.warmup)
+        return pick(full, 1 / self.window, 1.0), _where(full, lambda: state.memory[name].sum(0) / self.window)
 
     def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
         """The window's second moment; ratio is its root over the running one's."""
         share, rest = self._window(state, now, "forward_window")
         late = now.step > self.correct_after
         low, high = pick(late, 1 / self.r_max, 1.0), pick(late, float(self.r_max), 1.0)
-        return UNCENTRED._replace(share=share, low=low, high=high), Vectors(pv=state.var, rest=rest)
+        vectors = Vectors(pv=_where(late, lambda: state.var), rest=rest)
+        return UNCENTRED._replace(share=share, low=low, high=high), vectors
 
-    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Keep the batch's second moment."""
         return self._push(state, now, "forward_window", batch.var(0))
 
-    def _push(self, state: State, now: Now, name: str, value: Tensor) -> dict[str, Tensor]:
+    def _push(self, state: State, now: Now, name: str, value: Tensor) -> dict[str, Any]:
         if self.window == 1:
             return {}
-        seen = state.memory[f"{name}_seen"]
-        return {name: pushed(state.memory[name], now.read(seen), value), f"{name}_seen": seen + 1}
+        seen = state.counter(f"{name}_seen", now)
+        return {name: pushed(state.memory, name, seen, value), f"{name}_seen": seen + 1}
 
     def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The window's correlation in the place of the batch's."""
         share, rest = self._window(state, now, "backward_window")
         return Pull(own_v=share, base_v=rest)
 
-    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
+    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """Keep the batch's correlation."""
         return self._push(state, now, "backward_window", sums.pooled(sums.mean_gx))
 
@@ -156,14 +157,14 @@ class PowerNorm(_SecondMoment):
     def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
         """The batch's second moment, then the running one from before this batch."""
         past = now.step > self.warmup
-        return UNCENTRED._replace(share=pick(past, 0.0, 1.0)), Vectors(rest=_where(past, state.var))
+        return UNCENTRED._replace(share=pick(past, 0.0, 1.0)), Vectors(rest=_where(past, lambda: state.var))
 
     def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The controller's estimate of the correlation; the batch's own during warm-up."""
         past = now.step > self.warmup
-        return Pull(own_v=pick(past, 0.0, 1.0), base_v=_where(past, self._held(state)))
+        return Pull(own_v=pick(past, 0.0, 1.0), base_v=_where(past, lambda: self._held(state)))
 
-    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
+    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """What the gradient still has in common with the output."""
         left = sums.mean_gx - times(self._held(state), sums.y2)
         return {"backward_v": state.memory["backward_v"] + sums.pooled(left)}
@@ -216,12 +217,12 @@ class UnifiedNorm(_SecondMoment):
         }
 
     def _full(self, state: State, now: Now, name: str) -> Any:
-        return (now.read(state.memory[f"{name}_seen"]) >= self.window - 1) & (now.step > self.warmup)
+        return (state.counter(f"{name}_seen", now) >= self.window - 1) & (now.step > self.warmup)
 
     def _outlier(self, square: Tensor, state: State, now: Now) -> Any:
         """Whether the window with this second moment has an outlier in any channel."""
-        ring, seen = state.memory["forward_window"], state.memory["forward_window_seen"]
-        new = pushed(ring, now.read(seen), square)
+        ring = state.memory["forward_window"]
+        new = replaced(ring, state.counter("forward_window_seen", now), square)
         gap = new.mean(0) - _geometric(new)
         return now.read((gap > ring.sqrt().var() * self.window).any()) & self._full(state, now, "forward_window")
 
@@ -230,21 +231,24 @@ class UnifiedNorm(_SecondMoment):
         active = self._full(state, now, "forward_window")
         if self.filter_outliers and self.window > 1:
             active = active & (self._outlier(now.batch.pool().var(0), state, now) == 0)
-        rest, _ = others(state.memory["forward_window"].log(), now.read(state.memory["forward_window_seen"]))
         low, high = pick(active, 1 / self.r_max, 1.0), pick(active, float(self.r_max), 1.0)
         numbers = UNCENTRED._replace(share=pick(active, 1 / self.window, 1.0), low=low, high=high, quiet=True)
-        # Its logarithm: of numbers, only where the window takes part, since exp(log E) is not E to the last bit.
-        return numbers._replace(log=isinstance(active, Tensor) or bool(active)), Vectors(
-            pv=state.var, rest=_where(active, rest / self.window)
-        )
 
-    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+        def rest() -> Tensor:
+            ring = state.memory["forward_window"]
+            return others(ring.log(), state.counter("forward_window_seen", now))[0] / self.window
+
+        # Its logarithm: of numbers, only where the window takes part, since exp(log E) is not E to the last bit.
+        numbers = numbers._replace(log=isinstance(active, Tensor) or bool(active))
+        return numbers, Vectors(pv=_where(active, lambda: state.var), rest=_where(active, rest))
+
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Keep the batch's second moment, or the running one for an outlier."""
-        seen, square = state.memory["forward_window_seen"], batch.var(0)
+        seen, square = state.counter("forward_window_seen", now), batch.var(0)
         if self.filter_outliers and self.window > 1:
             square = pick(self._outlier(square, state, now), state.var, square)
         return {
-            "forward_window": pushed(state.memory["forward_window"], now.read(seen), square),
+            "forward_window": pushed(state.memory, "forward_window", seen, square),
             "forward_window_seen": seen + 1,
         }
 
@@ -262,25 +266,32 @@ class UnifiedNorm(_SecondMoment):
     def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The average over the window's correlations; the batch's own while the window is not used."""
         active, _ = self._backward(state, now, numbers)
-        rest, _ = others(state.memory["backward_window"], now.read(state.memory["backward_window_seen"]))
         new = (1 - self.backward_decay) / self.window
-        held = self.backward_decay * state.memory["backward_average"][0] + new * rest
+
+        def held() -> Tensor:
+            rest, _ = others(state.memory["backward_window"], state.counter("backward_window_seen", now))
+            return self.backward_decay * state.memory["backward_average"][0] + new * rest
+
         return Pull(own_v=pick(active, new, 1.0), base_v=_where(active, held))
 
-    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
+    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """Keep the batch's correlation, and move the average over the window of them."""
         active, outlier = self._backward(state, now, numbers)
         if is_number(outlier, True):
             return {}
-        ring, seen, average = (state.memory[f"backward_{name}"] for name in ("window", "window_seen", "average"))
-        own = sums.mean_gx
-        used = times(pull.own_v, own) if pull.base_v is None else times(pull.own_v, own) + pull.base_v
-        early = self.backward_decay * average + (1 - self.backward_decay) * own
+        seen, own = state.counter("backward_window_seen", now), sums.mean_gx
+        average = times(pull.own_v, own) if pull.base_v is None else times(pull.own_v, own) + pull.base_v
+        if not is_number(active, True):
+            held = state.memory["backward_average"]
+            early = self.backward_decay * held + (1 - self.backward_decay) * own
+            average = pick(active, average, early)
         new = {
-            "backward_window": pushed(ring, now.read(seen), sums.pooled(own)),
+            "backward_window": pushed(state.memory, "backward_window", seen, sums.pooled(own)),
             "backward_window_seen": seen + 1,
-            "backward_average": sums.pooled(pick(active, used, early))[None],
+            "backward_average": sums.pooled(average)[None],
         }
+        if is_number(outlier, False):
+            return new
         return {name: pick(outlier, state.memory[name], value) for name, value in new.items()}
 
 

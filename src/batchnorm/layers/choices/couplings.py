@@ -57,7 +57,7 @@ class Coupling:
         """What normalises, as numbers for the rule."""
         raise NotImplementedError
 
-    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """What changes in its memory after this forward; batch holds the pooled moments."""
         return {}
 
@@ -68,7 +68,7 @@ class Coupling:
         """
         raise NotImplementedError
 
-    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
+    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """What changes in its memory after this backward."""
         return {}
 

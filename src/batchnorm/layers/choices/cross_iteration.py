@@ -102,7 +102,7 @@ class CrossIteration(Coupling):
         share = 1 / (1 + count)
         return Numbers(share, share, 1 - share), Vectors(mean, rest=share * torch.where(filled, spread, 0.0).sum(0))
 
-    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Keep the batch's moments, their slopes and the weights."""
         if self.window == 1 or now.before is None:
             return {}
@@ -110,5 +110,5 @@ class CrossIteration(Coupling):
         square = batch.var(0) + batch.mean.square()
         before = now.before
         values = (batch.mean, square, before["mean_slope"], before["square_slope"], before["weight"])
-        new = {name: pushed(memory[name], seen, value) for name, value in zip(_RINGS, values, strict=True)}
+        new = {name: pushed(memory, name, seen, value) for name, value in zip(_RINGS, values, strict=True)}
         return {**new, "past_seen": seen + 1}

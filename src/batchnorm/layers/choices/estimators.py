@@ -52,7 +52,7 @@ class Estimator:
         """What the batch joins: the new mean is `(1 - gain) * rest.mean + gain * batch.mean`."""
         return state
 
-    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """What changes in its memory once this batch has entered; batch holds the pooled moments."""
         return {}
 
@@ -154,16 +154,16 @@ class EMA(_Average):
         if momentum is None or not self.debias:
             return super().gain(state, now)
         if "initial_weight" in state.memory:
-            left = now.read(state.memory["initial_weight"]) * (1 - momentum)
+            left = state.counter("initial_weight", now) * (1 - momentum)
         else:
             left = (1 - momentum) ** now.step
         return pick(momentum > 0, momentum / pick(left < 1, 1 - left, 1.0), 0.0)
 
-    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Forget the initial value a little more."""
         if "initial_weight" not in state.memory or now.momentum is None:
             return {}
-        return {"initial_weight": state.memory["initial_weight"] * (1 - now.momentum)}
+        return {"initial_weight": state.counter("initial_weight", now) * (1 - now.momentum)}
 
 
 @dataclass(frozen=True)
@@ -267,16 +267,16 @@ class Pooled(Estimator):
         """Merge the batch into what has been seen (Chan)."""
         if _paused(now):
             return Move()
-        seen, n = now.read(state.memory["pooled_count"]), now.n
+        seen, n = state.counter("pooled_count", now), now.n
         return _joined(seen, pick(seen > self.correction, seen - self.correction, 0.0), n, self.correction)
 
     def gain(self, state: State, now: Now) -> Gain:
         """The batch's share of all values seen."""
         return self.move(state, now).gain
 
-    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Count the values."""
-        return {} if _paused(now) else {"pooled_count": state.memory["pooled_count"] + batch.count[:1]}
+        return {} if _paused(now) else {"pooled_count": state.counter("pooled_count", now) + batch.count[:1]}
 
 
 def _joined(seen: Any, seen_left: Any, n: Any, correction: int) -> Move:
@@ -330,15 +330,16 @@ class Window(Estimator):
 
     def _past(self, state: State, now: Now) -> tuple[Any, Any, Any]:
         """What the others hold together, and their mean and biased spread: the window without the oldest."""
-        memory, seen = state.memory, state.memory["window_seen"]
-        means, variances, counts = (memory[f"window_{name}"] for name in ("mean", "var", "count"))
+        memory = state.memory
+        means, variances = memory["window_mean"], memory["window_var"]
         if not self.total:
-            seen = now.read(seen)
+            seen = state.counter("window_seen", now)
             (mean, held), (var, _) = others(means, seen), others(variances, seen)
             count = held.to(means.dtype) if isinstance(held, Tensor) else held
             over = pick(count > 0, count, 1.0)
             return count, mean / over, var / over
         # A count of 0 in a filled row is not known: it weighs what the new batch weighs.
+        counts, seen = memory["window_count"], memory["window_seen"]
         n = torch.as_tensor(now.n, dtype=means.dtype, device=means.device)
         rows = torch.arange(self.size, device=means.device)
         stays = ((rows < seen) & (rows != seen % self.size))[:, None, None]
@@ -366,14 +367,13 @@ class Window(Estimator):
         _, mean, var = self._past(state, now)
         return State(mean, var, state.memory)
 
-    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Tensor]:
+    def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Put the batch in the place of the oldest."""
         if _paused(now):
             return {}
-        memory, seen = state.memory, state.memory["window_seen"]
+        seen = state.counter("window_seen", now)
         values = {"mean": batch.mean, "var": batch.var(0 if self.total else self.correction), "count": batch.count[:1]}
-        at = now.read(seen)
-        new = {f"window_{name}": pushed(memory[f"window_{name}"], at, value) for name, value in values.items()}
+        new = {f"window_{name}": pushed(state.memory, f"window_{name}", seen, value) for name, value in values.items()}
         return {**new, "window_seen": seen + 1}
 
 

@@ -78,7 +78,7 @@ class OnlineNorm(Coupling):
         u, v = (state.memory[f"backward_{name}"][0] for name in "uv")
         mean_g, mean_gx = sums.mean_g, sums.mean_gx
         # A sample with a gradient that is not finite in some channel leaves both controllers as they are.
-        usable = (sums.values > 0) & torch.isfinite(mean_g) & torch.isfinite(mean_gx)
+        usable = sums.some & torch.isfinite(mean_g) & torch.isfinite(mean_gx)
         usable = usable.all(-1, keepdim=True).expand_as(mean_gx)
         vs = recurrence(torch.where(usable, mean_gx, 0.0), torch.where(usable, 1 - rest * sums.y2, 1.0), v)
         held_v = rest * before(vs, v)
@@ -87,7 +87,7 @@ class OnlineNorm(Coupling):
         us = recurrence(torch.where(usable, into, 0.0), kept, u)
         return Pull(base_u=rest * before(us, u), base_v=held_v, kept=(us[-1:], vs[-1:]))
 
-    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Tensor]:
+    def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """The controllers after the last sample."""
         return dict(zip(("backward_u", "backward_v"), pull.kept, strict=True))
 

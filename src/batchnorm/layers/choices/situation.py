@@ -26,6 +26,17 @@ class State:
     var: Tensor
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def counter(self, name: str, now: Now) -> Any:
+        """What the memory counts under this name, as the step is given: a tensor of one value, or a number."""
+        # Read once, as often in a recomputed forward as in its first.
+        read = self.__dict__.setdefault("_read", {})
+        if name not in read:
+            read[name] = now.read(self._counted(name, now))
+        return read[name]
+
+    def _counted(self, name: str, now: Now) -> Tensor:
+        return self.memory[name]
+
 
 class AfterReduction(Exception):
     """A choice asked for the batch before it was reduced; it is asked again afterwards."""

@@ -5,13 +5,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def pushed(ring: Tensor, seen: Any, value: Tensor) -> Tensor:
+class Slot(NamedTuple):
+    """The value that takes the place of a ring's oldest, where the number of those before it is known."""
+
+    seen: int
+    value: Tensor
+
+
+def pushed(memory: Mapping[str, Tensor], name: str, seen: Any, value: Tensor) -> Tensor | Slot:
+    """What becomes of the ring of this name: one row, or all of it where seen is a tensor."""
+    return replaced(memory[name], seen, value) if isinstance(seen, Tensor) else Slot(seen, value)
+
+
+def replaced(ring: Tensor, seen: Any, value: Tensor) -> Tensor:
     """The ring `(k, *)` with value in the place of the oldest."""
     if not isinstance(seen, Tensor):
         ring = ring.clone()
