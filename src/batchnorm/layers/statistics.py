@@ -391,4 +391,4 @@ def _copy(buffer: Tensor, dtype: torch.dtype) -> Tensor:
         # A compiled backward recomputes cheap operations from the buffer, which has moved by then: a clone
         # gives wrong gradients (torch 2.13, no error). It keeps the result of a cumulative sum.
         return buffer[None].cumsum(0, dtype=dtype)[0]
-    return buffer.to(dtype, copy=True)
+    return buffer.clone() if buffer.dtype is dtype else buffer.to(dtype)
