@@ -42,10 +42,11 @@ def size(groups: int, channels: int) -> int:
 class Saved:
     """The rows of channel vectors one forward leaves, `(groups, C)` each."""
 
-    __slots__ = ("_rows", "channels", "groups", "values")
+    __slots__ = ("_rows", "_table", "channels", "groups", "values")
 
     def __init__(self, groups: int, channels: int, values: Tensor | None = None) -> None:
         self.groups, self.channels = groups, channels
+        self._table: Tensor | None = None
         self._rows: dict[int, Tensor] = {}
         self.values = (
             torch.empty(size(groups, channels), dtype=torch.float64, device="cpu") if values is None else values
@@ -55,7 +56,9 @@ class Saved:
         """Of count, its squares, mean, m2; mean, invstd, centre, share / count; ratio, offset, scale, shift; follow."""
         found = self._rows.get(index)
         if found is None:
-            found = self._rows[index] = self.values.view(ROWS, self.groups, self.channels)[index]
+            if self._table is None:
+                self._table = self.values.view(ROWS, self.groups, self.channels)
+            found = self._rows[index] = self._table[index]
         return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from batchnorm.errors import OperandError
@@ -49,8 +50,10 @@ class Memory:
         if not self._moves:
             return
         # Of a stream, single samples are left out, and the coupling has done that.
-        finite = ((sums.sum_g + sums.sum_gx) * 0).sum(-1) == 0
-        ok: Any = finite.any() if self._layer.recipe.extent.sequential else finite.all()
+        both = sums.sum_g + sums.sum_gx
+        # A sum over channels is finite where all of them are.
+        sequential = self._layer.recipe.extent.sequential
+        ok: Any = torch.isfinite(both.sum(-1)).any() if sequential else torch.isfinite(both.sum())
         if isinstance(sums.some, Tensor):
             ok = ok & sums.some.any()
         if not isinstance(self._now.step, Tensor) and native.unwatched():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -322,29 +321,18 @@ class Copied(State):
     def __init__(self, held: dict[str, Tensor], dtype: torch.dtype) -> None:
         self.__dict__["_held"] = held, dtype
 
-    @cached_property
-    def mean(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The running mean."""
-        return self._copy("running_mean")
-
-    @cached_property
-    def var(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The running variance."""
-        return self._copy("running_var")
-
-    @cached_property
-    def memory(self) -> Mapping[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the choices remember."""
-        held, dtype = self._held  # pyright: ignore
-        return CopiedMemory(held, dtype)
+    def __getattr__(self, name: str) -> Any:
+        # As cached_property, without its lock.
+        if name not in ("mean", "var", "memory"):
+            raise AttributeError(name)
+        held, dtype = self.__dict__["_held"]
+        found = CopiedMemory(held, dtype) if name == "memory" else _copy(held[f"running_{name}"], dtype)
+        self.__dict__[name] = found
+        return found
 
     def _counted(self, name: str, now: Now) -> Tensor:
         # A number needs no copy.
-        return self.memory[name] if isinstance(now.step, Tensor) else self._held[0][name]  # pyright: ignore
-
-    def _copy(self, name: str) -> Tensor:
-        held, dtype = self._held  # pyright: ignore
-        return _copy(held[name], dtype)
+        return self.memory[name] if isinstance(now.step, Tensor) else self.__dict__["_held"][0][name]
 
 
 class CopiedMemory(Mapping[str, Tensor]):
@@ -391,4 +379,4 @@ def _copy(buffer: Tensor, dtype: torch.dtype) -> Tensor:
         # A compiled backward recomputes cheap operations from the buffer, which has moved by then: a clone
         # gives wrong gradients (torch 2.13, no error). It keeps the result of a cumulative sum.
         return buffer[None].cumsum(0, dtype=dtype)[0]
-    return buffer.to(dtype, copy=True)
+    return buffer.clone() if buffer.dtype is dtype else buffer.to(dtype)

@@ -297,7 +297,9 @@ class Native:
     def batch(self) -> Moments:
         """The moments of each group."""
         row: Any = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
-        return Moments(row(0), row(2), row(3), row(1), self.sharing.reliability)
+        # Without weights it is the count.
+        squares = None if self.sharing.weight is None and self.sharing.ranks is None else row(1)
+        return Moments(row(0), row(2), row(3), squares, self.sharing.reliability)
 
     def rows(self) -> Rows:
         """What normalised, as the rule has it."""

@@ -106,7 +106,7 @@ class MABN(_SecondMoment):
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Keep the batch's second moment."""
-        return self._push(state, now, "forward_window", batch.var(0))
+        return self._push(state, now, "forward_window", batch.m2 / now.n)
 
     def _push(self, state: State, now: Now, name: str, value: Tensor) -> dict[str, Any]:
         if self.window == 1:
@@ -244,7 +244,7 @@ class UnifiedNorm(_SecondMoment):
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Keep the batch's second moment, or the running one for an outlier."""
-        seen, square = state.counter("forward_window_seen", now), batch.var(0)
+        seen, square = state.counter("forward_window_seen", now), batch.m2 / now.n
         if self.filter_outliers and self.window > 1:
             square = pick(self._outlier(square, state, now), state.var, square)
         return {
