@@ -7,7 +7,7 @@
 namespace bn {
 namespace BN_NS {
 
-// The loops are compiled for no activation, relu and leaky relu, and once for all others, which they call by number.
+// The loops are compiled for no activation and for relu, and once for all others, which they tell apart by number.
 constexpr int kCalled = 100;
 
 typedef int32_t VI __attribute__((vector_size(BN_BYTES)));
@@ -96,8 +96,7 @@ template <class V> BN_LOOP V slope_at(int kind, V y) {
 
 template <int ACT, class V, class A> BN_INLINE V activated(V y, A slope, int kind) {
     if (ACT == kRelu) return where_positive(y, y);
-    if (ACT == kLeakyRelu) return y <= 0 ? y * slope : y;
-    if (ACT == kCalled) return activate(kind, y);
+    if (ACT == kCalled) return kind == kLeakyRelu ? (y <= 0 ? y * slope : y) : activate(kind, y);
     return y;
 }
 
@@ -105,7 +104,7 @@ template <int ACT, class V, class A> BN_INLINE V activated(V y, A slope, int kin
 // in T: relu's passes where that is NaN, leaky relu's is scaled there, as torch's are.
 template <int ACT, class T, class V, class A> BN_INLINE V gated(V g, V y, A slope, int kind) {
     if (ACT == kRelu) return where_above(y, Underflow<T>::limit, g);
-    if (ACT == kLeakyRelu) return y > Underflow<T>::limit ? g : g * slope;
+    if (ACT == kLeakyRelu || (ACT == kCalled && kind == kLeakyRelu)) return y > Underflow<T>::limit ? g : g * slope;
     if (ACT == kCalled) return g * slope_at(kind, y);
     return g;
 }

@@ -49,7 +49,6 @@ template <class T, class A> static Loops<A> going_forward(const Call& q) {
     const bool res = q.residual && !q.weights;
     const int act = q.weights ? static_cast<int>(kNone) : q.activation;
     if (act == kRelu) res ? choose_apply<T, A, kRelu, true>(l) : choose_apply<T, A, kRelu, false>(l);
-    else if (act == kLeakyRelu) res ? choose_apply<T, A, kLeakyRelu, true>(l) : choose_apply<T, A, kLeakyRelu, false>(l);
     else if (act != kNone) res ? choose_apply<T, A, kCalled, true>(l) : choose_apply<T, A, kCalled, false>(l);
     else if (res) choose_apply<T, A, kNone, true>(l);
     else choose_plain_apply<T, A>(q, l);
@@ -90,9 +89,6 @@ template <class T, class A> static Loops<A> going_back(const Call& q, OnTheWay s
         choose_pull<T, A, kLeakyRelu, kInvert>(l, stored);
     } else if (q.activation == kRelu) {
         q.source == kOutput ? choose_pull<T, A, kRelu, kOutput>(l, stored) : choose_pull<T, A, kRelu, kRecompute>(l, stored);
-    } else if (q.activation == kLeakyRelu) {
-        if (q.source == kOutput) choose_pull<T, A, kLeakyRelu, kOutput>(l, stored);
-        else choose_pull<T, A, kLeakyRelu, kRecompute>(l, stored);
     } else if (q.activation != kNone) {
         q.source == kOutput ? choose_pull<T, A, kCalled, kOutput>(l, stored) : choose_pull<T, A, kCalled, kRecompute>(l, stored);
     } else {
