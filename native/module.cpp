@@ -225,7 +225,7 @@ int forward(const Spec& spec, const Data& d, Address x, Address y, Address resid
     q.plan.pm = at<double>(v.pm);
     q.plan.pv = at<double>(v.pv);
     q.plan.rest = at<double>(v.rest);
-    if (d.n * d.s > 0) table().forward(q);
+    if (d.n * d.s > 0 || reduced) table().forward(q);
     if (!moves) return kDone;
     const Stored to{at<void>(mean), at<void>(var), wide_statistics};
     const int status = move(spec, q.shape, q.saved, to, at<double>(v.from_mean), at<double>(v.from_var), vectors + 2 * d.c);

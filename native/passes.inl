@@ -371,6 +371,11 @@ template <class A> static void forward_with(const Call& q, const Loops<A>& l) {
 }
 
 static void forward(const Call& q) {
+    if (q.shape.n * q.shape.s == 0) {
+        // Nothing is normalised, but the backward asks what would have been: others' samples decide it.
+        for (int64_t at = 0; at < q.shape.groups * q.shape.c; ++at) plan_known(q, at, at % q.shape.c);
+        return;
+    }
     by_type(q.dtype, [&](auto t, auto a) { forward_with(q, going_forward<decltype(t), decltype(a)>(q)); });
 }
 

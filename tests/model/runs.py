@@ -8,12 +8,12 @@ from batchnorm.kernels import native
 from tests.model import package
 from tests.model.cases import draw, tensors
 from tests.model.compare import apart
+from tests.model.gradients import CURVED
 from tests.model.groups import UNCENTRED
 from tests.model.layer import Model, Refused
 
 HALVES = (torch.float16, torch.bfloat16)
 BACKENDS = (None, "reference") if native.built() else ("reference",)
-CURVED = ("silu", "hardswish", "gelu")
 RESULTS = ("y", "dx", "dweight", "dbias")
 
 
