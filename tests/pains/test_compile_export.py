@@ -118,7 +118,7 @@ def test_pain_34_exported_in_train_mode():
 def test_pain_48_buffers_move_in_place():
     """What a captured graph replays are writes to the same memory."""
     # A sequential ghost's groups move one by one, in torch.
-    one_by_one = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Ghost(4, sequential=True), momentum=0.5)
+    one_by_one = batchnorm.BatchNorm1d(3, extent=batchnorm.layers.Ghost(4, "sequential"), momentum=0.5)
     for layer in (
         nn.BatchNorm1d(3),
         *(batchnorm.BatchNorm1d(3, method=m) for m in ("batchnorm", "debiased", "window")),
