@@ -49,6 +49,9 @@ def _kernels() -> Iterator[Claim]:
     yield Claim("README.md", "EfficientNet-Lite0's whole step {} to {} times", network)
     yield Claim("README.zh-CN.md", "EfficientNet-Lite0 的整个训练步骤 {} 到 {} 倍", network)
 
+    for name in ("relu6", "silu", "hardswish"):
+        layouts = tuple(of(f"BN + {name}, {where}") for where in ("contiguous", "channels last and (N, C)"))
+        yield Claim("docs/kernels.md", f"| BN + {name}, contiguous; channels last | {{}}; {{}} | | |", layouts)
     rows = {
         "training step, contiguous": "step, contiguous",
         "training step, channels last and `(N, C)`": "step, channels last and (N, C)",
