@@ -43,7 +43,7 @@ class TwoSpeeds(Estimator):
 class Interpolated(Coupling):
     """TTN: a learned share of the batch per channel, the rest from the source.
 
-    Source: Lim et al., "TTN: A Domain-Shift Aware Batch Normalization in Test-Time Adaptation" (2023), section 3.1.
+    Source: Lim et al., "TTN: A Domain-Shift Aware Batch Normalization in Test-Time Adaptation" (2023).
     """
 
     alpha: torch.Tensor = field(compare=False, repr=False)
@@ -227,3 +227,23 @@ def test_what_takes_the_number_of_values_is_asked_again_once_it_is_known():
     pooled = made(coupling=ByCount(), estimator=Pooled(), extent=Ghost(3), policy=Policy())
     assert torch.isfinite(pooled(x)).all()
     assert isinstance(EMA(), Estimator)
+
+
+def test_weights_export_and_diagnosis_follow():
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, dtype=DOUBLE) * 2 + 1
+    weights = torch.rand(16, dtype=DOUBLE)
+    layer = BatchNorm1d(3, coupling=Halfway(), dtype=DOUBLE)
+    y = layer(x, weights=weights)
+    n = weights.sum()
+    mean = (weights[:, None] * x).sum(0) / n
+    second = (weights[:, None] * (x - mean).square()).sum(0) / n
+    var = 0.5 * second + 0.5 + 0.25 * mean.square()
+    assert torch.allclose(y, (x - mean / 2) / (var + layer.eps).sqrt(), atol=1e-12)
+
+    model = nn.Sequential(layer, nn.Linear(3, 2, dtype=DOUBLE)).eval()
+    graph = torch.export.export(model, (x,)).module()
+    assert torch.allclose(graph(x), model(x))
+    batches = (torch.randn(512, 3, dtype=DOUBLE) * 2 + 1).split(64)
+    found = batchnorm.diagnose(model, batches, progress=False).findings
+    assert found[0].code in ("BN104", "BN108")  # one step from 0 and 1

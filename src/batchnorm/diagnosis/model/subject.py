@@ -90,7 +90,7 @@ class ModelSubject:
         stored, batch, exact = (e.metric(name) for name in CHOICE)
         if stored is None or batch is None or exact is None or not e.statistics.helps or batch == stored:
             return ""
-        closed = min(max((exact - stored) / (batch - stored), 0.0), 1.0)
+        closed = min(max(0.0, (exact - stored) / (batch - stored)), 1.0)
         return f"; exact statistics close {closed:.0%} of the gap to the batch's; {1 - closed:.0%} is unexplained"
 
     def as_dict(self) -> dict[str, Any]:
