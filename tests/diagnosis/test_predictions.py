@@ -1,5 +1,6 @@
 """What else must be seen if a cause is one: each prediction at its edge, and the failures it was written for."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -285,3 +286,18 @@ def test_a_metric_without_a_value_on_one_batch_is_taken_of_the_others():
     report = batchnorm.diagnose(model, loader, metric=without_value, progress=False)
     assert report.findings[0].code == "BN104"
     assert "metric 0" in report.findings[0].tried
+
+
+def test_a_model_in_float64_is_judged_as_in_float32():
+    """Its statistics may be read without a copy, and are other ones while an experiment runs."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model = network().to(dtype)
+        for one in norms(model):
+            one.running_mean += 2 * one.running_var.sqrt()
+        before = copy.deepcopy(model.state_dict())
+        report = batchnorm.diagnose(model, [x.to(dtype) for x in batches()], progress=False)
+        found.append([(finding.code, finding.layer) for finding in report.findings])
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert found[0]
+    assert found[0] == found[1]

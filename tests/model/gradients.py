@@ -8,7 +8,6 @@ from torch.nn import functional
 from tests.model import online, remembering
 from tests.model.groups import Moments, axes, over
 
-
 CURVED = ("silu", "hardswish", "gelu")
 
 

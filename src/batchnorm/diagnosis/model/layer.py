@@ -166,12 +166,12 @@ def stored(name: str, module: _BatchNorm) -> LayerEvidence:
         tracks=module.track_running_stats,
         frozen=is_frozen(module),
         trains_affine=any(affine) if affine else None,
-        mean=empty if mean is None else mean.detach().double().cpu(),
-        var=empty if var is None else var.detach().double().cpu(),
+        mean=empty if mean is None else mean.detach().to("cpu", torch.float64, copy=True),
+        var=empty if var is None else var.detach().to("cpu", torch.float64, copy=True),
         dtype=torch.float32 if var is None else var.dtype,
         counter=None if counter is None else int(counter),
-        weight=None if module.weight is None else module.weight.detach().double().cpu(),
-        bias=None if module.bias is None else module.bias.detach().double().cpu(),
+        weight=None if module.weight is None else module.weight.detach().to("cpu", torch.float64, copy=True),
+        bias=None if module.bias is None else module.bias.detach().to("cpu", torch.float64, copy=True),
     )
 
 
