@@ -59,14 +59,12 @@ class Laboratory:
             return self._pass(data, condition)
 
     def _pass(self, data: Data, condition: str, sample: Sample | None = None) -> Outcome:
-        outcome = Outcome(condition)
-        if self.scorer is not None:
-            self.scorer.start()
+        outcome = self._begin(condition)
         for index, batch in data:
             output = self.forward(data, batch, index)
             if sample is not None:
                 sample.add(batch, first_output(output))
-            outcome.take(index, output, count_samples(batch), self._score(condition, output, batch, index))
+            self._take(outcome, output, batch, index)
         return outcome
 
     def forward(self, data: Data, batch: Any, number: int) -> Any:
@@ -84,8 +82,16 @@ class Laboratory:
             raise BatchNormError(f"{who} must return the model's output; at batch {number} of {data.name} it gave None")
         return output
 
-    def _score(self, condition: str, output: Any, batch: Any, number: int) -> Any:
-        return None if self.scorer is None else self.scorer.score(condition, output, batch, number)
+    def _begin(self, condition: str) -> Outcome:
+        """A new pass under a condition, with nothing taken yet."""
+        if self.scorer is not None:
+            self.scorer.start()
+        return Outcome(condition)
+
+    def _take(self, outcome: Outcome, output: Any, batch: Any, number: int) -> None:
+        """Score one batch's output and keep both."""
+        units = None if self.scorer is None else self.scorer.score(outcome.condition, output, batch, number)
+        outcome.take(number, output, count_samples(batch), units)
 
     def hooks(self, layers: Layers, look: Callable[[str, Tensor, Tensor | None], None]) -> ExitStack:
         """Tell look the name, the input and the weights of its positions, whenever one of these layers is called."""
@@ -116,9 +122,7 @@ class Laboratory:
 
     def batch(self, data: Data, evidence: dict[str, Any]) -> Outcome:
         """A pass in which layers normalise with their batch (evidence by name: a `LayerEvidence`)."""
-        outcome = Outcome("batch")
-        if self.scorer is not None:
-            self.scorer.start()
+        outcome = self._begin("batch")
         valid: Tensor | None = None
 
         def look(name: str, x: Tensor, weight: Tensor | None) -> None:
@@ -148,7 +152,7 @@ class Laboratory:
                     if all(layer.inputs.single is None for layer in evidence.values()):
                         raise
                     continue
-                outcome.take(index, output, count_samples(batch), self._score("batch", output, batch, index))
+                self._take(outcome, output, batch, index)
         return outcome
 
     def recalibrated(self, data: Data) -> tuple[Statistics | None, str]:
@@ -176,18 +180,15 @@ class Laboratory:
 
         Without a metric a few batches do.
         """
-        outcome = Outcome("rest")
-        if self.scorer is not None:
-            self.scorer.start()
+        outcome = self._begin("rest")
         # Vectors of spectral norm, queues and counters move in train mode.
         with preserved(self.model), same_random(self.model), modes(self.model, True, but=self._normalising()):
             for index, batch in data:
                 output = self.forward(data, batch, index)
                 try:
-                    units = self._score("rest", output, batch, index)
+                    self._take(outcome, output, batch, index)
                 except UserCodeError:
                     return None  # in train mode the model returns what the metric does not take, as a second head
-                outcome.take(index, output, count_samples(batch), units)
                 if outcome.distance(stored) in (None, 0.0):
                     return None
                 if self.scorer is None and outcome.batches >= REST_BATCHES:
@@ -231,9 +232,7 @@ class Laboratory:
         self, data: Data, condition: str, within: AbstractContextManager[Any], evidence: dict[str, Any] | None = None
     ) -> Outcome:
         """Every second batch in eval mode, within a context, with what each layer receives if that is asked for."""
-        outcome = Outcome(condition)
-        if self.scorer is not None:
-            self.scorer.start()
+        outcome = self._begin(condition)
         seen = {} if evidence is None else {name: self.layers[name] for name in evidence}
 
         def look(name: str, x: Tensor, weight: Tensor | None) -> None:
@@ -245,7 +244,7 @@ class Laboratory:
                 if data.batches > 1 and index % 2:
                     continue
                 output = self.forward(data, batch, index)
-                outcome.take(index, output, count_samples(batch), self._score(condition, output, batch, index))
+                self._take(outcome, output, batch, index)
         return outcome
 
     def by_call(self, data: Data, statistics: dict[str, list[tuple[Tensor, Tensor]]]) -> Outcome:
@@ -260,9 +259,7 @@ class Laboratory:
 
             return put
 
-        outcome = Outcome("by_call")
-        if self.scorer is not None:
-            self.scorer.start()
+        outcome = self._begin("by_call")
         first = {name: pairs[0] for name, pairs in statistics.items()}
         with ExitStack() as stack:
             stack.enter_context(modes(self.model, False))
@@ -272,7 +269,7 @@ class Laboratory:
             for index, batch in data:
                 count.update(dict.fromkeys(count, 0))
                 output = self.forward(data, batch, index)
-                outcome.take(index, output, count_samples(batch), self._score("by_call", output, batch, index))
+                self._take(outcome, output, batch, index)
         return outcome
 
     def served(self, data: Data) -> Outcome | None:
