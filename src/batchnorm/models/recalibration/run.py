@@ -230,17 +230,8 @@ class Run:
                 self._tell(reading)
                 data, limit = reading.data, reading.limit
                 slots = torch.get_num_threads() if self.caller.where.type == "cpu" and self.ranks.alone else 1
-                solver = FixedPoint(
-                    self.caller,
-                    self.visits,
-                    self.targets,
-                    self.settings.variance,
-                    self.order,
-                    self.ranks,
-                    self.checkpoint,
-                    most_calls=reading.most_calls,
-                    advance=advance,
-                )
+                solver = self._solver(reading.most_calls)
+                solver.advance = advance
                 data.read(limit if until is None else min(FEWEST_BATCHES, limit or FEWEST_BATCHES))
                 while True:
                     solver.slots = max(1, min(slots, len(data)))
@@ -361,16 +352,7 @@ class Run:
         reading.data.read(min(FEWEST_BATCHES, reading.part.batches))
         few = Held([batch for _, batch in itertools.islice(reading.data.replay(), FEWEST_BATCHES)], None, 0)
         few.read(None)
-        solver = FixedPoint(
-            self.caller,
-            self.visits,
-            self.targets,
-            self.settings.variance,
-            self.order,
-            self.ranks,
-            self.checkpoint,
-            most_calls=0,  # layers used several times are not iterated
-        )
+        solver = self._solver(0)  # layers used several times are not iterated
         try:
             settled = solver.solve(few, all(self.ranks.gathered(self.order.steady)))
         except BatchNormError:
@@ -384,6 +366,10 @@ class Run:
         low, high = deviation_limits(settled.batches - 1)
         errors = [(self._error(name, t), math.sqrt(uncertain_time(t.sketches))) for name, t in settled.totals.items()]
         return less * low * max(error for error, _ in errors), less * high * max(error * long for error, long in errors)
+
+    def _solver(self, most_calls: int | None) -> FixedPoint:
+        about = self.targets, self.settings.variance, self.order, self.ranks, self.checkpoint
+        return FixedPoint(self.caller, self.visits, *about, most_calls=most_calls)
 
     def _error(self, name: str, totals: Totals) -> float:
         eps = torch.full_like(totals.mean, self.targets[name].layer.eps)
