@@ -40,42 +40,23 @@ class Forwards(Writes):
         if base.kind == "wrapper":
             event.data["wrapper"] = base.name
         mode = self.mode(obj)
-        one_rank = self.ranks > 0
         if mode is None:
-            self._use(
-                Use(
-                    event,
-                    obj,
-                    self.state.no_grad,
-                    one_rank,
-                    self.layers_mode(obj),
-                    self.moving(obj),
-                    self.half_of(obj),
-                    self.conditions > 0,
-                )
-            )
+            self._use(self._used(event, obj))
         else:
             event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
             if mode.value in (TRAIN, EVAL, SWITCHED) and mode.node is not None:
-                self._use(
-                    Use(
-                        event,
-                        obj,
-                        self.state.no_grad,
-                        one_rank,
-                        self.layers_mode(obj),
-                        self.moving(obj),
-                        self.half_of(obj),
-                        self.conditions > 0,
-                        mode,
-                    )
-                )
+                self._use(self._used(event, obj, mode))
         if mode is None or mode.value != EVAL:
             self.state.version += 1
         self.summary.moves = True
         output = self.program.obj((node, "output"), lambda: Obj("output", "output", node=node))
         output.info = event  # of this round
         return output
+
+    def _used(self, event: Any, obj: Obj, mode: Any = None) -> Use:
+        """The call as it stands here, in a mode if one is known."""
+        layers, moving, half = self.layers_mode(obj), self.moving(obj), self.half_of(obj)
+        return Use(event, obj, self.state.no_grad, self.ranks > 0, layers, moving, half, self.conditions > 0, mode)
 
     def _use(self, use: Use) -> None:
         if use.mode is not None and use.slot.kind not in SLOTS:
