@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,10 +15,6 @@ Activation = Literal["relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu"]
 MODULES: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish": nn.Hardswish,
     "gelu": nn.GELU,
-}  # fmt: skip
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": functional.relu, "relu6": functional.relu6, "silu": functional.silu, "hardswish": functional.hardswish,
-    "gelu": functional.gelu,
 }  # fmt: skip
 # Those whose derivative the output shows; the others need what they were given.
 _PIECEWISE = ("relu", "leaky_relu", "relu6")
@@ -39,7 +34,7 @@ def activate(y: Tensor, activation: str | None, negative_slope: float, residual:
         y = y + residual
     if activation == "leaky_relu":
         return functional.leaky_relu(y, negative_slope)
-    return y if activation is None else _FUNCTIONS[activation](y)
+    return y if activation is None else getattr(functional, activation)(y)
 
 
 def follows_residual(activation: str | None) -> bool:

@@ -80,20 +80,20 @@ class Plan(NamedTuple):
             rows = rule.instead(rows, batch.few, *self.for_few, self.eps)._replace(few=batch.few)
         return numbers, vectors, rows
 
-    def through(self, batch: Moments, onto_mean: Tensor, onto_var: Tensor) -> tuple[Tensor, Tensor]:
-        """U and v of dx, by autograd from the statistics to the moments."""
-        assert self.statistics_of is not None
-        with torch.enable_grad():
-            mean, m2 = (t.detach().clone().requires_grad_() for t in (batch.mean, batch.m2))
-            made = self.statistics_of(replace(batch, mean=mean, m2=m2))
-            rows = [
-                (t, onto.expand_as(t)) for t, onto in zip(made, (onto_mean, onto_var), strict=True) if t.requires_grad
-            ]
-            grads: Any = (None, None)
-            if rows:
-                grads = torch.autograd.grad([t for t, _ in rows], (mean, m2), [g for _, g in rows], allow_unused=True)
-        of_mean, of_m2 = (torch.zeros_like(mean) if g is None else g for g in grads)
-        return -of_mean / rule.or_one(batch.count), -2 * of_m2
+
+def _through(
+    statistics_of: Callable[[Moments], tuple[Tensor, Tensor]], batch: Moments, onto_mean: Tensor, onto_var: Tensor
+) -> tuple[Tensor, Tensor]:
+    """U and v of dx, by autograd from the statistics to the moments."""
+    with torch.enable_grad():
+        mean, m2 = (t.detach().clone().requires_grad_() for t in (batch.mean, batch.m2))
+        made = statistics_of(replace(batch, mean=mean, m2=m2))
+        rows = [(t, onto.expand_as(t)) for t, onto in zip(made, (onto_mean, onto_var), strict=True) if t.requires_grad]
+        grads: Any = (None, None)
+        if rows:
+            grads = torch.autograd.grad([t for t, _ in rows], (mean, m2), [g for _, g in rows], allow_unused=True)
+    of_mean, of_m2 = (torch.zeros_like(mean) if g is None else g for g in grads)
+    return -of_mean / rule.or_one(batch.count), -2 * of_m2
 
 
 def spelled(x: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, sharing: Sharing) -> Tensor:
@@ -151,8 +151,9 @@ class Passing(NamedTuple):
                 given = self.memory.pull(at, self.numbers, sums)
                 self.memory.learn(at, self.numbers, sums, given)
             scale, u, v = rule.pull(rows, weight, all_g, all_gx, given)
-            if self.plan.statistics_of is not None:
-                u, v = self.plan.through(self.batch, -scale * all_g, -0.5 * scale * rows.invstd * all_gx)
+            statistics_of = self.plan.statistics_of
+            if statistics_of is not None:
+                u, v = _through(statistics_of, self.batch, -scale * all_g, -0.5 * scale * rows.invstd * all_gx)
             if self.inplace:
                 v = v / rows.invstd * unit
             dx = None
