@@ -15,7 +15,7 @@ from batchnorm.diagnosis.rules import bn108_too_few_steps as few_steps
 from batchnorm.diagnosis.rules import bn112_keras_momentum as keras
 from batchnorm.diagnosis.rules import bn114_few_values as few_values
 from batchnorm.diagnosis.rules import bn117_unlike_batches as unlike
-from batchnorm.diagnosis.rules import bn134_eps
+from batchnorm.diagnosis.rules import bn133_left_in_train, bn134_eps
 from batchnorm.diagnosis.rules.examples import accuracy, batches, labelled, network, norms, settle
 from batchnorm.diagnosis.rules.grounds import by_statistics
 
@@ -229,21 +229,7 @@ def test_a_layer_without_statistics_gets_some_and_a_diagnosis_leaves_none(build)
 
 
 def test_a_layer_left_in_train_mode_is_a_note_where_batches_are_large():
-    class InTrainMode(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = network()
-
-        def forward(self, x):
-            return self.body(x)
-
-        def train(self, mode=True):
-            super().train(mode)
-            for module in norms(self):
-                module.training = True
-            return self
-
-    model = InTrainMode()
+    model = bn133_left_in_train.InTrainMode()
     loader = labelled(model.body, list(torch.cat(batches()).split(512)))
     report = batchnorm.diagnose(model, loader, accuracy)
     assert [(f.code, f.severity) for f in report.findings if f.code == "BN133"] == [("BN133", "note")] * 2

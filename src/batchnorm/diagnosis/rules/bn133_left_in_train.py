@@ -43,7 +43,7 @@ def look(e: Evidence) -> Said:
             )
 
 
-class _InTrainMode(nn.Module):
+class InTrainMode(nn.Module):
     """Its `train` keeps batch norm in train mode."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class _InTrainMode(nn.Module):
         """The body's output."""
         return self.body(x)
 
-    def train(self, mode: bool = True) -> _InTrainMode:
+    def train(self, mode: bool = True) -> InTrainMode:
         """Batch norm stays in train mode."""
         super().train(mode)
         for layer in norms(self):
@@ -63,7 +63,7 @@ class _InTrainMode(nn.Module):
 
 
 def _served(kept: bool) -> Example:
-    model = _InTrainMode()
+    model = InTrainMode()
     loader = labelled(model.body)
     pieces = [(x, y) for part, labels in loader for x, y in zip(part.split(2), labels.split(2), strict=True)]
     return Example(model if kept else model.body, loader, {"metric": accuracy, "eval_loader": pieces})
