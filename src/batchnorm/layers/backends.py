@@ -10,14 +10,13 @@ from torch import Tensor
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native
 from batchnorm.layers.activation import activate, follows_residual
-from batchnorm.layers.choices.situation import AfterReduction, Now
+from batchnorm.layers.choices.situation import AfterReduction, Held, Now
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.movement import require_invertible
 from batchnorm.layers.naming import describe
 from batchnorm.layers.operands import affine_of, joins, selects, statistics_of, usable
 from batchnorm.layers.recompute import recomputing
 from batchnorm.layers.rule import STORED, Move, Numbers, Vectors
-from batchnorm.layers.statistics import Copied
 from batchnorm.layers.step import Native, Plan, Sharing, run
 
 # Values from which a frozen layer's native backward outweighs the cost of calling it.
@@ -117,7 +116,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
             else:
                 held = {"running_mean": statistics.mean, "running_var": statistics.var}
                 held.update((name, layer.stat(name)) for name in layer.memory_names)
-                whole.state = Copied(held, torch.float64)
+                whole.state = Held(held, torch.float64)
                 whole.now = Now(1.0, layer.momentum, layer.eps, recipe.estimator, None, statistics.tracked)
             if layer.memory_names:
                 _ = whole.state.mean, whole.state.var  # as they are before they move

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from batchnorm.arguments import a_string, told
 from batchnorm.errors import BatchNormError, check
 from batchnorm.kernels import native
 from batchnorm.layers.choices import Recipe
-from batchnorm.layers.choices.situation import Now, State, resolve
+from batchnorm.layers.choices.situation import Held, Now, State, copied, resolve
 from batchnorm.layers.choices.windows import Slot
 from batchnorm.layers.held import without_contexts
 
@@ -201,7 +200,7 @@ class Statistics(_BatchNorm):
         reads = device.type == "cpu" and (tracked is None or (type(tracked) is Tensor and tracked.is_cpu))
         if reads and native.unwatched():
             return Now(1.0, self.momentum, self.eps, self.recipe.estimator, before, tracked)
-        step = torch.ones((), dtype=wide, device=device) if tracked is None else _copy(tracked, tracked.dtype) + 1
+        step = torch.ones((), dtype=wide, device=device) if tracked is None else copied(tracked, tracked.dtype) + 1
         return Now(step.to(wide), resolve(self.momentum, step), self.eps, self.recipe.estimator, before)
 
     def _held(self) -> dict[str, Tensor]:
@@ -211,9 +210,9 @@ class Statistics(_BatchNorm):
     def _state(self, dtype: torch.dtype, held: dict[str, Tensor] | None = None) -> State:
         held = self._held() if held is None else held
         if not torch.compiler.is_compiling():
-            return Copied(held, dtype)
-        memory = {name: _copy(held[name], dtype) for name in self.memory_names}
-        return State(_copy(held["running_mean"], dtype), _copy(held["running_var"], dtype), memory)
+            return Held(held, dtype)
+        memory = {name: copied(held[name], dtype) for name in self.memory_names}
+        return State(copied(held["running_mean"], dtype), copied(held["running_var"], dtype), memory)
 
     def _write_memory(self, new: Any, ok: Tensor | None = None, held: dict[str, Tensor] | None = None) -> None:
         for name, value in new.items():
@@ -315,45 +314,6 @@ class Statistics(_BatchNorm):
                 self.stat(name).copy_(initial[name])
 
 
-class Copied(State):
-    """A layer's state, copied when it is first asked for."""
-
-    def __init__(self, held: dict[str, Tensor], dtype: torch.dtype) -> None:
-        self.__dict__["_held"] = held, dtype
-
-    def __getattr__(self, name: str) -> Any:
-        # As cached_property, without its lock.
-        if name not in ("mean", "var", "memory"):
-            raise AttributeError(name)
-        held, dtype = self.__dict__["_held"]
-        found = CopiedMemory(held, dtype) if name == "memory" else _copy(held[f"running_{name}"], dtype)
-        self.__dict__[name] = found
-        return found
-
-    def _counted(self, name: str, now: Now) -> Tensor:
-        # A number needs no copy.
-        return self.memory[name] if isinstance(now.step, Tensor) else self.__dict__["_held"][0][name]
-
-
-class CopiedMemory(Mapping[str, Tensor]):
-    """What the choices of a layer remember, each copied when it is first asked for."""
-
-    def __init__(self, held: dict[str, Tensor], dtype: torch.dtype) -> None:
-        self._held, self._dtype = {name: t for name, t in held.items() if name not in _STOCK}, dtype
-        self._copies: dict[str, Tensor] = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._copies:
-            self._copies[name] = _copy(self._held[name], self._dtype)
-        return self._copies[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-
 _OWN = (
     "recipe", "memory_names", "bank_names", "active_bank", "frozen", "paused", "accumulating", "channel_axis",
     "activation", "negative_slope", "inplace", "fused_from", "exchanges", "_record", "_given", "_before", "_partners",
@@ -369,14 +329,3 @@ def _ordinary(value: Tensor) -> Tensor:
 
 def _key(bank: str | None, name: str) -> str:
     return name if bank is None else f"bank_{bank}_{name}"
-
-
-def _copy(buffer: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy, since buffers move in place while a backward may still need their old values."""
-    if not buffer.is_floating_point():
-        dtype = buffer.dtype
-    if torch.compiler.is_compiling():
-        # A compiled backward recomputes cheap operations from the buffer, which has moved by then: a clone
-        # gives wrong gradients (torch 2.13, no error). It keeps the result of a cumulative sum.
-        return buffer[None].cumsum(0, dtype=dtype)[0]
-    return buffer.clone() if buffer.dtype is dtype else buffer.to(dtype)
