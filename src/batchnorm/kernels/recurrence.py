@@ -1,6 +1,4 @@
-"""What goes over rows of channel vectors: a first-order linear recurrence, the one thing about a stream of samples that is
-no tensor operation, and the sum of a ring of past batches.
-"""
+"""What goes over rows of channel vectors: a linear recurrence, which is no tensor operation, and the sum of a ring."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ def before(states: Tensor, start: Tensor) -> Tensor:
 
 
 def ring_sum(ring: Tensor, rows: int, left_out: int = -1, scale: float = 1.0, log: bool = False) -> Tensor:
-    """`scale` times the sum of the first rows of a ring `(k, C)` in the wide dtype, without one, or of their logarithms."""
+    """`scale` times the sum, in the wide dtype, of the first rows of `(k, C)` but one, or of their logarithms."""
     if native.enabled() and native.unwatched() and native.vector(ring, ring.numel()) and ring.dtype in _WIDTHS:
         channels = ring.shape[1]
         out = torch.empty(channels, dtype=torch.float64, device="cpu")

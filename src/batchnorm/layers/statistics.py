@@ -57,7 +57,7 @@ class Statistics(_BatchNorm):
 
     def __getstate__(self) -> dict[str, Any]:
         state = without_contexts(self, self.__dict__)
-        for name in ("accumulating", *PENDING):
+        for name in ("accumulating", "_ready", *PENDING):
             state.pop(name, None)
         return state
 
@@ -151,7 +151,9 @@ class Statistics(_BatchNorm):
 
     def stat(self, name: str) -> Any:
         """A buffer of the active bank."""
-        return getattr(self, _key(self.active_bank, name), None)
+        key = name if self.active_bank is None else _key(self.active_bank, name)
+        buffers = self._buffers
+        return buffers[key] if key in buffers else getattr(self, key, None)
 
     def stat_of(self, bank: str | None, name: str) -> Any:
         """A buffer of a bank, active or not; None where there is none."""
@@ -160,6 +162,9 @@ class Statistics(_BatchNorm):
     def affine_part(self, name: str) -> Tensor | None:
         """Weight or bias: the active bank's own where it has one."""
         own = None if self.active_bank is None else getattr(self, _key(self.active_bank, name), None)
+        if own is None and name in self._parameters:
+            return self._parameters[name]
+        # A parametrized weight is no parameter of the layer's own.
         return getattr(self, name) if own is None else own
 
     def make_bank(self, bank: str, own_affine: bool) -> None:
@@ -317,7 +322,7 @@ class Statistics(_BatchNorm):
 _OWN = (
     "recipe", "memory_names", "bank_names", "active_bank", "frozen", "paused", "accumulating", "channel_axis",
     "activation", "negative_slope", "inplace", "fused_from", "exchanges", "_record", "_given", "_before", "_partners",
-    "stock_momentum", "_skipped", *PENDING,
+    "stock_momentum", "_skipped", "_ready", *PENDING,
 )  # fmt: skip
 
 

@@ -44,6 +44,10 @@ class Estimator:
         """The next running statistics, as numbers."""
         raise NotImplementedError
 
+    def constant(self, momentum: Any) -> Move | None:
+        """The move, where it is the same numbers in every step with this momentum; else None."""
+        return None
+
     def gain(self, state: State, now: Now) -> Gain:
         """The weight of the new batch in the new mean."""
         return self.move(state, now).gain
@@ -85,6 +89,14 @@ class _Average(Estimator):
         """Mean and variance move by the gain."""
         a = self.gain(state, now)
         return Move(a, 1 - a, a, a * (1 - a) if self.total else 0.0, self.sigma, self.correction)
+
+    def constant(self, momentum: Any) -> Move | None:
+        """That by the momentum, where it is a number and nothing else counts."""
+        own = type(self).move is _Average.move and type(self).gain in (_Average.gain, EMA.gain)
+        if not (own and self.streams and type(momentum) in (float, int)):
+            return None
+        nothing = torch.empty(0)
+        return self.move(State(nothing, nothing), Now(1.0, momentum, 0.0))
 
 
 @arguments(
