@@ -101,13 +101,19 @@ def by_hand(model, used, x, weight, bias, g, w, residual):
     zero = torch.zeros_like(weight)
     dw, db = sum((sx * o.ratio for o, (sx, _) in zip(used, sums, strict=True)), zero), sum((s for _, s in sums), zero)
     # A curve's slope near 0 is a difference of terms of the upstream gradient's size.
-    sizes = sizes_of(model, used, x, upstream if model.case.activation in CURVED else g, w)
+    terms = upstream if model.case.activation in CURVED else g
+    if model.kind == "online" and model.case.coupling.layer_scaling:
+        terms = online.terms(leaf.detach(), upstream, w)
+    sizes = sizes_of(model, used, x, terms, w)
     if not used:
         return Run(y.detach(), torch.zeros_like(x), dw, db, sizes)
     if model.kind == "online":
         full = {one.first: (one.mean, one.var) for one in used}
         met = [full.get(i, (zero, zero + 1)) for i in range(len(x))]
-        dx, new = online.pulled(model.case, model.state, x, g * over(weight, x), w, met)
+        to_xhat = over(weight, x)
+        dx, new, sizes["dx"], model.controllers = online.pulled(
+            model.case, model.state, x, g * to_xhat, w, met, (terms * to_xhat).abs(), model.controllers
+        )
     else:
         dx, new = with_memory(model, used, x, weight, g, w, xhats, sums)
     model.state.update(new)
