@@ -26,9 +26,10 @@ def apart(got, truth, size, spelled, dtype, times=4):
         return None
     # What half precision cannot hold is infinite there.
     exact, truth, got = by_channel(truth), by_channel(truth.to(got.dtype)), by_channel(got)
+    terms = np.abs(np.where(np.isfinite(exact), exact, 0)).max(1) + (0 if size is None else size.double().numpy())
     # Near float32's largest number, and beyond, the terms overflow, to infinities of both signs: no order of theirs is
     # wrong.
-    lost = np.isfinite(exact) & (np.abs(exact) > OVERFLOWS[dtype]) & ~np.isfinite(got)
+    lost = np.isfinite(exact) & (terms > OVERFLOWS[dtype])[:, None] & ~np.isfinite(got)
     odd = ~np.isfinite(truth)
     if not (lost | (got == truth) | np.isnan(got) & np.isnan(truth) | ~odd & np.isfinite(got)).all():
         return "another pattern of NaN and infinity"
