@@ -60,19 +60,18 @@ BN_LOOP Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int6
     Tile<A, W> t;
     bool begun = false;
     if (W) {
-        // The first shift is a mean by weight: a far value that hardly counts would leave float sums few digits.
-        double first = 0, total = 0;
+        // The first shift is the value that counts most: a far one that hardly counts would leave float sums few digits.
+        A most = 0, shift = 0;
         int64_t left = 16;
         runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t run, int64_t wat) {
             for (int64_t i = 0; left > 0 && i < run; ++i) {
                 if (w[wat + i] == 0) continue;
-                first += static_cast<double>(w[wat + i]) * static_cast<double>(scalar(x + at + i));
-                total += static_cast<double>(w[wat + i]);
                 --left;
+                if (w[wat + i] > most) most = w[wat + i], shift = scalar(x + at + i);
             }
         });
         if (left == 16) return {0, 0, 0};
-        Tile<A, W>::start(t, static_cast<A>(first / total));
+        Tile<A, W>::start(t, shift);
         begun = true;
     }
     runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t run, int64_t wat) {

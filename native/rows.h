@@ -137,15 +137,12 @@ BN_LOOP void reduce_rows(const Call& q, const Blocks& b, int64_t group, int64_t 
     int64_t r = rows.first;
     if (W) while (r < rows.last && w[r] == 0) ++r;
     if (r >= rows.last) return;
-    // The shift of the first tile: the mean of its first few rows, by weight.
-    const int64_t few = least(W ? 16 : 4, rows.last - r);
-    A total = W ? 0 : static_cast<A>(few);
-    if (W) for (int64_t j = 0; j < few; ++j) total += w[r + j];
-    for (int64_t j = 0; j < few; ++j) {
-        const A weight = W ? w[r + j] : 1;
-        if (weight == 0) continue;
-        for (int64_t i = 0; i < c; ++i) t.k[i] += static_cast<A>(scalar(x + (r + j) * c + i)) * weight / total;
-    }
+    // The shift of the first tile: the mean of its first few rows, or the one that counts most.
+    const int64_t few = W ? 1 : least(4, rows.last - r);
+    int64_t shift = r;
+    if (W) for (int64_t j = r; j < least(r + 16, rows.last); ++j) if (w[j] > w[shift]) shift = j;
+    for (int64_t j = 0; j < few; ++j)
+        for (int64_t i = 0; i < c; ++i) t.k[i] += static_cast<A>(scalar(x + (shift + j) * c + i)) / static_cast<A>(few);
     int64_t target = kFirstRows;
     while (r < rows.last) {
         const int64_t end = least(r + target, rows.last);
