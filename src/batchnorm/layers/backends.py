@@ -242,8 +242,8 @@ def _pooled(layer: Any, call: Native, x: Tensor, sync: Any) -> Moments | None:
     call.sharing = call.sharing._replace(ranks=ranks, uneven=True)
     call.values = None
     saved = call.saved = calls.reduced(x, call.last, call.sharing.centres)
-    batch = ranks.pool(Moments(saved.row(0), saved.row(2), saved.row(3), None, call.sharing.reliability))
+    batch: Any = ranks.pool(Moments(saved.row(0), saved.row(2), saved.row(3), None, call.sharing.reliability))
     if batch.count.reshape(-1)[0].item() <= 1:
         return batch
-    saved.take(batch.count, batch._squares(), batch.mean, batch.m2)
+    saved.take(batch.count, batch.count_squared, batch.mean, batch.m2)
     return None
