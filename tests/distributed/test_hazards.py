@@ -40,12 +40,12 @@ def signatures(rank, ranks):
     momentum = layer()
     momentum.momentum = 0.1 if rank else 0.2
     told["momentum"] = refusal(lambda: momentum(x))
-    from batchnorm.layers import movement
+    from batchnorm.layers.processes import ranks as registration
 
-    real = movement.version
-    movement.version = lambda name: "9.9" if rank else real(name)
+    real = registration.version
+    registration.version = lambda name: "9.9" if rank else real(name)
     told["version"] = refusal(lambda: layer()(x))
-    movement.version = real
+    registration.version = real
     ghosts = layer(within=batchnorm.layers.Ghost(2)) if rank else layer()
     told["choices"] = refusal(lambda: ghosts(x))
     model = nn.ModuleList([layer(), layer(3)])

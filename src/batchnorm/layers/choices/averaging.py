@@ -166,7 +166,8 @@ class PowerNorm(_SecondMoment):
 
     def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """What the gradient still has in common with the output."""
-        left = sums.mean_gx - times(self._held(state), sums.y2)
+        held = self._held(state) if isinstance(now.step, Tensor) or pull.base_v is None else pull.base_v
+        left = sums.mean_gx - times(held, sums.y2)
         return {"backward_v": state.memory["backward_v"] + sums.pooled(left)}
 
     def _held(self, state: State) -> Tensor:
