@@ -17,6 +17,7 @@ from batchnorm.diagnosis.experiments.effect import HARM, NOISE, OUTPUT, SURE, qu
 from batchnorm.diagnosis.experiments.outcome import effect
 from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.diagnosis.experiments.scores import Scorer
+from tests.sampling import slow_but
 
 GENERATOR = torch.Generator().manual_seed(0)
 DATA = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
@@ -186,7 +187,7 @@ def test_a_budget_of_seconds_is_kept():
     assert time.perf_counter() - start < 8
 
 
-@pytest.mark.parametrize("depth", [2, 60])
+@pytest.mark.parametrize("depth", slow_but([2, 20, 60], {2, 20}))
 def test_at_most_eight_passes_however_many_layers(depth):
     model = network(depth)
     for layer in model:
