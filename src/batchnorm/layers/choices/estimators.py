@@ -378,4 +378,4 @@ class Window(Estimator):
 
 
 def _paused(now: Now) -> bool:
-    return isinstance(now.momentum, float | int) and now.momentum == 0
+    return isinstance(now.momentum, (float, int)) and now.momentum == 0
