@@ -109,12 +109,13 @@ lint: $(LINT)
 
 # Bound to their cores: else the system may put a thread where another one spins, and every contender waits for it.
 bench: export OMP_PROC_BIND = true
-bench: $(TEST) $(DOCS)
+bench: $(TEST) $(DOCS) $(TRAINERS)
 	$(BIN)/python benchmarks/kernels.py --compile --picture docs/images/kernels.png
 	$(BIN)/python benchmarks/kernels.py --compile --keep --out benchmarks/kernels-kept.json
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/methods/cost.py
-	$(BIN)/python benchmarks/network.py
+	.venv-trainers/bin/python -m benchmarks.network
+	.venv-trainers/bin/python -m benchmarks.network --keep
 	$(BIN)/python -m docs.figures
 
 # An sdist, a wheel made of that, and the wheel with its tags installed and used in a clean environment, away from the

@@ -3,12 +3,13 @@
 Four twins of each network: stock, after `convert`, after `convert` and `fuse_activations`, and without batch norm and
 activations, which is what no layer of any package can pass. Interleaved in one process; the median of paired ratios is
 kept, by default and (`--keep`) where the allocator keeps memory for all of them. Writes `network.json`, or
-`network-kept.json`. Two of the networks are torchvision's: without it, `--only EfficientNet-Lite0`.
+`network-kept.json`. Two of the networks are torchvision's: `make bench` runs it where that is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -24,30 +25,27 @@ import batchnorm
 
 
 def efficientnet_lite0() -> nn.Module:
-    """Its activations are ReLU6."""
+    """The one of the package of that name."""
     from efficientnet_lite_pytorch import EfficientNet
 
     return EfficientNet.from_name("efficientnet-lite0")
 
 
-def mobilenet_v3() -> nn.Module:
-    """Its activations are hard-swish and ReLU."""
-    from torchvision.models import mobilenet_v3_large
+def torchvisions(name: str) -> Callable[[], nn.Module]:
+    """A network of torchvision, whose compiled part does not load beside a CPU torch."""
 
-    return mobilenet_v3_large()
+    def build() -> nn.Module:
+        importlib.import_module("tests.trainers")  # declares the operators of that part
+        return getattr(importlib.import_module("torchvision.models"), name)()
 
-
-def efficientnet_b0() -> nn.Module:
-    """Lite0's larger sister with SiLU and squeeze-and-excitation."""
-    from torchvision.models import efficientnet_b0
-
-    return efficientnet_b0()
+    return build
 
 
+# Their activations: ReLU6; hard-swish and ReLU; SiLU.
 NETWORKS = {
     "EfficientNet-Lite0": efficientnet_lite0,
-    "MobileNetV3-Large": mobilenet_v3,
-    "EfficientNet-B0": efficientnet_b0,
+    "MobileNetV3-Large": torchvisions("mobilenet_v3_large"),
+    "EfficientNet-B0": torchvisions("efficientnet_b0"),
 }
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
 

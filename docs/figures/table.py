@@ -42,7 +42,7 @@ def _kernels() -> Iterator[Claim]:
         tuple(rounded),
     )
     step = [
-        Figure("network.json", ("EfficientNet-Lite0 step", layout, "times stock"))
+        Figure("network.json", ("EfficientNet-Lite0 step", layout, "fused, times stock"))
         for layout in ("channels_last", "contiguous")
     ]
     network = tuple(figure._replace(form=".1f") for figure in step)
@@ -78,8 +78,15 @@ def _kernels() -> Iterator[Claim]:
     yield Claim(
         "docs/kernels.md", "| renorm, ghost, sync of one | {}, {}, {} | {}, {}, {} | {}, {}, {} |", tuple(figures)
     )
-    name = "EfficientNet-Lite0 step (batch 16, 128 px), contiguous, channels last"
-    yield Claim("docs/kernels.md", f"| {name} | {{}}, {{}} |", (step[1], step[0]))
+    for name in ("EfficientNet-Lite0", "MobileNetV3-Large", "EfficientNet-B0"):
+        for layout in ("contiguous", "channels_last"):
+            cells = [
+                Figure(file, (f"{name} step", layout, f"{twin}, times stock"))
+                for file in ("network.json", "network-kept.json")
+                for twin in ("converted", "fused", "without")
+            ]
+            row = f"| {name} step, {layout} | {{}}, {{}}, {{}} | {{}}, {{}}, {{}} | |"
+            yield Claim("docs/kernels.md", row, tuple(cells))
     name = "memory kept by BN + leaky_relu in place, of stock's (less is better)"
     yield Claim("docs/kernels.md", f"| {name} | {{}} |", (Figure("network.json", ("BN + leaky_relu", "over stock")),))
     yield Claim("docs/kernels.md", "(8, 32, 8, 8) and (256, 128), reach {}:", (of("step, worst shape"),))
