@@ -282,6 +282,22 @@ def _others() -> Iterator[Claim]:
             yield Claim(
                 "docs/many-processes.md", f"| {ranks} | {channels} | {' | '.join(['{}'] * 7)} |", tuple(figures)
             )
+    yield Claim(
+        "docs/adapt.md",
+        "{} times its time, and the worst of 49 layers is {} of its deviation from what it receives, {} before",
+        (
+            Figure("adapt/domain.json", ("ratio",)),
+            Figure("adapt/domain.json", ("worst_layer", "adapt"), ".0e"),
+            Figure("adapt/domain.json", ("worst_layer", "stored"), ".0e"),
+        ),
+    )
+    for method in ("renorm", "power", "average", "renorm and average"):
+        figures = [
+            Figure("methods/own.json", ("rows", {"shape": shape, "method": method}, key))
+            for shape in ([32, 64, 56, 56], [256, 128])
+            for key in ("own", "itself")
+        ]
+        yield Claim("docs/how-to/own-method.md", f"| {method} | {{}} | {{}} | {{}} | {{}} |", tuple(figures))
     cost = read("methods/cost.json")["rows"]
     for method in (name for name in cost[0]["ratio_to_batchnorm"] if "inference" not in name):
         figures = [Figure("methods/cost.json", ("rows", i, "ratio_to_batchnorm", method)) for i in range(len(cost))]
