@@ -17,7 +17,7 @@ from batchnorm.diagnosis.rules import bn114_few_values as few_values
 from batchnorm.diagnosis.rules import bn117_unlike_batches as unlike
 from batchnorm.diagnosis.rules import bn133_left_in_train, bn134_eps
 from batchnorm.diagnosis.rules.examples import accuracy, batches, labelled, network, norms, settle
-from batchnorm.diagnosis.rules.grounds import by_statistics
+from batchnorm.diagnosis.rules.grounds import MISPLACED, ROUNDING, by_statistics, misplaced
 
 HELPS = Effect("x", 1000, 0.5, 0.9, 0.4, 0.01, 1000, 1.0)
 NOTHING = Effect("x", 1000, 0.9, 0.9, 0.0, 0.01, 1000, 1.0)
@@ -287,3 +287,62 @@ def test_a_model_in_float64_is_judged_as_in_float32():
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert found[0]
     assert found[0] == found[1]
+
+
+def test_a_variance_below_zero_is_no_rounding_from_its_thresholds_on():
+    mean, var = torch.full((100,), 3.0), torch.full((100,), 1.0)  # a mean square of 10
+    values = SimpleNamespace(var=lambda correction: var)
+    layer = SimpleNamespace(mean=mean, var=var.clone(), weight=None, bias=None, initial=False)
+    layer.collected = SimpleNamespace(values=values)
+    assert misplaced(layer) == ""
+    count = round(MISPLACED * 100)
+    layer.var[:count] = -10 * ROUNDING * 1.01
+    assert f"negative in {count} of 100" in misplaced(layer)
+    layer.var[count - 1] = 1.0
+    assert misplaced(layer) == ""
+    layer.var[:count] = -10 * ROUNDING * 0.99
+    assert misplaced(layer) == ""
+
+
+@pytest.mark.parametrize("name", ["running_mean", "weight", "bias"])
+def test_a_running_var_that_holds_another_vector_is_named(name):
+    model = network()
+    layer = norms(model)[0]
+    with torch.no_grad():
+        for parameter in (layer.weight, layer.bias):
+            parameter.copy_(torch.rand(8, generator=torch.Generator().manual_seed(0)) + (parameter is layer.bias))
+    settle(model, batches())
+    assert all(f.code != "BN104" for f in batchnorm.diagnose(model, batches()).findings)
+    layer.running_var.copy_(getattr(layer, name))
+    first = batchnorm.diagnose(model, batches()).findings[0]
+    assert (first.code, first.layer) == ("BN104", "1")
+    assert first.message.startswith(f"running_var holds the values of {name}")
+
+
+def test_variances_of_one_value_are_told_from_data_that_are_not_finite():
+    said = []
+    for names in (["running_var"], ["running_var", "running_mean"]):
+        model = network()
+        for name in names:
+            getattr(norms(model)[0], name)[1] = torch.nan
+        said.append(batchnorm.diagnose(model, batches()).findings[0].message)
+    assert ["one value per channel" in message for message in said] == [True, False]
+
+
+def test_an_activation_inside_the_layer_is_no_other_class():
+    class Activated(nn.BatchNorm1d):
+        def forward(self, input):
+            return super().forward(input).relu()
+
+    model = network()
+    for layer in norms(model):
+        layer.__class__ = Activated
+    settle(model, batches())
+    with torch.no_grad():
+        loader = [(x, model.eval()(x)) for x in batches()]
+    for layer in norms(model):
+        layer.running_mean += 2
+    report = batchnorm.diagnose(model, loader, lambda output, batch: float((output - batch[1]).square().mean()))
+    assert report.findings[0].code == "BN104"
+    assert all(f.code != "BN135" for f in report.findings)
+    assert all("forward" not in vars(layer) for layer in norms(model))
