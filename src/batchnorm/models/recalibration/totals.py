@@ -143,7 +143,7 @@ class Totals:
             return False
         k = self.batches[known]
         share = (one / self.batches)[known] * (self.top - centre)[known].square() / spread[known]
-        return bool((share / torch.clamp(1.36 / k.sqrt(), min=0.2)).median() > 1)
+        return bool((share / torch.clamp(1.36 / k.sqrt(), min=0.17)).median() > 1)
 
     def _sketch(self, here: Tensor, d: Tensor, var: Tensor) -> list[Tensor]:
         """Per batch a few random combinations of its standardised means and variances, a row per layer."""
