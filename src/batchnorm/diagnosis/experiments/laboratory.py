@@ -240,7 +240,12 @@ class Laboratory:
         return found, used
 
     def tried(
-        self, data: Data, condition: str, within: AbstractContextManager[Any], evidence: dict[str, Any] | None = None
+        self,
+        data: Data,
+        condition: str,
+        within: AbstractContextManager[Any],
+        evidence: dict[str, Any] | None = None,
+        every: int = 2,
     ) -> Outcome:
         """Every second batch in eval mode, within a context, with what each layer receives if that is asked for."""
         seen = {} if evidence is None else {name: self.layers[name] for name in evidence}
@@ -250,7 +255,7 @@ class Laboratory:
                 evidence[name].add(x, weight)
 
         with modes(self.model, False), within, self.hooks(seen, look):
-            return self._pass(data, condition, every=2)
+            return self._pass(data, condition, every=every)
 
     def by_call(self, data: Data, statistics: dict[str, list[tuple[Tensor, Tensor]]]) -> Outcome:
         """Every call of a layer in one forward with statistics of its own, the last ones for any further call."""

@@ -43,7 +43,7 @@ def misplaced(layer: LayerEvidence) -> str:
     for name, other in (("running_mean", layer.mean), ("weight", layer.weight), ("bias", layer.bias)):
         if other is not None and other.shape == layer.var.shape and len(other) > 1 and bool((other == layer.var).all()):
             return f"running_var holds the values of {name}"
-    below = layer.var < -ROUNDING * (layer.mean.square() + values.var(1).cpu())
+    below = layer.var < -ROUNDING * (values.mean.square() + values.var(1)).cpu()
     if float(below.double().mean()) < MISPLACED:
         return ""
     return f"running_var is negative in {int((layer.var < 0).sum())} of {len(below)} channels, which no rounding does"
