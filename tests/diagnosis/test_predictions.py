@@ -144,7 +144,7 @@ def test_another_eps_is_found_at_its_edges(monkeypatch, eps, before, after, foun
     assert (other is not None) is found
     assert module.eps == eps
     # Where the first layer does not receive what it stores either, it is not eps.
-    rows["0"].in_eval = received(another_eps.UNFIT * 1.01)
+    rows["0"].in_eval = received(0.5)
     assert another_eps.another_eps(Lab(module, after), data, rows, Outcome("stored")) is None
 
 

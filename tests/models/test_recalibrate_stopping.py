@@ -263,6 +263,18 @@ def test_correlated_batches_are_worth_fewer_and_until_does_not_stop_at_eight():
         assert whole.standard_error > 1.5 * alone.standard_error
 
 
+def test_the_squares_of_correlated_offsets_widen_the_variances_error():
+    rows = torch.stack(autoregressive(1500, 0.9))
+    layer = batchnorm.recalibrate(nn.BatchNorm1d(6), list(rows), upstream="batch").layers[""]
+    squares = (rows.double() - rows.double().mean((0, 1))).square().mean(1)
+    alone = squares.std(0) / 1500**0.5
+    # The squared offsets have a sixth of the spread and are worth a fourth to a sixth of their number.
+    assert 1.1 < float((layer.var_error_per_channel / alone).mean()) < 1.6
+    shuffled = rows[torch.randperm(1500, generator=torch.Generator().manual_seed(0))]
+    layer = batchnorm.recalibrate(nn.BatchNorm1d(6), list(shuffled), upstream="batch").layers[""]
+    assert torch.allclose(layer.var_error_per_channel, alone, rtol=0.05)
+
+
 @pytest.mark.parametrize("upstream", UPSTREAMS)
 def test_a_loader_that_is_not_known_to_shuffle_says_nothing_of_what_is_to_come(upstream):
     data = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))

@@ -45,7 +45,7 @@ def another_eps(lab: Laboratory, data: Data, layers: Mapping[str, Any], stored: 
     live = {n: v for n, v in live.items() if not v.initial}
     misfits = {n: m for n, v in live.items() if (m := _misfit_of(v, v.in_eval)) is not None}
     before = _mean(misfits.values())
-    if not before >= UNFIT or min(misfits.values()) >= UNFIT:
+    if not before >= UNFIT or min(misfits.values()) >= max(UNFIT, FITS * before):
         return None
 
     def tried(eps: float, every: int) -> tuple[float, list[str], Outcome] | None:

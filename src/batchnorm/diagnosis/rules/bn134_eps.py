@@ -3,7 +3,7 @@
 An export, a conversion from another framework or a configuration file does that. It matters where variances are small,
 or the eps of training was large. Powers of ten from 1e-5 to 10 and what lies between are tried, in all layers whose eps
 they change by more than a factor of two. It is the cause if what the layers receive at inference then lies at most
-{FITS} times as far from what they store as before, if some layer (the first) receives what it stores already
+{FITS} times as far from what they store as before, if some layer (the first) is as near to what it stores already
 and, where there is a metric, if it does as well as recalibrating.
 """
 
