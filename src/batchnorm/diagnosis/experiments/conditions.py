@@ -81,7 +81,7 @@ def as_batch_norm(layers: Iterable[_BatchNorm]) -> Iterator[None]:
 
     def replace(layer: _BatchNorm) -> None:
         rest = layer.weight, layer.bias, False, 0.0, layer.eps
-        layer.forward = lambda x: functional.batch_norm(x, layer.running_mean, layer.running_var, *rest)
+        layer.forward = lambda input: functional.batch_norm(input, layer.running_mean, layer.running_var, *rest)
 
     changed = [layer for layer in layers if "forward" not in vars(layer)]
     try:
