@@ -91,6 +91,30 @@ def test_a_metric_is_taken_by_sample_where_it_is_a_mean_over_samples():
     assert whole.unit == "batches"
 
 
+def test_a_last_batch_of_one_sample_leaves_the_metric_one_of_samples():
+    torch.manual_seed(0)
+    right = torch.arange(9) % 2
+    loader = [(right[:8, None], right[:8]), (right[8:, None], right[8:])]
+    scorer, outcomes = Scorer(accuracy, True), []
+    for wrong in (3, 1):
+        scorer.start()
+        outcomes.append(Outcome(f"{wrong} wrong"))
+        for index, (_, y) in enumerate(loader):
+            output = nn.functional.one_hot((y + (torch.arange(len(y)) < wrong) * (index == 0)) % 2, 2).float()
+            outcomes[-1].take(index, output, len(y), scorer.score(outcomes[-1].condition, output, (None, y), index))
+    assert scorer.unit == "samples"
+    found = effect("", *outcomes, scorer)
+    assert (found.units, found.gain) == (9, pytest.approx(2 / 9))
+
+
+def test_passes_that_were_cut_in_other_ways_are_paired_by_batch():
+    before, after = Outcome("before"), Outcome("after")
+    before.units = {0: ([0.0, 1.0], [1, 3]), 1: ([0.5], [4])}
+    after.units = {0: ([1.0], [4]), 1: ([0.75], [4])}
+    found = effect("", before, after, Scorer(accuracy, True))
+    assert (found.units, found.before, found.after, found.gain) == (2, 0.625, 0.875, 0.25)
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_which_way_a_metric_goes_is_learnt_from_outputs_held_against_other_samples(sign, ordered):
