@@ -6,7 +6,9 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
+TOOLS := .venv/.tools
 VENV := .venv/.packages
+NATIVE := .venv/.native
 RUNTIME := .venv/.runtime
 TEST := .venv/.test
 LINT := .venv/.lint
@@ -18,20 +20,27 @@ SOURCES := $(wildcard native/*.cpp native/*.h native/*.inl) native/CMakeLists.tx
 .PHONY: demo test test-slow test-interop test-trainers fresh-trainers fuzz fuzz-asan torch-suite lint bench docs native wheel sanitize
 .PHONY: no-compiler clean
 
-$(VENV): constraints.txt
-	@echo "Installing torch and the packages that batchnorm runs with: about half a minute, and the downloads."
+$(TOOLS): constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) torch numpy rich typer scikit-build-core nanobind ninja
+	$(PIP) scikit-build-core nanobind ninja
 	@PATH="$(CURDIR)/$(BIN):$$PATH" command -v cmake > /dev/null || $(PIP) cmake
 	@touch $@
 
-$(RUNTIME): $(VENV) pyproject.toml $(SOURCES)
-	@test -n "$$BATCHNORM_PURE" || echo "Compiling the native kernels: about $(BUILD_TIME) on two cores; BATCHNORM_PURE=1 skips this."
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable .
-	@$(BIN)/python -c "from batchnorm import kernels; print('native kernels:', kernels.backends()['native'])"
+$(VENV): $(TOOLS)
+	@echo "Installing torch and the packages that batchnorm runs with: about half a minute, and the downloads."
+	$(PIP) torch numpy rich typer
 	@touch $@
 
-BUILD_TIME := a minute and a half
+$(NATIVE): $(TOOLS) pyproject.toml $(SOURCES)
+	@test -n "$$BATCHNORM_PURE" || echo "Compiling the native kernels: about a minute and a half on two cores; BATCHNORM_PURE=1 skips this."
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# Both at once: the kernels are compiled without torch, and installing it leaves a core idle.
+$(RUNTIME): $(TOOLS) pyproject.toml $(SOURCES)
+	@$(MAKE) --no-print-directory --jobs=2 $(VENV) $(NATIVE)
+	@$(BIN)/python -c "from batchnorm import kernels; print('native kernels:', kernels.backends()['native'])"
+	@touch $@
 
 # What tests, lint and docs need beside it. The pip of older Pythons does not know dependency groups.
 $(TEST): $(RUNTIME)
@@ -100,12 +109,13 @@ lint: $(LINT)
 
 # Bound to their cores: else the system may put a thread where another one spins, and every contender waits for it.
 bench: export OMP_PROC_BIND = true
-bench: $(TEST) $(DOCS)
+bench: $(TEST) $(DOCS) $(TRAINERS)
 	$(BIN)/python benchmarks/kernels.py --compile --picture docs/images/kernels.png
 	$(BIN)/python benchmarks/kernels.py --compile --keep --out benchmarks/kernels-kept.json
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/methods/cost.py
-	$(BIN)/python benchmarks/network.py
+	.venv-trainers/bin/python -m benchmarks.network
+	.venv-trainers/bin/python -m benchmarks.network --keep
 	$(BIN)/python -m docs.figures
 
 # An sdist, a wheel made of that, and the wheel with its tags installed and used in a clean environment, away from the

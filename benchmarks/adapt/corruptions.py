@@ -12,6 +12,8 @@ SEEN = ("noise", "blur", "contrast", "brightness")
 UNSEEN = ("pixelate", "gamma", "impulse", "fog")
 # Chosen after the rule on predictions was fixed.
 FRESH = ("speckle", "stripes", "vignette", "posterise")
+# Chosen last, before any run of theirs.
+LATEST = ("motion", "occlusion", "solarise", "haze")
 
 
 def corrupt(x: Tensor, kind: str, severity: int, generator: torch.Generator) -> Tensor:
@@ -45,6 +47,20 @@ def corrupt(x: Tensor, kind: str, severity: int, generator: torch.Generator) -> 
         return (x * strength).round() / strength
     if kind == "gamma":
         return x.clamp(0, 1) ** strength
+    if kind == "motion":
+        reach = max(round(strength * x.shape[-1] / 2), 1)
+        return torch.stack([x.roll(step, -1) for step in range(-reach, reach + 1)]).mean(0)
+    if kind == "occlusion":
+        side, size = round(strength * x.shape[-1]), x.shape[-1]
+        corner = torch.randint(size - side + 1, (len(x), 2), generator=generator)
+        axis = torch.arange(size)
+        rows, columns = ((axis >= at[:, None]) & (axis < at[:, None] + side) for at in corner.T)
+        return torch.where((rows[:, :, None] & columns[:, None])[:, None], 0.5, x)
+    if kind == "solarise":
+        return torch.where(x > strength, 1 - x, x)
+    if kind == "haze":
+        veil = torch.rand(len(x), 1, 1, 1, generator=generator) * strength
+        return (1 - veil) * x + veil * 0.8
     small = max(round(x.shape[-1] * strength), 2)
     return functional.interpolate(functional.adaptive_avg_pool2d(x, small), size=x.shape[-2:], mode="nearest")
 
@@ -62,6 +78,10 @@ STRENGTHS = {
     "vignette": (0.2, 0.4, 0.6, 0.8, 1.0),
     "posterise": (5, 4, 3, 2, 1),
     "gamma": (0.7, 0.5, 0.35, 0.25, 0.15),
+    "motion": (0.13, 0.25, 0.4, 0.5, 0.75),
+    "occlusion": (0.2, 0.3, 0.4, 0.5, 0.6),
+    "solarise": (0.95, 0.85, 0.75, 0.65, 0.5),
+    "haze": (0.3, 0.5, 0.7, 0.85, 1.0),
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from adapt import load, network
-from corruptions import FRESH, SEEN, UNSEEN, corrupt
+from corruptions import FRESH, LATEST, SEEN, UNSEEN, corrupt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["convolutions", "residual", "perceptron"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[10])
     parser.add_argument("--sizes", type=int, nargs="+", default=[320])
-    parser.add_argument("--kinds", nargs="+", default=[*SEEN, *UNSEEN, *FRESH])
+    parser.add_argument("--kinds", nargs="+", default=[*SEEN, *UNSEEN, *FRESH, *LATEST])
     parser.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5])
     parser.add_argument("--out", type=Path, help="beside this script unless given")
     arguments = parser.parse_args()
@@ -147,7 +147,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     corrupted = [row for row in rows if row["kind"] != "clean"]
     parts = [f"harm: clean {sum(r['harm'] for r in clean)} of {len(clean)}"]
     parts.append(f"corrupted {sum(r['harm'] for r in corrupted)} of {len(corrupted)}")
-    for label, kinds in (("seen", SEEN), ("unseen", UNSEEN), ("fresh", FRESH)):
+    for label, kinds in (("seen", SEEN), ("unseen", UNSEEN), ("fresh", FRESH), ("latest", LATEST)):
         part = [row["errors"] for row in corrupted if row["kind"] in kinds and row["stream"] == "balanced"]
         if part:
             parts.append(label + " " + ", ".join(f"{k} {mean(e[k] for e in part):.1f}" for k in part[0]))

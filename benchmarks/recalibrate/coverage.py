@@ -1,8 +1,9 @@
 """How often the 95 % intervals of `recalibrate` hold the truth, over data of several kinds, with and without `until`.
 
 A channel's mean is covered where it lies within `quantile` standard errors of the truth; so is its variance. Reported
-are the coverage over the runs that say that their error bars hold, how many do, and how many batches were read.
-`python benchmarks/recalibrate/coverage.py --runs 40`
+are the share of the runs that say that their error bars hold, and that they do not; the coverage over those that hold,
+and over all others; and how many batches were read. Exchangeable data come from a loader that shuffles, streams from
+a generator, and sorted data from a list. `python benchmarks/recalibrate/coverage.py --runs 40`
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from common import keep
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import batchnorm
 
@@ -40,13 +42,28 @@ def lognormal(g: torch.Generator) -> Data:
     return torch.randn(BATCHES, BATCH, CHANNELS, generator=g).exp(), math.exp(0.5), (math.e - 1) * math.e
 
 
-def correlated(g: torch.Generator) -> Data:
-    """AR(1) 0.9 offsets of the batches, 5 % of the variance."""
+def _autoregressive(g: torch.Generator, memory: float, batches: int) -> Data:
+    """Offsets of the batches that are 5 % of the variance."""
     offset, rows = torch.randn(CHANNELS, generator=g) * 0.05**0.5, []
-    for _ in range(BATCHES):
-        offset = 0.9 * offset + (0.05 * 0.19) ** 0.5 * torch.randn(CHANNELS, generator=g)
+    for _ in range(batches):
+        offset = memory * offset + (0.05 * (1 - memory**2)) ** 0.5 * torch.randn(CHANNELS, generator=g)
         rows.append(offset)
-    return torch.randn(BATCHES, BATCH, CHANNELS, generator=g) + torch.stack(rows)[:, None], 0.0, 1.05
+    return torch.randn(batches, BATCH, CHANNELS, generator=g) + torch.stack(rows)[:, None], 0.0, 1.05
+
+
+def correlated(g: torch.Generator) -> Data:
+    """Neighbours' offsets have a correlation of 0.9."""
+    return _autoregressive(g, 0.9, BATCHES)
+
+
+def correlated_long(g: torch.Generator) -> Data:
+    """The same, ten times as long."""
+    return _autoregressive(g, 0.9, 10 * BATCHES)
+
+
+def weakly_correlated(g: torch.Generator) -> Data:
+    """Neighbours' offsets have a correlation of 0.4."""
+    return _autoregressive(g, 0.4, 2 * BATCHES)
 
 
 def _classes() -> Tensor:
@@ -74,20 +91,31 @@ def sorted_by_class(g: torch.Generator) -> Data:
 
 
 KINDS: dict[str, Callable[[torch.Generator], Data]] = {
-    "independent": independent, "few": few, "heavy tails": heavy, "lognormal": lognormal, "correlated": correlated,
+    "independent": independent, "few": few, "heavy tails": heavy, "lognormal": lognormal,
+    "weakly correlated": weakly_correlated, "correlated": correlated, "correlated, 2000 batches": correlated_long,
     "sticky": sticky, "sorted by class": sorted_by_class,
 }  # fmt: skip
+SHUFFLED = ("independent", "few", "heavy tails", "lognormal")
 
 
-def one(kind: str, seed: int, until: float | None) -> tuple[float, float, int, bool]:
+def loader_of(kind: str, x: Tensor, seed: int) -> Any:
+    """As such data would be read."""
+    if kind in SHUFFLED:
+        g = torch.Generator().manual_seed(seed)
+        return DataLoader(TensorDataset(x.flatten(0, 1)), batch_size=x.shape[1], shuffle=True, generator=g)
+    return list(x) if kind == "sorted by class" else iter(x)
+
+
+def one(kind: str, seed: int, until: float | None) -> tuple[float, float, int, bool | None]:
     """Coverage of the means and of the variances, batches read, and whether the bars are said to hold."""
     x, mean, var = KINDS[kind](torch.Generator().manual_seed(seed))
     layer = nn.BatchNorm1d(CHANNELS)
-    result = batchnorm.recalibrate(layer, list(x), until=until, upstream="batch", progress=False)
+    loader = loader_of(kind, x, seed)
+    result = batchnorm.recalibrate(layer, loader, until=until, upstream="batch", progress=False)
     row, q = result.layers[""], result.quantile
     of_mean = (layer.running_mean - mean).abs() <= q * row.mean_error_per_channel
     of_var = (layer.running_var - var).abs() <= q * row.var_error_per_channel
-    return float(of_mean.double().mean()), float(of_var.double().mean()), result.batches, bool(result.error_bars_hold)
+    return float(of_mean.double().mean()), float(of_var.double().mean()), result.batches, result.error_bars_hold
 
 
 def main() -> None:
@@ -96,17 +124,19 @@ def main() -> None:
     given = parser.parse_args()
     rows = []
     for kind in KINDS:
-        for until in (0.03, 0.05, None):
+        for until in (0.03, None):
             runs = [one(kind, seed, until) for seed in range(given.runs)]
-            told = [run for run in runs if run[3]]
+            told, others = [run for run in runs if run[3]], [run for run in runs if not run[3]]
             row: dict[str, Any] = {
                 "data": kind,
                 "until": until,
                 "bars said to hold": len(told) / len(runs),
+                "not to hold": sum(run[3] is False for run in runs) / len(runs),
                 "batches": sum(r[2] for r in runs) / len(runs),
             }
-            for index, name in enumerate(("mean", "variance")):
-                row[f"coverage, {name}"] = sum(run[index] for run in told) / len(told) if told else None
+            for where, part in (("", told), (", others", others)):
+                for index, name in enumerate(("mean", "variance")):
+                    row[f"coverage, {name}{where}"] = sum(run[index] for run in part) / len(part) if part else None
             rows.append(row)
             print(row, flush=True)
     keep("coverage", {"runs": given.runs, "rows": rows})

@@ -30,7 +30,7 @@ STATED = {
         "512 MiB",
         "95 % limits",
         "half of a 95 % interval",
-        "30 times the time",
+        "50 times the time",
         "0.5 %",
     ),
     "docs/report.md": ("the time allows", "below 2 MB"),

@@ -42,7 +42,7 @@ def _kernels() -> Iterator[Claim]:
         tuple(rounded),
     )
     step = [
-        Figure("network.json", ("EfficientNet-Lite0 step", layout, "times stock"))
+        Figure("network.json", ("EfficientNet-Lite0 step", layout, "fused, times stock"))
         for layout in ("channels_last", "contiguous")
     ]
     network = tuple(figure._replace(form=".1f") for figure in step)
@@ -78,8 +78,15 @@ def _kernels() -> Iterator[Claim]:
     yield Claim(
         "docs/kernels.md", "| renorm, ghost, sync of one | {}, {}, {} | {}, {}, {} | {}, {}, {} |", tuple(figures)
     )
-    name = "EfficientNet-Lite0 step (batch 16, 128 px), contiguous, channels last"
-    yield Claim("docs/kernels.md", f"| {name} | {{}}, {{}} |", (step[1], step[0]))
+    for name in ("EfficientNet-Lite0", "MobileNetV3-Large", "EfficientNet-B0"):
+        for layout in ("contiguous", "channels_last"):
+            cells = [
+                Figure(file, (f"{name} step", layout, f"{twin}, times stock"))
+                for file in ("network.json", "network-kept.json")
+                for twin in ("converted", "fused", "without")
+            ]
+            row = f"| {name} step, {layout} | {{}}, {{}}, {{}} | {{}}, {{}}, {{}} | |"
+            yield Claim("docs/kernels.md", row, tuple(cells))
     name = "memory kept by BN + leaky_relu in place, of stock's (less is better)"
     yield Claim("docs/kernels.md", f"| {name} | {{}} |", (Figure("network.json", ("BN + leaky_relu", "over stock")),))
     yield Claim("docs/kernels.md", "(8, 32, 8, 8) and (256, 128), reach {}:", (of("step, worst shape"),))
@@ -284,6 +291,13 @@ def _others() -> Iterator[Claim]:
             Figure("adapt/domain.json", ("worst_layer", "stored"), ".0e"),
         ),
     )
+    for method in ("renorm", "power", "average", "renorm and average"):
+        figures = [
+            Figure("methods/own.json", ("rows", {"shape": shape, "method": method}, key))
+            for shape in ([32, 64, 56, 56], [256, 128])
+            for key in ("own", "itself")
+        ]
+        yield Claim("docs/how-to/own-method.md", f"| {method} | {{}} | {{}} | {{}} | {{}} |", tuple(figures))
     cost = read("methods/cost.json")["rows"]
     for method in (name for name in cost[0]["ratio_to_batchnorm"] if "inference" not in name):
         figures = [Figure("methods/cost.json", ("rows", i, "ratio_to_batchnorm", method)) for i in range(len(cost))]

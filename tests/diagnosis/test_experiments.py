@@ -17,6 +17,7 @@ from batchnorm.diagnosis.experiments.effect import HARM, NOISE, OUTPUT, SURE, qu
 from batchnorm.diagnosis.experiments.outcome import effect
 from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.diagnosis.experiments.scores import Scorer
+from tests.sampling import slow_but
 
 GENERATOR = torch.Generator().manual_seed(0)
 DATA = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
@@ -88,6 +89,30 @@ def test_a_metric_is_taken_by_sample_where_it_is_a_mean_over_samples():
     whole = Scorer(lambda output, batch: float(output.max()))
     assert whole.score("stored", x, (x, y)) == ([float(x.max())], [40])
     assert whole.unit == "batches"
+
+
+def test_a_last_batch_of_one_sample_leaves_the_metric_one_of_samples():
+    torch.manual_seed(0)
+    right = torch.arange(9) % 2
+    loader = [(right[:8, None], right[:8]), (right[8:, None], right[8:])]
+    scorer, outcomes = Scorer(accuracy, True), []
+    for wrong in (3, 1):
+        scorer.start()
+        outcomes.append(Outcome(f"{wrong} wrong"))
+        for index, (_, y) in enumerate(loader):
+            output = nn.functional.one_hot((y + (torch.arange(len(y)) < wrong) * (index == 0)) % 2, 2).float()
+            outcomes[-1].take(index, output, len(y), scorer.score(outcomes[-1].condition, output, (None, y), index))
+    assert scorer.unit == "samples"
+    found = effect("", *outcomes, scorer)
+    assert (found.units, found.gain) == (9, pytest.approx(2 / 9))
+
+
+def test_passes_that_were_cut_in_other_ways_are_paired_by_batch():
+    before, after = Outcome("before"), Outcome("after")
+    before.units = {0: ([0.0, 1.0], [1, 3]), 1: ([0.5], [4])}
+    after.units = {0: ([1.0], [4]), 1: ([0.75], [4])}
+    found = effect("", before, after, Scorer(accuracy, True))
+    assert (found.units, found.before, found.after, found.gain) == (2, 0.625, 0.875, 0.25)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -186,7 +211,7 @@ def test_a_budget_of_seconds_is_kept():
     assert time.perf_counter() - start < 8
 
 
-@pytest.mark.parametrize("depth", [2, 60])
+@pytest.mark.parametrize("depth", slow_but([2, 20, 60], {2, 20}))
 def test_at_most_eight_passes_however_many_layers(depth):
     model = network(depth)
     for layer in model:

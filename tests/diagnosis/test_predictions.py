@@ -17,7 +17,7 @@ from batchnorm.diagnosis.rules import bn114_few_values as few_values
 from batchnorm.diagnosis.rules import bn117_unlike_batches as unlike
 from batchnorm.diagnosis.rules import bn133_left_in_train, bn134_eps
 from batchnorm.diagnosis.rules.examples import accuracy, batches, labelled, network, norms, settle
-from batchnorm.diagnosis.rules.grounds import by_statistics
+from batchnorm.diagnosis.rules.grounds import MISPLACED, ROUNDING, by_statistics, misplaced
 
 HELPS = Effect("x", 1000, 0.5, 0.9, 0.4, 0.01, 1000, 1.0)
 NOTHING = Effect("x", 1000, 0.9, 0.9, 0.0, 0.01, 1000, 1.0)
@@ -117,29 +117,35 @@ def received(shift):
 
 
 class Lab:
-    """Layers that receive what was said, whatever their eps."""
+    """Layers that receive what was said, whatever their eps; the first receives what it stores."""
 
     def __init__(self, module, then):
-        self.active, self.then, self.scorer = {"1": module}, then, None
+        self.active, self.then, self.scorer = {"0": module, "1": module}, then, None
 
-    def tried(self, data, what, within, evidence):
-        evidence["1"] = received(self.then)
+    def tried(self, data, what, within, evidence, every):
+        evidence["0"], evidence["1"] = received(0.0), received(self.then)
         return Outcome(what)
 
 
 @pytest.mark.parametrize(
     ("eps", "before", "after", "found"),
     [(0.1, 1.0, another_eps.FITS * 0.99, True), (0.1, 1.0, another_eps.FITS * 1.01, False),
-     (0.1, another_eps.UNFIT * 1.01, 0.0, True), (0.1, another_eps.UNFIT * 0.99, 0.0, False),
+     (0.1, another_eps.UNFIT * 2.02, 0.0, True), (0.1, another_eps.UNFIT * 1.98, 0.0, False),
      (another_eps.MATTERS * 1.01, 1.0, 0.0, True), (another_eps.MATTERS * 0.99, 1.0, 0.0, False)],
 )  # fmt: skip
-def test_another_eps_is_found_at_its_edges(eps, before, after, found):
+def test_another_eps_is_found_at_its_edges(monkeypatch, eps, before, after, found):
     module = nn.BatchNorm1d(1, eps=eps)
     stored = layer(eps=eps, mean=torch.zeros(1).double(), var=torch.ones(1).double(), in_eval=received(before))
-    data = SimpleNamespace(room=lambda passes: True)
-    other = another_eps.another_eps(Lab(module, after), data, {"1": stored}, Outcome("stored"))
+    data = SimpleNamespace(room=lambda passes: True, batches=4)
+    fits = layer(eps=eps, mean=torch.zeros(1).double(), var=torch.ones(1).double(), in_eval=received(0.0))
+    monkeypatch.setattr(another_eps, "TRIED", (1e-5, 1e-3))
+    rows = {"0": fits, "1": stored}
+    other = another_eps.another_eps(Lab(module, after), data, rows, Outcome("stored"))
     assert (other is not None) is found
     assert module.eps == eps
+    # Where the first layer does not receive what it stores either, it is not eps.
+    rows["0"].in_eval = received(0.5)
+    assert another_eps.another_eps(Lab(module, after), data, rows, Outcome("stored")) is None
 
 
 def executed(report, model, **space):
@@ -158,6 +164,21 @@ def test_the_fix_of_a_changed_eps_puts_it_back():
     executed(report, model)
     assert {module.eps for module in norms(model)} == {1e-5}
     assert batchnorm.diagnose(model, loader, **options).ok
+
+
+@pytest.mark.parametrize("trained", [0.7, 0.03])
+def test_an_eps_of_any_size_is_found_again(trained):
+    model, _, options = bn134_eps.broken()
+    for module in norms(model):
+        module.eps = trained
+    settle(model, batches())
+    loader = [(x, model.eval()(x).detach()) for x in batches()]
+    for module in norms(model):
+        module.eps = 1e-6
+    report = batchnorm.diagnose(model, loader, **options)
+    assert report.findings[0].code == "BN134"
+    assert report.evidence.another_eps.eps == pytest.approx(trained, rel=0.35)
+    assert report.evidence.passes <= 8
 
 
 def test_a_model_adapted_to_its_evaluation_data_is_left_as_it_is():
@@ -287,3 +308,62 @@ def test_a_model_in_float64_is_judged_as_in_float32():
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert found[0]
     assert found[0] == found[1]
+
+
+def test_a_variance_below_zero_is_no_rounding_from_its_thresholds_on():
+    mean, var = torch.full((100,), 3.0), torch.full((100,), 1.0)  # a mean square of 10
+    values = SimpleNamespace(mean=mean, var=lambda correction: var)
+    layer = SimpleNamespace(mean=mean, var=var.clone(), weight=None, bias=None, initial=False)
+    layer.collected = SimpleNamespace(values=values)
+    assert misplaced(layer) == ""
+    count = round(MISPLACED * 100)
+    layer.var[:count] = -10 * ROUNDING * 1.01
+    assert f"negative in {count} of 100" in misplaced(layer)
+    layer.var[count - 1] = 1.0
+    assert misplaced(layer) == ""
+    layer.var[:count] = -10 * ROUNDING * 0.99
+    assert misplaced(layer) == ""
+
+
+@pytest.mark.parametrize("name", ["running_mean", "weight", "bias"])
+def test_a_running_var_that_holds_another_vector_is_named(name):
+    model = network()
+    layer = norms(model)[0]
+    with torch.no_grad():
+        for parameter in (layer.weight, layer.bias):
+            parameter.copy_(torch.rand(8, generator=torch.Generator().manual_seed(0)) + (parameter is layer.bias))
+    settle(model, batches())
+    assert all(f.code != "BN104" for f in batchnorm.diagnose(model, batches()).findings)
+    layer.running_var.copy_(getattr(layer, name))
+    first = batchnorm.diagnose(model, batches()).findings[0]
+    assert (first.code, first.layer) == ("BN104", "1")
+    assert first.message.startswith(f"running_var holds the values of {name}")
+
+
+def test_variances_of_one_value_are_told_from_data_that_are_not_finite():
+    said = []
+    for names in (["running_var"], ["running_var", "running_mean"]):
+        model = network()
+        for name in names:
+            getattr(norms(model)[0], name)[1] = torch.nan
+        said.append(batchnorm.diagnose(model, batches()).findings[0].message)
+    assert ["one value per channel" in message for message in said] == [True, False]
+
+
+def test_an_activation_inside_the_layer_is_no_other_class():
+    class Activated(nn.BatchNorm1d):
+        def forward(self, input):
+            return super().forward(input).relu()
+
+    model = network()
+    for layer in norms(model):
+        layer.__class__ = Activated
+    settle(model, batches())
+    with torch.no_grad():
+        loader = [(x, model.eval()(x)) for x in batches()]
+    for layer in norms(model):
+        layer.running_mean += 2
+    report = batchnorm.diagnose(model, loader, lambda output, batch: float((output - batch[1]).square().mean()))
+    assert report.findings[0].code == "BN104"
+    assert all(f.code != "BN135" for f in report.findings)
+    assert all("forward" not in vars(layer) for layer in norms(model))

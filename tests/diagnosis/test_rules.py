@@ -14,6 +14,7 @@ from batchnorm.diagnosis.findings import apply_rules
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import stored
 from batchnorm.diagnosis.rules import MODEL as MODEL_RULES
+from tests.sampling import slow_but
 
 DATA = torch.randn(256, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 + 1
 LOADER = DATA.split(64)
@@ -184,7 +185,11 @@ def process_group(wanted):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("rule", MODEL_RULES, ids=lambda rule: rule.code)
+# Those whose examples train for long.
+LONG = {"BN132", "BN133"}
+
+
+@pytest.mark.parametrize("rule", slow_but(MODEL_RULES, lambda rule: rule.code not in LONG), ids=lambda rule: rule.code)
 def test_a_rule_fires_on_its_own_example_and_not_on_the_healthy_one(rule):
     for build, expected in ((rule.broken, True), (rule.healthy, False)):
         model, loader, options = build()

@@ -226,7 +226,8 @@ def stays_away(rank, ranks, how):
     return refusal(lambda: one(x))
 
 
-@pytest.mark.parametrize("how", ["eval", *(pytest.param(how, marks=pytest.mark.slow) for how in ("frozen", "asleep"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["eval", "frozen", "asleep"])
 def test_a_rank_that_stays_away_is_named(how):
     (told, seconds), _ = world.run(stays_away, 2, how)
     assert "rank 1 did not come" in told

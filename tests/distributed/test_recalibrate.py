@@ -78,6 +78,7 @@ def with_nothing(rank, ranks):
     return found
 
 
+@pytest.mark.slow
 def test_a_rank_without_data_takes_part_with_nothing():
     first, second = world.run(with_nothing, 2)
     index = 0

@@ -103,6 +103,7 @@ def test_a_backward_on_another_thread():
     assert torch.equal(x.grad, expected)
 
 
+@pytest.mark.slow
 def test_the_environment_chooses():
     code = "from batchnorm import kernels; import torch; print(kernels.select(torch.zeros(2, 2)).name)"
     assert child(code, BATCHNORM_BACKEND="reference") == "reference"

@@ -50,6 +50,26 @@ def test_little_left_by_the_correction_is_as_exact_as_the_weights(weights, last)
     assert torch.allclose(layer.running_var.double(), w @ (x - mean).square() / rest, rtol=5e-6)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_leave_a_constant_channel_without_variance(dtype, last):
+    x = torch.full((7, 3, 2, 2), 0.7, dtype=dtype)
+    layer = BatchNorm2d(3, estimator=Cumulative(), dtype=dtype)
+    layer(x.contiguous(memory_format=torch.channels_last) if last else x, weights=torch.rand(7, dtype=dtype) + 0.5)
+    assert layer.running_var.abs().max() == 0
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_far_value_that_hardly_counts_costs_no_digits(last):
+    x, w = torch.randn(6, 3, 1, 1), torch.ones(6)
+    x[0], w[0] = 300.0, 1e-6
+    layer = BatchNorm2d(3, estimator=Cumulative())
+    layer(x.contiguous(memory_format=torch.channels_last) if last else x, weights=w)
+    x, w = x.double().flatten(1), w.double()
+    mean = (w @ x) / w.sum()
+    assert torch.allclose(layer.running_var.double(), w @ (x - mean).square() / (w.sum() - 1), rtol=2e-6)
+
+
 @pytest.mark.parametrize("momentum", [0.1, 1e-7, 1e-12])
 @pytest.mark.parametrize("schedule", [False, True])
 def test_a_debiased_average_keeps_no_trace_of_the_initial_value(schedule, momentum):

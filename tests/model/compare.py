@@ -12,11 +12,12 @@ def by_channel(t):
     return array.reshape(-1, 1) if array.ndim < 2 else np.moveaxis(array, 1, 0).reshape(array.shape[1], -1)
 
 
-def apart(got, truth, size, spelled, dtype, times=4):
+def apart(got, truth, size, spelled, dtype, times=4, floor=None):
     """What is wrong with `got`, or None: another pattern of NaN and infinity, or an error above the bound.
 
     In float64 the bound is 1e-9 of the terms that make a channel; in a narrower dtype of the data it is `times` the
-    error of `spelled`, the plain form in float32, plus 8 ulp of the terms.
+    error of `spelled`, the plain form in float32, plus 8 ulp of the terms. `floor` is what rounding to float64 leaves
+    of nothing.
     """
     if got.shape != truth.shape:
         return f"shape {tuple(got.shape)} for {tuple(truth.shape)}"
@@ -34,5 +35,6 @@ def apart(got, truth, size, spelled, dtype, times=4):
     if spelled is not None:
         theirs = np.abs(np.where(odd, 0, by_channel(spelled)) - truth)
         bound = times * np.where(np.isfinite(theirs), theirs, 0).max(1) + 8 * ULP[dtype] * terms
+    bound = bound if floor is None else bound + floor.double().numpy()
     worst = int((error - bound).argmax())
     return None if error[worst] <= bound[worst] else f"{error[worst]:.2e} apart, bound {bound[worst]:.2e}"

@@ -154,7 +154,9 @@ def of_buffer(case, name, buffer, truth, spelled, dtype):
         size = truth.sizes[name if case.coupling.kind == "online" else "psi"]
     # Backward's memory is made of gradients in the data's dtype, statistics of the data alone.
     narrow = dtype if backward or dtype is torch.float64 else torch.float32
-    return apart(buffer, value, size, rough, narrow, _times(case, name))
+    # A constant channel's mean is rounded, and its variance is then the square of that.
+    floor = (truth.sizes["far"] * 2.0**-52).square() if name.endswith("_var") else None
+    return apart(buffer, value, size, rough, narrow, _times(case, name), floor)
 
 
 def as_buffer(value, buffer):

@@ -65,6 +65,7 @@ def test_affine_is_frozen_only_when_asked(layer):
     assert model[1].weight.requires_grad
 
 
+@pytest.mark.slow
 @BOTH
 def test_compiled_model_follows_freeze_unfreeze_and_pause(layer):
     model = network(layer)

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import batchnorm
 from batchnorm.models.recalibration import resume
@@ -259,6 +261,42 @@ def test_correlated_batches_are_worth_fewer_and_until_does_not_stop_at_eight():
         assert 4 < 200 / whole.layers[""].independent < 30
         assert alone.layers[""].independent > 120
         assert whole.standard_error > 1.5 * alone.standard_error
+
+
+def test_the_squares_of_correlated_offsets_widen_the_variances_error():
+    rows = torch.stack(autoregressive(1500, 0.9))
+    layer = batchnorm.recalibrate(nn.BatchNorm1d(6), list(rows), upstream="batch").layers[""]
+    squares = (rows.double() - rows.double().mean((0, 1))).square().mean(1)
+    alone = squares.std(0) / 1500**0.5
+    # The squared offsets have a sixth of the spread and are worth a fourth to a sixth of their number.
+    assert 1.1 < float((layer.var_error_per_channel / alone).mean()) < 1.6
+    shuffled = rows[torch.randperm(1500, generator=torch.Generator().manual_seed(0))]
+    layer = batchnorm.recalibrate(nn.BatchNorm1d(6), list(shuffled), upstream="batch").layers[""]
+    assert torch.allclose(layer.var_error_per_channel, alone, rtol=0.05)
+
+
+@pytest.mark.parametrize("upstream", UPSTREAMS)
+def test_a_loader_that_is_not_known_to_shuffle_says_nothing_of_what_is_to_come(upstream):
+    data = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    loaders = {
+        "list": list(data.split(20)),
+        "generator": iter(data.split(20)),
+        "shuffled": DataLoader(data, 20, shuffle=True, generator=generator),
+    }
+    for name, loader in loaders.items():
+        result = batchnorm.recalibrate(nn.BatchNorm1d(3), loader, until=0.05, upstream=upstream)
+        assert result.batches < 100
+        assert result.error_bars_hold is (True if name == "shuffled" else None)
+        assert ("not known to shuffle" in str(result).replace("\n", " ")) is (name != "shuffled")
+    assert batchnorm.recalibrate(nn.BatchNorm1d(3), iter(data.split(20)), upstream=upstream).error_bars_hold
+
+
+@pytest.mark.parametrize(("batches", "hold"), [(49, False), (51, True)])
+def test_correlated_batches_must_be_fifty_times_as_many_as_they_are_alike(batches, hold):
+    result = batchnorm.recalibrate(nn.BatchNorm1d(3), torch.randn(400, 3).split(4))
+    row = replace(result.layers[""], independent=batches, heavy_tailed=False)
+    assert replace(result, layers={"": row}, sorted=False).error_bars_hold is hold
 
 
 def test_students_factor_and_heavy_tails():

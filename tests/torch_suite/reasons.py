@@ -25,6 +25,11 @@ REASONS: tuple[tuple[str, str, str], ...] = (
         "def forward",
         "asserts the text of the graph of torch's kernel; here the same step is spelled in other operations",
     ),
+    (
+        "test_errors_nn_BatchNorm",
+        "eps must be 0 or more",
+        "wants a negative eps to be refused by the first forward; here the constructor refuses it",
+    ),
     ("SyncBatchNorm_process_group", "", "asks for the attribute `process_group`; here it is `recipe.extent.group`"),
 )
 

@@ -3,9 +3,8 @@
 Annotations are read at import to make the operators' schemas, so they are not postponed here.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035  (torch 2.5 reads no other)
 
 import torch
 from torch import Tensor

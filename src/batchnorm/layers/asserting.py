@@ -23,6 +23,10 @@ def tracing() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
+# Before torch 2.7 nothing tells an export from another compiler.
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
 def transformed() -> bool:
     """Whether a functorch transform or forward-mode AD is at work."""
     return (

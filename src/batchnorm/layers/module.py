@@ -198,7 +198,7 @@ class BatchNorm(Normalising):
         """As torch from 2.13 on; before it, the output was NaN."""
         trains = self.training and not self.frozen
         # Assigned since the constructor looked, as the momentum may be.
-        if isinstance(self.eps, str | None) or not (self.eps > 0 or (self.eps == 0 and not trains)):
+        if self.eps is None or isinstance(self.eps, str) or not (self.eps > 0 or (self.eps == 0 and not trains)):
             legal = "positive in training" if trains else "0 or more"
             raise BatchNormError(f"eps must be {legal}; it was {told(self.eps)} in {describe(self)}")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from batchnorm import kernels
 from batchnorm.layers import rule
-from batchnorm.layers.asserting import require, transformed
+from batchnorm.layers.asserting import exporting, require, transformed
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.processes.ranks import Ranks, partners
@@ -112,7 +112,7 @@ class Moving(Statistics):
     def _count(self, skipped: Tensor) -> None:
         """Count a batch that was left out; the count is not a part of the model, so exports and transforms leave it."""
         count = self.num_batches_skipped
-        if count is None or torch.compiler.is_exporting() or transformed():
+        if count is None or exporting() or transformed():
             return
         # Outside a compiler, a functional or fake value cannot be added to what is no input of its graph.
         if torch.compiler.is_compiling() or (type(skipped) is Tensor and not torch._is_functional_tensor(skipped)):

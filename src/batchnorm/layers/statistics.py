@@ -296,7 +296,7 @@ class Statistics(_BatchNorm):
     def _reads_counter(self) -> bool:
         """Whether a gain, a schedule or a warm-up goes by the number of batches, so that 0 would be a lie."""
         plain = not self.recipe.estimator.counts_batches and self.recipe.coupling.is_plain
-        return not (plain and isinstance(self.momentum, float | int))
+        return not (plain and isinstance(self.momentum, (float, int)))
 
     def reset_running_stats(self) -> None:
         """Back to mean 0, variance 1, all counters 0 and nothing remembered: of the active bank alone."""

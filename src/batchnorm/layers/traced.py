@@ -13,6 +13,7 @@ from torch import Tensor
 
 from batchnorm.kernels import calls, native, traced
 from batchnorm.layers.activation import follows_residual
+from batchnorm.layers.asserting import exporting
 from batchnorm.layers.operands import require
 from batchnorm.layers.rule import Move
 
@@ -60,7 +61,7 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
 
 def _served(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> bool:
     """An exported graph holds standard operations alone; the rest is what the operators were not made for."""
-    if torch.compiler.is_exporting() or not native.enabled() or x.device.type != "cpu" or x.dtype not in native.DTYPES:
+    if exporting() or not native.enabled() or x.device.type != "cpu" or x.dtype not in native.DTYPES:
         return False
     if not layer.training or layer.frozen or not layer.track_running_stats or sample_weight is not None:
         return False

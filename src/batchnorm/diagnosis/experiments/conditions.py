@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from batchnorm.models.random_state import cuda_devices
@@ -72,6 +73,24 @@ def with_eps(layers: Layers, eps: float) -> Iterator[None]:
     finally:
         for layer, kept in before.items():
             layer.eps = kept
+
+
+@contextmanager
+def as_batch_norm(layers: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Layers with a forward of their own do what torch's batch norm does in eval mode with their buffers."""
+
+    def replace(layer: _BatchNorm) -> None:
+        rest = layer.weight, layer.bias, False, 0.0, layer.eps
+        layer.forward = lambda input: functional.batch_norm(input, layer.running_mean, layer.running_var, *rest)
+
+    changed = [layer for layer in layers if "forward" not in vars(layer)]
+    try:
+        for layer in changed:
+            replace(layer)
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
 
 
 @contextmanager

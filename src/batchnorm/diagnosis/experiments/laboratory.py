@@ -58,9 +58,20 @@ class Laboratory:
         with modes(self.model, False), within or ExitStack():
             return self._pass(data, condition)
 
-    def _pass(self, data: Data, condition: str, sample: Sample | None = None) -> Outcome:
+    def _pass(
+        self,
+        data: Data,
+        condition: str,
+        sample: Sample | None = None,
+        every: int = 1,
+        before: Callable[[], None] = lambda: None,
+    ) -> Outcome:
+        """Score all batches, or every so many; before is called ahead of each."""
         outcome = self._begin(condition)
         for index, batch in data:
+            if data.batches > 1 and index % every:
+                continue
+            before()
             output = self.forward(data, batch, index)
             if sample is not None:
                 sample.add(batch, first_output(output))
@@ -229,10 +240,14 @@ class Laboratory:
         return found, used
 
     def tried(
-        self, data: Data, condition: str, within: AbstractContextManager[Any], evidence: dict[str, Any] | None = None
+        self,
+        data: Data,
+        condition: str,
+        within: AbstractContextManager[Any],
+        evidence: dict[str, Any] | None = None,
+        every: int = 2,
     ) -> Outcome:
         """Every second batch in eval mode, within a context, with what each layer receives if that is asked for."""
-        outcome = self._begin(condition)
         seen = {} if evidence is None else {name: self.layers[name] for name in evidence}
 
         def look(name: str, x: Tensor, weight: Tensor | None) -> None:
@@ -240,12 +255,7 @@ class Laboratory:
                 evidence[name].add(x, weight)
 
         with modes(self.model, False), within, self.hooks(seen, look):
-            for index, batch in data:
-                if data.batches > 1 and index % 2:
-                    continue
-                output = self.forward(data, batch, index)
-                self._take(outcome, output, batch, index)
-        return outcome
+            return self._pass(data, condition, every=every)
 
     def by_call(self, data: Data, statistics: dict[str, list[tuple[Tensor, Tensor]]]) -> Outcome:
         """Every call of a layer in one forward with statistics of its own, the last ones for any further call."""
@@ -259,18 +269,13 @@ class Laboratory:
 
             return put
 
-        outcome = self._begin("by_call")
         first = {name: pairs[0] for name, pairs in statistics.items()}
         with ExitStack() as stack:
             stack.enter_context(modes(self.model, False))
             stack.enter_context(swapped(self.active, first))
             for name in statistics:
                 stack.callback(self.active[name].register_forward_pre_hook(before(name)).remove)
-            for index, batch in data:
-                count.update(dict.fromkeys(count, 0))
-                output = self.forward(data, batch, index)
-                self._take(outcome, output, batch, index)
-        return outcome
+            return self._pass(data, "by_call", before=lambda: count.update(dict.fromkeys(count, 0)))
 
     def served(self, data: Data) -> Outcome | None:
         """A pass as `model.eval()` leaves the model; None where a batch is refused in train mode."""

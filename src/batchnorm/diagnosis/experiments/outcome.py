@@ -59,13 +59,17 @@ class Outcome:
             return math.nan if self.units else None
         return sum(v * w for v, w in known) / max(sum(w for _, w in known), 1)
 
-    def flat(self, batches: list[int] | None = None) -> Units:
-        """The values and sizes of all units, or of those of some batches."""
+    def flat(self, batches: list[int] | None = None, whole: bool = False) -> Units:
+        """The values and sizes of all units, or of those of some batches; whole: one for each batch."""
         values: list[float] = []
         sizes: list[int] = []
         for index in self.units if batches is None else batches:
-            values += self.units[index][0]
-            sizes += self.units[index][1]
+            found, weights = self.units[index]
+            if whole:
+                total = sum(weights)
+                found, weights = [sum(v * w for v, w in zip(found, weights, strict=True)) / total], [total]
+            values += found
+            sizes += weights
         return values, sizes
 
     def distance(self, other: Outcome) -> float | None:
@@ -91,8 +95,10 @@ def effect(what: str, before: Outcome, after: Outcome, scorer: Scorer | None, no
     if scorer is None or not scorer.direction:
         return plain
     shared = [index for index in before.units if index in after.units]
-    a, b = before.flat(shared), after.flat(shared)
-    if not a[0] or len(a[0]) != len(b[0]):
+    # One pass may have found that the metric is no mean over samples where another has not: then by batch.
+    whole = any(len(before.units[i][0]) != len(after.units[i][0]) for i in shared)
+    a, b = before.flat(shared, whole), after.flat(shared, whole)
+    if not a[0]:
         return plain
     weights = torch.tensor(a[1], dtype=torch.float64)
     first, second = (torch.tensor(v, dtype=torch.float64) for v in (a[0], b[0]))

@@ -40,7 +40,7 @@ class Scorer:
         whole = one_number(lambda: self.metric(output, batch), legal, f"at batch {number} ")
         samples = count_samples(batch)
         found: Units = ([whole], [samples])
-        if self.unit == "samples":
+        if self.unit == "samples" and samples > 1:
             parts = self._parts(output, batch, samples)
             if parts is not None and _agree(parts, whole):
                 found = parts
@@ -50,7 +50,7 @@ class Scorer:
         return found
 
     def _parts(self, output: Any, batch: Any, samples: int) -> Units | None:
-        if samples < 2 or not (sliceable(output, samples) and sliceable(batch, samples)):
+        if not (sliceable(output, samples) and sliceable(batch, samples)):
             return None
         size = -(-samples // PIECES)
         cuts = [(start, min(start + size, samples)) for start in range(0, samples, size)]

@@ -48,6 +48,7 @@ class Evidence:
     by_call: Effect | None = None
     another_eps: AnotherEps | None = None
     new_statistics: Effect | None = None
+    as_batch_norm: Effect | None = None
     difference: Difference = field(default_factory=Difference)
     eval_shift: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
     step: TrainingStep | None = None

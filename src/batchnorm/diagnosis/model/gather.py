@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import SyncBatchNorm
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from batchnorm.diagnosis.experiments.another_eps import another_eps
 from batchnorm.diagnosis.experiments.attribution import shares
-from batchnorm.diagnosis.experiments.conditions import Statistics, swapped, sync_on_cpu
+from batchnorm.diagnosis.experiments.conditions import Statistics, as_batch_norm, swapped, sync_on_cpu
 from batchnorm.diagnosis.experiments.data import PASSES, Data, limits
 from batchnorm.diagnosis.experiments.differing import Sample, difference
 from batchnorm.diagnosis.experiments.effect import Effect
@@ -27,6 +27,7 @@ from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence, compare, stored
 from batchnorm.diagnosis.rules.grounds import UNLIKE
 from batchnorm.errors import BatchNormError
+from batchnorm.layers import BatchNorm
 from batchnorm.models.batches import call, progress_bar
 from batchnorm.models.find import batch_norm_layers, pointer
 from batchnorm.models.modes import is_frozen
@@ -130,6 +131,10 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     # The model is called with the batch's first tensor as it is: a hook can change it.
     evidence.feeds_tensors = lab.forward_fn is None and _passed_as_it_is(next(iter(data))[1])
     evidence.another_eps = another_eps(lab, data, rows, outcomes["stored"])
+    own = [m for m in lab.active.values() if _has_own_forward(m)]
+    if own and lab.scorer is not None and data.room(0.5):
+        plain = lab.tried(data, "as batch norm", as_batch_norm(own))
+        evidence.as_batch_norm = effect("torch's batch norm", outcomes["stored"], plain, lab.scorer)
     first = next(iter(data), None)
     if first is not None and outcomes["batch"].batches:
         evidence.step = training_step(lab.model, lab.layers, first[1], lab.forward_fn)
@@ -138,6 +143,10 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     evidence.passes = data.passes
     evidence.exact = exact or {}
     evidence.attempt = _attempts(evidence, lab, data)
+
+
+def _has_own_forward(layer: nn.Module) -> bool:
+    return type(layer).forward is not _BatchNorm.forward and not isinstance(layer, (SyncBatchNorm, BatchNorm))
 
 
 def _exact(evidence: Evidence, lab: Laboratory, data: Data) -> Statistics | None:

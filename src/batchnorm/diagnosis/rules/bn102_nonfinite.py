@@ -1,6 +1,7 @@
 """Some channel holds NaN or infinity.
 
-One bad batch is enough, an average never forgets it, and train mode does not show it. In a file weight and
+One bad batch is enough, an average never forgets it, and train mode does not show it. Where variances are NaN and the
+means are not, it had one value per channel: its unbiased variance is 0 / 0. In a file weight and
 bias are looked at too: a half-precision copy of a variance above 65504 is infinite. In a run the first such layer
 is named, at the first look after it happened.
 """
@@ -24,13 +25,16 @@ def look(e: Seen) -> Said:
     for layer in e.layers.values():
         if layer.mean is None or layer.var is None:
             continue
-        bad = int((~(torch.isfinite(layer.mean) & torch.isfinite(layer.var))).sum())
-        if bad:
-            yield (
-                layer.name,
-                f"{bad} of {layer.mean.numel()} channels hold NaN or infinity; an average never forgets it, "
-                "and train mode does not show it",
-            )
+        bad = ~(torch.isfinite(layer.mean) & torch.isfinite(layer.var))
+        if not bool(bad.any()):
+            continue
+        means = bool(torch.isfinite(layer.mean).all()) and bool(layer.var[bad].isnan().all())
+        why = " (the variances alone: a batch with one value per channel, one sample)" if means else ""
+        yield (
+            layer.name,
+            f"{int(bad.sum())} of {layer.mean.numel()} channels hold NaN or infinity{why}; an average never forgets "
+            "it, and train mode does not show it",
+        )
 
 
 def broken() -> Example:

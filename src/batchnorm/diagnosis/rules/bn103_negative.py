@@ -1,11 +1,18 @@
-"""A variance below zero, left by a cancellation (`E[x^2] - E[x]^2`) in another tool."""
+"""A variance below zero, left by a cancellation (`E[x^2] - E[x]^2`) in another tool.
+
+Where no rounding explains it (BN104), running_var holds something else than variances.
+"""
 
 from __future__ import annotations
 
-from batchnorm.diagnosis.facts import Seen
+from typing import TYPE_CHECKING
+
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules.examples import batches, network, norms
-from batchnorm.diagnosis.rules.grounds import RECALIBRATE
+from batchnorm.diagnosis.rules.grounds import RECALIBRATE, misplaced
+
+if TYPE_CHECKING:
+    from batchnorm.diagnosis.model.evidence import Evidence
 
 CODES = {"model": "BN103"}
 TITLE = "variance negative"
@@ -13,11 +20,11 @@ SEVERITY = "error"
 FIX = RECALIBRATE
 
 
-def look(e: Seen) -> Said:
-    """Count them."""
+def look(e: Evidence) -> Said:
+    """Count them, unless a layer shows that it is no rounding."""
+    if any(map(misplaced, e.layers.values())):
+        return
     for layer in e.layers.values():
-        if layer.var is None:
-            continue
         count = int((layer.var < 0).sum())
         if count:
             yield layer.name, f"running_var is negative in {count} of {layer.var.numel()} channels"

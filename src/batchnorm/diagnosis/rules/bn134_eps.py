@@ -1,9 +1,10 @@
-"""With an eps of {USUAL[0]:g} or {USUAL[1]:g} the layers receive what they store: eps was changed after training.
+"""With another eps the layers receive what they store: eps was changed after training.
 
-An export, a conversion from another framework or a configuration file does that. It matters where variances are small.
-The other eps is tried on a copy, in all layers whose eps it changes by more than a factor of two. It is the cause if
-what the layers receive at inference then lies at most {FITS} times as far from what they store as before and, where
-there is a metric, if it does as well as recalibrating.
+An export, a conversion from another framework or a configuration file does that. It matters where variances are small,
+or the eps of training was large. Powers of ten from 1e-5 to 10 and what lies between are tried, in all layers whose eps
+they change by more than a factor of two. It is the cause if what the layers receive at inference then lies at most
+{FITS} times as far from what they store as before, if some layer (the first) is as near to what it stores already
+and, where there is a metric, if it does as well as recalibrating.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import torch
 from torch import nn
 
 from batchnorm.diagnosis.experiments.another_eps import FITS as FITS
-from batchnorm.diagnosis.experiments.another_eps import USUAL as USUAL
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules.examples import answered, batches, network, norms, settle, squared_error
 

@@ -17,6 +17,8 @@ LOG_RATIO = 0.2  # root mean square log variance ratio, about 20 %
 SURE = 4.0  # times the sampling error
 CLOSER = 0.34  # of the distance without dropout, with dropout on
 UNLIKE = 3.0  # of the batches' means, in units of what shuffled batches would give
+ROUNDING = 0.01  # of the mean square: no cancellation leaves a variance further below zero
+MISPLACED = 0.35  # of the channels
 
 
 def drifts(layer: LayerEvidence) -> bool:
@@ -31,6 +33,20 @@ def drifts(layer: LayerEvidence) -> bool:
         # Batches that are not alike: what they are normalised to by themselves is no measure.
         drift, ratio = min(drift, layer.eval_drift), min(ratio, layer.eval_var_log_ratio)
     return above(drift, DRIFT, layer.standard_error) or above(ratio, LOG_RATIO, layer.var_log_error)
+
+
+def misplaced(layer: LayerEvidence) -> str:
+    """Why running_var holds something else than variances, "" where nothing shows that it does."""
+    values = layer.collected.values
+    if values is None or not len(layer.var) or layer.initial:
+        return ""
+    for name, other in (("running_mean", layer.mean), ("weight", layer.weight), ("bias", layer.bias)):
+        if other is not None and other.shape == layer.var.shape and len(other) > 1 and bool((other == layer.var).all()):
+            return f"running_var holds the values of {name}"
+    below = layer.var < -ROUNDING * (values.mean.square() + values.var(1)).cpu()
+    if float(below.double().mean()) < MISPLACED:
+        return ""
+    return f"running_var is negative in {int((layer.var < 0).sum())} of {len(below)} channels, which no rounding does"
 
 
 def above(value: float, limit: float, error: float) -> bool:

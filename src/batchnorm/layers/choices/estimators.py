@@ -391,7 +391,7 @@ class Window(Estimator):
             return {}
         seen = state.counter("window_seen", now)
         n, correction = now.n, 0 if self.total else self.correction
-        counted = isinstance(n, float | int) and n > correction and not batch.reliability
+        counted = isinstance(n, (float, int)) and n > correction and not batch.reliability
         var = batch.m2 / (n - correction) if counted else batch.var(correction)
         values = {"mean": batch.mean, "var": var, "count": n}
         new = {f"window_{name}": pushed(state.memory, f"window_{name}", seen, value) for name, value in values.items()}
@@ -399,4 +399,4 @@ class Window(Estimator):
 
 
 def _paused(now: Now) -> bool:
-    return isinstance(now.momentum, float | int) and now.momentum == 0
+    return isinstance(now.momentum, (float, int)) and now.momentum == 0

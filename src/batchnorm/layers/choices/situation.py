@@ -158,7 +158,7 @@ class Now:
     @property
     def momentum(self) -> Gain | None:
         """The layer's momentum at this step."""
-        if callable(self._momentum) or isinstance(self._momentum, str | list):
+        if callable(self._momentum) or isinstance(self._momentum, (str, list)):
             self._momentum = resolve(self._momentum, self.step)
         return self._momentum
 
@@ -192,11 +192,11 @@ class Now:
 def resolve(momentum: Any, step: Any) -> Gain | None:
     """The momentum of this step; a schedule gets the step's number as a float64 tensor, so that the gain is float64."""
     if not callable(momentum):
-        if isinstance(momentum, str | list):
+        if isinstance(momentum, (str, list)):
             raise BatchNormError(f"momentum must be a number, None or a function of the step; it was {told(momentum)}")
         return momentum
     number = not isinstance(step, Tensor)
     value = momentum(torch.tensor(step, dtype=torch.float64) if number else step.to(wide_dtype(step.device)))
-    if not isinstance(value, float | int | Tensor):
+    if not isinstance(value, (float, int, Tensor)):
         raise BatchNormError(f"momentum must return a number or a tensor; it returned {value!r}")
     return float(value) if number else value

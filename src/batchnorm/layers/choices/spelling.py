@@ -26,7 +26,7 @@ def _as_used(estimator: Estimator, momentum: Any) -> Any:
     """The estimator with the decay in use: the layer's momentum is read at every call, the decay is not."""
     if not isinstance(estimator, EMA) or momentum == estimator.momentum:
         return estimator
-    if isinstance(momentum, float | int) and 0 < momentum <= 1:
+    if isinstance(momentum, (float, int)) and 0 < momentum <= 1:
         return replace(estimator, decay=round(1 - momentum, 15))
     return _Without(estimator, "decay")
 
@@ -52,7 +52,7 @@ def how_to_set(name: str, value: Any, method: str, recipe: Recipe) -> str:
     """What to write for something that was given as a choice and is none."""
     if get_close_matches(name, CHOICES, 1):
         return nearest(name, CHOICES)
-    number = isinstance(value, float | int) and not isinstance(value, bool)
+    number = isinstance(value, (float, int)) and not isinstance(value, bool)
     if name == "momentum" and number and isinstance(recipe.estimator, EMA):
         return f": set layer.momentum, or here estimator={_written(recipe.estimator, 'decay', round(1 - value, 15))}"
     homes = {f.name: choice for choice in CHOICES for f in fields(getattr(recipe, choice)) if f.init}
@@ -74,7 +74,7 @@ def _written(choice: Any, field: str, value: Any) -> str:
         type(choice)(**{**kept, field: value})
     except BatchNormError:
         kept = {}
-    plain = value is None or isinstance(value, bool | int | float | str)
+    plain = value is None or isinstance(value, (bool, int, float, str))
     given = {name: repr(what) for name, what in kept.items()} | {field: repr(value) if plain else "..."}
     return f"batchnorm.layers.{type(choice).__name__}({', '.join(f'{name}={what}' for name, what in given.items())})"
 

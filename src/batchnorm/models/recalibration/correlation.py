@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # A sequence shorter than this many times its correlation time says too little about it.
-ENOUGH = 30
+ENOUGH = 50
 _MOST_LAGS = 128
 
 
@@ -20,7 +20,8 @@ def correlation_times(sketches: list[Tensor]) -> Tensor:
     that noise could give. A correlation from K batches is too small by about the time over K, which
     is added. None is taken below 2 / sqrt(K), what one channel reaches by chance once in 20 times.
 
-    Source: Geyer, "Practical Markov Chain Monte Carlo" (1992), section 3.3, for where the sum ends.
+    Source: Geyer, "Practical Markov Chain Monte Carlo" (1992), section 3.3, for where the sum ends; Sokal, "Monte Carlo
+    Methods in Statistical Mechanics" (1997), section 3, for ENOUGH.
     """
     if len(sketches) < 3:
         return torch.ones(sketches[0].shape[0] if sketches else 1, 2, dtype=torch.float64)

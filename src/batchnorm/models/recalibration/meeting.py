@@ -182,7 +182,7 @@ class _Carried:
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         self.casts = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
         self.cache = torch.is_autocast_cache_enabled()
-        self.device = torch.get_default_device()
+        self.device = torch.empty(0).device
         self.stream = torch.cuda.current_stream() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
 
     @contextmanager

@@ -64,7 +64,7 @@ class Recalibration:
     say and was not read to its end. exchangeable is False if the order of the batches matters
     (sorted data) or the samples of a batch are alike (grouped data); None below 8 batches. Whether
     the error bars hold is `error_bars_hold`. skipped names the batches left out because they were not finite.
-    in_stored_order says that the loader does not shuffle, which matters where it was not read to the end.
+    in_stored_order says that the loader is not known to shuffle, which matters where it was not read to the end.
     converged is False if a layer used several times did not settle (see its residual). plan is what was
     said before a part of the data was read, "" where nothing was left out; spread says that the part
     was drawn from all of the loader; forwards how often the data went through the model. drawn is how
@@ -115,8 +115,8 @@ class Recalibration:
     def error_bars_hold(self) -> bool | None:
         """Whether 95 % intervals can be relied on; None where that cannot be known.
 
-        Not known below 8 batches, and where only the first data were read in the order they are stored in.
-        False where the batches are too few to know how long they are correlated (fewer than 30 times as
+        Not known below 8 batches, and where only the first data were read of a loader that is not known to shuffle.
+        False where the batches are too few to know how long they are correlated (fewer than 50 times as
         long), where their order matters in a way that correlation does not explain, and where tails are heavy.
         """
         if self.batches < FEWEST_BATCHES or (self._first_in_stored_order and not self._correlated_for_too_long):
@@ -125,7 +125,7 @@ class Recalibration:
 
     @property
     def _first_in_stored_order(self) -> bool:
-        return self.offered is not None and self.samples < self.offered and self.in_stored_order and not self.spread
+        return self.samples != self.offered and self.in_stored_order and not self.spread
 
     @property
     def _correlated_for_too_long(self) -> bool:
@@ -156,7 +156,7 @@ class Recalibration:
             found.append(f"{self.samples} of the {self.offered} samples offered were enough, or were asked for.")
         if self._first_in_stored_order:
             found.append(
-                "They were the first in the order the data are stored in: shuffle, if that order means anything."
+                "They were the first of a loader that is not known to shuffle: shuffle, if their order means anything."
             )
         if self._correlated_for_too_long:
             found.append(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from batchnorm.models.batches import count_samples, numbered
 from batchnorm.models.objects import all_tensors
@@ -39,9 +39,9 @@ def batches_offered(loader: Iterable[Any]) -> int | None:
 
 
 def in_stored_order(loader: Iterable[Any]) -> bool:
-    """Whether a loader gives its data in the order they are stored in."""
-    if not isinstance(loader, DataLoader):
-        return isinstance(loader, (list, tuple))
+    """Whether a loader is not known to shuffle: one that does not, what is no DataLoader, a stream."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return True
     batches: Any = loader.batch_sampler
     if loader.batch_size is None and batches is not None:
         # Its sampler says nothing then: torch puts a sequential one there.

@@ -117,15 +117,19 @@ class Totals:
         scale = torch.where(k >= FEWEST_BATCHES, k / (k - 1).clamp_min(1), torch.inf) / n
         shift = self.mean - self.reference
         mean = dd - 2 * shift * d + shift.square() * one
+        within = self.within / torch.where(self.count > 0, self.count, 1.0)
+        variances = vv - 2 * within * v + within.square() * one
+        of_mean, of_var = correlation_times(self.sketches)[self.owner].T
         if kind == "within":
-            centre = self.within / torch.where(self.count > 0, self.count, 1.0)
-            spread = vv - 2 * centre * v + centre.square() * one
+            spread, squares = variances, variances.new_zeros(())
         else:
             c = shift.square() - self.m2 / torch.where(self.count > 0, self.count, 1.0)
             spread = qq + 4 * shift.square() * dd + c.square() * one - 4 * shift * qd + 2 * c * q - 4 * shift * c * d
-        times = correlation_times(self.sketches)[self.owner].T
+            # What the squared offsets add is correlated for half as long as the offsets: a correlation r of
+            # neighbours is r^2 there.
+            squares = (spread - variances).clamp_min(0) * ((1 + of_mean) / 2 - of_var).clamp_min(0)
         # A spread of 0 times infinity is still unknown.
-        found = [s.clamp_min(0) * scale * time for s, time in zip((mean, spread), times, strict=True)]
+        found = [mean.clamp_min(0) * scale * of_mean, (spread.clamp_min(0) * of_var + squares) * scale]
         return tuple(torch.nan_to_num(s, nan=torch.inf).sqrt() for s in found)  # pyright: ignore[reportReturnType]
 
     @property
@@ -143,7 +147,7 @@ class Totals:
             return False
         k = self.batches[known]
         share = (one / self.batches)[known] * (self.top - centre)[known].square() / spread[known]
-        return bool((share / torch.clamp(1.36 / k.sqrt(), min=0.2)).median() > 1)
+        return bool((share / torch.clamp(1.36 / k.sqrt(), min=0.17)).median() > 1)
 
     def _sketch(self, here: Tensor, d: Tensor, var: Tensor) -> list[Tensor]:
         """Per batch a few random combinations of its standardised means and variances, a row per layer."""

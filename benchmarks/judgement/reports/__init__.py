@@ -1,0 +1,1 @@
+"""Public reports of batch norm trouble, rebuilt small, and what the package says about each."""
