@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
-from batchnorm.kernels import calls, native
+from batchnorm.kernels import calls, native, triton
+from batchnorm.layers import device
 from batchnorm.layers.activation import activate, follows_residual
 from batchnorm.layers.choices.situation import AfterReduction, Now
 from batchnorm.layers.memory import Memory
@@ -32,6 +33,8 @@ class Whole:
 
 def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
     """The layer's output, activation and residual included, or None where the passes must serve."""
+    if x.is_cuda or triton.interpreted():
+        return device.forward(layer, x, sample_weight, residual)
     whole = whole_call(layer, x, sample_weight, residual)
     if isinstance(whole, str):
         return None
@@ -186,6 +189,8 @@ def after_moments(
 
     With a move the running statistics move in it.
     """
+    if x.is_cuda or triton.interpreted():
+        return device.after_moments(layer, x, sharing, plan, batch, memory, move)
     if not (native.enabled() and native.unwatched() and native.plain(x) and x.dim() >= 2 and x.shape[1]):
         return None
     weight, bias = affine_of(layer)

@@ -395,7 +395,10 @@ class BatchNorm(Moving):
         memory = None if coupling.exact else Memory(self, now)
         y, moved = self._spell_or_pass(x, sharing, plan, memory, batch, move, run)
         with bookkeeping():
-            if moved is not None:
+            if isinstance(moved, Tensor):
+                # Of a device: whether the batch entered is not waited for.
+                self._write_memory(self._kept(state, moving, pooled), moved)
+            elif moved is not None:
                 if moved == calls.NOT_FINITE:
                     raise BatchNormError(f"batch statistics must be finite: {describe(self)}")
                 if moved == calls.DONE and self.memory_names:

@@ -1,39 +1,21 @@
-"""The four passes on a device, and the whole step made of them: three launches forward and three back."""
+"""The four passes on a device, as `kernels.reference` has them, and their launches."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from batchnorm.kernels import calls, native, reference
+from batchnorm.kernels import native, reference
 from batchnorm.kernels.shapes import RawMoments
 from batchnorm.kernels.triton import backward as _backward
 from batchnorm.kernels.triton import forward as _forward
-from batchnorm.kernels.triton import reduction, rule
+from batchnorm.kernels.triton import reduction
 from batchnorm.kernels.triton.geometry import SPAN, Cut, cut
 from batchnorm.kernels.triton.serving import plain
-
-
-class Spec(NamedTuple):
-    """A step's numbers, as `kernels.traced` lays them out in float64 on the device, and its flags."""
-
-    numbers: Tensor
-    log: bool = False
-    quiet: bool = False
-    root: bool = False
-    correction: int = 1
-    centred: bool = True
-    stored: bool = False
-    activation: int = 0
-    reliability: bool = False
-    nonfinite: int = 0
-    # What groups that a mask leaves with one value come to (`rule.OTHERS` and the next), and whether weights repeat samples.
-    few: int = 0
-    frequency: bool = False
 
 
 def numbers_of(values: list[Any], device: torch.device) -> Tensor:
@@ -70,14 +52,14 @@ def _chunked(x: Tensor, at: Cut, rows: int) -> Tensor:
     return x.new_empty((rows, at.groups, at.chunks, at.c), dtype=torch.float64)
 
 
-def _spread(weight: Tensor | None, x: Tensor) -> Tensor | None:
+def spread(weight: Tensor | None, x: Tensor) -> Tensor | None:
     """A mask or sample weights as `(N, *)` in memory."""
     if weight is None:
         return None
     return weight.expand(x.shape[0], 1, *x.shape[2:]).contiguous()
 
 
-def _reduced(x: Tensor, at: Cut, weight: Tensor | None, centred: bool) -> Tensor:
+def reduced(x: Tensor, at: Cut, weight: Tensor | None, centred: bool) -> Tensor:
     part = _chunked(x, at, 4)
     reduction.reduce_kernel[at.reducing](
         x, weight, part, *at.sizes, at.chunks, at.span, CENTRED=centred, **_launched(at)
@@ -89,7 +71,7 @@ def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1, centred: bo
     """As `reference.reduce`."""
     x, last = native.arranged(x.detach())
     at = cut(x, last, groups)
-    part = _reduced(x, at, _spread(weight, x), centred)
+    part = reduced(x, at, spread(weight, x), centred)
     rows = part.new_empty(4, groups, at.c)
     reduction.moments_kernel[at.channels](part, rows, groups, at.chunks, at.c, CENTRED=centred, BK=at.bk, BC=at.bc)
     return RawMoments(*rows.unbind(0))
@@ -103,11 +85,11 @@ def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor 
     """As `reference.apply`."""
     x, last = native.arranged(x.detach())
     y = native.blank(x)
-    _applied(x, y, None, _spread(weight, x), cut(x, last, len(mean)), _vectors(mean, scale, shift), None, 0)
+    applied(x, y, None, spread(weight, x), cut(x, last, len(mean)), _vectors(mean, scale, shift), None, 0)
     return y
 
 
-def _applied(
+def applied(
     x: Tensor, y: Tensor, residual: Any, weight: Any, at: Cut, vectors: Any, numbers: Any, activation: int,
     statistics: Any = (None,) * 7, programs: int = 0, moves: bool = False, nonfinite: int = 0,
 ) -> None:  # fmt: skip
@@ -126,12 +108,12 @@ def backward_reduce(
     x, last = native.arranged(x.detach())
     at = cut(x, last, len(mean))
     (middle,) = _vectors(mean)
-    part = _summed(native.like(g.detach(), x), x, None, _spread(weight, x), at, (middle, None, None), None, 0)
+    part = summed(native.like(g.detach(), x), x, None, spread(weight, x), at, (middle, None, None), None, 0)
     sums = part.sum(2)
     return sums[0], sums[1] * invstd
 
 
-def _summed(
+def summed(
     g: Tensor, x: Tensor, y: Any, weight: Any, at: Cut, vectors: Any, numbers: Any, activation: int
 ) -> Tensor:
     part = _chunked(x, at, 2)
@@ -158,11 +140,11 @@ def backward_apply(
     dx = native.blank(x)
     vectors = (None, None, None, None, *_vectors(centre, scale, u, v))
     at = cut(x, last, len(centre))
-    _sent(native.like(g.detach(), x), x, None, _spread(weight, x), dx, None, at, vectors, 0)
+    sent(native.like(g.detach(), x), x, None, spread(weight, x), dx, None, at, vectors, 0)
     return dx
 
 
-def _sent(g: Tensor, x: Tensor, y: Any, weight: Any, dx: Any, dr: Any, at: Cut, vectors: Any, activation: int) -> None:
+def sent(g: Tensor, x: Tensor, y: Any, weight: Any, dx: Any, dr: Any, at: Cut, vectors: Any, activation: int) -> None:
     _backward.gradient_kernel[at.writing](
         g, x, y, weight, dx, dr, *vectors, *at.sizes, SPAN, ACT=activation, **_launched(at)
     )

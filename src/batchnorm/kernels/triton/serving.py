@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchnorm.errors import BatchNormError
+from batchnorm.kernels import native
+
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _PLAIN = (Tensor, torch.nn.Parameter)
 # The compute capability from which on Triton's code runs.
@@ -17,11 +20,6 @@ _OLDEST = (7, 0)
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 _state = {"on": True, "interpreted": False}
-
-
-def installed() -> bool:
-    """Whether there is a Triton."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def enable(on: bool) -> None:
@@ -32,7 +30,7 @@ def enable(on: bool) -> None:
 def interpret(on: bool) -> None:
     """Serve tensors on the CPU by Triton's interpreter, for tests: it is thousands of times slower than a device."""
     if on and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError("TRITON_INTERPRET must be 1 before triton is imported")
+        raise BatchNormError("TRITON_INTERPRET must be 1 before Triton is imported; it was not")
     _state["interpreted"] = on
 
 
@@ -41,26 +39,47 @@ def interpreted() -> bool:
     return _state["interpreted"]
 
 
-def enabled() -> bool:
-    """Whether the kernels are not switched off."""
-    return _state["on"]
-
-
 @lru_cache(maxsize=64)
-def declined(device: torch.device) -> str | None:
+def without(device: torch.device) -> str | None:
     """Why the kernels do not serve a device, or None."""
     if device.type != "cuda":
         return f"Triton's kernels serve CUDA devices, not {device.type}"
-    if not installed():
+    if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < _OLDEST:
-        return f"Triton's kernels need compute capability 7.0; {torch.cuda.get_device_name(device)} is older"
+        return f"Triton's kernels need compute capability 7.0; {torch.cuda.get_device_name(device)} has less"
     return None
 
 
-def on_device(x: Tensor) -> bool:
-    """Whether they serve tensors where x lies."""
-    return _state["on"] and (_state["interpreted"] if x.is_cpu else x.is_cuda and declined(x.device) is None)
+def declined(x: Tensor) -> str | None:
+    """Why the kernels do not serve a tensor, or None."""
+    if not _state["on"]:
+        return "Triton's kernels are switched off"
+    if not (_state["interpreted"] and x.is_cpu):
+        why = without(x.device)
+        if why is not None:
+            return why
+    if not (native.unwatched() and plain(x) and x.dim() >= 2 and x.numel() > 0):
+        return "Triton's kernels serve plain dense tensors outside compilers and transforms"
+    return None
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the passes may run on this tensor."""
+    return (x.is_cuda or _state["interpreted"]) and declined(x) is None
+
+
+def state() -> str:
+    """One line about the kernels on this machine."""
+    if not _state["on"]:
+        return "switched off by use('reference')"
+    if _state["interpreted"]:
+        return "in use on the CPU by Triton's interpreter, for tests"
+    if not torch.cuda.is_available():
+        return "not in use: torch finds no CUDA device"
+    found = {i: without(torch.device("cuda", i)) for i in range(torch.cuda.device_count())}
+    served = [torch.cuda.get_device_name(i) for i, why in found.items() if why is None]
+    return f"in use on {', '.join(served)}" if served else f"not in use: {found[0]}"
 
 
 def plain(x: Tensor) -> bool:
