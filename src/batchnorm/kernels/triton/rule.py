@@ -18,7 +18,7 @@ PRESENT, FINITE, SEVERAL, SUMMED = (tl.constexpr(i) for i in range(4))
 @triton.jit
 def limited(v, low, high):
     """Clamped; limits that meet leave v out."""
-    return tl.where((v < low) | (low == high), low, tl.where(v > high, high, v))
+    return tl.where(low == high, low, tl.where(v < low, low, tl.where(v > high, high, v)))
 
 
 @triton.jit
