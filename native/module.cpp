@@ -394,6 +394,10 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release released;
         recurrence(rows, c, at<double>(x), at<double>(gain), wide_gain, at<double>(start), at<double>(out));
     });
+    m.def("ring_sum", [](Address ring, bool wide, int64_t rows, int64_t c, int64_t left_out, double scale, bool log, Address out) {
+        if (wide) ring_sum(at<const double>(ring), rows, c, left_out, scale, log, at<double>(out));
+        else ring_sum(at<const float>(ring), rows, c, left_out, scale, log, at<double>(out));
+    });
     m.def("instruction_sets", &instruction_sets);
     m.def("instruction_set", [] { return std::string(table().name); });
     m.def("choose", &choose);

@@ -1,5 +1,7 @@
-// A first-order linear recurrence over rows: what walks through the samples of a stream one by one. In double.
+// What goes over rows of channel vectors: a first-order linear recurrence, which walks through the samples of a stream one
+// by one, and the sum of a ring of past batches. In double.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 namespace bn {
@@ -16,6 +18,19 @@ inline void recurrence(int64_t rows, int64_t c, const double* x, const double* g
         else for (int64_t i = 0; i < c; ++i) to[i] = (*a == 0 ? 0 : *a * before[i]) + x[t * c + i];
         before = to;
     }
+}
+
+// out = scale * the sum of the first rows but the one left out (below 0: of all), or of their logarithms.
+template <class T>
+void ring_sum(const T* ring, int64_t rows, int64_t c, int64_t left_out, double scale, bool log, double* out) {
+    for (int64_t i = 0; i < c; ++i) out[i] = 0;
+    for (int64_t t = 0; t < rows; ++t) {
+        if (t == left_out) continue;
+        const T* row = ring + t * c;
+        if (log) for (int64_t i = 0; i < c; ++i) out[i] += std::log(static_cast<double>(row[i]));
+        else for (int64_t i = 0; i < c; ++i) out[i] += static_cast<double>(row[i]);
+    }
+    for (int64_t i = 0; i < c; ++i) out[i] *= scale;
 }
 
 }  // namespace bn

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnorm import kernels
-from batchnorm.kernels import native, reference
+from batchnorm.kernels import native, passes, reference
 from tests.fuzzing import fuzz
 
 pytestmark = pytest.mark.skipif(not native.built(), reason="the native kernels were not built")
@@ -77,7 +77,7 @@ def test_every_pass_equals_the_reference(instructions, call):
     x, g, weight = drawn(call)
     wide_x, wide_g = x.double(), g.double()
     groups, tolerance = call["groups"], ROUNDING[call["dtype"]]
-    got, expected = native.reduce(x, weight, groups), reference.reduce(wide_x, weight, groups)
+    got, expected = passes.reduce(x, weight, groups), reference.reduce(wide_x, weight, groups)
     exact = 1e-12 if call["dtype"] == torch.float64 else 3e-6
     scale = expected.mean.abs() + (expected.m2 / expected.count.clamp_min(1)).sqrt() + 1
     assert torch.allclose(got.count, expected.count, rtol=1e-6)
@@ -88,17 +88,17 @@ def test_every_pass_equals_the_reference(instructions, call):
     invstd = (expected.m2 / expected.count.clamp_min(1) + 1e-3).rsqrt()
     shift, u, v = (torch.linspace(-1, 1, invstd.numel(), dtype=torch.float64).view_as(invstd) for _ in range(3))
     vectors = (expected.mean, invstd, shift, weight)
-    y, wanted = native.apply(x, *vectors), reference.apply(wide_x, *vectors)
+    y, wanted = passes.apply(x, *vectors), reference.apply(wide_x, *vectors)
     assert y.dtype == x.dtype
     assert ((y - wanted).abs() <= tolerance * (wanted.abs() + 10)).all()
     for a, b in zip(
-        native.backward_reduce(g, x, expected.mean, invstd, weight),
+        passes.backward_reduce(g, x, expected.mean, invstd, weight),
         reference.backward_reduce(wide_g, wide_x, expected.mean, invstd, weight),
         strict=True,
     ):
         assert ((a - b).abs() <= 2e-5 * (b.abs() + expected.count.sqrt() * 10 + 10)).all()
     vectors = (expected.mean, invstd, u, v, weight)
-    dx, wanted = native.backward_apply(g, x, *vectors), reference.backward_apply(wide_g, wide_x, *vectors)
+    dx, wanted = passes.backward_apply(g, x, *vectors), reference.backward_apply(wide_g, wide_x, *vectors)
     assert ((dx - wanted).abs() <= tolerance * (wanted.abs() + 40)).all()
 
 
@@ -107,10 +107,10 @@ def test_every_pass_equals_the_reference(instructions, call):
 def test_extremes_of_shape(instructions, shape):
     kernels.use(instructions)
     x = torch.randn(shape) * 3 + 2
-    got, expected = native.reduce(x), reference.reduce(x.double())
+    got, expected = passes.reduce(x), reference.reduce(x.double())
     assert torch.allclose(got.mean, expected.mean, rtol=1e-6, atol=1e-6)
     assert torch.allclose(got.m2, expected.m2, rtol=3e-6, atol=1e-6)
-    y = native.apply(x, expected.mean, expected.mean * 0 + 0.5, expected.mean * 0)
+    y = passes.apply(x, expected.mean, expected.mean * 0 + 0.5, expected.mean * 0)
     assert torch.allclose(
         y.double(), reference.apply(x.double(), *(expected.mean, expected.mean * 0 + 0.5), expected.mean * 0), atol=1e-5
     )
@@ -122,14 +122,14 @@ def test_what_is_not_finite_stays_in_its_channel_and_behind_the_mask(value, last
     x = torch.randn(8, 20, 5, 5)
     x[3, 7, 2, 2] = value
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    raw = native.reduce(x)
+    raw = passes.reduce(x)
     finite = torch.isfinite(raw.mean[0]) & torch.isfinite(raw.m2[0])
     assert finite.tolist() == [c != 7 for c in range(20)]
     mask = torch.ones(8, 1, 5, 5, dtype=torch.bool)
     mask[3, 0, 2, 2] = False
-    masked, expected = native.reduce(x, mask), reference.reduce(x.double(), mask)
+    masked, expected = passes.reduce(x, mask), reference.reduce(x.double(), mask)
     assert torch.allclose(masked.mean, expected.mean, atol=1e-6)
-    y = native.apply(x, expected.mean, expected.mean * 0 + 1, expected.mean * 0, mask)
+    y = passes.apply(x, expected.mean, expected.mean * 0 + 1, expected.mean * 0, mask)
     assert torch.isfinite(y).all()
     assert (y[3, :, 2, 2] == 0).all()
 
@@ -139,7 +139,7 @@ def test_squares_beyond_float_are_summed_in_double(last):
     x = torch.randn(16, 6, 4, 4, dtype=torch.float64) * 1e25
     x = x.float().contiguous(memory_format=torch.channels_last) if last else x.float()
     expected = x.double().var((0, 2, 3), correction=0)
-    raw = native.reduce(x)
+    raw = passes.reduce(x)
     assert torch.allclose(raw.m2[0] / raw.count[0], expected, rtol=1e-6)
 
 
@@ -151,8 +151,8 @@ def test_the_output_is_exact_at_any_mean_and_never_worse_than_torchs(mean, last)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     exact = torch.nn.functional.batch_norm(x.double(), None, None, training=True)
     torchs = (torch.nn.functional.batch_norm(x, None, None, training=True) - exact).abs().max()
-    raw = native.reduce(x)
-    y = native.apply(x, raw.mean, (raw.m2 / raw.count + 1e-5).rsqrt(), torch.zeros_like(raw.mean))
+    raw = passes.reduce(x)
+    y = passes.apply(x, raw.mean, (raw.m2 / raw.count + 1e-5).rsqrt(), torch.zeros_like(raw.mean))
     error = (y - exact).abs().max()
     assert error < 1e-4
     assert error <= torch.clamp(torchs, min=2e-6)
@@ -161,7 +161,7 @@ def test_the_output_is_exact_at_any_mean_and_never_worse_than_torchs(mean, last)
 def test_a_far_first_value_does_not_spoil_the_variance():
     x = torch.randn(64, 2, 32, 32)
     x[0] = 3000.0
-    got, expected = native.reduce(x), reference.reduce(x.double())
+    got, expected = passes.reduce(x), reference.reduce(x.double())
     assert torch.allclose(got.m2, expected.m2, rtol=1e-6)
     assert torch.allclose(got.mean, expected.mean, rtol=1e-6)
 
@@ -180,11 +180,11 @@ def test_same_bits_for_any_number_of_threads_and_every_time(dtype, last):
             torch.set_num_threads(threads)
             found.append([])
             for data, grad in ((x, g), (few, few)):
-                raw = native.reduce(data, None, 2)
+                raw = passes.reduce(data, None, 2)
                 invstd = (raw.m2 / raw.count + 1e-5).rsqrt()
-                y = native.apply(data, raw.mean, invstd, invstd)
-                sums = native.backward_reduce(grad, data, raw.mean, invstd)
-                dx = native.backward_apply(grad, data, raw.mean, invstd, *sums)
+                y = passes.apply(data, raw.mean, invstd, invstd)
+                sums = passes.backward_reduce(grad, data, raw.mean, invstd)
+                dx = passes.backward_apply(grad, data, raw.mean, invstd, *sums)
                 found[-1] += [raw.mean, raw.m2, y, *sums, dx]
     finally:
         torch.set_num_threads(before)

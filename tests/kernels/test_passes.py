@@ -5,7 +5,7 @@ import torch
 
 from batchnorm import BatchNormError, kernels
 from batchnorm.kernels import reference
-from batchnorm.layers import EMA, PopulationCoupling, step
+from batchnorm.layers import EMA, PopulationCoupling, passing, step
 from batchnorm.layers.choices.situation import Now, State
 
 
@@ -37,11 +37,11 @@ def test_the_backward_rule_equals_autograd_of_the_spelled_forward(gain):
     x, w, b = (torch.randn(s, dtype=torch.float64, generator=generator) for s in ((5, 3, 4), (3,), (3,)))
     g = torch.randn(5, 3, 4, dtype=torch.float64, generator=generator)
     population = State(torch.full((3,), 0.4, dtype=torch.float64), torch.full((3,), 2.0, dtype=torch.float64))
-    now, sharing = Now(torch.ones((), dtype=torch.float64), gain, 1e-5, EMA()), step.Sharing()
-    plan = step.Plan(lambda found: PopulationCoupling().plan(population, now), 1e-5)
+    now, sharing = Now(torch.ones((), dtype=torch.float64), gain, 1e-5, EMA()), passing.Sharing()
+    plan = passing.Plan(lambda found: PopulationCoupling().plan(population, now), 1e-5)
     inputs = [t.clone().requires_grad_() for t in (x, w, b)]
-    expected = torch.autograd.grad(step.spelled(*inputs, plan, sharing), inputs, g)
-    y = step.pass_through(*inputs, plan, step.batch_moments(x, sharing), sharing)
+    expected = torch.autograd.grad(passing.spelled(*inputs, plan, sharing), inputs, g)
+    y = step.pass_through(*inputs, plan, passing.batch_moments(x, sharing), sharing)
     got = torch.autograd.grad(y, inputs, g)
     assert all(torch.allclose(a, e, atol=1e-13) for a, e in zip(got, expected, strict=True))
 

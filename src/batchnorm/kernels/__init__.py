@@ -7,7 +7,7 @@ vectors are `(groups, C)`, in float64 wherever the device has it.
 
 import sys
 
-from batchnorm.kernels import memory, native, parity, triton
+from batchnorm.kernels import memory, native, parity, passes, triton
 from batchnorm.kernels.allocator import keep_memory
 from batchnorm.kernels.choice import backends, from_environment, use
 from batchnorm.kernels.fused import batch_norm_train
@@ -33,7 +33,7 @@ __all__ = [
 # Pickles of version 0.1.0 name these modules.
 sys.modules["batchnorm.kernels.verify"] = parity
 if native.built():
-    register(native.PASSES)
+    register(passes.PASSES)
 register(triton.PASSES)
 from_environment()
 memory.from_environment()

@@ -25,15 +25,6 @@ WHOLE, SUMS, REST = 0, 1, 2
 ROWS = 13
 
 
-def address(t: Tensor) -> int:
-    """Where a tensor's values lie at this moment, for one call: whatever owns the tensor may move them before the next.
-
-    Raises:
-        BatchNormError: a storage that has been freed under the tensor.
-    """
-    return t.data_ptr() or native.no_values(t)
-
-
 def size(groups: int, channels: int) -> int:
     """How many numbers a forward leaves."""
     return ROWS * groups * channels
@@ -42,15 +33,17 @@ def size(groups: int, channels: int) -> int:
 class Saved:
     """The rows of channel vectors one forward leaves, `(groups, C)` each."""
 
-    __slots__ = ("_rows", "_table", "channels", "groups", "values")
+    __slots__ = ("_rows", "_table", "channels", "data", "groups", "values")
 
     def __init__(self, groups: int, channels: int, values: Tensor | None = None) -> None:
         self.groups, self.channels = groups, channels
         self._table: Tensor | None = None
         self._rows: dict[int, Tensor] = {}
-        self.values = (
-            torch.empty(size(groups, channels), dtype=torch.float64, device="cpu") if values is None else values
-        )
+        # What the extension was told about the tensor.
+        self.data: Any = None
+        if values is None:
+            values = torch.empty(ROWS * groups * channels, dtype=torch.float64, device="cpu")
+        self.values = values
 
     def row(self, index: int) -> Tensor:
         """Of count, its squares, mean, m2; mean, invstd, centre, share / count; ratio, offset, scale, shift; follow."""
@@ -61,6 +54,15 @@ class Saved:
             found = self._rows[index] = self._table[index]
         return found
 
+    def take(self, *moments: Tensor) -> None:
+        """Count, its squares, mean and m2, from elsewhere."""
+        for index, value in enumerate(moments):
+            self.row(index).copy_(value)
+
+    def flat(self, index: int) -> Tensor:
+        """The same of a single group `(C,)`."""
+        return self.values[index * self.channels : (index + 1) * self.channels]
+
 
 class Statistics(NamedTuple):
     """The running statistics a forward reads and, where it is told to, moves."""
@@ -69,25 +71,6 @@ class Statistics(NamedTuple):
     var: Tensor
     tracked: Tensor | None
     skipped: Tensor | None
-
-
-def addresses(statistics: Statistics | None) -> tuple[int, int, bool, int, int]:
-    """Where the extension finds mean, var (and whether they are float64) and the counters; 0 for what is not there."""
-    if statistics is None:
-        return 0, 0, False, 0, 0
-    mean, var, tracked, skipped = statistics
-    counters = [0 if counter is None else address(counter) for counter in (tracked, skipped)]
-    return address(mean), address(var), mean.dtype is torch.float64, counters[0], counters[1]
-
-
-def parameters(weight: Tensor | None, bias: Tensor | None) -> tuple[int, int, int]:
-    """Where it finds weight and bias, and their dtype."""
-    one = weight if weight is not None else bias
-    return (
-        0 if weight is None else address(weight),
-        0 if bias is None else address(bias),
-        0 if one is None else native.DTYPES[one.dtype],
-    )
 
 
 class Vectors(NamedTuple):
@@ -106,16 +89,30 @@ def spec(*numbers: Any) -> Any:
     return native._native.Spec(*numbers)
 
 
-def _spread(v: Tensor | None, groups: int, channels: int, by_group: bool) -> Tensor | None:
-    if v is None or (v.dtype is torch.float64 and v.dim() == 1 and not by_group and native.vector(v, channels)):
-        return v
-    v = v.to(torch.float64)
-    v = v.expand(groups, channels) if by_group else v.reshape(-1).expand(channels)
-    return v.contiguous()
+def _wide(vectors: tuple[Tensor | None, ...], groups: int, channels: int, rows: int) -> tuple[list[Any], bool]:
+    """Vectors as the extension reads them, and whether the first ones are a row per group."""
+    by_group = any(v is not None and v.dim() == 2 and len(v) > 1 for v in vectors)
+    kept: list[Any] = []
+    for i, v in enumerate(vectors):
+        by_row = by_group and i < rows
+        if v is not None and (by_row or v.dim() != 1 or v.dtype is not torch.float64 or not native.vector(v, channels)):
+            v = v.to(torch.float64)
+            v = (v.expand(groups, channels) if by_row else v.reshape(-1).expand(channels)).contiguous()
+        kept.append(v)
+    return kept, by_group
 
 
 def _lie(v: Tensor | None) -> int:
     return 0 if v is None else v.data_ptr()
+
+
+def _lies(v: Tensor | None) -> int:
+    """Where a tensor's values lie at this moment, for one call: whatever owns the tensor may move them before the next.
+
+    Raises:
+        BatchNormError: a storage that has been freed under the tensor.
+    """
+    return 0 if v is None else v.data_ptr() or native.no_values(v)
 
 
 def forward(
@@ -140,29 +137,29 @@ def forward(
     given, reduced, channels = y is not None, saved is not None, x.shape[1]
     y = native.blank(x) if y is None else y
     saved = Saved(groups, channels) if saved is None else saved
-    held, spread, kind = native.spread(sample_weight, x)
+    saved.data = native.data(x, last, groups)
+    held, spread, kind = (None, 0, 0) if sample_weight is None else native.spread(sample_weight, x)
     lie, kept = _NONE, ()
     if vectors is not NONE:
-        by_group = any(v is not None and v.dim() == 2 and len(v) > 1 for v in vectors)
-        kept = [_spread(v, groups, channels, by_group and i < 3) for i, v in enumerate(vectors)]
+        kept, by_group = _wide(vectors, groups, channels, 3)
         lie = native._native.Vectors(*map(_lie, kept), by_group)
+    mean, var, tracked, skipped = (None, None, None, None) if statistics is None else statistics
+    affine = weight if weight is not None else bias
     status = native._native.forward(
-        chosen,
-        native.data(x, last, groups),
-        address(x) if x.numel() else 0,
-        0 if given else y.data_ptr(),
-        0 if residual is None else address(residual),
-        spread,
-        kind,
-        *parameters(weight, bias),
-        saved.values.data_ptr(),
-        lie,
-        *addresses(statistics),
-        moves,
-        reduced,
-    )
+        chosen, saved.data, x.data_ptr() or native.no_values(x), 0 if given else y.data_ptr(), _lies(residual),
+        spread, kind, _lies(weight), _lies(bias), 0 if affine is None else native.DTYPES[affine.dtype],
+        saved.values.data_ptr(), lie, _lies(mean), _lies(var), mean is not None and mean.dtype is torch.float64,
+        _lies(tracked), _lies(skipped), moves, reduced,
+    )  # fmt: skip
     del held, kept
     return y, saved, status
+
+
+def reduced(x: Tensor, last: bool, centred: bool) -> Saved:
+    """The moments of x, which `native.arranged` has arranged, for a forward that follows."""
+    saved = Saved(1, x.shape[1])
+    native._native.reduce(native.data(x, last, 1), x.data_ptr(), 0, 0, saved.values.data_ptr(), centred)
+    return saved
 
 
 NONE = Vectors()
@@ -199,49 +196,40 @@ def backward(
     g has the strides of x (of y where x is found again). pull, as `Pull`, stands in for the derivative.
     """
     pattern: Any = x if x is not None else y
-    dx = native.blank(pattern) if phase != SUMS and (wants[0] or source == OUTPUT) else None
+    writes_dx, writes_sums = phase != SUMS, phase != REST
+    dx = native.blank(pattern) if writes_dx and (wants[0] or source == OUTPUT) else None
     # The residual's gradient is written on the way; without an activation it is g itself, and this is not asked.
-    dr = native.blank(pattern) if phase != SUMS and source == OUTPUT else None
-    wide, channels = pattern.dtype is torch.float64, saved.channels
-    dtype = torch.float64 if wide else torch.float32
-    dw = torch.empty(channels, dtype=dtype, device="cpu") if wants[1] and phase != REST else None
-    db = torch.empty(channels, dtype=dtype, device="cpu") if wants[2] and phase != REST else None
-    held, spread, kind = native.spread(sample_weight, pattern)
+    dr = native.blank(pattern) if writes_dx and source == OUTPUT else None
+    dtype = torch.float64 if pattern.dtype is torch.float64 else torch.float32
+    dw = _vector(saved.channels, dtype, weight) if writes_sums and wants[1] else None
+    db = _vector(saved.channels, dtype, bias) if writes_sums and wants[2] else None
+    held, spread, kind = (None, 0, 0) if sample_weight is None else native.spread(sample_weight, pattern)
     if sums is None and (pull is not None or phase == SUMS):
-        sums = torch.empty(2, saved.groups, channels, dtype=torch.float64, device="cpu")
-    told, kept, by_group = (False, 0.0, 0.0), (), False
-    bases = (0, 0)
+        sums = torch.empty(2, saved.groups, saved.channels, dtype=torch.float64, device="cpu")
+    told, kept = _DERIVATIVE, ()
     if pull is not None:
-        given = pull.base_u, pull.base_v
-        by_group = any(v is not None and v.dim() == 2 and len(v) > 1 for v in given)
-        kept = [_spread(v, saved.groups, channels, by_group) for v in given]
-        bases = _lie(kept[0]), _lie(kept[1])
-        told = (True, pull.own_u, pull.own_v)
+        kept, by_group = _wide((pull.base_u, pull.base_v), saved.groups, saved.channels, 2)
+        told = True, pull.own_u, pull.own_v, _lie(kept[0]), _lie(kept[1]), by_group
+    affine = weight if weight is not None else bias
     native._native.backward(
-        chosen,
-        native.data(pattern, last, saved.groups),
-        address(g) if g.numel() else 0,
-        0 if x is None or not x.numel() else address(x),
-        0 if y is None else address(y),
-        0 if dx is None else dx.data_ptr(),
-        0 if dr is None else dr.data_ptr(),
-        spread,
-        kind,
-        *parameters(weight, bias),
-        saved.values.data_ptr(),
-        0 if dw is None else dw.data_ptr(),
-        0 if db is None else db.data_ptr(),
-        wide,
-        source,
-        *told,
-        *bases,
-        by_group,
-        0 if sums is None else sums.data_ptr(),
-        phase,
-    )
+        chosen, saved.data or native.data(pattern, last, saved.groups), g.data_ptr() or native.no_values(g),
+        _lies(x), _lies(y), _lie(dx), _lie(dr), spread, kind, _lies(weight), _lies(bias),
+        0 if affine is None else native.DTYPES[affine.dtype], saved.values.data_ptr(), _lie(dw), _lie(db),
+        dtype is torch.float64, source, *told, _lie(sums), phase,
+    )  # fmt: skip
     del held, kept
     if weight is not None and dw is not None and dw.dtype is not weight.dtype:
         dw = dw.to(weight.dtype)
     if bias is not None and db is not None and db.dtype is not bias.dtype:
         db = db.to(bias.dtype)
     return dx, dw, db, dr, sums
+
+
+_DERIVATIVE = False, 0.0, 0.0, 0, 0, False
+
+
+def _vector(channels: int, dtype: torch.dtype, like: Any) -> Tensor:
+    """Room for the gradient of weight or bias."""
+    if like is not None and like.dtype is dtype:
+        return torch.empty_like(like)
+    return torch.empty(channels, dtype=dtype, device="cpu")

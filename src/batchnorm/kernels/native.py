@@ -1,4 +1,4 @@
-"""The four passes in C++, on the CPU: when they may run, and how tensors reach them.
+"""The extension on the CPU: when it may run, and how tensors reach it.
 
 The extension knows nothing of torch: it is given addresses and sizes, so one build serves every
 version. An address means something only for a plain dense tensor that nothing is watching, which
@@ -16,15 +16,13 @@ from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from batchnorm.errors import BatchNormError, OperandError
-from batchnorm.kernels import reference
 from batchnorm.kernels.extension import DTYPES
 from batchnorm.kernels.extension import extension as _native
-from batchnorm.kernels.registry import Passes
-from batchnorm.kernels.shapes import RawMoments
 
 _WEIGHTS = {torch.bool: 1, torch.float32: 2, torch.float64: 3}
 _INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _PLAIN = (Tensor, torch.nn.Parameter)
+_NARROW = (torch.float16, torch.bfloat16)
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 _C: Any = torch._C
 
@@ -105,6 +103,40 @@ def vector(v: Tensor, size: int) -> bool:
         and not v.is_neg()
         and not v._is_zerotensor()
     )
+
+
+def affine(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> bool:
+    """Whether weight and bias may be read where they lie, beside this input."""
+    return (weight is None or _beside(weight, x)) and (
+        bias is None or (_beside(bias, x) and (weight is None or bias.dtype is weight.dtype))
+    )
+
+
+def _beside(v: Tensor, x: Tensor) -> bool:
+    dtype = v.dtype
+    fits = dtype is x.dtype or dtype in _NARROW or (dtype is torch.float32 and x.dtype is not torch.float64)
+    return fits and vector(v, x.shape[1])
+
+
+def statistics(mean: Any, var: Any, tracked: Tensor | None, skipped: Tensor | None, x: Tensor) -> bool:
+    """Whether running statistics and counters may be read and written where they lie, beside this input."""
+    if mean is None or var is None or var.dtype is not mean.dtype:
+        return False
+    wide = mean.dtype is torch.float64
+    if not (wide or mean.dtype is torch.float32) or wide is not (x.dtype is torch.float64):
+        return False
+    if mean.requires_grad or var.requires_grad or not (vector(mean, x.shape[1]) and vector(var, x.shape[1])):
+        return False
+    return (tracked is None or _counts(tracked)) and (skipped is None or _counts(skipped))
+
+
+def _counts(counter: Tensor) -> bool:
+    return type(counter) is Tensor and counter.dtype is torch.int64 and counter.is_cpu and counter.numel() == 1
+
+
+def selects(sample_weight: Tensor) -> bool:
+    """Whether a mask or weights may be read where they lie."""
+    return type(sample_weight) is Tensor and sample_weight.is_cpu and sample_weight.layout is torch.strided
 
 
 def serves(x: Tensor) -> bool:
@@ -200,29 +232,6 @@ def spread(weight: Tensor | None, x: Tensor) -> tuple[Tensor | None, int, int]:
     return weight, weight.data_ptr(), _WEIGHTS[weight.dtype]
 
 
-def _vectors(x: Tensor, g: Tensor | None, *given: Tensor) -> list[Tensor]:
-    """Channel vectors `(groups, C)` as the kernels read them, once x, g and they are known to go together.
-
-    Raises:
-        OperandError: sizes that do not, or a vector on another device.
-    """
-    first = given[0]
-    if g is not None and g.shape != x.shape:
-        raise OperandError(f"g must have the shape of x, {tuple(x.shape)}; it was {tuple(g.shape)}")
-    if (
-        first.dim() != 2
-        or first.shape[1] != x.shape[1]
-        or any(v.shape[-1:] not in (first.shape[1:], (1,)) for v in given)
-    ):
-        shapes = ", ".join(str(tuple(v.shape)) for v in given)
-        raise OperandError(
-            f"channel vectors must be (groups, {x.shape[1]}) for x of shape {tuple(x.shape)}; they were {shapes}"
-        )
-    if not all(v.is_cpu for v in given):
-        raise OperandError(f"channel vectors must be on the CPU, as x is; one was on {[v.device for v in given]}")
-    return [v.detach().expand_as(first).to(torch.float64).contiguous() for v in given]
-
-
 def require_channels(x: Tensor, **vectors: Tensor | None) -> None:
     """Refuse channel vectors that the kernels may not read beside x.
 
@@ -233,72 +242,3 @@ def require_channels(x: Tensor, **vectors: Tensor | None) -> None:
         if v is not None and not vector(v, x.shape[1]):
             legal = f"{x.shape[1]} contiguous values on the CPU for x of shape {tuple(x.shape)}"
             raise OperandError(f"{name} must be {legal}; it was {v.dtype} of shape {tuple(v.shape)} on {v.device}")
-
-
-def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1, centred: bool = True) -> RawMoments:
-    """As `reference.reduce`."""
-    x, last = arranged(x.detach())
-    held, address, kind = spread(weight, x)
-    rows = torch.empty(4, groups, x.shape[1], dtype=torch.float64, device="cpu")
-    _native.reduce(data(x, last, groups), x.data_ptr(), address, kind, rows.data_ptr(), centred)
-    del held
-    return RawMoments(*rows.unbind(0))
-
-
-def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None = None) -> Tensor:
-    """As `reference.apply`."""
-    x, last = arranged(x.detach())
-    held, address, kind = spread(weight, x)
-    vectors = _vectors(x, None, mean, scale, shift)
-    y = blank(x)
-    told = data(x, last, len(mean))
-    _native.apply(told, x.data_ptr(), y.data_ptr(), address, kind, *(v.data_ptr() for v in vectors))
-    del held
-    return y
-
-
-def backward_reduce(
-    g: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """As `reference.backward_reduce`."""
-    if not plain(g):  # gradients batched by vmap
-        return reference.backward_reduce(g, x, mean, invstd, weight)
-    x, last = arranged(x.detach())
-    vectors = _vectors(x, g, mean, invstd)
-    g = like(g.detach(), x)
-    held, address, kind = spread(weight, x)
-    sums = torch.empty(2, *mean.shape, dtype=torch.float64, device="cpu")
-    told = data(x, last, len(mean))
-    addresses = [v.data_ptr() for v in (*vectors, *sums.unbind(0))]
-    _native.backward_reduce(told, g.data_ptr(), x.data_ptr(), address, kind, *addresses)
-    del held
-    return sums[0], sums[1]
-
-
-def backward_apply(
-    g: Tensor,
-    x: Tensor,
-    centre: Tensor,
-    scale: Tensor,
-    u: Tensor,
-    v: Tensor,
-    weight: Tensor | None = None,
-    may_leave_out: bool = True,
-) -> Tensor:
-    """As `reference.backward_apply`; a v of 0 always leaves x out."""
-    if not plain(g):
-        return reference.backward_apply(g, x, centre, scale, u, v, weight, may_leave_out)
-    x, last = arranged(x.detach())
-    vectors = _vectors(x, g, centre, scale, u, v)
-    g = like(g.detach(), x)
-    held, address, kind = spread(weight, x)
-    dx = blank(x)
-    told = data(x, last, len(centre))
-    _native.backward_apply(
-        told, g.data_ptr(), x.data_ptr(), dx.data_ptr(), address, kind, *(t.data_ptr() for t in vectors)
-    )
-    del held
-    return dx
-
-
-PASSES = Passes("native", serves, reduce, apply, backward_reduce, backward_apply)

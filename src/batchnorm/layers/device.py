@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from batchnorm.kernels import calls, native, triton
 from batchnorm.layers import rule
-from batchnorm.layers.activation import activate, follows_residual
+from batchnorm.layers.activation import follows_residual
 from batchnorm.layers.asserting import require
 from batchnorm.layers.choices.situation import AfterReduction, Now
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.operands import require_unchanged
+from batchnorm.layers.operands import require_residual, require_unchanged
+from batchnorm.layers.passing import Passing, Plan, Sharing
 from batchnorm.layers.recompute import recomputing
 from batchnorm.layers.rule import STORED, Move, Numbers, Pull, Rows, Vectors
-from batchnorm.layers.step import Passing, Plan, Sharing, run
 
+NARROW = (torch.float16, torch.bfloat16)
 # What groups that a mask leaves with one value come to, as the kernels count them.
 OTHERS, POPULATION, REFUSED = 0, 1, 2
 _NOT_FINITE = "batch statistics must be finite"
@@ -98,7 +99,7 @@ class Call:
                 given = memory.pull(at, self.numbers, brought)
                 memory.learn(at, self.numbers, brought, given)
             dx, _, _, dr, _ = backward(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
-            return dx, dw, db, (g if dr is None else dr) if needs[3] else None
+            return dx, dw, db, (g if dr is None else dr) if needs[3] else None, None
 
         return tuple(sums), end
 
@@ -116,7 +117,7 @@ class Call:
         dx, dw, db, dr, sums = triton.calls().backward(*told, pull=given)
         if memory is not None:
             memory.learn(at, self.numbers, self._brought(weight, sums), given)
-        return dx, dw, db, (g if dr is None else dr) if needs[3] else None
+        return dx, dw, db, (g if dr is None else dr) if needs[3] else None, None
 
     def _constant(self) -> Pull | None:
         return Pull() if self.plan.detached else None
@@ -162,174 +163,153 @@ class Call:
         return Passing(*given, (), self.activation, self.slope)
 
 
-class Whole:
+class Whole(NamedTuple):
     """A call, its operands as the kernels read them, and what the layer does after it."""
 
     call: Call
     x: Tensor
     weight: Tensor | None
     bias: Tensor | None
-    residual: Tensor | None = None
-    late = tracks = again = False
-    state: Any = None
-    moving: Any = None
+    residual: Tensor | None
+    # Activation and residual follow in torch.
+    late: bool
+    # What the choices were told, where the statistics are to move.
+    moving: tuple[Any, Now] | None
 
 
-def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
-    """The layer's output, activation and residual included, or None where the passes must serve."""
-    whole = whole_call(layer, x, sample_weight, residual)
-    if isinstance(whole, str):
-        return None
-    call = whole.call
-    y = run(whole.x, whole.weight, whole.bias, whole.residual, call)
-    entered = call.settle()
-    if whole.tracks and not whole.again:
-        if not call.moves and not layer.paused:
-            batch = call.batch()
-            layer._move(batch.pool(), whole.moving, batch.has_several() if call.few != OTHERS else None)
-        elif call.moves and layer.memory_names:
-            batch = call.batch().pool()
-            kept = layer._kept(whole.state, whole.moving.having(moments=batch), batch)
-            layer._write_memory(kept, entered)
-    if not whole.late:
-        return y
-    y = activate(y, layer.activation, layer.negative_slope, residual)
-    return y if residual is None or sample_weight is None else torch.where(sample_weight != 0, y, 0)
-
-
-def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Whole | str:
-    """The call, or why there is none."""
-    from batchnorm.layers.backends import groups_of
-
-    recipe, activation = layer.recipe, layer.activation
-    stored = (layer.frozen or not layer.training) and layer.running_mean is not None
+def whole_call(layer: Any, r: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Whole | str:
+    """The call of a layer that `backends.Ready` has settled, or why there is none."""
+    recipe, coupling, activation, tracks = r.recipe, r.coupling, layer.activation, r.tracks
     fuses = activation is not None or residual is not None
-    if stored and not fuses:
+    if r.stored and not fuses:
         return "torch's kernel is as fast with stored statistics and nothing to fuse"
-    why = triton.declined(x)
+    why = triton.declined(x) or r.reason
     if why is not None:
         return why
-    if layer.inplace and layer.training and not stored:
+    if layer.inplace and layer.training and not r.stored:
         return "the in-place form starts its backward from the output"
-    if recipe.coupling.finishes is not None:
-        return f"{recipe.coupling.finishes} follows the normalisation"
-    if stored and recipe.inference.mixes:
-        return "inference mixes the stored statistics with those at hand"
-    tracks = layer.training and not stored and layer.track_running_stats and layer.running_mean is not None
-    coupling = recipe.coupling if tracks or stored else recipe.coupling.untracked()
-    groups = 1 if stored else groups_of(recipe.extent, x, tracks)
-    if isinstance(groups, str):
-        return groups
+    if r.sync is not None and r.sync.size() > 1:
+        return "the statistics are shared over processes"
+    samples, n = x.shape[0], x.numel() // x.shape[1]
+    groups = 1 if r.extent is None else r.extent.groups(samples)
+    if not r.stored and samples // groups * (n // samples) == 1:
+        return "a group has one value"
     if coupling.is_plain and groups == 1 and sample_weight is None and not fuses:
         return "torch's kernel is as fast for plain batch norm and nothing to fuse"
-    if coupling.looks_back:
-        return "the population follows the weights of the layer before"
-    if coupling.statistics is not None:
-        return "its statistics are a function of the moments that no numbers give"
-    if tracks and layer.memory_names and coupling.reads_population and "_forward" in layer.__dict__:
+    if tracks and r.memory and coupling.reads_population and "_forward" in layer.__dict__:
         return "a forward that may run again keeps what its memory was"
-    whole = Whole()
-    whole.weight, whole.bias = layer._affine()
-    statistics = statistics_of(layer, x) if stored or tracks else None
-    if not readable(x, whole.weight, whole.bias, sample_weight) or (statistics is None and (stored or tracks)):
+    weight, bias = layer.affine_part("weight"), layer.affine_part("bias")
+    statistics = statistics_of(layer, x) if r.stored or tracks else None
+    if not readable(x, weight, bias, sample_weight) or (statistics is None and (r.stored or tracks)):
         return "weight, bias, mask, weights or running statistics cannot be read where they lie"
-    whole.late = fuses and (sample_weight is not None or (residual is not None and not _joins(layer, residual, x)))
-    whole.tracks, whole.again = tracks, tracks and recomputing()
-    moves = tracks and not (layer.paused or layer.accumulating or whole.again)
-    sharing = Sharing(groups, sample_weight, recipe.policy.weights == "reliability", coupling.centres)
-    few = few_of(layer, sharing, coupling, tracks)
-    if few == POPULATION and whole.again:
+    late = fuses and (sample_weight is not None or (residual is not None and not _joins(layer, residual, x)))
+    again = tracks and recomputing()
+    moves = tracks and not (layer.paused or layer.accumulating or again)
+    sharing = Sharing(groups, sample_weight, r.reliability, coupling.centres)
+    few = _few_of(recipe, r, sample_weight)
+    if few == POPULATION and again:
         return "the statistics that groups of one value met have moved since"
-    move, now = Move(), Now(1.0, None, 0.0)
-    if stored:
-        numbers, vectors = STORED, Vectors(*(v.to(torch.float64, copy=True) for v in statistics[:1]), rest=statistics[1].double())
+    state, now, move = None, Now(1.0, None, 0.0), Move()
+    if statistics is not None and r.stored:
+        mean, var = (v.to(torch.float64, copy=True) for v in statistics[:2])
+        numbers, vectors = STORED, Vectors(mean, rest=var)
     else:
         if tracks:
-            whole.state, now = layer._situation(x.device, None, whole.again)
-            if layer.memory_names:
-                _ = whole.state.mean, whole.state.var  # as they are before they move
-        n, even = x.numel() // x.shape[1], x.shape[0] % groups == 0
-        if sample_weight is None:
-            now.values = n // groups if even else None
+            state, now = layer._situation(x.device, None, again)
+            if r.memory:
+                _ = state.mean, state.var, now.step  # as they are before they move
+        now.values = n // groups if sample_weight is None and samples % groups == 0 else None
         try:
-            numbers, vectors = coupling.plan(whole.state, now)
-            whole.moving = now.having(values=n) if groups > 1 and sample_weight is None else now
-            move = recipe.estimator.move(whole.state, whole.moving) if moves else move
+            numbers, vectors = coupling.plan(state, now)
+            now = now if sample_weight is not None or groups == 1 else now.having(values=n)
+            move = recipe.estimator.move(state, now) if moves else move
         except AfterReduction:
             return "its numbers take the batch's moments"
-        if not in_numbers(numbers, move) or any(v is not None and v.requires_grad for v in vectors):
+        if not in_numbers(numbers, vectors, move):
             return "its numbers are learned, or differ between groups"
-    whole.x, last = native.arranged(x)
-    plan = Plan(lambda _: (numbers, vectors), layer.eps, coupling.detached or stored, sample_weight is not None)
-    whole.call = call = Call(layer, last, sharing, numbers, vectors, plan)
-    call.activation, call.slope = None if whole.late else activation, layer.negative_slope
-    call.stored, call.few, call.statistics, call.moves = stored, few, statistics, moves
+    given, last = native.arranged(x)
+    plan = Plan(lambda _: (numbers, vectors), layer.eps, r.detached or r.stored, sample_weight is not None)
+    call = Call(layer, last, sharing, numbers, vectors, plan)
+    call.activation, call.slope = None if late else activation, layer.negative_slope
+    call.stored, call.few, call.statistics, call.moves = r.stored, few, statistics, moves
     call.memory = Memory(layer, now) if tracks and not coupling.exact else None
-    repeats = sample_weight is not None and not stored and recipe.policy.weights == "frequency"
-    call.prepare(move, x.device, repeats)
-    if residual is not None and not whole.late:
-        whole.residual = native.like(residual if residual.shape == x.shape else residual.expand_as(x), whole.x)
-    return whole
+    call.prepare(move, x.device, sample_weight is not None and not r.stored and not r.reliability)
+    if residual is not None and not late:
+        residual = native.like(residual if residual.shape == x.shape else residual.expand_as(x), given)
+    after = (state, now) if tracks and not (again or layer.paused) else None
+    return Whole(call, given, weight, bias, None if late else residual, late, after)
+
+
+def finish(layer: Any, whole: Whole) -> None:
+    """What the layer does once a call has run: what is not legal is raised, and what the choices keep is kept."""
+    call, moving = whole.call, whole.moving
+    entered = call.settle()
+    if moving is None:
+        return
+    batch = call.batch()
+    if not call.moves:
+        layer._move(batch.pool(), moving[1], batch.has_several() if call.few != OTHERS else None)
+    elif layer.memory_names:
+        pooled = batch.pool()
+        layer._write_memory(layer._kept(moving[0], moving[1].having(moments=pooled), pooled), entered)
 
 
 def after_moments(
-    layer: Any, x: Tensor, sharing: Sharing, plan: Plan, batch: Any, memory: Any, move: Move | None
+    layer: Any, x: Tensor, sharing: Sharing, plan: Plan, batch: Moments, memory: Any, move: Move | None
 ) -> Call | None:
     """The call that follows the moments, or None where the passes must serve; with a move the statistics move in it."""
-    weight, bias = layer._affine()
-    if plan.for_few is not None or plan.statistics_of is not None or not readable(x, weight, bias, sharing.weight):
+    weight, bias = layer.affine_part("weight"), layer.affine_part("bias")
+    if plan.for_few is not None or plan.statistics_of is not None or triton.declined(x) is not None:
+        return None
+    if not readable(x, weight, bias, sharing.weight):
         return None
     numbers, vectors = plan.numbers_of(batch)
-    if not in_numbers(numbers, move or Move()) or any(v is not None and v.requires_grad for v in vectors):
-        return None
     statistics = None if move is None else statistics_of(layer, x)
-    if move is not None and statistics is None:
+    if not in_numbers(numbers, vectors, move or Move()) or (move is not None and statistics is None):
         return None
     call = Call(layer, native.arranged(x)[1], sharing, numbers, vectors, plan)
     call.memory, call.statistics, call.moves = memory, statistics, move is not None
-    saved = calls.Saved(sharing.groups, x.shape[1], x.new_empty(calls.size(sharing.groups, x.shape[1]), dtype=torch.float64))
-    for row, value in zip((0, 1, 2, 3), (batch.count, batch._squares(), batch.mean, batch.m2), strict=True):
-        saved.row(row).copy_(value)
-    call.saved = saved
+    values = x.new_empty(calls.ROWS * sharing.groups * x.shape[1], dtype=torch.float64)
+    call.saved = calls.Saved(sharing.groups, x.shape[1], values)
+    call.saved.take(batch.count, batch._squares(), batch.mean, batch.m2)
     call.prepare(move or Move(), x.device)
     return call
 
 
-def few_of(layer: Any, sharing: Sharing, coupling: Any, tracks: bool) -> int:
-    """What groups that a mask leaves with one value come to."""
-    if sharing.weight is None or coupling.takes_one_value or layer.frozen or not (tracks or layer.training):
+def _few_of(recipe: Any, r: Any, sample_weight: Tensor | None) -> int:
+    if sample_weight is None or r.stored or r.coupling.takes_one_value:
         return OTHERS
-    return POPULATION if tracks and layer.recipe.policy.too_few == "population" else REFUSED
+    return POPULATION if r.tracks and recipe.policy.too_few == "population" else REFUSED
 
 
-def in_numbers(numbers: Numbers, move: Move) -> bool:
-    """Whether each is one value: a number, or a tensor that nothing learns."""
-    every = (*numbers, *move[:4])
-    return all(not isinstance(v, Tensor) or (v.numel() == 1 and not v.requires_grad) for v in every)
+def in_numbers(numbers: Numbers, vectors: Vectors, move: Move) -> bool:
+    """Whether each is one value, a number or a tensor, and nothing is learned."""
+    every = [v for v in (*numbers, *move[:4]) if isinstance(v, Tensor)]
+    learned = any(v.requires_grad for v in (*every, *(v for v in vectors if v is not None)))
+    return not learned and all(v.numel() == 1 for v in every)
 
 
-def readable(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether all lie in order beside x; weight and bias are given first, of one value a channel."""
-    weight, bias, sample_weight = others
-    vectors = [v for v in (weight, bias) if v is not None]
-    return (
-        triton.declined(x) is None
-        and all(triton.plain(v) and v.device == x.device and v.is_contiguous() for v in vectors)
-        and all(v.numel() == x.shape[1] for v in vectors)
-        and not (x.dtype is not torch.float64 and any(v.dtype is torch.float64 for v in vectors))
-        and (sample_weight is None or (type(sample_weight) is Tensor and sample_weight.device == x.device))
-    )
+def readable(x: Tensor, weight: Tensor | None, bias: Tensor | None, sample_weight: Tensor | None) -> bool:
+    """Whether weight and bias, of one value a channel, and a mask or weights lie in order beside x."""
+    for v in (weight, bias):
+        if v is None:
+            continue
+        if not triton.plain(v) or v.device != x.device or v.numel() != x.shape[1] or not v.is_contiguous():
+            return False
+        if (v.dtype is torch.float64) is not (x.dtype is torch.float64) and v.dtype not in NARROW:
+            return False
+    return sample_weight is None or (type(sample_weight) is Tensor and sample_weight.device == x.device)
 
 
 def statistics_of(layer: Any, x: Tensor) -> calls.Statistics | None:
     """The running statistics and counters, where they may be read and written where they lie."""
     mean, var, tracked = (layer.stat(name) for name in ("running_mean", "running_var", "num_batches_tracked"))
     skipped = layer.num_batches_skipped
-    wide = x.dtype is torch.float64
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     for v in (mean, var):
         if v is None or v.requires_grad or not triton.plain(v) or v.numel() != x.shape[1] or not v.is_contiguous():
             return None
-        if v.device != x.device or v.dtype is not (torch.float64 if wide else torch.float32):
+        if v.device != x.device or v.dtype is not dtype:
             return None
     if any(v is not None and (v.device != x.device or v.dtype is not torch.int64) for v in (tracked, skipped)):
         return None
@@ -338,10 +318,14 @@ def statistics_of(layer: Any, x: Tensor) -> calls.Statistics | None:
 
 def _joins(layer: Any, residual: Tensor, x: Tensor) -> bool:
     """Whether a residual may be added by the kernel: once expanded, of x's shape and not wider, and told by the output."""
-    if residual.device != x.device or not triton.plain(residual) or not follows_residual(layer.activation):
+    if residual.shape != x.shape or residual.device != x.device:
+        require_residual(layer, x, residual)
+        sizes = zip(reversed(residual.shape), reversed(x.shape), strict=False)
+        if residual.dim() > x.dim() or any(r > n for r, n in sizes):
+            return False
+    if not triton.plain(residual) or not follows_residual(layer.activation):
         return False
     if layer.activation == "leaky_relu" and layer.negative_slope < 0:
-        return False
-    if residual.dim() > x.dim() or any(r not in (1, n) for r, n in zip(reversed(residual.shape), reversed(x.shape))):
+        # The backward reads the sign of what was activated from the output, which here has none.
         return False
     return torch.promote_types(residual.dtype, x.dtype) is x.dtype

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.asserting import require, transformed
+from batchnorm.layers.naming import describe
 
 
 class MaskInput(NamedTuple):
@@ -34,13 +35,14 @@ class MaskInput(NamedTuple):
         if len(several) > 1:
             raise BatchNormError(f"give one of mask, lengths and weights; got {' and '.join(several)}")
         for name in several:
-            check(isinstance(getattr(self, name), Tensor), name, "a tensor", type(getattr(self, name)).__name__)
+            if not isinstance(getattr(self, name), Tensor):
+                check(False, name, "a tensor", type(getattr(self, name)).__name__)
         for name in ("mask", "weights"):
             given = getattr(self, name)
             if given is not None:
                 require_kind(name, given)
-        if self.mask is not None:
-            check(self.mask.dtype == torch.bool, "mask", "a boolean tensor, True where data is", self.mask.dtype)
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            check(False, "mask", "a boolean tensor, True where data is", self.mask.dtype)
         if self.lengths is not None:
             integer = not self.lengths.is_floating_point() and self.lengths.dtype != torch.bool
             check(integer and self.lengths.dim() == 1, "lengths", "integers of shape (N,)", _described(self.lengths))
@@ -58,10 +60,34 @@ class MaskInput(NamedTuple):
         return against(x, given)
 
 
+def weight_of(layer: Any, x: Tensor, given: MaskInput) -> Tensor | None:
+    """The mask or weights of this call, or those of the context around it, as `(N, 1, *)`."""
+    if given.kind is None:
+        given = layer.__dict__.get("_given") or given
+    kind = layer.recipe.extent.requires
+    if kind is not None and not given.meets(kind):
+        said = kind if kind == "mask" else f"{kind}={kind}"
+        raise BatchNormError(
+            f"{kind} must be given to {describe(layer)}; it was {given.kind or 'None'}: call layer(x, {said}), or "
+            f"run the model inside batchnorm.masked(model, {said})"
+        )
+    if given.kind is None:
+        return None
+    if layer.recipe.coupling.looks_back:
+        raise BatchNormError(f"{given.kind} must be None: {layer.recipe.coupling!r} cannot leave samples out")
+    try:
+        weight = given.check().on(x)
+    except BatchNormError as error:
+        raise BatchNormError(f"{error}, in {describe(layer)}") from None
+    if given.weights is not None and weight is not None:
+        require_weights(weight, layer)
+    return weight
+
+
 def require_kind(name: str, given: Tensor) -> None:
     """Refuse a mask or weights without a batch axis, and complex ones."""
-    legal = "real and of shape (N,) or (N, *spatial)"
-    check(given.dim() > 0 and not given.is_complex(), name, legal, _described(given))
+    if given.dim() == 0 or given.is_complex():
+        check(False, name, "real and of shape (N,) or (N, *spatial)", _described(given))
 
 
 def require_weights(weights: Tensor, layer: nn.Module | None = None) -> None:
@@ -99,5 +125,6 @@ def against(x: Tensor, weight: Tensor) -> Tensor:
     """Reshape a mask or weight given without the channel axis to broadcast over `(N, C, *)`."""
     without = (x.shape[0], *x.shape[2:])
     fits = weight.dim() <= len(without) and tuple(weight.shape) == without[: weight.dim()]
-    check(fits, "mask or weights", _legal(x), f"of shape {tuple(weight.shape)}")
+    if not fits:
+        check(False, "mask or weights", _legal(x), f"of shape {tuple(weight.shape)}")
     return weight.reshape(weight.shape[0], 1, *weight.shape[1:], *[1] * (x.dim() - 1 - weight.dim()))

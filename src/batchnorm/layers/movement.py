@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from batchnorm import kernels
 from batchnorm.layers import rule
-from batchnorm.layers.activation import SMALLEST_WEIGHT
 from batchnorm.layers.asserting import require, transformed
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.naming import describe
-from batchnorm.layers.processes.ranks import Ranks, TracedRanks
+from batchnorm.layers.processes.ranks import Ranks, partners
+from batchnorm.layers.processes.traced import TracedRanks
 from batchnorm.layers.recompute import bookkeeping
 from batchnorm.layers.statistics import PENDING, Statistics
 
@@ -35,26 +32,7 @@ class Moving(Statistics):
             return None
         if torch.compiler.is_compiling():
             return TracedRanks(_register_while_compiling(self))
-        return self._registered()
-
-    def _registered(self) -> Ranks:
-        sync: Any = self.recipe.extent.sync
-        ranks = self.__dict__.get("_partners")
-        if ranks is None or not ranks.current(sync):
-            signature = {
-                "layer": describe(self),
-                "channels": self.num_features,
-                "dtype": str(self.running_mean.dtype if self.running_mean is not None else self.weight.dtype),
-                # A function's address is its process's own.
-                "choices": re.sub(r" at 0x[0-9a-f]+", "", repr(self.recipe)),
-                "momentum": re.sub(r" at 0x[0-9a-f]+", "", repr(self.momentum)),
-                "eps": self.eps,
-                "version": version("batchnorm"),
-            }
-            ranks = self.__dict__["_partners"] = Ranks(sync, signature)
-        paused, bank = "paused" if self.paused else "", self.active_bank
-        ranks.mode = paused if bank is None else f"{paused} bank {bank}".strip()
-        return ranks
+        return partners(self, sync)
 
     @torch.no_grad()
     def _situation(self, device: torch.device, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
@@ -177,15 +155,9 @@ class Moving(Statistics):
             del self.__dict__[name]
 
 
-def require_invertible(weight: Tensor, layer: nn.Module) -> None:
-    """The form that keeps its output divides by weight on its way back."""
-    message = f"weight must be at least {SMALLEST_WEIGHT} in every channel with inplace=True, which divides by it"
-    require((weight.detach().abs() >= SMALLEST_WEIGHT).all(), message, layer)
-
-
 def _register_while_compiling(layer: Moving) -> str:
     """Register with the other ranks; the name of the group to sum in."""
-    return layer._registered().group_name
+    return partners(layer, layer.recipe.extent.sync).group_name
 
 
 # As torch.compiler.assume_constant_result, without importing the compiler: it runs while a graph is traced.

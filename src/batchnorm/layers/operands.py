@@ -1,7 +1,7 @@
 """The tensors of one call: which they are, whether they may meet, and whether the native kernels may read them.
 
 Kernels are given addresses and sizes, and torch's own `native_batch_norm` trusts its caller too. So whatever serves a
-call, `require` has seen its tensors, or the stricter `usable` and `statistics_of` have, which decline all else.
+call, `require` has seen its tensors, or the stricter `native.affine` and `native.statistics`, which decline all else.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError, OperandError
-from batchnorm.kernels import calls, native
+from batchnorm.kernels import native
+from batchnorm.layers import asserting
+from batchnorm.layers.activation import SMALLEST_WEIGHT
 from batchnorm.layers.naming import describe
 
 _NARROW = (torch.float16, torch.bfloat16)
-_STATISTICS = (torch.float32, torch.float64)
 _NAMES = ("running_mean", "running_var", "weight", "bias")
 
 
@@ -32,7 +33,7 @@ def require(layer: Any, x: Tensor, residual: Tensor | None = None) -> None:
     for name, held in zip(_NAMES[:2], (mean, var), strict=True):
         if held is not None and held.requires_grad:
             raise OperandError(f"{name} of {describe(layer)} must not require a gradient: the layer updates it")
-    for name, held in zip(_NAMES, (mean, var, *affine_of(layer)), strict=True):
+    for name, held in zip(_NAMES, (mean, var, layer.affine_part("weight"), layer.affine_part("bias")), strict=True):
         # What is plainly right is seen at once; this runs in every small inference.
         if held is None or (on_cpu and held.is_cpu and held.dtype is dtype and held.numel() == channels):
             continue
@@ -94,60 +95,6 @@ def require_unchanged(layer: Any, name: str, now: Tensor, size: torch.Size) -> N
         )
 
 
-def affine_of(layer: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias, of the bank in use."""
-    if layer.active_bank is not None:
-        return layer.affine_part("weight"), layer.affine_part("bias")
-    parameters = layer._parameters
-    if "weight" in parameters and "bias" in parameters:
-        return parameters["weight"], parameters["bias"]
-    # A parametrized weight is no parameter of the layer's own.
-    return layer.weight, layer.bias
-
-
-def usable(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> bool:
-    """Whether weight and bias may be read where they lie, beside this input."""
-    return (weight is None or _reads(weight, x)) and (
-        bias is None or (_reads(bias, x) and (weight is None or bias.dtype is weight.dtype))
-    )
-
-
-def _reads(v: Tensor, x: Tensor) -> bool:
-    if not native.vector(v, x.shape[1]):
-        return False
-    return v.dtype is x.dtype or (v.dtype in _NARROW or (v.dtype is torch.float32 and x.dtype is not torch.float64))
-
-
-def statistics_of(layer: Any, x: Tensor) -> calls.Statistics | None:
-    """The running statistics and counters, where they may be read and written where they lie."""
-    buffers, channels = layer._buffers, x.shape[1]
-    if layer.active_bank is None:
-        mean, var, tracked = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
-    else:
-        mean, var, tracked = (layer.stat(n) for n in ("running_mean", "running_var", "num_batches_tracked"))
-    skipped = getattr(layer, "num_batches_skipped", None)
-    if mean is None or var is None or mean.dtype not in _STATISTICS or var.dtype is not mean.dtype:
-        return None
-    if (mean.dtype is torch.float64) is not (x.dtype is torch.float64) or mean.requires_grad or var.requires_grad:
-        return None
-    if not (native.vector(mean, channels) and native.vector(var, channels)):
-        return None
-    if tracked is not None and not _counts(tracked):
-        return None
-    if skipped is not None and not _counts(skipped):
-        return None
-    return calls.Statistics(mean, var, tracked, skipped)
-
-
-def _counts(counter: Tensor) -> bool:
-    return type(counter) is Tensor and counter.dtype is torch.int64 and counter.is_cpu and counter.numel() == 1
-
-
-def selects(sample_weight: Tensor) -> bool:
-    """Whether a mask or weights may be read where they lie."""
-    return type(sample_weight) is Tensor and sample_weight.is_cpu and sample_weight.layout is torch.strided
-
-
 def joins(layer: Any, residual: Tensor, x: Tensor) -> bool:
     """Whether a residual may be added by the kernel: once expanded, of x's shape, and not wider than x."""
     if residual.shape != x.shape or not residual.is_cpu:
@@ -160,3 +107,9 @@ def joins(layer: Any, residual: Tensor, x: Tensor) -> bool:
         # The backward reads the sign of what was activated from the output, which here has none.
         return False
     return native.plain(residual) and torch.promote_types(residual.dtype, x.dtype) is x.dtype
+
+
+def require_invertible(weight: Tensor, layer: Any) -> None:
+    """The form that keeps its output divides by weight on its way back."""
+    message = f"weight must be at least {SMALLEST_WEIGHT} in every channel with inplace=True, which divides by it"
+    asserting.require((weight.detach().abs() >= SMALLEST_WEIGHT).all(), message, layer)

@@ -13,14 +13,17 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils import _python_dispatch, checkpoint
 
-from batchnorm.layers.asserting import tracing
+from batchnorm.layers.asserting import tracing, transformed
 from batchnorm.layers.choices.situation import Now, State
 
 # What contexts set on a layer: a mask, a bank, `accumulate(renorm=True)`, a pause.
 CIRCUMSTANCES = ("_given", "active_bank", "recipe", "paused")
 _VALUES = 512
 _C: Any = torch._C
-_hooks: Any = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
+# Private, and wrapped here once: the hooks that pack what is saved; where torch has none, every forward is remembered.
+saved_tensor_hooks: Any = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None) or (lambda _: True)
+# The id of the autograd graph task that runs on this thread, or -1.
+graph_task: Any = _C._current_graph_task_id
 
 
 # What Python runs between the engine and a recomputed forward: the backward of an autograd function (reentrant
@@ -42,8 +45,7 @@ def recomputing() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    # Private, and wrapped here once: the id of the autograd graph task that runs on this thread.
-    return _C._current_graph_task_id() != -1 and _called_by_a_recomputation(sys._getframe(1))
+    return graph_task() != -1 and _called_by_a_recomputation(sys._getframe(1))
 
 
 def _called_by_a_recomputation(frame: Any) -> bool:
@@ -86,8 +88,7 @@ def may_run_again() -> bool:
         return False
     if not torch.is_grad_enabled():
         return not torch.is_inference_mode_enabled()
-    # Private, and wrapped here once; where torch has it not, every forward is remembered.
-    return _hooks is None or _hooks(False) is not None
+    return saved_tensor_hooks(False) is not None
 
 
 class Forward:
@@ -215,3 +216,24 @@ def as_first(layer: Any, first: Forward) -> Iterator[None]:
         for name in (*CIRCUMSTANCES, "_forward"):
             own.pop(name, None)
         own.update(before)
+
+
+def on_record(layer: Any, x: Tensor, given: Any, residual: Tensor | None) -> Tensor:
+    """The layer's output; remembered where it may be recomputed, and then as it was the first time."""
+    record = layer.__dict__.get("_record")
+    if record is not None and recomputing():
+        with bookkeeping():
+            first = record.recall(x)
+        if first is not None:
+            with as_first(layer, first):
+                return layer._output(x, given, residual)
+    elif may_run_again() and not transformed():
+        if record is None:
+            record = layer.__dict__["_record"] = ForwardRecord()
+        with bookkeeping():
+            layer.__dict__["_forward"] = record.begin(x, circumstances_of(layer))
+        try:
+            return layer._output(x, given, residual)
+        finally:
+            layer.__dict__.pop("_forward", None)
+    return layer._output(x, given, residual)

@@ -79,6 +79,9 @@ UNCENTRED = Numbers(mean=0.0, spread=1.0)  # no mean is taken off, and E is E[x^
 STORED = Numbers(mean=0.0, share=0.0, spread=1.0)  # the population alone, whatever the batch is
 
 
+NOTHING = Vectors()
+
+
 class Rows(NamedTuple):
     """What normalises a group and channel, `(x - mean) * invstd * ratio + offset`, and what its backward asks.
 
@@ -107,7 +110,7 @@ def is_number(value: Any, number: float) -> bool:
 def times(weight: Any, x: Tensor) -> Tensor:
     """The product, where a weight of 0 leaves x out, be it NaN or infinite."""
     if isinstance(weight, Tensor):
-        return torch.where(weight == 0, 0.0, weight * x)
+        return (weight * x).masked_fill(weight == 0, 0.0)
     if weight == 1:
         return x
     return weight * x if weight != 0 else torch.zeros_like(x)
@@ -197,9 +200,9 @@ def affine(rows: Rows, weight: Tensor | None, bias: Tensor | None) -> tuple[Tens
 
 def factor(rows: Rows, weight: Tensor | None) -> Any:
     """What the gradient at the normalised data is of that at the output."""
-    made = 1.0 if weight is None else weight.to(rows.invstd.dtype)
+    made: Any = 1.0 if weight is None else weight
     for ratio in (rows.ratio, rows.follow):
-        made = made if ratio is None else made * ratio
+        made = made if ratio is None else ratio * made
     return made
 
 
@@ -338,12 +341,15 @@ class Sums(NamedTuple):
     @property
     def mean_g(self) -> Tensor:
         """The mean of g."""
-        return factor(self.rows, self.weight) * self.sum_g / self.rows.n
+        return self._mean(self.sum_g)
 
     @property
     def mean_gx(self) -> Tensor:
         """The mean of g * xhat."""
-        return factor(self.rows, self.weight) * self.sum_gx / self.rows.n
+        return self._mean(self.sum_gx)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        return value * factor(self.rows, self.weight) / self.rows.n
 
     @property
     def y1(self) -> Tensor:
@@ -353,7 +359,8 @@ class Sums(NamedTuple):
     @property
     def y2(self) -> Tensor:
         """The mean of its square."""
-        return self.batch.m2 / self.rows.n * self.invstd.square() + self.y1.square()
+        off = self.batch.mean - self.rows.mean
+        return torch.addcmul(self.batch.m2 / self.rows.n, off, off) * self.invstd.square()
 
     def pooled(self, means: Tensor) -> Tensor:
         """The mean over groups, weighted by what they hold."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from batchnorm.arguments import a_string, told
 from batchnorm.errors import BatchNormError, check
 from batchnorm.kernels import native, triton
 from batchnorm.layers.choices import Recipe
-from batchnorm.layers.choices.situation import Now, State, resolve
+from batchnorm.layers.choices.situation import Held, Now, State, copied, resolve
 from batchnorm.layers.choices.windows import Slot
 from batchnorm.layers.held import without_contexts
 
@@ -58,7 +57,7 @@ class Statistics(_BatchNorm):
 
     def __getstate__(self) -> dict[str, Any]:
         state = without_contexts(self, self.__dict__)
-        for name in ("accumulating", *PENDING):
+        for name in ("accumulating", "_ready", *PENDING):
             state.pop(name, None)
         return state
 
@@ -152,7 +151,9 @@ class Statistics(_BatchNorm):
 
     def stat(self, name: str) -> Any:
         """A buffer of the active bank."""
-        return getattr(self, _key(self.active_bank, name), None)
+        key = name if self.active_bank is None else _key(self.active_bank, name)
+        buffers = self._buffers
+        return buffers[key] if key in buffers else getattr(self, key, None)
 
     def stat_of(self, bank: str | None, name: str) -> Any:
         """A buffer of a bank, active or not; None where there is none."""
@@ -161,6 +162,9 @@ class Statistics(_BatchNorm):
     def affine_part(self, name: str) -> Tensor | None:
         """Weight or bias: the active bank's own where it has one."""
         own = None if self.active_bank is None else getattr(self, _key(self.active_bank, name), None)
+        if own is None and name in self._parameters:
+            return self._parameters[name]
+        # A parametrized weight is no parameter of the layer's own.
         return getattr(self, name) if own is None else own
 
     def make_bank(self, bank: str, own_affine: bool) -> None:
@@ -202,7 +206,7 @@ class Statistics(_BatchNorm):
             reads = device.type == "cpu" and not triton.interpreted() and (tracked is None or tracked.is_cpu)
             start = 1.0 if reads or tracked is not None else torch.ones((), dtype=wide, device=device)
             return Now(start, self.momentum, self.eps, self.recipe.estimator, before, tracked, None if reads else wide)
-        step = torch.ones((), dtype=wide, device=device) if tracked is None else _copy(tracked, tracked.dtype) + 1
+        step = torch.ones((), dtype=wide, device=device) if tracked is None else copied(tracked, tracked.dtype) + 1
         return Now(step.to(wide), resolve(self.momentum, step), self.eps, self.recipe.estimator, before)
 
     def _held(self) -> dict[str, Tensor]:
@@ -212,9 +216,9 @@ class Statistics(_BatchNorm):
     def _state(self, dtype: torch.dtype, held: dict[str, Tensor] | None = None) -> State:
         held = self._held() if held is None else held
         if not torch.compiler.is_compiling():
-            return Copied(held, dtype)
-        memory = {name: _copy(held[name], dtype) for name in self.memory_names}
-        return State(_copy(held["running_mean"], dtype), _copy(held["running_var"], dtype), memory)
+            return Held(held, dtype)
+        memory = {name: copied(held[name], dtype) for name in self.memory_names}
+        return State(copied(held["running_mean"], dtype), copied(held["running_var"], dtype), memory)
 
     def _write_memory(self, new: Any, ok: Tensor | None = None, held: dict[str, Tensor] | None = None) -> None:
         for name, value in new.items():
@@ -316,49 +320,10 @@ class Statistics(_BatchNorm):
                 self.stat(name).copy_(initial[name])
 
 
-class Copied(State):
-    """A layer's state, copied when it is first asked for."""
-
-    def __init__(self, held: dict[str, Tensor], dtype: torch.dtype) -> None:
-        self.__dict__["_held"] = held, dtype
-
-    def __getattr__(self, name: str) -> Any:
-        # As cached_property, without its lock.
-        if name not in ("mean", "var", "memory"):
-            raise AttributeError(name)
-        held, dtype = self.__dict__["_held"]
-        found = CopiedMemory(held, dtype) if name == "memory" else _copy(held[f"running_{name}"], dtype)
-        self.__dict__[name] = found
-        return found
-
-    def _counted(self, name: str, now: Now) -> Tensor:
-        # A number needs no copy.
-        return self.memory[name] if isinstance(now.step, Tensor) else self.__dict__["_held"][0][name]
-
-
-class CopiedMemory(Mapping[str, Tensor]):
-    """What the choices of a layer remember, each copied when it is first asked for."""
-
-    def __init__(self, held: dict[str, Tensor], dtype: torch.dtype) -> None:
-        self._held, self._dtype = {name: t for name, t in held.items() if name not in _STOCK}, dtype
-        self._copies: dict[str, Tensor] = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._copies:
-            self._copies[name] = _copy(self._held[name], self._dtype)
-        return self._copies[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-
 _OWN = (
     "recipe", "memory_names", "bank_names", "active_bank", "frozen", "paused", "accumulating", "channel_axis",
     "activation", "negative_slope", "inplace", "fused_from", "exchanges", "_record", "_given", "_before", "_partners",
-    "stock_momentum", "_skipped", *PENDING,
+    "stock_momentum", "_skipped", "_ready", *PENDING,
 )  # fmt: skip
 
 
@@ -370,14 +335,3 @@ def _ordinary(value: Tensor) -> Tensor:
 
 def _key(bank: str | None, name: str) -> str:
     return name if bank is None else f"bank_{bank}_{name}"
-
-
-def _copy(buffer: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy, since buffers move in place while a backward may still need their old values."""
-    if not buffer.is_floating_point():
-        dtype = buffer.dtype
-    if torch.compiler.is_compiling():
-        # A compiled backward recomputes cheap operations from the buffer, which has moved by then: a clone
-        # gives wrong gradients (torch 2.13, no error). It keeps the result of a cumulative sum.
-        return buffer[None].cumsum(0, dtype=dtype)[0]
-    return buffer.clone() if buffer.dtype is dtype else buffer.to(dtype)

@@ -14,8 +14,8 @@ from batchnorm.arguments import a_module, a_tensor, arguments, several_of
 from batchnorm.errors import check
 from batchnorm.layers.activation import activate
 from batchnorm.layers.module import BatchNorm
+from batchnorm.layers.passing import Sharing, respelled
 from batchnorm.layers.processes.ranks import Ranks, pool_together, sums_together
-from batchnorm.layers.step import Sharing, respelled
 
 
 @arguments(layers=several_of(a_module), inputs=several_of(a_tensor))
@@ -72,7 +72,9 @@ def _may(layers: list[Any]) -> bool:
     if torch.compiler.is_compiling() or len(set(map(id, layers))) < max(2, len(layers)):
         return False
     for layer in layers:
-        if not isinstance(layer, BatchNorm) or not layer.training or layer.frozen or layer._weighted():
+        if not isinstance(layer, BatchNorm) or not layer.training or layer.frozen or "_given" in layer.__dict__:
+            return False
+        if layer.recipe.extent.requires is not None:
             return False
         sync = layer.recipe.extent.sync
         if sync is None or sync.size() == 1 or layer._backward_hooks or layer._backward_pre_hooks:

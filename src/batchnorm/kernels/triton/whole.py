@@ -80,7 +80,7 @@ def forward(
     at, channels, reduced, k = cut(x, last, groups), x.shape[1], saved is not None, chosen
     y, held = native.blank(x), passes.spread(sample_weight, x)
     if saved is None:
-        saved = calls.Saved(groups, channels, x.new_empty(calls.size(groups, channels), dtype=torch.float64))
+        saved = calls.Saved(groups, channels, x.new_empty(calls.ROWS * groups * channels, dtype=torch.float64))
     by_group = _by_group(*vectors[:3])
     given = [_spread(v, groups, channels, by_group) for v in vectors[:3]]
     given += [_spread(v, groups, channels, False) for v in vectors[3:]]

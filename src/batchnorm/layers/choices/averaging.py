@@ -17,7 +17,7 @@ from torch import Tensor
 from batchnorm.arguments import AT_LEAST_1, BATCHES, DECAY, STEPS, a_flag, arguments
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.situation import Now, State
-from batchnorm.layers.choices.windows import others, pushed, replaced
+from batchnorm.layers.choices.windows import pushed, replaced
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.rule import UNCENTRED, Numbers, Pull, Sums, Vectors, is_number, pick, times
 
@@ -94,7 +94,7 @@ class MABN(_SecondMoment):
         if self.window == 1:
             return 1.0, None
         full = (state.counter(f"{name}_seen", now) >= self.window - 1) & (now.step > self.warmup)
-        return pick(full, 1 / self.window, 1.0), _where(full, lambda: state.memory[name].sum(0) / self.window)
+        return pick(full, 1 / self.window, 1.0), _where(full, lambda: state.all_of(name, now, 1 / self.window))
 
     def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
         """The window's second moment; ratio is its root over the running one's."""
@@ -235,8 +235,8 @@ class UnifiedNorm(_SecondMoment):
         numbers = UNCENTRED._replace(share=pick(active, 1 / self.window, 1.0), low=low, high=high, quiet=True)
 
         def rest() -> Tensor:
-            ring = state.memory["forward_window"]
-            return others(ring.log(), state.counter("forward_window_seen", now))[0] / self.window
+            seen = state.counter("forward_window_seen", now)
+            return state.others("forward_window", seen, 1 / self.window, log=True)[0]
 
         # Its logarithm: of numbers, only where the window takes part, since exp(log E) is not E to the last bit.
         numbers = numbers._replace(log=isinstance(active, Tensor) or bool(active))
@@ -269,8 +269,8 @@ class UnifiedNorm(_SecondMoment):
         new = (1 - self.backward_decay) / self.window
 
         def held() -> Tensor:
-            rest, _ = others(state.memory["backward_window"], state.counter("backward_window_seen", now))
-            return self.backward_decay * state.memory["backward_average"][0] + new * rest
+            rest, _ = state.others("backward_window", state.counter("backward_window_seen", now), new)
+            return torch.add(rest, state.memory["backward_average"][0], alpha=self.backward_decay)
 
         return Pull(own_v=pick(active, new, 1.0), base_v=_where(active, held))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from batchnorm.arguments import a_flag, arguments
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.rule import UNCENTRED, Numbers, Pull, Sums, Vectors, times
+from batchnorm.layers.rule import NOTHING, UNCENTRED, Numbers, Pull, Sums, Vectors, times
 
 
 class Coupling:
@@ -103,10 +103,10 @@ class SecondMoment(Coupling):
 
     def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
         """E[x^2] of the batch, share 1."""
-        return UNCENTRED, Vectors()
+        return UNCENTRED, NOTHING
 
 
-_PLAIN = Numbers(), Vectors()
+_PLAIN = Numbers(), NOTHING
 
 
 @arguments(gradient=a_flag)

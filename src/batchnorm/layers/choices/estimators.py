@@ -11,7 +11,7 @@ from torch import Tensor
 from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices.situation import Gain, Now, Schedule, State
-from batchnorm.layers.choices.windows import others, pushed
+from batchnorm.layers.choices.windows import pushed
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.rule import Move, or_one, pick, times
 
@@ -43,6 +43,10 @@ class Estimator:
     def move(self, state: State, now: Now) -> Move:
         """The next running statistics, as numbers."""
         raise NotImplementedError
+
+    def constant(self, momentum: Any) -> Move | None:
+        """The move, where it is the same numbers in every step with this momentum; else None."""
+        return None
 
     def gain(self, state: State, now: Now) -> Gain:
         """The weight of the new batch in the new mean."""
@@ -85,6 +89,14 @@ class _Average(Estimator):
         """Mean and variance move by the gain."""
         a = self.gain(state, now)
         return Move(a, 1 - a, a, a * (1 - a) if self.total else 0.0, self.sigma, self.correction)
+
+    def constant(self, momentum: Any) -> Move | None:
+        """That by the momentum, where it is a number and nothing else counts."""
+        own = type(self).move is _Average.move and type(self).gain in (_Average.gain, EMA.gain)
+        if not (own and self.streams and type(momentum) in (float, int)):
+            return None
+        nothing = torch.empty(0)
+        return self.move(State(nothing, nothing), Now(1.0, momentum, 0.0))
 
 
 @arguments(
@@ -276,7 +288,7 @@ class Pooled(Estimator):
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Count the values."""
-        return {} if _paused(now) else {"pooled_count": state.counter("pooled_count", now) + batch.count[:1]}
+        return {} if _paused(now) else {"pooled_count": state.counter("pooled_count", now) + now.n}
 
 
 def _joined(seen: Any, seen_left: Any, n: Any, correction: int) -> Move:
@@ -331,13 +343,17 @@ class Window(Estimator):
     def _past(self, state: State, now: Now) -> tuple[Any, Any, Any]:
         """What the others hold together, and their mean and biased spread: the window without the oldest."""
         memory = state.memory
-        means, variances = memory["window_mean"], memory["window_var"]
         if not self.total:
             seen = state.counter("window_seen", now)
-            (mean, held), (var, _) = others(means, seen), others(variances, seen)
-            count = held.to(means.dtype) if isinstance(held, Tensor) else held
+            if not isinstance(seen, Tensor):
+                scale = 1 / max(min(seen, self.size - 1), 1)
+                mean, count = state.others("window_mean", seen, scale)
+                return count, mean, state.others("window_var", seen, scale)[0]
+            (mean, held), (var, _) = state.others("window_mean", seen), state.others("window_var", seen)
+            count = held.to(mean.dtype)
             over = pick(count > 0, count, 1.0)
             return count, mean / over, var / over
+        means, variances = memory["window_mean"], memory["window_var"]
         # A count of 0 in a filled row is not known: it weighs what the new batch weighs.
         counts, seen = memory["window_count"], memory["window_seen"]
         n = torch.as_tensor(now.n, dtype=means.dtype, device=means.device)
@@ -372,7 +388,10 @@ class Window(Estimator):
         if _paused(now):
             return {}
         seen = state.counter("window_seen", now)
-        values = {"mean": batch.mean, "var": batch.var(0 if self.total else self.correction), "count": batch.count[:1]}
+        n, correction = now.n, 0 if self.total else self.correction
+        counted = isinstance(n, float | int) and n > correction and not batch.reliability
+        var = batch.m2 / (n - correction) if counted else batch.var(correction)
+        values = {"mean": batch.mean, "var": var, "count": n}
         new = {f"window_{name}": pushed(state.memory, f"window_{name}", seen, value) for name, value in values.items()}
         return {**new, "window_seen": seen + 1}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from batchnorm.arguments import told
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import wide_dtype
+from batchnorm.kernels.recurrence import ring_sum
+from batchnorm.layers.choices.windows import others
 from batchnorm.layers.moments import Moments
 
 Gain = float | Tensor
@@ -31,11 +33,78 @@ class State:
         # Read once, as often in a recomputed forward as in its first.
         read = self.__dict__.setdefault("_read", {})
         if name not in read:
-            read[name] = now.read(self._counted(name, now))
+            read[name] = now.read(self._raw(name, isinstance(now.step, Tensor)))
         return read[name]
 
-    def _counted(self, name: str, now: Now) -> Tensor:
+    def others(self, name: str, seen: Any, scale: float = 1.0, log: bool = False) -> tuple[Tensor, Any]:
+        """`scale` times the sum over the rows of a ring that stay when the next is pushed, and how many those are.
+
+        With log it is that of their logarithms; seen is how many were pushed so far.
+        """
+        return others(self._raw(name, isinstance(seen, Tensor)), seen, scale, log)
+
+    def all_of(self, name: str, now: Now, scale: float) -> Tensor:
+        """`scale` times the sum over a ring."""
+        ring = self._raw(name, isinstance(now.step, Tensor))
+        return ring_sum(ring, len(ring), -1, scale)
+
+    def _raw(self, name: str, copies: bool) -> Tensor:
         return self.memory[name]
+
+
+class Held(State):
+    """The state that the buffers of a layer hold, each copied when it is first asked for: they move in place."""
+
+    def __init__(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self.__dict__["_held"], self.__dict__["_dtype"] = held, dtype
+
+    def __getattr__(self, name: str) -> Any:
+        # As cached_property, without its lock.
+        if name == "memory":
+            found: Any = _HeldMemory(self._held, self._dtype)
+        elif name == "mean" or name == "var":
+            found = copied(self._held[f"running_{name}"], self._dtype)
+        else:
+            raise AttributeError(name)
+        self.__dict__[name] = found
+        return found
+
+    def _raw(self, name: str, copies: bool) -> Tensor:
+        # What is read as a number, or summed, needs none.
+        return self.memory[name] if copies else self._held[name]
+
+
+class _HeldMemory(Mapping[str, Tensor]):
+    """What the choices of a layer remember, each copied when it is first asked for."""
+
+    def __init__(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self._held, self._dtype = held, dtype
+        self._copies: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._copies:
+            self._copies[name] = copied(self._held[name], self._dtype)
+        return self._copies[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._held if name not in ("running_mean", "running_var"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
+
+def copied(buffer: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy, since buffers move in place while a backward may still need their old values."""
+    if not buffer.is_floating_point():
+        dtype = buffer.dtype
+    if torch.compiler.is_compiling():
+        # A compiled backward recomputes cheap operations from the buffer, which has moved by then: a clone
+        # gives wrong gradients (torch 2.13, no error). It keeps the result of a cumulative sum.
+        return buffer[None].cumsum(0, dtype=dtype)[0]
+    return buffer.clone() if buffer.dtype is dtype else buffer.to(dtype)
 
 
 class AfterReduction(Exception):
@@ -111,12 +180,12 @@ class Now:
     @property
     def n(self) -> Any:
         """How many values a group holds: a number, or `(groups, 1)`."""
-        if self.moments is not None:
-            count = self.moments.count[..., :1]
-            return self.read(count) if count.numel() == 1 else count
-        if self.values is None:
+        if self.values is not None:
+            return self.values
+        if self.moments is None:
             raise AfterReduction
-        return self.values
+        count = self.moments.count[..., :1]
+        return self.read(count) if count.numel() == 1 else count
 
     def read(self, value: Tensor) -> Any:
         """A tensor of one value as the step is given: itself, or a number."""

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from batchnorm.kernels.recurrence import ring_sum
+
 
 class Slot(NamedTuple):
     """The value that takes the place of a ring's oldest, where the number of those before it is known."""
@@ -34,14 +36,16 @@ def replaced(ring: Tensor, seen: Any, value: Tensor) -> Tensor:
     return torch.where(here.reshape(-1, *[1] * (ring.dim() - 1)), value.to(ring.dtype), ring)
 
 
-def others(ring: Tensor, seen: Any) -> tuple[Tensor, Any]:
-    """Sum over the rows that stay when the next value is pushed, and how many those are."""
+def others(ring: Tensor, seen: Any, scale: float = 1.0, log: bool = False) -> tuple[Tensor, Any]:
+    """`scale` times the sum over the rows that stay when the next value is pushed, and how many those are.
+
+    With log it is that of their logarithms.
+    """
     if not isinstance(seen, Tensor):
         if seen < len(ring):
-            return ring[:seen].sum(0), seen
-        oldest = seen % len(ring)
-        return ring[:oldest].sum(0) + ring[oldest + 1 :].sum(0), len(ring) - 1
+            return ring_sum(ring, seen, -1, scale, log), seen
+        return ring_sum(ring, len(ring), seen % len(ring), scale, log), len(ring) - 1
     rows = torch.arange(len(ring), device=ring.device)
     stays = (rows < seen) & (rows != seen % len(ring))
     shaped = stays.reshape(-1, *[1] * (ring.dim() - 1))
-    return torch.where(shaped, ring, 0.0).sum(0), stays.sum().reshape(1)
+    return torch.where(shaped, ring.log() if log else ring, 0.0).sum(0) * scale, stays.sum().reshape(1)

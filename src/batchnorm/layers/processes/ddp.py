@@ -66,12 +66,11 @@ def watch_ddp(ranks: Any) -> None:
 
 def before_ddp_sums(ranks: Any) -> None:
     """Within the first backward of a layer since the forward of a DDP: before DDP waits for its sums, check in."""
-    if ranks.state.backward_to_come:
-        ranks.state.backward_to_come = False
-        # Callbacks run in the order they were queued, and DDP queues its own once the last gradient is there.
-        torch.autograd.Variable._execution_engine.queue_callback(  # pyright: ignore
-            lambda: ranks.enter("the end of the backward")
-        )
+    ranks.state.backward_to_come = False
+    # Callbacks run in the order they were queued, and DDP queues its own once the last gradient is there.
+    torch.autograd.Variable._execution_engine.queue_callback(  # pyright: ignore
+        lambda: ranks.enter("the end of the backward")
+    )
 
 
 def _nothing(*arguments: Any) -> None:

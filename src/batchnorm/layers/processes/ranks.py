@@ -7,9 +7,11 @@ everywhere because it is set from reduced values only.
 
 from __future__ import annotations
 
+import re
 import time
 import zlib
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.moments import Moments
+from batchnorm.layers.naming import describe
 from batchnorm.layers.processes.ddp import before_ddp_sums, watch_ddp
 from batchnorm.layers.processes.group_state import did_not_come, refuse_join, state_of
 
@@ -25,28 +28,6 @@ from batchnorm.layers.processes.group_state import did_not_come, refuse_join, st
 # that a second reduction about the now known mean keeps; not where the variance is mere rounding.
 FAR = 1e5
 ROUNDING = 1e-13
-
-
-class Sum(torch.autograd.Function):
-    """The sum over ranks; its gradient is the sum of the gradients. For compilers and second derivatives."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        """Add up the ranks' tensors."""
-        ctx.group = group
-        return _traceable_sum(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor):
-        """Add up the ranks' gradients."""
-        return Sum.apply(grads[0], ctx.group), None
-
-
-def _traceable_sum(x: Tensor, group: Any) -> Tensor:
-    import torch.distributed._functional_collectives as functional
-
-    everyone: Any = dist.group.WORLD if group is None else group
-    return functional.wait_tensor(functional.all_reduce(x.contiguous(), "sum", everyone))
 
 
 class Ranks:
@@ -89,10 +70,6 @@ class Ranks:
         """The moments of all ranks' values, `(C,)` or `(1, C)`; a rank may hold none."""
         return pool_together([self], [batch])[0]
 
-    def traced_pool(self, batch: Moments) -> Moments:
-        """`pool` in operations that autograd follows."""
-        return traced_pool(batch, self.group)
-
     def sums(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Two vectors of one shape, each added up over ranks, in one message: what backward sends."""
         return sums_together([self], [vectors])[0]
@@ -117,7 +94,7 @@ class Ranks:
         """One more call of the layer, on every rank; DDP's Join is refused."""
         if direction == "forward":
             refuse_join()
-        elif direction == "backward":
+        elif self.state.backward_to_come:
             before_ddp_sums(self)
         self._calls[direction] += 1
 
@@ -231,34 +208,6 @@ def sealed(sums: Tensor, numbers: Tensor, tag: float) -> Tensor:
     return torch.cat((sums.reshape(-1), numbers, numbers.new_tensor([1.0, tag, tag**2])))
 
 
-class TracedRanks:
-    """The processes of a layer in compiled code, which waits for no value and cannot read tags or time out."""
-
-    def __init__(self, group: str) -> None:
-        self.group = group
-
-    def pool(self, batch: Moments) -> Moments:
-        """The moments of all ranks' values."""
-        return traced_pool(batch, self.group)
-
-    traced_pool = pool
-
-
-def traced_pool(batch: Moments, group: Any) -> Moments:
-    """`pool` in operations that autograd and compilers follow; the shift is the mean of the ranks' means."""
-    present = (batch.count > 0).to(batch.mean.dtype)
-    local = torch.where(batch.count > 0, batch.mean, 0.0).detach()
-    ranks, means = Sum.apply(torch.stack((present, local)), group).unbind(0)  # pyright: ignore
-    shift = means / torch.where(ranks > 0, ranks, 1.0)
-    numbers, sums = payload(batch, shift)
-    flat: Any = Sum.apply(torch.cat((numbers, sums.reshape(-1))), group)
-    n, squares = flat[0], flat[1]
-    first, second = flat[2:].reshape(sums.shape).unbind(0)
-    safe = torch.where(n > 0, n, 1.0)
-    mean, m2 = shift + first / safe, (second - first.square() / safe).clamp_min(0)
-    return Moments(n.expand_as(mean), mean, m2, squares.expand_as(mean), batch.reliability)
-
-
 def payload(batch: Moments, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Count and sum of squared weights, and per channel the sums of deviations from the shift and of their squares."""
     present = batch.count > 0
@@ -267,6 +216,27 @@ def payload(batch: Moments, shift: Tensor) -> tuple[Tensor, Tensor]:
     second = torch.where(present, batch.m2, 0.0) + batch.count * away.square()
     numbers = torch.stack((batch.count.reshape(-1)[0], squares.reshape(-1)[0]))
     return numbers, torch.stack((batch.count * away, second))
+
+
+def partners(layer: Any, sync: Any) -> Ranks:
+    """The processes that a layer shares statistics with by this choice, registered once."""
+    ranks = layer.__dict__.get("_partners")
+    if ranks is None or not ranks.current(sync):
+        mean = layer.running_mean
+        signature = {
+            "layer": describe(layer),
+            "channels": layer.num_features,
+            "dtype": str(mean.dtype if mean is not None else layer.weight.dtype),
+            # A function's address is its process's own.
+            "choices": re.sub(r" at 0x[0-9a-f]+", "", repr(layer.recipe)),
+            "momentum": re.sub(r" at 0x[0-9a-f]+", "", repr(layer.momentum)),
+            "eps": layer.eps,
+            "version": version("batchnorm"),
+        }
+        ranks = layer.__dict__["_partners"] = Ranks(sync, signature)
+    paused, bank = "paused" if layer.paused else "", layer.active_bank
+    ranks.mode = paused if bank is None else f"{paused} bank {bank}".strip()
+    return ranks
 
 
 def _nobody() -> None:

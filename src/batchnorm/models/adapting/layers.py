@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from batchnorm import layers as ours
 from batchnorm.layers import BatchNorm, Mixture
 from batchnorm.layers.choices.inference import Inference
+from batchnorm.layers.passing import batch_moments
 from batchnorm.layers.recompute import recomputing
 from batchnorm.layers.rule import Rows
 from batchnorm.layers.statistics import NARROW
-from batchnorm.layers.step import batch_moments
 
 _BUFFERS = ("adapted_mean", "adapted_var")
 

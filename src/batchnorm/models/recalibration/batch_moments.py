@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm import kernels
 from batchnorm.kernels.shapes import per_channel
 from batchnorm.layers import BatchNorm
-from batchnorm.layers.masks import MaskInput
+from batchnorm.layers.masks import MaskInput, weight_of
 
 # Above this ratio of mean^2 to variance the sum of squares loses more digits than float32 rounding.
 _LARGEST_OFFSET = 4.0
@@ -58,7 +58,7 @@ def received(layer: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return x, None
     x = x.movedim(layer.channel_axis, 1)
     mask = args[1] if len(args) > 1 else kwargs.get("mask")
-    return x, layer._weight_of(x, MaskInput(mask, kwargs.get("lengths"), kwargs.get("weights")))
+    return x, weight_of(layer, x, MaskInput(mask, kwargs.get("lengths"), kwargs.get("weights")))
 
 
 def part_of(x: Tensor, weight: Tensor | None) -> Part:
