@@ -46,12 +46,12 @@ def _step(layer, x, g, given, device, last):
     layer.train().zero_grad()
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
-    x = x.to(device).requires_grad_()
+    x = x.detach().to(device).clone().requires_grad_()
     moved = {}
     for name, value in given.items():
         if value.is_floating_point() and name == "residual":
             value = value.to(x.dtype)
-        moved[name] = value.to(device)
+        moved[name] = value.detach().to(device).clone()
         if name == "residual":
             moved[name].requires_grad_()
     with warnings.catch_warnings():
