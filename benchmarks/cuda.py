@@ -1,7 +1,7 @@
 """The layers on a CUDA device against torch's: `python benchmarks/cuda.py` writes `cuda.json`, with the card's name.
 
     make test-gpu                                   # tests first, then this
-    TRITON_INTERPRET=1 python benchmarks/cuda.py --dry-run --out cuda-dry.json   # the same code over tiny shapes, no device
+    TRITON_INTERPRET=1 python benchmarks/cuda.py --dry-run --out dry.json  # the same code over tiny shapes, no device
 
 Times are medians of CUDA events over interleaved runs; kernel time is the profiler's sum over kernels.
 """

@@ -35,7 +35,9 @@ class Call:
 
     is_native, inplace, learned = True, False, ()
 
-    def __init__(self, layer: Any, last: bool, sharing: Sharing, numbers: Numbers, vectors: Vectors, plan: Plan) -> None:
+    def __init__(
+        self, layer: Any, last: bool, sharing: Sharing, numbers: Numbers, vectors: Vectors, plan: Plan
+    ) -> None:
         self.layer, self.last, self.sharing, self.plan = layer, last, sharing, plan
         self.numbers, self.vectors = numbers, vectors
         self.activation: str | None = None
@@ -51,7 +53,7 @@ class Call:
         self.slope = self.slope if self.activation == "leaky_relu" else 0.0
         self.vectors_told = calls.Vectors(*self.vectors, k.from_mean, k.from_var)
         self.spec = triton.calls().spec(
-            *self.numbers, k.gain, k.q, k.p, k.r, k.root, k.correction, self.layer.eps, self.sharing.centres, self.stored,
+            *self.numbers, *k[:6], self.layer.eps, self.sharing.centres, self.stored,
             calls.ACTIVATIONS.index(self.activation), self.slope, self.sharing.reliability,
             calls.NONFINITE.index(policy.nonfinite), device=device, few=self.few,
             frequency=frequency,
@@ -60,8 +62,8 @@ class Call:
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         """The output; `saved` has the channel vectors then, `outcome` what became of the statistics."""
         y, self.saved, self.outcome = triton.calls().forward(
-            self.spec, x, self.last, self.sharing.groups, weight, bias, residual, self.sharing.weight, self.vectors_told,
-            self.statistics, self.moves, self.saved,
+            self.spec, x, self.last, self.sharing.groups, weight, bias, residual, self.sharing.weight,
+            self.vectors_told, self.statistics, self.moves, self.saved,
         )  # fmt: skip
         return y
 
@@ -317,7 +319,7 @@ def statistics_of(layer: Any, x: Tensor) -> calls.Statistics | None:
 
 
 def _joins(layer: Any, residual: Tensor, x: Tensor) -> bool:
-    """Whether a residual may be added by the kernel: once expanded, of x's shape and not wider, and told by the output."""
+    """Whether a residual may be added by the kernel: once expanded of x's shape, not wider, told by the output."""
     if residual.shape != x.shape or residual.device != x.device:
         require_residual(layer, x, residual)
         sizes = zip(reversed(residual.shape), reversed(x.shape), strict=False)

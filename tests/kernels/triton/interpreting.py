@@ -1,4 +1,4 @@
-"""Triton's interpreter serving the CPU, and made twice as fast: it patches Triton's language once, not at every call."""
+"""Triton's interpreter serving the CPU, made twice as fast: it patches Triton's language once, not at every call."""
 
 import contextlib
 

@@ -48,10 +48,8 @@ def combined():
 
 
 def batches(shape, count=2, far=1.0, **given):
-    return [
-        (torch.randn(shape) * (1 + torch.arange(shape[1]).reshape(1, -1, *[1] * (len(shape) - 2))) + far + i, torch.randn(shape), given)
-        for i in range(count)
-    ]  # fmt: skip
+    scale = 1 + torch.arange(shape[1]).reshape(1, -1, *[1] * (len(shape) - 2))
+    return [(torch.randn(shape) * scale + far + i, torch.randn(shape), given) for i in range(count)]
 
 
 @pytest.mark.parametrize("names", list(combined()), ids="-".join)

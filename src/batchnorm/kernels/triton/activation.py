@@ -37,7 +37,7 @@ def activated(z, slope, ACT: tl.constexpr):
 
 @triton.jit
 def gated(g, z, slope, ACT: tl.constexpr):
-    """The gradient behind the activation, by what it was given or, where its sign tells, returned; for NaN as torch's."""
+    """The gradient behind the activation, by what it was given, or returned where that tells; for NaN as torch's."""
     if ACT == RELU:
         g = tl.where(z <= 0, 0.0, g)
     if ACT == LEAKY:

@@ -9,15 +9,17 @@ from batchnorm.kernels.triton.tiles import channels_of, over, place, split, tile
 
 
 @triton.jit
-def behind(g, y_ptr, at, inside, centred, scale, shift, slope, ACT: tl.constexpr, DATA: tl.constexpr, ACC: tl.constexpr):
-    """The gradient behind the activation; what the activation saw is worked out again, or read from what it returned."""
+def behind(
+    g, y_ptr, at, inside, centred, scale, shift, slope, ACT: tl.constexpr, DATA: tl.constexpr, ACC: tl.constexpr
+):
+    """The gradient behind the activation; what it saw is worked out again, or read from what it returned."""
     if ACT == 0:
         return g
     elif y_ptr is not None:
         return gated(g, tl.load(y_ptr + at, mask=inside, other=0).to(ACC), slope, ACT)
     else:
         z = centred * scale + shift
-        if ACT == RELU or ACT == LEAKY or ACT == RELU6:
+        if ACT == RELU or ACT == LEAKY or ACT == RELU6:  # noqa: SIM109  as Triton compiles it
             # By what is stored: a small output underflows.
             z = activated(z, slope, ACT).to(DATA).to(ACC)
         return gated(g, z, slope, ACT)
@@ -25,7 +27,8 @@ def behind(g, y_ptr, at, inside, centred, scale, shift, slope, ACT: tl.constexpr
 
 @triton.jit
 def sums_kernel(
-    g_ptr, x_ptr, y_ptr, w_ptr, mean_ptr, scale_ptr, shift_ptr, num_ptr, part_ptr, N, C, S, groups, blocks, chunks, span,
+    g_ptr, x_ptr, y_ptr, w_ptr, mean_ptr, scale_ptr, shift_ptr, num_ptr, part_ptr,
+    N, C, S, groups, blocks, chunks, span,
     LAST: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, ACT: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """The sums of g and of g * (x - mean) of each chunk, `(2, groups, chunks, C)` in float64."""

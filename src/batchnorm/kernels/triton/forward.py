@@ -21,7 +21,7 @@ def apply_kernel(
 ):  # fmt: skip
     """`activation((x - mean) * scale + shift + residual)`, and the statistics."""
     chunk, group, block, start, size = place(N, C, S, groups, blocks, LAST, WIDE)
-    if flags_ptr is not None:
+    if flags_ptr is not None:  # noqa: SIM102  one is known when it is compiled, one when it runs
         if tl.program_id(0) == 0:
             settle(
                 next_ptr, flags_ptr, running_mean_ptr, running_var_ptr, tracked_ptr, skipped_ptr, outcome_ptr,

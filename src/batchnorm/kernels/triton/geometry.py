@@ -1,4 +1,4 @@
-"""How the work on a tensor is cut: tiles, chunks of tiles, a program for each; by the shape alone, so that bits repeat."""
+"""How the work on a tensor is cut into tiles, chunks of them and programs: by the shape alone, so that bits repeat."""
 
 from __future__ import annotations
 
@@ -77,7 +77,6 @@ def _cut(n: int, c: int, s: int, last: bool, groups: int, wide: bool) -> Cut:
     span = _over(tiles, chunks)
     chunks = _over(tiles, span)
     bk = _power(chunks)
+    bc = min(_power(c), max(1, _HELD // bk), 64)
     constants = {"LAST": last, "WIDE": n * c * s >= 2**31 - _TILE, "BR": br, "BL": bl, "WIDER": wide}
-    return Cut(
-        n, c, s, groups, blocks, chunks, span, _over(tiles, SPAN), constants, bk, min(_power(c), max(1, _HELD // bk), 64)
-    )
+    return Cut(n, c, s, groups, blocks, chunks, span, _over(tiles, SPAN), constants, bk, bc)

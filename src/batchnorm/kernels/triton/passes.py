@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -42,6 +43,11 @@ def _parts(values: tuple[float, ...], device: torch.device) -> tuple[Tensor, ...
     return _constants(values, device).unbind(0)
 
 
+def here(x: Tensor) -> AbstractContextManager[Any]:
+    """Around launches, which go to the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 def _launched(at: Cut) -> dict[str, Any]:
     constants = dict(at.constants)
     constants["ACC"] = tl.float64 if constants.pop("WIDER") else tl.float32
@@ -60,6 +66,7 @@ def spread(weight: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def reduced(x: Tensor, at: Cut, weight: Tensor | None, centred: bool) -> Tensor:
+    """The moments of each chunk."""
     part = _chunked(x, at, 4)
     reduction.reduce_kernel[at.reducing](
         x, weight, part, *at.sizes, at.chunks, at.span, CENTRED=centred, **_launched(at)
@@ -71,9 +78,11 @@ def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1, centred: bo
     """As `reference.reduce`."""
     x, last = native.arranged(x.detach())
     at = cut(x, last, groups)
-    part = reduced(x, at, spread(weight, x), centred)
-    rows = part.new_empty(4, groups, at.c)
-    reduction.moments_kernel[at.channels](part, rows, groups, at.chunks, at.c, CENTRED=centred, BK=at.bk, BC=at.bc)
+    held = spread(weight, x)
+    with here(x):
+        part = reduced(x, at, held, centred)
+        rows = part.new_empty(4, groups, at.c)
+        reduction.moments_kernel[at.channels](part, rows, groups, at.chunks, at.c, CENTRED=centred, BK=at.bk, BC=at.bc)
     return RawMoments(*rows.unbind(0))
 
 
@@ -85,7 +94,8 @@ def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor 
     """As `reference.apply`."""
     x, last = native.arranged(x.detach())
     y = native.blank(x)
-    applied(x, y, None, spread(weight, x), cut(x, last, len(mean)), _vectors(mean, scale, shift), None, 0)
+    with here(x):
+        applied(x, y, None, spread(weight, x), cut(x, last, len(mean)), _vectors(mean, scale, shift), None, 0)
     return y
 
 
@@ -93,6 +103,7 @@ def applied(
     x: Tensor, y: Tensor, residual: Any, weight: Any, at: Cut, vectors: Any, numbers: Any, activation: int,
     statistics: Any = (None,) * 7, programs: int = 0, moves: bool = False, nonfinite: int = 0,
 ) -> None:  # fmt: skip
+    """Fill y, and move the statistics (next, flags, mean, var, counters and outcome) where there are any."""
     _forward.apply_kernel[at.writing](
         x, residual, weight, y, *vectors, numbers, *at.sizes, SPAN, *statistics, programs,
         ACT=activation, MOVES=moves, NONFINITE=nonfinite, **_launched(at),
@@ -108,14 +119,14 @@ def backward_reduce(
     x, last = native.arranged(x.detach())
     at = cut(x, last, len(mean))
     (middle,) = _vectors(mean)
-    part = summed(native.like(g.detach(), x), x, None, spread(weight, x), at, (middle, None, None), None, 0)
+    with here(x):
+        part = summed(native.like(g.detach(), x), x, None, spread(weight, x), at, (middle, None, None), None, 0)
     sums = part.sum(2)
     return sums[0], sums[1] * invstd
 
 
-def summed(
-    g: Tensor, x: Tensor, y: Any, weight: Any, at: Cut, vectors: Any, numbers: Any, activation: int
-) -> Tensor:
+def summed(g: Tensor, x: Tensor, y: Any, weight: Any, at: Cut, vectors: Any, numbers: Any, activation: int) -> Tensor:
+    """The sums of a backward of each chunk."""
     part = _chunked(x, at, 2)
     _backward.sums_kernel[at.reducing](
         g, x, y, weight, *vectors, numbers, part, *at.sizes, at.chunks, at.span, ACT=activation, **_launched(at)
@@ -140,11 +151,13 @@ def backward_apply(
     dx = native.blank(x)
     vectors = (None, None, None, None, *_vectors(centre, scale, u, v))
     at = cut(x, last, len(centre))
-    sent(native.like(g.detach(), x), x, None, spread(weight, x), dx, None, at, vectors, 0)
+    with here(x):
+        sent(native.like(g.detach(), x), x, None, spread(weight, x), dx, None, at, vectors, 0)
     return dx
 
 
 def sent(g: Tensor, x: Tensor, y: Any, weight: Any, dx: Any, dr: Any, at: Cut, vectors: Any, activation: int) -> None:
+    """Fill dx, and the gradient of the residual."""
     _backward.gradient_kernel[at.writing](
         g, x, y, weight, dx, dr, *vectors, *at.sizes, SPAN, ACT=activation, **_launched(at)
     )

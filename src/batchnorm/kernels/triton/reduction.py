@@ -1,4 +1,4 @@
-"""The moments: shifted sums in each lane of a tile, merged over lanes and then over chunks, in an order that never changes."""
+"""The moments: shifted sums in each lane of a tile, merged over lanes and then over chunks, always in one order."""
 
 import triton
 import triton.language as tl
@@ -19,7 +19,7 @@ def reduce_kernel(
     n, n2 = tl.zeros([BR, BL], ACC), tl.zeros([BR, BL], ACC)
     s1, s2, shift = tl.zeros([BR, BL], ACC), tl.zeros([BR, BL], ACC), tl.zeros([BR, BL], ACC)
     if CENTRED and w_ptr is None:
-        # A lane's first value is within sqrt(n) standard deviations of its mean; lanes that begin later take the tile's.
+        # A lane's first value is within sqrt(n) standard deviations of its mean; later ones take the tile's mean.
         at, inside, _, _ = tile(first, across, block, start, size, C, S, LAST, BR, BL)
         x = tl.load(x_ptr + at, mask=inside, other=0).to(ACC)
         good = inside & finite(x)
@@ -88,9 +88,7 @@ def merged(part_ptr, group, groups, chunks, c, C, CENTRED: tl.constexpr, BK: tl.
 
 
 @triton.jit
-def moments_kernel(
-    part_ptr, rows_ptr, groups, chunks, C, CENTRED: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr
-):
+def moments_kernel(part_ptr, rows_ptr, groups, chunks, C, CENTRED: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr):
     """The rows count, squared count, mean and m2, `(4, groups, C)`."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     for group in range(groups):

@@ -9,7 +9,7 @@ from batchnorm.kernels.triton.tiles import finite, times
 # Where a step's numbers lie, as `kernels.traced` has them too.
 MEAN, SHARE, SPREAD, LOW, HIGH, SHIFT = (tl.constexpr(i) for i in range(6))
 GAIN, Q, P, R, EPS, SLOPE = (tl.constexpr(i) for i in range(6, 12))
-# What groups that a mask leaves with one value come to: they are as others, meet the running statistics, or are refused.
+# Groups that a mask leaves with one value are as others, or meet the running statistics, or are refused.
 OTHERS, POPULATION, REFUSED = (tl.constexpr(i) for i in range(3))
 # Rows of `flags`, a column for each program.
 PRESENT, FINITE, SEVERAL, SUMMED = (tl.constexpr(i) for i in range(4))
@@ -166,7 +166,8 @@ def step_kernel(
                 var = sigma * sigma - eps
                 var = tl.where(var < 0, 0.0, var)
             else:
-                var = times(q, old_var) + times(how_p, batch_var) + times(how_r, (all_mean - old_mean) * (all_mean - old_mean))
+                far = all_mean - old_mean
+                var = times(q, old_var) + times(how_p, batch_var) + times(how_r, far * far)
             good &= finite(var)
             tl.store(next_ptr + c, times(1 - gain, old_mean) + times(gain, all_mean), mask=inside)
             tl.store(next_ptr + C + c, var, mask=inside)

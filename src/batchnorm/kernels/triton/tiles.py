@@ -1,7 +1,7 @@
 """What a program of a kernel works on: tiles of one group and channel, or of one group and a block of channels.
 
-A tensor is `(N, C, S)` in memory, or `(N * S, C)` with channels innermost (`LAST`). A tile has outer indices (samples, or
-rows) and lanes that lie side by side (positions, or channels). Vectors of channels are tiles of `[1, 1]`, or
+A tensor is `(N, C, S)` in memory, or `(N * S, C)` with channels innermost (`LAST`). A tile has outer indices (samples,
+or rows) and lanes that lie side by side (positions, or channels). Vectors of channels are tiles of `[1, 1]`, or
 `[1, lanes]`, so one spelling of every pass serves both layouts.
 """
 
@@ -32,7 +32,7 @@ def over(x, LAST: tl.constexpr):
 
 @triton.jit
 def place(N, C, S, groups, blocks, LAST: tl.constexpr, WIDE: tl.constexpr):
-    """Of this program: its chunk, group and channel (or block of them), and where the group begins and how long it is."""
+    """The chunk, group and channel (or block of them) of this program; where its group begins, and how long it is."""
     pid = tl.program_id(0)
     block = pid % blocks
     group = pid // blocks % groups
@@ -59,7 +59,7 @@ def tiles_of(size, S, LAST: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr):
 @triton.jit
 def channels_of(block, C, LAST: tl.constexpr, BL: tl.constexpr):
     """The channels of a program's vectors, and which of them there are."""
-    if LAST:
+    if LAST:  # noqa: SIM108  of two shapes
         channel = (block * BL + tl.arange(0, BL))[None, :]
     else:
         channel = block + tl.zeros([1, 1], tl.int32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -41,11 +40,6 @@ def spec(*numbers: Any, device: torch.device, few: int = 0, frequency: bool = Fa
     values = [mean, share, spread, low, high, shift, gain, q, p, r, eps, slope]
     told = log, quiet, root, correction, centred, stored, activation, reliability, nonfinite, few, frequency
     return Spec(numbers_of(values, device), *told)
-
-
-def _here(x: Tensor) -> AbstractContextManager[Any]:
-    """Around launches, which go to the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _spread(v: Tensor | None, groups: int, channels: int, by_group: bool) -> Tensor | None:
@@ -92,10 +86,11 @@ def forward(
         flags, outcome = x.new_empty(4 * programs, dtype=torch.int32), x.new_empty(4, dtype=torch.int32)
     if statistics is not None:
         buffers = statistics
-    with _here(x):
+    with passes.here(x):
         part = None if reduced or k.stored else passes.reduced(x, at, held, k.centred)
         step_kernel[at.channels](
-            part, saved.values, k.numbers, weight, bias, *given, *buffers[:2], next_, flags, groups, at.chunks, channels,
+            part, saved.values, k.numbers, weight, bias, *given, *buffers[:2], next_, flags,
+            groups, at.chunks, channels,
             LOG=k.log, QUIET=k.quiet, ROOT=k.root, CORRECTION=k.correction, CENTRED=k.centred,
             RELIABILITY=k.reliability, STORED=k.stored, REDUCED=reduced, MOVES=moves, FEW=k.few, FREQUENCY=k.frequency,
             BY_GROUP=by_group, BK=at.bk, BC=at.bc,
@@ -138,7 +133,7 @@ def backward(
         pulled = numbers_of([pull.own_u, pull.own_v], x.device)
         by_group = _by_group(pull.base_u, pull.base_v)
         bases = [_spread(v, groups, channels, by_group) for v in (pull.base_u, pull.base_v)]
-    with _here(x):
+    with passes.here(x):
         summed = sums is not None
         part = None if summed else passes.summed(g, x, y, held, at, kept, numbers, act)
         if sums is None:
