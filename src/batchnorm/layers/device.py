@@ -157,7 +157,7 @@ class Call:
 
     def _brought(self, weight: Any, sums: Any) -> rule.Sums:
         """All that the memory asks of the data."""
-        return rule.told(self.rows(), self.batch(), weight, *sums, full=self.sharing.weight is None)
+        return rule.told(self.rows(), self.batch(), weight, *sums)
 
     def _in_torch(self) -> Passing:
         """The same by the passes, where g is no plain tensor (vmap over gradients, a mode)."""
