@@ -168,10 +168,10 @@ inline Blocks blocks_of(const Shape& q) {
     return b;
 }
 
-// Doubles of scratch that any pass needs: five numbers a block and channel, and float copies of vectors.
+// Doubles of scratch that any pass needs: five numbers a block and channel, float copies of vectors, the groups' counts.
 inline int64_t scratch_doubles(const Shape& q) {
     const Blocks b = blocks_of(q);
-    return q.groups * b.count * (5 * q.c + 4) + 8 * q.groups * q.c + 64;
+    return q.groups * b.count * (5 * q.c + 4) + 8 * q.groups * q.c + 64 + 2 * q.groups;
 }
 
 }  // namespace bn

@@ -242,12 +242,32 @@ void write(void* p, int dtype, int64_t i, double v) {
 // What a backward does: all, the sums alone, or what follows them.
 enum Phase : int { kWhole = 0, kSums = 1, kRest = 2 };
 
+// What a memory asks of the data, as rule.Sums has it: rows of the means of g and of g * xhat (g at the normalised data), of
+// xhat and of its square. Whether all sums are finite.
+bool means_of(const Call& q, double* means) {
+    const int64_t all = q.shape.groups * q.shape.c;
+    bool finite = true;
+    for (int64_t i = 0; i < all; ++i) {
+        const double* s = q.saved + i;
+        const double n = s[kCount * all] > 0 ? s[kCount * all] : 1, invstd = s[kInvstd * all];
+        const double gamma = q.gamma ? q.gamma[i % q.shape.c] : 1;
+        const double factor = gamma * s[kRatio * all] * s[kFollow * all];
+        const double off = s[kBatchMean * all] - s[kMean * all];
+        means[i] = factor * q.sum_g[i] / n;
+        means[all + i] = factor * q.sum_gx[i] / n;
+        means[2 * all + i] = off * invstd;
+        means[3 * all + i] = (s[kM2 * all] / n + off * off) * (invstd * invstd);
+        finite = finite && std::isfinite(q.sum_g[i]) && std::isfinite(q.sum_gx[i]);
+    }
+    return finite;
+}
+
 // Gradients of weight and bias are written as float or double (`wide_parameters`), summed over groups; sums has two rows
-// of groups x C, or is 0.
-void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, Address dx, Address dresidual,
+// of groups x C, or is 0. With means, four rows more, whether all sums are finite.
+bool backward(const Spec& spec, const Data& d, Address g, Address x, Address y, Address dx, Address dresidual,
               Address weights, int weight_kind, Address gamma, Address beta, int parameter_dtype, Address saved,
               Address dgamma, Address dbeta, bool wide_parameters, int source, bool pulls, double own_u, double own_v,
-              Address base_u, Address base_v, bool by_group, Address sums, int phase) {
+              Address base_u, Address base_v, bool by_group, Address sums, int phase, Address means) {
     nb::gil_scoped_release released;
     const int64_t all = d.groups * d.c;
     auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 2 * d.c + 2 * all);
@@ -276,7 +296,8 @@ void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
     q.wants_sums = true;
     if (d.n * d.s > 0) table().backward(q);
     else if (phase != kRest) std::fill_n(q.sum_g, 2 * all, 0.0);
-    if (phase == kRest) return;
+    const bool finite = !means || means_of(q, at<double>(means));
+    if (phase == kRest) return finite;
     const double *ratio = q.saved + kRatio * all, *offset = q.saved + kOffset * all;
     for (int64_t c = 0; c < d.c; ++c) {
         double dg = 0, db = 0;
@@ -287,6 +308,7 @@ void backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
         if (dgamma) write(at<void>(dgamma), wide_parameters ? kFloat64 : kFloat32, c, dg);
         if (dbeta) write(at<void>(dbeta), wide_parameters ? kFloat64 : kFloat32, c, db);
     }
+    return finite;
 }
 
 // The single passes: channel vectors are rows of groups x C in double, at the addresses given.

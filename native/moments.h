@@ -5,7 +5,7 @@
 namespace bn {
 namespace BN_NS {
 
-struct Moments { double n, n2, mean, m2; };
+struct Moments { double n, mean, m2; };
 
 // Chan, Golub and LeVeque (1979).
 BN_INLINE void merge(Moments& a, const Moments& b) {
@@ -21,7 +21,6 @@ BN_INLINE void merge(Moments& a, const Moments& b) {
         a.m2 += b.m2;
     }
     a.n = n;
-    a.n2 += b.n2;
 }
 
 // Tiles grow from 64 to 1024 values: the first ones settle the shift, the size bounds float rounding.
@@ -30,7 +29,7 @@ constexpr int64_t kFirstTile = 64, kLastTile = 1024;
 // Sums over one tile of a channel, about the shift k.
 template <class A, bool W> struct Tile {
     typedef typename VecOf<A>::type V;
-    V s1[4], s2[4], sw[W ? 4 : 1], sq[W ? 4 : 1];
+    V s1[4], s2[4], sw[W ? 4 : 1];
     V k;
     A k0;
     int64_t filled, target;
@@ -38,12 +37,12 @@ template <class A, bool W> struct Tile {
 
     BN_INLINE void clear(Tile& t) {
         for (int j = 0; j < 4; ++j) t.s1[j] = t.s2[j] = V{};
-        if (W) for (int j = 0; j < 4; ++j) t.sw[j] = t.sq[j] = V{};
+        if (W) for (int j = 0; j < 4; ++j) t.sw[j] = V{};
         t.filled = 0;
     }
 
     BN_INLINE void start(Tile& t, A shift) {
-        t.total = Moments{0, 0, 0, 0};
+        t.total = Moments{0, 0, 0};
         t.k0 = shift;
         t.k = splat(shift);
         t.target = kFirstTile;
@@ -54,15 +53,12 @@ template <class A, bool W> struct Tile {
         if (!t.filled) return;
         const double s1 = sum((t.s1[0] + t.s1[1]) + (t.s1[2] + t.s1[3]));
         const double s2 = sum((t.s2[0] + t.s2[1]) + (t.s2[2] + t.s2[3]));
-        double n = static_cast<double>(t.filled), n2 = n;
-        if (W) {
-            n = sum((t.sw[0] + t.sw[1]) + (t.sw[2] + t.sw[3]));
-            n2 = sum((t.sq[0] + t.sq[1]) + (t.sq[2] + t.sq[3]));
-        }
+        double n = static_cast<double>(t.filled);
+        if (W) n = sum((t.sw[0] + t.sw[1]) + (t.sw[2] + t.sw[3]));
         if (n > 0) {
             const double d = s1 / n;
             const double m2 = s2 - s1 * d;
-            merge(t.total, Moments{n, n2, static_cast<double>(t.k0) + d, m2 < 0 ? 0 : m2});
+            merge(t.total, Moments{n, static_cast<double>(t.k0) + d, m2 < 0 ? 0 : m2});
             // A mean that is not finite would poison later tiles no further than it already does.
             t.k0 = static_cast<A>(t.total.mean);
             t.k = splat(t.k0);
@@ -80,7 +76,6 @@ BN_INLINE void add(Tile<A, W>& t, int j, V x, V w) {
         t.s1[j] += wd;
         t.s2[j] += wd * d;
         t.sw[j] += w;
-        t.sq[j] += w * w;
     } else {
         const V d = x - t.k;
         t.s1[j] += d;

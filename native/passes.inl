@@ -39,14 +39,45 @@ template <class Body> BN_INLINE void each_block(const Call& q, const Blocks& b, 
     });
 }
 
-// The moments of every group and channel, for `done(at, channel, moments)`.
+// What a group's values weigh, the same for all channels: in double, since a correction may leave little of it.
+struct Count { double n, n2; };
+
+// Of every group, in the scratch; null without weights.
+template <class A> static const Count* weigh(const Call& q) {
+    if (!q.weights) return nullptr;
+    Count* counts = reinterpret_cast<Count*>(q.scratch + scratch_doubles(q.shape)) - q.shape.groups;
+    const A* w = static_cast<const A*>(q.weights);
+    for (int64_t g = 0; g < q.shape.groups; ++g) {
+        const Range range = group_range(q.shape, g);
+        const int64_t last = range.last * q.shape.s;
+        double n[4] = {}, n2[4] = {};
+        for (int64_t i = range.first * q.shape.s; i < last; i += 4)
+            for (int64_t j = 0; j < least(4, last - i); ++j) {
+                const double v = static_cast<double>(w[i + j]);
+                n[j] += v;
+                n2[j] += v * v;
+            }
+        counts[g] = {(n[0] + n[1]) + (n[2] + n[3]), (n2[0] + n2[1]) + (n2[2] + n2[3])};
+    }
+    return counts;
+}
+
+// Tells `done(at, channel, moments, squared count)` of one channel.
+template <class Done>
+BN_INLINE void counted(const Count* counts, int64_t group, int64_t at, int64_t ch, Moments m, const Done& done) {
+    if (counts) m.n = counts[group].n;
+    done(at, ch, m, counts ? counts[group].n2 : m.n);
+}
+
+// The moments of every group and channel.
 template <class A, class Done> BN_INLINE void reduce_planes(const Call& q, const Blocks& b, const Loops<A>& l, const Done& done) {
     const int64_t c = q.shape.c;
+    const Count* counts = weigh<A>(q);
     if (!by_block(q, b)) {
         each_channel(q, l.bytes, [&](int64_t g, int64_t ch) {
-            Moments m{0, 0, 0, 0};
+            Moments m{0, 0, 0};
             for (int64_t k = 0; k < b.count; ++k) merge(m, l.reduce(q, b, g, ch, k));
-            done(g * c + ch, ch, m);
+            counted(counts, g, g * c + ch, ch, m, done);
         });
         return;
     }
@@ -55,9 +86,9 @@ template <class A, class Done> BN_INLINE void reduce_planes(const Call& q, const
         parts[(g * c + ch) * b.count + k] = l.reduce(q, b, g, ch, k);
     });
     for (int64_t at = 0; at < q.shape.groups * c; ++at) {
-        Moments m{0, 0, 0, 0};
+        Moments m{0, 0, 0};
         for (int64_t k = 0; k < b.count; ++k) merge(m, parts[at * b.count + k]);
-        done(at, at % c, m);
+        counted(counts, at / c, at, at % c, m, done);
     }
 }
 
@@ -69,8 +100,8 @@ template <class A> static void forward_planes(const Call& q, const Loops<A>& l) 
         if (!q.out) return;
     } else {
         const bool apart = by_block(q, b);
-        reduce_planes(q, b, l, [&](int64_t at, int64_t ch, const Moments& m) {
-            plan_channel(q, at, ch, m.n, m.n2, m.mean, m.m2);
+        reduce_planes(q, b, l, [&](int64_t at, int64_t ch, const Moments& m, double n2) {
+            plan_channel(q, at, ch, m.n, n2, m.mean, m.m2);
             if (apart) return;
             // While the channel is in cache, last block first.
             const Affine<A> f = saved_affine<A>(q, at);
@@ -167,14 +198,15 @@ template <class Body> BN_INLINE void each_merge(const Call& q, const Blocks& b, 
 }
 
 template <class A, class Done> BN_INLINE void reduce_all_rows(const Call& q, const Blocks& b, const Loops<A>& l, const Done& done) {
+    const Count* counts = weigh<A>(q);
     each_row_block(q, b, false, [&](int64_t g, int64_t k) { l.reduce_rows(q, b, g, k); });
     each_merge(q, b, [&](int64_t at, int64_t g, int64_t ch) {
-        Moments m{0, 0, 0, 0};
+        Moments m{0, 0, 0};
         for (int64_t k = 0; k < b.count; ++k) {
             const BlockSums<A> t = BlockSums<A>::at(q.scratch, g * b.count + k, q.shape.c);
-            merge(m, Moments{*t.n, *t.n2, t.mean[ch], t.m2[ch]});
+            merge(m, Moments{*t.n, t.mean[ch], t.m2[ch]});
         }
-        done(at, ch, m);
+        counted(counts, g, at, ch, m, done);
     });
 }
 
@@ -214,8 +246,8 @@ template <class A> static void forward_rows(const Call& q, const Loops<A>& l) {
         }
         if (!q.out) return;
     } else {
-        reduce_all_rows(q, b, l, [&](int64_t at, int64_t ch, const Moments& m) {
-            plan_channel(q, at, ch, m.n, m.n2, m.mean, m.m2);
+        reduce_all_rows(q, b, l, [&](int64_t at, int64_t ch, const Moments& m, double n2) {
+            plan_channel(q, at, ch, m.n, n2, m.mean, m.m2);
             planned(at, ch);
         });
     }
@@ -307,7 +339,7 @@ template <class A> static void forward_strips(const Call& q, const Loops<A>& l) 
         for (int64_t i = 0; i < p.channels; ++i) {
             const int64_t ch = p.first + i, at = p.group * q.shape.c + ch;
             if (known) plan_known(q, at, ch);
-            else plan_channel(q, at, ch, m[i].n, m[i].n2, m[i].mean, m[i].m2);
+            else plan_channel(q, at, ch, m[i].n, m[i].n, m[i].mean, m[i].m2);
             spread_affine(p, i, q.shape.s, saved_affine<A>(q, at));
         }
         if (q.out) l.apply_rows(q, Strip<A>::vectors(p), p.cols, p.rows);
@@ -401,9 +433,9 @@ static void backward_reduce(const Call& q) { backward(q); }
 template <class A> static void reduce_with(const Call& q, const Loops<A>& l) {
     const Blocks b = blocks_of(q.shape);
     const int64_t all = q.shape.groups * q.shape.c;
-    auto done = [&](int64_t at, int64_t, const Moments& m) {
+    auto done = [&](int64_t at, int64_t, const Moments& m, double n2) {
         q.saved[kCount * all + at] = m.n;
-        q.saved[kCountSquared * all + at] = m.n2;
+        q.saved[kCountSquared * all + at] = n2;
         q.saved[kBatchMean * all + at] = m.mean;
         q.saved[kM2 * all + at] = m.m2;
     };
@@ -411,7 +443,7 @@ template <class A> static void reduce_with(const Call& q, const Loops<A>& l) {
         each_strip<A>(q, [&](Strip<A>& p) {
             Moments m[kColumns];
             l.reduce_strip(q, p, m);
-            for (int64_t i = 0; i < p.channels; ++i) done(p.group * q.shape.c + p.first + i, 0, m[i]);
+            for (int64_t i = 0; i < p.channels; ++i) done(p.group * q.shape.c + p.first + i, 0, m[i], m[i].n);
         });
     } else if (q.shape.last) {
         reduce_all_rows(q, b, l, done);

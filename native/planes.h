@@ -37,7 +37,7 @@ BN_LOOP Moments reduce_wide(const Call& q, const Blocks& b, int64_t group, int64
     // squares of infinities without NaN are infinite, for who asks for E[x^2].
     const T* x = static_cast<const T*>(q.x);
     const A* w = static_cast<const A*>(q.weights);
-    double n = 0, n2 = 0, s = 0, m2 = 0;
+    double n = 0, s = 0, m2 = 0;
     for (int pass = 0; pass < 2; ++pass) {
         const double mean = pass && finite(s) ? s / (n > 0 ? n : 1) : 0;
         runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t run, int64_t wat) {
@@ -46,11 +46,11 @@ BN_LOOP Moments reduce_wide(const Call& q, const Blocks& b, int64_t group, int64
                 if (weight == 0) continue;
                 const double v = static_cast<double>(scalar(x + at + i));
                 if (pass) m2 += weight * (v - mean) * (v - mean);
-                else { n += weight; n2 += weight * weight; s += weight * v; }
+                else { n += weight; s += weight * v; }
             }
         });
     }
-    return {n, n2, s / (n > 0 ? n : 1), m2};
+    return {n, s / (n > 0 ? n : 1), m2};
 }
 
 template <class T, class A, bool W>
@@ -59,22 +59,30 @@ BN_LOOP Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int6
     const A* w = static_cast<const A*>(q.weights);
     Tile<A, W> t;
     bool begun = false;
+    if (W) {
+        // The first shift is the value that counts most: a far one that hardly counts would leave float sums few digits.
+        A most = 0, shift = 0;
+        int64_t left = 16;
+        runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t run, int64_t wat) {
+            for (int64_t i = 0; left > 0 && i < run; ++i) {
+                if (w[wat + i] == 0) continue;
+                --left;
+                if (w[wat + i] > most) most = w[wat + i], shift = scalar(x + at + i);
+            }
+        });
+        if (left == 16) return {0, 0, 0};
+        Tile<A, W>::start(t, shift);
+        begun = true;
+    }
     runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t run, int64_t wat) {
         if (!begun) {
-            if (W) {
-                int64_t i = 0;
-                while (i < run && w[wat + i] == 0) ++i;
-                if (i == run) return;
-                Tile<A, W>::start(t, scalar(x + at + i));
-            } else {
-                const int64_t few = least(run, 16);
-                Tile<A, W>::start(t, static_cast<A>(sum(x + at, few) / static_cast<double>(few)));
-            }
+            const int64_t few = least(run, 16);
+            Tile<A, W>::start(t, static_cast<A>(sum(x + at, few) / static_cast<double>(few)));
             begun = true;
         }
         add_run<T, A, W>(t, x + at, W ? w + wat : nullptr, run, q.shape.c * q.shape.s);
     });
-    if (!begun) return {0, 0, 0, 0};
+    if (!begun) return {0, 0, 0};
     Tile<A, W>::flush(t);
     if (!finite(t.total.m2)) return reduce_wide<T, A, W>(q, b, group, channel, block);
     return t.total;

@@ -20,18 +20,18 @@ struct Cols { int64_t first, count, stride; };
 
 BN_INLINE Cols whole_rows(const Shape& q) { return {0, q.c, q.c}; }
 
-// Scratch of one block: count and squared count, mean and m2 of each channel, then the tile's shift and sums.
+// Scratch of one block: count, mean and m2 of each channel, then the tile's shift and sums.
 template <class A> struct BlockSums {
-    double *n, *n2, *mean, *m2;
+    double *n, *mean, *m2;
     A *k, *s1, *s2;
     BN_INLINE BlockSums at(double* scratch, int64_t index, int64_t c) {
         double* p = scratch + index * (5 * c + 4);
         A* a = reinterpret_cast<A*>(p + 4 + 2 * c);
-        return {p, p + 1, p + 4, p + 4 + c, a, a + c, a + 2 * c};
+        return {p, p + 4, p + 4 + c, a, a + c, a + 2 * c};
     }
 };
 
-template <class A> BN_LOOP void flush_rows(const BlockSums<A>& t, int64_t c, double n, double n2) {
+template <class A> BN_LOOP void flush_rows(const BlockSums<A>& t, int64_t c, double n) {
     if (n > 0) {
         const double before = *t.n, total = before + n, share = n / total, each = 1 / n;
         for (int64_t i = 0; i < c; ++i) {
@@ -45,7 +45,6 @@ template <class A> BN_LOOP void flush_rows(const BlockSums<A>& t, int64_t c, dou
             t.k[i] = static_cast<A>(t.mean[i]);
         }
         *t.n = total;
-        *t.n2 += n2;
     }
     for (int64_t i = 0; i < c; ++i) t.s1[i] = t.s2[i] = 0;
 }
@@ -133,32 +132,33 @@ BN_LOOP void reduce_rows(const Call& q, const Blocks& b, int64_t group, int64_t 
     const T* x = static_cast<const T*>(q.x);
     const A* w = static_cast<const A*>(q.weights);
     const Range rows = rows_of(q.shape, b, group, block);
-    *t.n = *t.n2 = 0;
+    *t.n = 0;
     for (int64_t i = 0; i < c; ++i) { t.mean[i] = t.m2[i] = 0; t.s1[i] = t.s2[i] = 0; t.k[i] = 0; }
     int64_t r = rows.first;
     if (W) while (r < rows.last && w[r] == 0) ++r;
     if (r >= rows.last) return;
-    // The shift of the first tile: the mean of its first few rows.
+    // The shift of the first tile: the mean of its first few rows, or the one that counts most.
     const int64_t few = W ? 1 : least(4, rows.last - r);
+    int64_t shift = r;
+    if (W) for (int64_t j = r; j < least(r + 16, rows.last); ++j) if (w[j] > w[shift]) shift = j;
     for (int64_t j = 0; j < few; ++j)
-        for (int64_t i = 0; i < c; ++i) t.k[i] += static_cast<A>(scalar(x + (r + j) * c + i)) / static_cast<A>(few);
+        for (int64_t i = 0; i < c; ++i) t.k[i] += static_cast<A>(scalar(x + (shift + j) * c + i)) / static_cast<A>(few);
     int64_t target = kFirstRows;
     while (r < rows.last) {
         const int64_t end = least(r + target, rows.last);
-        double n = static_cast<double>(end - r), n2 = n;
+        double n = static_cast<double>(end - r);
         if (W) {
-            n = n2 = 0;
+            n = 0;
             for (; r < end; ++r) {
                 if (w[r] == 0) continue;
                 n += static_cast<double>(w[r]);
-                n2 += static_cast<double>(w[r]) * static_cast<double>(w[r]);
                 add_weighted_row<T, A>(x + r * c, w[r], c, t.k, t.s1, t.s2);
             }
         } else {
             add_rows<T, A>(x, r, end, c, c, t.k, t.s1, t.s2);
             r = end;
         }
-        flush_rows<A>(t, c, n, n2);
+        flush_rows<A>(t, c, n);
         if (target < kLastRows) target *= 4;
     }
     for (int64_t i = 0; i < c; ++i)

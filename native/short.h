@@ -42,7 +42,7 @@ template <class T, class A> BN_LOOP void reduce_strip(const Call& q, Strip<A>& p
         double first = 0;
         for (int64_t r = p.rows.first; r < p.rows.first + few; ++r) first += sum(x + r * stride + i * s, s);
         spread(shift, i, s, static_cast<A>(first / static_cast<double>(few * s)));
-        m[i] = Moments{0, 0, 0, 0};
+        m[i] = Moments{0, 0, 0};
     }
     clear_sums(p);
     int64_t target = kFirstRows;
@@ -53,7 +53,7 @@ template <class T, class A> BN_LOOP void reduce_strip(const Call& q, Strip<A>& p
         r = end;
         for (int64_t i = 0; i < p.channels; ++i) {
             const double s1 = sum(p.s1 + i * s, s), d = s1 / n, m2 = sum(p.s2 + i * s, s) - s1 * d;
-            merge(m[i], Moments{n, n, static_cast<double>(shift[i * s]) + d, m2 < 0 ? 0 : m2});
+            merge(m[i], Moments{n, static_cast<double>(shift[i * s]) + d, m2 < 0 ? 0 : m2});
             spread(shift, i, s, static_cast<A>(m[i].mean));
         }
         clear_sums(p);
@@ -62,7 +62,7 @@ template <class T, class A> BN_LOOP void reduce_strip(const Call& q, Strip<A>& p
     const Blocks b = blocks_of(q.shape);
     for (int64_t i = 0; i < p.channels; ++i) {
         if (finite(m[i].m2)) continue;
-        m[i] = Moments{0, 0, 0, 0};
+        m[i] = Moments{0, 0, 0};
         for (int64_t k = 0; k < b.count; ++k) merge(m[i], reduce_wide<T, A, false>(q, b, p.group, p.first + i, k));
     }
 }

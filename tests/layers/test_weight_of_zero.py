@@ -65,6 +65,23 @@ def test_statistics_of_the_past_and_a_controller_of_zero_leave_a_bad_value_to_it
     assert torch.allclose(x.grad, g * (1 + layer.eps) ** -0.5, rtol=4 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_warm_up_leaves_bad_statistics_of_the_past_alone(value, dtype):
+    layer = BatchNorm1d(2, coupling=PowerNorm(warmup=10), momentum=1.0, dtype=dtype)
+    layer.running_var.fill_(value), layer.backward_v.fill_(value)
+    x, g = torch.randn(9, 2).to(dtype).requires_grad_(), torch.randn(9, 2).to(dtype)
+    y = layer(x)
+    y.backward(g)
+    wide = x.detach().double().requires_grad_()
+    plain = wide / (wide.square().mean(0) + layer.eps).sqrt()
+    plain.backward(g.double())
+    close = {"rtol": 0, "atol": 8 * torch.finfo(dtype).eps}
+    assert torch.allclose(y.double(), plain, **close)
+    assert torch.allclose(x.grad.double(), wide.grad, **close)
+    assert torch.allclose(layer.running_var.double(), wide.detach().square().mean(0) * 9 / 8, rtol=1e-5)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 @pytest.mark.parametrize("masked", [False, True])

@@ -49,8 +49,8 @@ def gain(choice, state, n, step):
     a = float(a)
     if choice.debias:
         before = state["initial_weight"] if "initial_weight" in state else (1 - a) ** (step - 1)
-        left = before * (1 - a)
-        return a / (1 - left) if a > 0 else 0.0
+        # 1 - before * (1 - a), where neither difference takes the last digits of a small gain.
+        return a / (1 - before + before * a) if a > 0 else 0.0
     return a
 
 

@@ -79,11 +79,14 @@ def finished(model, y, w, residual):
 
 def by_autograd(model, used, x, weight, bias, g, w, residual):
     """The derivative of the forward, by autograd."""
-    y = finished(model, affine(model, used, x, weight, bias, w), w, residual)
+    before = affine(model, used, x, weight, bias, w)
+    y = finished(model, before, w, residual)
     grads = torch.autograd.grad(y, (x, weight, bias), g, allow_unused=True) if used else (None,) * 3
     dx, dw, db = (torch.zeros_like(t) if d is None else d for d, t in zip(grads, (x, weight, bias), strict=True))
     if w is not None:
         dx = torch.where(w != 0, dx, 0)
+    if model.case.coupling.layer_scaling and model.case.coupling.kind == "online":
+        g = online.terms(before.detach(), g, w)
     return Run(y.detach(), dx, dw, db, sizes_of(model, used, x.detach(), g, w))
 
 
@@ -101,13 +104,19 @@ def by_hand(model, used, x, weight, bias, g, w, residual):
     zero = torch.zeros_like(weight)
     dw, db = sum((sx * o.ratio for o, (sx, _) in zip(used, sums, strict=True)), zero), sum((s for _, s in sums), zero)
     # A curve's slope near 0 is a difference of terms of the upstream gradient's size.
-    sizes = sizes_of(model, used, x, upstream if model.case.activation in CURVED else g, w)
+    terms = upstream if model.case.activation in CURVED else g
+    if model.kind == "online" and model.case.coupling.layer_scaling:
+        terms = online.terms(leaf.detach(), upstream, w)
+    sizes = sizes_of(model, used, x, terms, w)
     if not used:
         return Run(y.detach(), torch.zeros_like(x), dw, db, sizes)
     if model.kind == "online":
         full = {one.first: (one.mean, one.var) for one in used}
         met = [full.get(i, (zero, zero + 1)) for i in range(len(x))]
-        dx, new = online.pulled(model.case, model.state, x, g * over(weight, x), w, met)
+        to_xhat = over(weight, x)
+        dx, new, sizes["dx"], model.controllers = online.pulled(
+            model.case, model.state, x, g * to_xhat, w, met, (terms * to_xhat).abs(), model.controllers
+        )
     else:
         dx, new = with_memory(model, used, x, weight, g, w, xhats, sums)
     model.state.update(new)
@@ -151,6 +160,7 @@ def sizes_of(model, used, x, g, w):
     out = {name: zero for name in ("y", "dx", "dweight", "dbias", "psi")}
     for one in used:
         xhat, gs = normalised(model, one, x, w).detach().abs(), g[one.first : one.last].abs()
+        xhat, gs = (torch.where(t.isfinite(), t, 0) for t in (xhat, gs))
         far, most = xhat.amax(axes(x)), gs.amax(axes(x))
         ratio = torch.as_tensor(one.ratio * one.quiet, dtype=model.dtype)
         scale = (model.weight * ratio).abs()

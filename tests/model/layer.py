@@ -27,6 +27,7 @@ class Model:
         self.centred = case.coupling.kind not in UNCENTRED
         # How large the values are that the running mean and the backward's memory are made of.
         self.far = self.psi = torch.zeros_like(self.weight)
+        self.controllers = self.psi, self.psi
         if case.tracks:
             trained = bool((mean != 0).any() or (var != 1).any())
             estimators.start(case.estimator, self.state, trained)

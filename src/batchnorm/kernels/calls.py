@@ -91,7 +91,7 @@ def spec(*numbers: Any) -> Any:
 
 def _wide(vectors: tuple[Tensor | None, ...], groups: int, channels: int, rows: int) -> tuple[list[Any], bool]:
     """Vectors as the extension reads them, and whether the first ones are a row per group."""
-    by_group = any(v is not None and v.dim() == 2 and len(v) > 1 for v in vectors)
+    by_group = groups > 1 and any(v is not None and v.dim() == 2 and v.shape[0] > 1 for v in vectors)
     kept: list[Any] = []
     for i, v in enumerate(vectors):
         by_row = by_group and i < rows
@@ -190,10 +190,12 @@ def backward(
     pull: Any = None,
     sums: Tensor | None = None,
     phase: int = WHOLE,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Any]:
-    """Gradients of x, weight, bias and the residual, and the sums of g and of g * xhat `(2, groups, C)`.
+    means: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Any, bool]:
+    """Gradients of x, weight, bias and the residual, the sums of g and of g * xhat, and whether these are finite.
 
-    g has the strides of x (of y where x is found again). pull, as `Pull`, stands in for the derivative.
+    g has the strides of x (of y where x is found again). pull, as `Pull`, stands in for the derivative. The sums are
+    `(2, groups, C)`; with means four rows follow, those of `rule.Sums`, and only then it is looked what is finite.
     """
     pattern: Any = x if x is not None else y
     writes_dx, writes_sums = phase != SUMS, phase != REST
@@ -205,24 +207,27 @@ def backward(
     db = _vector(saved.channels, dtype, bias) if writes_sums and wants[2] else None
     held, spread, kind = (None, 0, 0) if sample_weight is None else native.spread(sample_weight, pattern)
     if sums is None and (pull is not None or phase == SUMS):
-        sums = torch.empty(2, saved.groups, saved.channels, dtype=torch.float64, device="cpu")
+        rows = 6 if means else 2
+        sums = torch.empty(rows, saved.groups, saved.channels, dtype=torch.float64, device="cpu")
     told, kept = _DERIVATIVE, ()
     if pull is not None:
         kept, by_group = _wide((pull.base_u, pull.base_v), saved.groups, saved.channels, 2)
         told = True, pull.own_u, pull.own_v, _lie(kept[0]), _lie(kept[1]), by_group
     affine = weight if weight is not None else bias
-    native._native.backward(
+    at = _lie(sums)
+    finite = native._native.backward(
         chosen, saved.data or native.data(pattern, last, saved.groups), g.data_ptr() or native.no_values(g),
         _lies(x), _lies(y), _lie(dx), _lie(dr), spread, kind, _lies(weight), _lies(bias),
         0 if affine is None else native.DTYPES[affine.dtype], saved.values.data_ptr(), _lie(dw), _lie(db),
-        dtype is torch.float64, source, *told, _lie(sums), phase,
+        dtype is torch.float64, source, *told, at, phase,
+        at + 16 * saved.groups * saved.channels if means else 0,
     )  # fmt: skip
     del held, kept
     if weight is not None and dw is not None and dw.dtype is not weight.dtype:
         dw = dw.to(weight.dtype)
     if bias is not None and db is not None and db.dtype is not bias.dtype:
         db = db.to(bias.dtype)
-    return dx, dw, db, dr, sums
+    return dx, dw, db, dr, sums, finite
 
 
 _DERIVATIVE = False, 0.0, 0.0, 0, 0, False

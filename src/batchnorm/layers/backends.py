@@ -11,6 +11,8 @@ from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native, triton
 from batchnorm.layers import device
 from batchnorm.layers.activation import activate, follows_residual
+from batchnorm.layers.choices.couplings import Coupling
+from batchnorm.layers.choices.estimators import Estimator
 from batchnorm.layers.choices.situation import AfterReduction, Held, Now
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
@@ -32,8 +34,8 @@ class Ready:
     """What a layer's choices and settings come to in every call; found again when one of them is another."""
 
     __slots__ = (
-        "coupling", "detached", "extent", "fixed", "key", "memory", "move", "reason", "recipe", "reliability", "sharing",
-        "specs", "stored", "sync", "tracks",
+        "coupling", "detached", "extent", "fixed", "key", "memory", "move", "reason", "recipe", "reliability",
+        "remembers", "sharing", "specs", "stored", "sync", "tracks",
     )  # fmt: skip
 
     def __init__(self, layer: Any, key: tuple[Any, ...], has_statistics: bool) -> None:
@@ -52,7 +54,10 @@ class Ready:
         self.sharing = Sharing(1, None, self.reliability, coupling.centres)
         # The move of a plain moving average is the same numbers in every step; of plain batch norm all of them are.
         self.move = estimator.constant(layer.momentum) if self.tracks else _STILL
-        self.fixed = self.move is not None and coupling.is_plain and not self.stored
+        # Whether a batch that enters is kept, in a memory of the estimator's or the coupling's.
+        kept = type(estimator).remember is not Estimator.remember or type(coupling).remember is not Coupling.remember
+        self.remembers = kept and bool(self.memory)
+        self.fixed = self.move is not None and coupling.is_plain and not (self.stored or layer.memory_names)
 
     def _why_not(self, recipe: Any, coupling: Any) -> str | None:
         if recipe.coupling.finishes is not None:
@@ -121,7 +126,7 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
     if moving is not None:
         if not call.moves:
             layer._move(call.batch(pooled=True))
-        elif layer.memory_names and not call.status:
+        elif moving and not call.status:
             state, now = moving
             batch = call.batch(pooled=True)
             layer._remember(state, now.having(moments=batch), batch)
@@ -187,6 +192,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
         require_invertible(weight, layer)
     again = tracks and graph_task() != -1 and recomputing()
     moves = tracks and not (layer.paused or layer.accumulating or again)
+    held: Any = None
     (numbers, vectors), move, state, now, moving = _PLAIN, r.move, None, None, None
     if stored:
         mean, var = (v.to(torch.float64, copy=True) for v in (statistics.mean, statistics.var))  # pyright: ignore
@@ -198,12 +204,14 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
         if again_later and tracks:
             state, now = layer._situation(x.device, None, again)
         elif tracks:
-            held: Any = {"running_mean": statistics.mean, "running_var": statistics.var}  # pyright: ignore
-            state = Held(held | {name: layer.stat(name) for name in r.memory}, torch.float64)
+            held = {"running_mean": statistics.mean, "running_var": statistics.var}  # pyright: ignore
+            for name in r.memory:
+                held[name] = layer.stat(name)
+            state = Held(held, torch.float64)
             now = Now(1.0, layer.momentum, layer.eps, r.recipe.estimator, None, statistics.tracked)  # pyright: ignore
         else:
             now = Now(1.0, None, 0.0)
-        if tracks and r.memory:
+        if moves and r.remembers:
             _ = state.mean, state.var  # as they are before they move
         now.values = n // groups if sample_weight is None and samples % groups == 0 else None
         try:
@@ -225,7 +233,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
     if moves:
         call.statistics = statistics
     if tracks and not r.coupling.exact:
-        call.memory = Memory(layer, now)
+        call.memory = Memory(layer, now, held)
     spec = None if not r.fixed else r.specs.get((moves, late))
     if spec is None:
         call.prepare(move if moves and move else _STILL, r.recipe.policy.nonfinite)
@@ -234,7 +242,9 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
         call.spec = spec
     if residual is not None and not late:
         residual = native.like(residual if residual.shape == shape else residual.expand_as(x), x)
-    after = (state, moving) if tracks and not (again or layer.paused) else None
+    after = None
+    if tracks and not (again or layer.paused):
+        after = (state, moving) if r.remembers else ()
     return Whole(call, x, weight, bias, None if late else residual, late, after, sync)
 
 

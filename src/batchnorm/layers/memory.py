@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +12,6 @@ from batchnorm.kernels import native, wide_dtype
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.naming import describe
 from batchnorm.layers.rule import Numbers, Pull, Sums
-
-_RUNNING = ("running_mean", "running_var")
 
 
 class Opened(NamedTuple):
@@ -32,9 +29,9 @@ class Memory:
 
     __slots__ = ("_buffers", "_coupling", "_layer", "_moves", "_now")
 
-    def __init__(self, layer: Any, now: Now) -> None:
+    def __init__(self, layer: Any, now: Now, held: dict[str, Tensor] | None = None) -> None:
         self._layer, self._coupling, self._now, self._moves = layer, layer.recipe.coupling, now, not layer.paused
-        self._buffers = Buffers(layer, layer.memory_names)
+        self._buffers = Buffers(layer, layer._held() if held is None else held)
 
     def open(self) -> Opened:
         """The buffers and what they hold, at this moment."""
@@ -49,13 +46,15 @@ class Memory:
         """Move the memory, unless the gradient is not finite: an overflow of mixed precision must not stay for ever."""
         if not self._moves:
             return
-        # Of a stream, single samples are left out, and the coupling has done that.
-        both = sums.sum_g + sums.sum_gx
-        # A sum over channels is finite where all of them are.
-        sequential = self._layer.recipe.extent.sequential
-        ok: Any = torch.isfinite(both.sum(-1)).any() if sequential else torch.isfinite(both.sum())
+        ok: Any = sums.finite
+        if ok is None:
+            # Of a stream, single samples are left out, and the coupling has done that; elsewhere one stops all. A sum
+            # over channels is finite where all of them are.
+            both = sums.sum_g + sums.sum_gx
+            sequential = self._layer.recipe.extent.sequential
+            ok = torch.isfinite(both.sum(-1)).any() if sequential else torch.isfinite(both.sum())
         if isinstance(sums.some, Tensor):
-            ok = ok & sums.some.any()
+            ok = sums.some.any() & ok
         if not isinstance(self._now.step, Tensor) and native.unwatched():
             # Where reading it waits for nobody.
             if not ok:
@@ -75,10 +74,9 @@ class Buffers:
 
     __slots__ = ("_bank", "_exchanges", "_held", "_layer", "_sizes")
 
-    def __init__(self, layer: Any, names: Iterable[str]) -> None:
-        self._layer, self._bank, self._exchanges = layer, layer.active_bank, layer.exchanges
-        self._held: dict[str, Tensor] = {name: layer.stat(name) for name in (*_RUNNING, *names)}
-        self._sizes = [held.numel() for held in self._held.values()]
+    def __init__(self, layer: Any, held: dict[str, Tensor]) -> None:
+        self._layer, self._bank, self._exchanges, self._held = layer, layer.active_bank, layer.exchanges, held
+        self._sizes = [t.numel() for t in held.values()]
 
     def now(self) -> dict[str, Tensor]:
         """The tensors by name, as they are at this moment.

@@ -321,7 +321,7 @@ def may_enter(
 class Sums(NamedTuple):
     """What a backward brings to the channels, for a pull or its memory: sums of g and of g * xhat per group.
 
-    The means are of g at the normalised data; values is 0 for a group that is empty or met the running statistics.
+    The means are of g at the normalised data.
     """
 
     rows: Rows
@@ -329,9 +329,11 @@ class Sums(NamedTuple):
     weight: Tensor | None
     sum_g: Tensor
     sum_gx: Tensor
-    values: Tensor
-    # Which groups hold values: a tensor, or True.
+    # Which groups hold values, and have not met the running statistics: a tensor, or True.
     some: Any
+    # The four means, where the backward has made them, and whether the sums are finite.
+    means: Tensor | None = None
+    finite: bool | None = None
 
     @property
     def invstd(self) -> Tensor:
@@ -341,12 +343,12 @@ class Sums(NamedTuple):
     @property
     def mean_g(self) -> Tensor:
         """The mean of g."""
-        return self._mean(self.sum_g)
+        return self._mean(self.sum_g) if self.means is None else self.means[0]
 
     @property
     def mean_gx(self) -> Tensor:
         """The mean of g * xhat."""
-        return self._mean(self.sum_gx)
+        return self._mean(self.sum_gx) if self.means is None else self.means[1]
 
     def _mean(self, value: Tensor) -> Tensor:
         return value * factor(self.rows, self.weight) / self.rows.n
@@ -354,25 +356,33 @@ class Sums(NamedTuple):
     @property
     def y1(self) -> Tensor:
         """The mean of xhat."""
-        return (self.batch.mean - self.rows.mean) * self.invstd
+        return (self.batch.mean - self.rows.mean) * self.invstd if self.means is None else self.means[2]
 
     @property
     def y2(self) -> Tensor:
         """The mean of its square."""
+        if self.means is not None:
+            return self.means[3]
         off = self.batch.mean - self.rows.mean
         return torch.addcmul(self.batch.m2 / self.rows.n, off, off) * self.invstd.square()
 
+    @property
+    def values(self) -> Tensor:
+        """How many values each group has that count: none where it is empty or met the running statistics."""
+        few = self.rows.few
+        return self.batch.count if few is None else self.batch.count.masked_fill(few, 0.0)
+
     def pooled(self, means: Tensor) -> Tensor:
         """The mean over groups, weighted by what they hold."""
-        if len(self.values) == 1:
+        if self.sum_g.shape[0] == 1:
             return pick(self.some, means, 0.0)[0]
         return pick(self.some, means * self.values, 0.0).sum(0) / or_one(self.values.sum(0))
 
 
-def told(rows: Rows, batch: Moments, weight: Tensor | None, sum_g: Tensor, sum_gx: Tensor, full: bool = False) -> Sums:
-    """All that a backward, or its memory, asks of the data; full says that every group holds values."""
-    values = batch.count if rows.few is None else torch.where(rows.few, 0.0, batch.count)
-    return Sums(rows, batch, weight, sum_g, sum_gx, values, full or values > 0)
+def told(rows: Rows, batch: Moments, weight: Tensor | None, sum_g: Tensor, sum_gx: Tensor) -> Sums:
+    """All that a backward, or its memory, asks of the data."""
+    found = Sums(rows, batch, weight, sum_g, sum_gx, True)
+    return found._replace(some=found.values > 0)
 
 
 def constants(rows: Rows) -> Rows:

@@ -224,7 +224,7 @@ class Statistics(_BatchNorm):
         for name, value in new.items():
             buffer = self.stat(name) if held is None else held[name]
             if isinstance(value, Slot):
-                buffer, value = buffer[value.seen % len(buffer)], value.value
+                buffer, value = buffer[value.seen % buffer.shape[0]], value.value
             if ok is not None:
                 value = torch.where(ok, value, buffer)
             if isinstance(value, Tensor):

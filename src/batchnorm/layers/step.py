@@ -70,16 +70,16 @@ class Native:
         told = self._told(g, x, weight, bias, y, needs)
         if told is None:
             return self._in_torch().begin(g, x, weight, bias, y, needs, learned)
-        _, dw, db, _, sums = calls.backward(*told, phase=calls.SUMS)
+        _, dw, db, _, sums, _ = calls.backward(*told, phase=calls.SUMS)
 
         def end(*everybodys: Tensor) -> tuple[Any, ...]:
             given, memory = _CONSTANT if self.detached or self.stored else None, self.memory
             if memory is not None:
-                brought = self._brought(weight, everybodys)
+                brought = rule.told(self.rows(), self.batch(), weight, *everybodys)
                 at = memory.open()
                 given = memory.pull(at, self.numbers, brought)
                 memory.learn(at, self.numbers, brought, given)
-            dx, _, _, dr, _ = calls.backward(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
+            dx, _, _, dr, *_ = calls.backward(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
             return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
 
         return tuple(sums), end
@@ -95,9 +95,13 @@ class Native:
         if told is None or (memory is not None and given is None):
             sums, end = self.begin(g, x, weight, bias, y, needs, learned)
             return end(*(sums if ranks is None else ranks.sums(*sums)))
-        dx, dw, db, dr, sums = calls.backward(*told, pull=given)
+        dx, dw, db, dr, sums, finite = calls.backward(*told, pull=given, means=memory is not None)
         if memory is not None:
-            memory.learn(at, self.numbers, self._brought(weight, sums), given)
+            batch = self.batch()
+            some: Any = True if self.values is not None else batch.count > 0
+            rows: Any = _Later(self.rows)
+            brought = rule.Sums(rows, batch, weight, sums[0], sums[1], some, sums[2:], finite)
+            memory.learn(at, self.numbers, brought, given)
         return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
 
     def _told(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
@@ -141,10 +145,6 @@ class Native:
         offset = None if numbers.shift == 0 else row(9)
         return Rows(n, row(4), row(5), row(6), own_u, own_v, ratio, follow, offset)
 
-    def _brought(self, weight: Any, sums: Any) -> rule.Sums:
-        """All that the memory asks of the data."""
-        return rule.told(self.rows(), self.batch(), weight, *sums, full=self.values is not None)
-
     @property
     def plan(self) -> Plan:
         """The forward again, in torch."""
@@ -157,6 +157,18 @@ class Native:
         """The same by the passes, where g is no plain tensor (vmap over gradients, a mode)."""
         given = self.sharing, self.plan, self.numbers, self.vectors, self.batch(), self.rows(), self.memory
         return Passing(*given, (), self.activation, self.slope, self.inplace)
+
+
+class _Later:
+    """What a function returns, made when something of it is asked for."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._make(), name)
 
 
 _CONSTANT = Pull()

@@ -19,7 +19,7 @@ from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.choices.windows import pushed, replaced
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.rule import UNCENTRED, Numbers, Pull, Sums, Vectors, is_number, pick, times
+from batchnorm.layers.rule import Numbers, Pull, Sums, Vectors, is_number, pick, times
 
 
 def _ring(state: State, rows: int, value: float = 0.0) -> Tensor:
@@ -102,7 +102,7 @@ class MABN(_SecondMoment):
         late = now.step > self.correct_after
         low, high = pick(late, 1 / self.r_max, 1.0), pick(late, float(self.r_max), 1.0)
         vectors = Vectors(pv=_where(late, lambda: state.var), rest=rest)
-        return UNCENTRED._replace(share=share, low=low, high=high), vectors
+        return Numbers(0.0, share, 1.0, False, low, high), vectors
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Keep the batch's second moment."""
@@ -157,7 +157,7 @@ class PowerNorm(_SecondMoment):
     def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
         """The batch's second moment, then the running one from before this batch."""
         past = now.step > self.warmup
-        return UNCENTRED._replace(share=pick(past, 0.0, 1.0)), Vectors(rest=_where(past, lambda: state.var))
+        return Numbers(0.0, pick(past, 0.0, 1.0), 1.0), Vectors(rest=_where(past, lambda: state.var))
 
     def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The controller's estimate of the correlation; the batch's own during warm-up."""
@@ -232,15 +232,17 @@ class UnifiedNorm(_SecondMoment):
         if self.filter_outliers and self.window > 1:
             active = active & (self._outlier(now.batch.pool().var(0), state, now) == 0)
         low, high = pick(active, 1 / self.r_max, 1.0), pick(active, float(self.r_max), 1.0)
-        numbers = UNCENTRED._replace(share=pick(active, 1 / self.window, 1.0), low=low, high=high, quiet=True)
+        share = pick(active, 1 / self.window, 1.0)
 
         def rest() -> Tensor:
             seen = state.counter("forward_window_seen", now)
             return state.others("forward_window", seen, 1 / self.window, log=True)[0]
 
         # Its logarithm: of numbers, only where the window takes part, since exp(log E) is not E to the last bit.
-        numbers = numbers._replace(log=isinstance(active, Tensor) or bool(active))
-        return numbers, Vectors(pv=_where(active, lambda: state.var), rest=_where(active, rest))
+        log = isinstance(active, Tensor) or bool(active)
+        return Numbers(0.0, share, 1.0, log, low, high, quiet=True), Vectors(
+            pv=_where(active, lambda: state.var), rest=_where(active, rest)
+        )
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Keep the batch's second moment, or the running one for an outlier."""

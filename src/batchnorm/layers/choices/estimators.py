@@ -166,10 +166,12 @@ class EMA(_Average):
         if momentum is None or not self.debias:
             return super().gain(state, now)
         if "initial_weight" in state.memory:
-            left = state.counter("initial_weight", now) * (1 - momentum)
+            before = state.counter("initial_weight", now)
         else:
-            left = (1 - momentum) ** now.step
-        return pick(momentum > 0, momentum / pick(left < 1, 1 - left, 1.0), 0.0)
+            before = (1 - momentum) ** (now.step - 1)
+        # 1 - before * (1 - momentum), exactly the momentum at the first batch, however small that is.
+        seen = 1 - before + before * momentum
+        return pick(momentum > 0, momentum / pick(seen > 0, seen, 1.0), 0.0)
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Forget the initial value a little more."""

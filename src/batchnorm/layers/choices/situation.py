@@ -46,7 +46,7 @@ class State:
     def all_of(self, name: str, now: Now, scale: float) -> Tensor:
         """`scale` times the sum over a ring."""
         ring = self._raw(name, isinstance(now.step, Tensor))
-        return ring_sum(ring, len(ring), -1, scale)
+        return ring_sum(ring, ring.shape[0], -1, scale)
 
     def _raw(self, name: str, copies: bool) -> Tensor:
         return self.memory[name]

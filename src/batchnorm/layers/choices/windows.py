@@ -42,9 +42,10 @@ def others(ring: Tensor, seen: Any, scale: float = 1.0, log: bool = False) -> tu
     With log it is that of their logarithms.
     """
     if not isinstance(seen, Tensor):
-        if seen < len(ring):
+        size = ring.shape[0]
+        if seen < size:
             return ring_sum(ring, seen, -1, scale, log), seen
-        return ring_sum(ring, len(ring), seen % len(ring), scale, log), len(ring) - 1
+        return ring_sum(ring, size, seen % size, scale, log), size - 1
     rows = torch.arange(len(ring), device=ring.device)
     stays = (rows < seen) & (rows != seen % len(ring))
     shaped = stays.reshape(-1, *[1] * (ring.dim() - 1))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batchnorm import kernels
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call
 
@@ -173,6 +174,6 @@ class Reader:
 
 
 def _moments(x: Tensor) -> Samples:
-    rows = x.detach().double().flatten(2) if x.dim() > 2 else x.detach().double()[..., None]
-    var, mean = torch.var_mean(rows, 2, correction=0)
-    return Samples(mean, var)
+    x = x.detach()
+    found = kernels.select(x).reduce(x, None, len(x), True)
+    return Samples(found.mean, found.m2 / found.count)
