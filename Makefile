@@ -91,7 +91,7 @@ test-triton: $(TRITON)
 test-gpu: $(TEST)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or (print('make test-gpu needs a CUDA device; torch finds none'), sys.exit(2))"
 	BATCHNORM_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/kernels/triton tests/layers tests/methods tests/models tests/diagnosis tests/distributed
-	$(BIN)/python benchmarks/cuda.py
+	$(BIN)/python benchmarks/on_cuda.py
 
 # Trainers and tools, likewise. torchvision is the one made for this torch: its own pin would bring a CUDA torch.
 $(TRAINERS): $(TEST)

@@ -1,9 +1,9 @@
-"""The layers on a CUDA device against torch's: `python benchmarks/cuda.py` writes `cuda.json`, with the card's name.
+"""The layers on a CUDA device against torch's: `python benchmarks/on_cuda.py` writes `cuda.json`, the card named.
 
     make test-gpu                                   # tests first, then this
-    TRITON_INTERPRET=1 python benchmarks/cuda.py --dry-run --out dry.json  # the same code over tiny shapes, no device
+    TRITON_INTERPRET=1 python benchmarks/on_cuda.py --dry-run --out dry.json  # the same code over tiny shapes, no device
 
-Times are medians of CUDA events over interleaved runs; kernel time is the profiler's sum over kernels.
+It is not named cuda.py, which torch would import as NVIDIA's bindings. Times are medians of CUDA events over interleaved runs; kernel time is the profiler's sum over kernels.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def main() -> None:
     elif torch.cuda.is_available():
         rig, name = Rig("cuda", RESNET50, (64, 256), 20, 10_000), torch.cuda.get_device_name()
     else:
-        raise SystemExit("benchmarks/cuda.py needs a CUDA device; torch finds none (--dry-run needs none)")
+        raise SystemExit("benchmarks/on_cuda.py needs a CUDA device; torch finds none (--dry-run needs none)")
     found = {"card": name, "torch": torch.__version__, "copy_gb_per_s": bandwidth(rig)}
     for part in (layers, methods, network, leak):
         found[part.__name__] = part(rig)
