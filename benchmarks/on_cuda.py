@@ -1,9 +1,11 @@
 """The layers on a CUDA device against torch's: `python benchmarks/on_cuda.py` writes `cuda.json`, the card named.
 
-    make test-gpu                                   # tests first, then this
-    TRITON_INTERPRET=1 python benchmarks/on_cuda.py --dry-run --out dry.json  # the same code over tiny shapes, no device
+    make test-gpu  # tests first, then this
+    # The same code over tiny shapes, no device:
+    TRITON_INTERPRET=1 python benchmarks/on_cuda.py --dry-run --out dry.json
 
-It is not named cuda.py, which torch would import as NVIDIA's bindings. Times are medians of CUDA events over interleaved runs; kernel time is the profiler's sum over kernels.
+It is not named cuda.py, which torch would import as NVIDIA's bindings. Times are medians of CUDA events over
+interleaved runs; kernel time is the profiler's sum over kernels.
 """
 
 from __future__ import annotations
