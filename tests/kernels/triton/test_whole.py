@@ -61,7 +61,7 @@ def test_every_coupling_estimator_and_extent(names, device):
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 2, 5, 7), (2, 3, 33, 32), (4, 65, 1, 2), (2, 1, 1, 1)])
+@pytest.mark.parametrize("shape", [(3, 2, 5, 7), (2, 3, 33, 32), (4, 65, 1, 2), (7, 1, 1, 1)])
 @pytest.mark.parametrize("activation", ["relu", None])
 def test_layouts_dtypes_and_odd_sizes(shape, dtype, last, activation, device):
     layer = batchnorm.BatchNorm2d(shape[1], method="renorm", activation=activation)

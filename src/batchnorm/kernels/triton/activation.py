@@ -1,5 +1,7 @@
 """What follows the affine output, and the gradient behind it, by the number of the activation in `kernels.calls`."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 

@@ -1,5 +1,7 @@
 """The sums of a gradient, the pull made of them, and the gradient of the input."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 

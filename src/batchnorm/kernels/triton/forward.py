@@ -1,5 +1,7 @@
 """The output; and, by the first program, the running statistics, once it is known whether the whole batch may enter."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 

@@ -1,5 +1,7 @@
 """The four passes on a device, as `kernels.reference` has them, and their launches."""
 
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext

@@ -1,5 +1,7 @@
 """The moments: shifted sums in each lane of a tile, merged over lanes and then over chunks, always in one order."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 

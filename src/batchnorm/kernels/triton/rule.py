@@ -1,5 +1,7 @@
 """The arithmetic on channel vectors: plan and move of `layers/rule.py` on a step's numbers, in float64."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 

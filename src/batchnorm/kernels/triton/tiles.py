@@ -5,6 +5,8 @@ or rows) and lanes that lie side by side (positions, or channels). Vectors of ch
 `[1, lanes]`, so one spelling of every pass serves both layouts.
 """
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 

@@ -1,5 +1,7 @@
 """A whole step in three launches forward and three back, as `kernels.calls` does it natively: nothing is waited for."""
 
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple
