@@ -46,7 +46,7 @@ class Ready:
         self.tracks = not self.stored and layer.training and layer.track_running_stats and has_statistics
         self.coupling = coupling = coupling if self.tracks or self.stored else coupling.untracked()
         self.detached, self.memory = coupling.detached, layer.memory_names
-        self.reason = self._why_not(recipe, coupling)
+        self.reason = recipe.splits_calls(coupling, self.tracks, self.stored)
         # Who splits batches, and who shares them; nobody with stored statistics.
         self.extent = None if self.stored or not extent.splits else extent
         self.sync = None if self.stored else extent.sync
@@ -58,19 +58,6 @@ class Ready:
         kept = type(estimator).remember is not Estimator.remember or type(coupling).remember is not Coupling.remember
         self.remembers = kept and bool(self.memory)
         self.fixed = self.move is not None and coupling.is_plain and not (self.stored or layer.memory_names)
-
-    def _why_not(self, recipe: Any, coupling: Any) -> str | None:
-        if recipe.coupling.finishes is not None:
-            return f"{recipe.coupling.finishes} follows the normalisation"
-        if self.tracks and recipe.extent.sequential:
-            return "each group meets what its predecessor left"
-        if self.stored and recipe.inference.mixes:
-            return "inference mixes the stored statistics with those at hand"
-        if coupling.looks_back:
-            return "the population follows the weights of the layer before"
-        if coupling.statistics is not None:
-            return "its statistics are a function of the moments that no numbers give"
-        return None
 
 
 def ready_of(layer: Any) -> Ready:

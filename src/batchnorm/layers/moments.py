@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,3 +156,23 @@ class Moments:
 
     def _squares(self) -> Tensor:
         return self.count if self.count_squared is None else self.count_squared
+
+
+class SavedMoments(Moments):
+    """Moments that a native call left, each viewed when it is first asked for."""
+
+    def __init__(self, saved: Any, flat: bool, squares: int | None, reliability: bool) -> None:
+        view = saved.flat if flat else saved.row
+        self.__dict__.update(
+            _view=view, reliability=reliability, count_squared=None if squares is None else view(squares)
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _ROWS:
+            raise AttributeError(name)
+        found = self.__dict__[name] = self._view(_ROWS[name])
+        return found
+
+
+# Where a native call leaves them.
+_ROWS = {"count": 0, "mean": 2, "m2": 3}

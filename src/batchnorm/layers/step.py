@@ -12,7 +12,7 @@ from torch import Tensor
 
 from batchnorm.kernels import calls, native
 from batchnorm.layers import rule
-from batchnorm.layers.moments import Moments
+from batchnorm.layers.moments import Moments, SavedMoments
 from batchnorm.layers.operands import require_unchanged
 from batchnorm.layers.passing import Passing, Plan, Sharing, respelled
 from batchnorm.layers.rule import NOTHING, Move, Numbers, Pull, Rows, Vectors
@@ -172,23 +172,6 @@ class _Later:
 
 
 _CONSTANT = Pull()
-_MOMENTS = {"count": 0, "mean": 2, "m2": 3}
-
-
-class SavedMoments(Moments):
-    """Moments that a native call left, each viewed when it is first asked for."""
-
-    def __init__(self, saved: Any, flat: bool, squares: int | None, reliability: bool) -> None:
-        view = saved.flat if flat else saved.row
-        self.__dict__.update(
-            _view=view, reliability=reliability, count_squared=None if squares is None else view(squares)
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _MOMENTS:
-            raise AttributeError(name)
-        found = self.__dict__[name] = self._view(_MOMENTS[name])
-        return found
 
 
 def _by_torch(x: Tensor, weight: Any, bias: Any, layer: Any) -> Tensor:

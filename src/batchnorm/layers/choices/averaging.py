@@ -240,9 +240,8 @@ class UnifiedNorm(_SecondMoment):
 
         # Its logarithm: of numbers, only where the window takes part, since exp(log E) is not E to the last bit.
         log = isinstance(active, Tensor) or bool(active)
-        return Numbers(0.0, share, 1.0, log, low, high, quiet=True), Vectors(
-            pv=_where(active, lambda: state.var), rest=_where(active, rest)
-        )
+        vectors = Vectors(pv=_where(active, lambda: state.var), rest=_where(active, rest))
+        return Numbers(0.0, share, 1.0, log, low, high, quiet=True), vectors
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Keep the batch's second moment, or the running one for an outlier."""

@@ -76,6 +76,20 @@ class Recipe:
         if reason is not None:
             raise BatchNormError(f"these choices cannot be combined: {reason}")
 
+    def splits_calls(self, coupling: Coupling, tracks: bool, stored: bool) -> str | None:
+        """Why no single native call makes a step with this coupling in use, or None."""
+        if self.coupling.finishes is not None:
+            return f"{self.coupling.finishes} follows the normalisation"
+        if tracks and self.extent.sequential:
+            return "each group meets what its predecessor left"
+        if stored and self.inference.mixes:
+            return "inference mixes the stored statistics with those at hand"
+        if coupling.looks_back:
+            return "the population follows the weights of the layer before"
+        if coupling.statistics is not None:
+            return "its statistics are a function of the moments that no numbers give"
+        return None
+
 
 class Choices(TypedDict, total=False):
     """The five choices as keyword arguments; None leaves a choice to the method."""
