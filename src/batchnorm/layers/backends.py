@@ -92,7 +92,7 @@ class Whole(NamedTuple):
 
 def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
     """The layer's output, activation and residual included, or None where the passes must serve."""
-    if not x.is_cpu or triton.interpreted():
+    if not x.is_cpu or triton.SWITCHES["interpreted"]:
         return _on_device(layer, x, sample_weight, residual)
     whole = whole_call(layer, x, sample_weight, residual)
     if type(whole) is str:

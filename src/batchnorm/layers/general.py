@@ -232,7 +232,7 @@ class Normalising(Moving):
 
         With a move the running statistics move in it.
         """
-        if not x.is_cpu or triton.interpreted():
+        if not x.is_cpu or triton.SWITCHES["interpreted"]:
             return device.after_moments(self, x, sharing, plan, batch, memory, move)
         weight, bias = self.affine_part("weight"), self.affine_part("bias")
         if plan.for_few is not None or plan.statistics_of is not None or not x.shape[1]:

@@ -203,7 +203,7 @@ class Statistics(_BatchNorm):
         tracked, wide = self.stat("num_batches_tracked"), kernels.wide_dtype(device)
         # A number costs less than a tensor, where reading it waits for nobody.
         if native.unwatched() and (tracked is None or type(tracked) is Tensor):
-            reads = device.type == "cpu" and not triton.interpreted() and (tracked is None or tracked.is_cpu)
+            reads = device.type == "cpu" and not triton.SWITCHES["interpreted"] and (tracked is None or tracked.is_cpu)
             start = 1.0 if reads or tracked is not None else torch.ones((), dtype=wide, device=device)
             return Now(start, self.momentum, self.eps, self.recipe.estimator, before, tracked, None if reads else wide)
         step = torch.ones((), dtype=wide, device=device) if tracked is None else copied(tracked, tracked.dtype) + 1

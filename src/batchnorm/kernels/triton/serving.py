@@ -19,24 +19,25 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _OLDEST = (7, 0)
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
-_state = {"on": True, "interpreted": False}
+# Read where a call costs too much: whether the kernels are on, and whether the interpreter serves the CPU.
+SWITCHES = {"on": True, "interpreted": False}
 
 
 def enable(on: bool) -> None:
     """Switch the kernels on or off; the interpreter with them."""
-    _state["on"], _state["interpreted"] = on, False
+    SWITCHES["on"], SWITCHES["interpreted"] = on, False
 
 
 def interpret(on: bool) -> None:
     """Serve tensors on the CPU by Triton's interpreter, for tests: it is thousands of times slower than a device."""
     if on and os.environ.get("TRITON_INTERPRET") != "1":
         raise BatchNormError("TRITON_INTERPRET must be 1 before Triton is imported; it was not")
-    _state["interpreted"] = on
+    SWITCHES["interpreted"] = on
 
 
 def interpreted() -> bool:
     """Whether the interpreter serves the CPU."""
-    return _state["interpreted"]
+    return SWITCHES["interpreted"]
 
 
 @lru_cache(maxsize=64)
@@ -53,9 +54,9 @@ def without(device: torch.device) -> str | None:
 
 def declined(x: Tensor) -> str | None:
     """Why the kernels do not serve a tensor, or None."""
-    if not _state["on"]:
+    if not SWITCHES["on"]:
         return "Triton's kernels are switched off"
-    if not (_state["interpreted"] and x.is_cpu):
+    if not (SWITCHES["interpreted"] and x.is_cpu):
         why = without(x.device)
         if why is not None:
             return why
@@ -66,14 +67,14 @@ def declined(x: Tensor) -> str | None:
 
 def serves(x: Tensor) -> bool:
     """Whether the passes may run on this tensor."""
-    return (x.is_cuda or _state["interpreted"]) and declined(x) is None
+    return (x.is_cuda or SWITCHES["interpreted"]) and declined(x) is None
 
 
 def state() -> str:
     """One line about the kernels on this machine."""
-    if not _state["on"]:
+    if not SWITCHES["on"]:
         return "switched off by use('reference')"
-    if _state["interpreted"]:
+    if SWITCHES["interpreted"]:
         return "in use on the CPU by Triton's interpreter, for tests"
     if not torch.cuda.is_available():
         return "not in use: torch finds no CUDA device"
