@@ -93,7 +93,7 @@ class Whole(NamedTuple):
 def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
     """The layer's output, activation and residual included, or None where the passes must serve."""
     if not x.is_cpu or triton.SWITCHES["interpreted"]:
-        return _on_device(layer, x, sample_weight, residual)
+        return device.forward(layer, ready_of(layer), x, sample_weight, residual)
     whole = whole_call(layer, x, sample_weight, residual)
     if type(whole) is str:
         return None
@@ -118,19 +118,6 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
             batch = call.batch(pooled=True)
             layer._remember(state, now.having(moments=batch), batch)
     if not late:
-        return y
-    y = activate(y, layer.activation, layer.negative_slope, residual)
-    return y if residual is None or sample_weight is None else torch.where(sample_weight != 0, y, 0)
-
-
-def _on_device(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
-    """As `forward`, by the kernels of a device."""
-    whole = device.whole_call(layer, ready_of(layer), x, sample_weight, residual)
-    if isinstance(whole, str):
-        return None
-    y = run(whole.x, whole.weight, whole.bias, whole.residual, whole.call)
-    device.finish(layer, whole)
-    if not whole.late:
         return y
     y = activate(y, layer.activation, layer.negative_slope, residual)
     return y if residual is None or sample_weight is None else torch.where(sample_weight != 0, y, 0)

@@ -19,6 +19,7 @@ from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.cross_iteration import look_back
 from batchnorm.layers.choices.inference import Inference
 from batchnorm.layers.choices.situation import Now, State
+from batchnorm.layers.device_call import Call
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving
@@ -227,7 +228,7 @@ class Normalising(Moving):
 
     def _after_moments(
         self, x: Tensor, sharing: Sharing, plan: Plan, batch: Moments, memory: Any, move: rule.Move | None
-    ) -> Native | device.Call | None:
+    ) -> Native | Call | None:
         """The native call that follows the moments, or None where the passes must serve.
 
         With a move the running statistics move in it.
