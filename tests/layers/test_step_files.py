@@ -86,7 +86,7 @@ def test_a_shared_step_passes_eight(tmp_path, monkeypatch):
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
         layer = BatchNorm2d(32, extent=Sync())
         found = second_step(layer)
-        assert layer._partners._calls == {"forward": 2, "backward": 2, "entry": 0}
+        assert layer.__dict__["_partners"]._calls == {"forward": 2, "backward": 2, "entry": 0}
     finally:
         monkeypatch.undo()
         dist.destroy_process_group()

@@ -118,7 +118,7 @@ def _beside(v: Tensor, x: Tensor) -> bool:
     return fits and vector(v, x.shape[1])
 
 
-def statistics(mean: Any, var: Any, tracked: Tensor | None, skipped: Tensor | None, x: Tensor) -> bool:
+def statistics(x: Tensor, mean: Any, var: Any, tracked: Tensor | None, skipped: Tensor | None) -> bool:
     """Whether running statistics and counters may be read and written where they lie, beside this input."""
     if mean is None or var is None or var.dtype is not mean.dtype:
         return False

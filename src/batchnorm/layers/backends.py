@@ -95,7 +95,7 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
     if not x.is_cpu or triton.SWITCHES["interpreted"]:
         return device.forward(layer, ready_of(layer), x, sample_weight, residual)
     whole = whole_call(layer, x, sample_weight, residual)
-    if type(whole) is str:
+    if isinstance(whole, str):
         return None
     call, given, weight, bias, beside, late, moving, sync = whole
     if sync is not None:
@@ -138,9 +138,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
     samples, n = shape[0], x.numel() // shape[1]
     groups = 1 if r.extent is None else r.extent.groups(samples)
     sync = r.sync if r.sync is not None and r.sync.size() > 1 else None
-    if sync is not None and (
-        r.fixed is None or sample_weight is not None or r.extent is not None or not layer.training
-    ):
+    if sync is not None and (sample_weight is not None or not (r.fixed and r.extent is None and layer.training)):
         return "the statistics are shared over processes"
     if not stored and sync is None and samples // groups * (n // samples) == 1:
         return "a group has one value"
@@ -159,17 +157,19 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
         weight, bias = layer.affine_part("weight"), layer.affine_part("bias")
     if not native.affine(weight, bias, x) or not (sample_weight is None or native.selects(sample_weight)):
         return "weight, bias, mask or weights cannot be read where they lie"
-    statistics = statistics_of(layer) if stored or tracks else None
-    if statistics is not None and not native.statistics(*statistics, x):
+    statistics = statistics_of(layer)
+    if (stored or tracks) and not native.statistics(x, *statistics):
         return "the running statistics cannot be read where they lie"
     if inplace and weight is not None:
         require_invertible(weight, layer)
     again = tracks and graph_task() != -1 and recomputing()
     moves = tracks and not (layer.paused or layer.accumulating or again)
+    (numbers, vectors), move, moving = _PLAIN, r.move, None
+    state: Any = None
+    now: Any = None
     held: Any = None
-    (numbers, vectors), move, state, now, moving = _PLAIN, r.move, None, None, None
     if stored:
-        mean, var = (v.to(torch.float64, copy=True) for v in (statistics.mean, statistics.var))  # pyright: ignore
+        mean, var = (v.to(torch.float64, copy=True) for v in (statistics.mean, statistics.var))
         numbers, vectors = STORED, Vectors(mean, rest=var)
     elif not r.fixed:
         again_later = "_forward" in layer.__dict__ and r.coupling.reads_population
@@ -178,11 +178,11 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
         if again_later and tracks:
             state, now = layer._situation(x.device, None, again)
         elif tracks:
-            held = {"running_mean": statistics.mean, "running_var": statistics.var}  # pyright: ignore
+            held = {"running_mean": statistics.mean, "running_var": statistics.var}
             for name in r.memory:
                 held[name] = layer.stat(name)
             state = Held(held, torch.float64)
-            now = Now(1.0, layer.momentum, layer.eps, r.recipe.estimator, None, statistics.tracked)  # pyright: ignore
+            now = Now(1.0, layer.momentum, layer.eps, r.recipe.estimator, None, statistics.tracked)
         else:
             now = Now(1.0, None, 0.0)
         if moves and r.remembers:
@@ -216,9 +216,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
         call.spec = spec
     if residual is not None and not late:
         residual = native.like(residual if residual.shape == shape else residual.expand_as(x), x)
-    after = None
-    if tracks and not (again or layer.paused):
-        after = (state, moving) if r.remembers else ()
+    after = None if not tracks or again or layer.paused else (state, moving) if r.remembers else ()
     return Whole(call, x, weight, bias, None if late else residual, late, after, sync)
 
 
@@ -229,15 +227,16 @@ def in_numbers(numbers: Numbers, vectors: Vectors, move: Any) -> bool:
     return vectors is NOTHING or not any(v is not None and v.requires_grad for v in vectors)
 
 
-def statistics_of(layer: Any) -> calls.Statistics:
-    """The running statistics and counters of the active bank."""
+def statistics_of(layer: Any) -> Any:
+    """The running statistics and counters of the active bank, as `calls.Statistics`."""
     skipped = layer.__dict__.get("_skipped")
     if skipped is None or not skipped.is_cpu:
         skipped = layer.num_batches_skipped
+    held = layer._buffers
     if layer.active_bank is None:
-        held = layer._buffers
         return calls.Statistics(held["running_mean"], held["running_var"], held["num_batches_tracked"], skipped)
-    return calls.Statistics(*map(layer.stat, ("running_mean", "running_var", "num_batches_tracked")), skipped)
+    mean, var, tracked = (layer.stat(name) for name in ("running_mean", "running_var", "num_batches_tracked"))
+    return calls.Statistics(mean, var, tracked, skipped)
 
 
 def _pooled(layer: Any, call: Native, x: Tensor, sync: Any) -> Moments | None:
@@ -246,7 +245,7 @@ def _pooled(layer: Any, call: Native, x: Tensor, sync: Any) -> Moments | None:
     call.sharing = call.sharing._replace(ranks=ranks, uneven=True)
     call.values = None
     saved = call.saved = calls.reduced(x, call.last, call.sharing.centres)
-    batch = ranks.pool(Moments(saved.row(0), saved.row(2), saved.row(3), None, call.sharing.reliability))
+    batch: Any = ranks.pool(Moments(saved.row(0), saved.row(2), saved.row(3), None, call.sharing.reliability))
     if batch.count.reshape(-1)[0].item() <= 1:
         return batch
     saved.take(batch.count, batch.count_squared, batch.mean, batch.m2)

@@ -246,7 +246,7 @@ class Normalising(Moving):
         if not in_numbers(numbers, vectors, move or ()):
             return None
         statistics = None if move is None else statistics_of(self)
-        if statistics is not None and not native.statistics(*statistics, x):
+        if statistics is not None and not native.statistics(x, *statistics):
             return None
         x, last = native.arranged(x)
         call = Native(self, last, sharing, numbers, vectors)
