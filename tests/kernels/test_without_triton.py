@@ -31,12 +31,12 @@ def test_old_cards_and_a_missing_triton_are_named(monkeypatch):
     card = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla P100")
     for found, capability, expected in [
-        (None, (9, 0), "Triton is not installed"),
-        (object(), (6, 1), "Triton's kernels need compute capability 7.0; Tesla P100 has less"),
-        (object(), (7, 0), None),
+        (False, (9, 0), "Triton is not installed"),
+        (True, (6, 1), "Triton's kernels need compute capability 7.0; Tesla P100 has less"),
+        (True, (7, 0), None),
     ]:
         serving.without.cache_clear()
-        monkeypatch.setattr(serving.importlib.util, "find_spec", lambda _, found=found: found)
+        monkeypatch.setattr(serving, "_installed", lambda found=found: found)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
         assert serving.without(card) == expected
     serving.without.cache_clear()

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
-from batchnorm.kernels import calls, native, triton
-from batchnorm.layers import device
+from batchnorm.kernels import calls, native
 from batchnorm.layers.activation import activate, follows_residual
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.estimators import Estimator
@@ -92,8 +91,6 @@ class Whole(NamedTuple):
 
 def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
     """The layer's output, activation and residual included, or None where the passes must serve."""
-    if not x.is_cpu or triton.SWITCHES["interpreted"]:
-        return device.forward(layer, ready_of(layer), x, sample_weight, residual)
     whole = whole_call(layer, x, sample_weight, residual)
     if isinstance(whole, str):
         return None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from batchnorm.kernels import calls, native, triton
 from batchnorm.layers.activation import activate, follows_residual
+from batchnorm.layers.backends import ready_of
 from batchnorm.layers.choices.situation import AfterReduction, Now
 from batchnorm.layers.device_call import OTHERS, POPULATION, REFUSED, Call
 from batchnorm.layers.memory import Memory
@@ -36,9 +37,9 @@ class Whole(NamedTuple):
     moving: tuple[Any, Now] | None
 
 
-def forward(layer: Any, r: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
+def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
     """The layer's output, activation and residual included, or None where the passes must serve."""
-    whole = whole_call(layer, r, x, sample_weight, residual)
+    whole = whole_call(layer, ready_of(layer), x, sample_weight, residual)
     if isinstance(whole, str):
         return None
     y = run(whole.x, whole.weight, whole.bias, whole.residual, whole.call)

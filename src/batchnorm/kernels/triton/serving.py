@@ -40,12 +40,16 @@ def interpreted() -> bool:
     return SWITCHES["interpreted"]
 
 
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 @lru_cache(maxsize=64)
 def without(device: torch.device) -> str | None:
     """Why the kernels do not serve a device, or None."""
     if device.type != "cuda":
         return f"Triton's kernels serve CUDA devices, not {device.type}"
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "Triton is not installed"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < _OLDEST:
         return f"Triton's kernels need compute capability 7.0; {torch.cuda.get_device_name(device)} has less"

@@ -23,7 +23,7 @@ from batchnorm.layers import (
     couplings,
     recipe_for,
 )
-from tests.kernels.triton.twins import compare
+from tests.kernels.triton_kernels.twins import compare
 
 COUPLINGS = {
     "batch": couplings.BatchCoupling(), "second moment": SecondMoment(), "renorm": Renorm(1.5, 0.5),

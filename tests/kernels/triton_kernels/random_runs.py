@@ -3,7 +3,7 @@
 import contextlib
 import traceback
 
-from tests.kernels.triton.interpreting import interpreted
+from tests.kernels.triton_kernels.interpreting import interpreted
 from tests.model import package, runs
 
 

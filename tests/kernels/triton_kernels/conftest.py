@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from tests.kernels.triton.interpreting import interpreted
+from tests.kernels.triton_kernels.interpreting import interpreted
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items):
     else:
         return
     for item in items:
-        if "tests/kernels/triton/" in item.nodeid and "without_triton" not in item.nodeid:
+        if "tests/kernels/triton_kernels/" in item.nodeid:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -1,9 +1,9 @@
-"""A seeded part of the random cases of tests/model; `python -m tests.kernels.triton FIRST LAST` runs any of them."""
+"""A seeded part of the random cases of tests/model; `python -m tests.kernels.triton_kernels` runs any."""
 
 import pytest
 import torch
 
-from tests.kernels.triton.random_runs import differences
+from tests.kernels.triton_kernels.random_runs import differences
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinities in the interpreter
 

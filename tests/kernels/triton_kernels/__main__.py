@@ -1,9 +1,9 @@
-"""Random cases through Triton's interpreter: `TRITON_INTERPRET=1 python -m tests.kernels.triton FIRST LAST`."""
+"""Random cases through Triton's interpreter: `TRITON_INTERPRET=1 python -m tests.kernels.triton_kernels FIRST LAST`."""
 
 import sys
 import warnings
 
-from tests.kernels.triton.random_runs import differences
+from tests.kernels.triton_kernels.random_runs import differences
 
 
 def main(first, last):
