@@ -223,6 +223,7 @@ def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, Call]:
             False,
             sums.data_ptr(),
             calls.WHOLE,
+            0,
         )
 
     forward()
