@@ -15,9 +15,10 @@ LINT := .venv/.lint
 DOCS := .venv/.docs
 INTEROP := .venv-interop/.ready
 TRAINERS := .venv-trainers/.ready
+TRITON := .venv-triton/.ready
 SOURCES := $(wildcard native/*.cpp native/*.h native/*.inl) native/CMakeLists.txt
 
-.PHONY: demo test test-slow test-interop test-trainers fresh-trainers fuzz fuzz-asan torch-suite lint bench docs native wheel sanitize
+.PHONY: demo test test-slow test-triton test-gpu test-interop test-trainers fresh-trainers fuzz fuzz-asan torch-suite lint bench docs native wheel sanitize
 .PHONY: no-compiler clean
 
 $(TOOLS): constraints.txt
@@ -83,6 +84,23 @@ $(INTEROP): $(TEST)
 
 test-interop: $(INTEROP)
 	OMP_NUM_THREADS=1 .venv-interop/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/interop tests/pains
+
+# Triton beside torch's CPU build: its interpreter runs the kernels of CUDA devices on the CPU.
+$(TRITON): $(TEST)
+	$(PYTHON) -m venv .venv-triton
+	echo "import site; site.addsitedir('$$($(CURDIR)/$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > $$(.venv-triton/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	.venv-triton/bin/python -m pip install --quiet --upgrade pip==25.3
+	.venv-triton/bin/python -m pip install --quiet --constraint constraints.txt --no-deps --group triton
+	@touch $@
+
+test-triton: $(TRITON)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-triton/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/kernels/triton_kernels
+
+# The same tests on a CUDA device, and what it measures: exit 2 where torch finds none.
+test-gpu: $(TEST)
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or (print('make test-gpu needs a CUDA device; torch finds none'), sys.exit(2))"
+	BATCHNORM_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/kernels/triton_kernels tests/layers tests/methods tests/models tests/diagnosis tests/distributed
+	$(BIN)/python benchmarks/on_cuda.py
 
 # Trainers and tools, likewise. torchvision is the one made for this torch: its own pin would bring a CUDA torch.
 $(TRAINERS): $(TEST)
@@ -162,4 +180,4 @@ docs: $(DOCS)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv .venv-interop .venv-trainers site build dist src/batchnorm/kernels/*.so
+	rm -rf .venv .venv-interop .venv-trainers .venv-triton site build dist src/batchnorm/kernels/*.so

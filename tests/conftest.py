@@ -1,5 +1,6 @@
 """Every test draws the same numbers every time, whichever tests run beside it."""
 
+import os
 import random
 import sys
 
@@ -22,6 +23,17 @@ def _same_numbers_every_time():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _on_the_device_asked_for():
+    """Where `make test-gpu` has new tensors and modules made."""
+    wanted = os.environ.get("BATCHNORM_TEST_DEVICE")
+    if wanted:
+        torch.set_default_device(wanted)
+    yield
+    if wanted:
+        torch.set_default_device(None)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ vectors are `(groups, C)`, in float64 wherever the device has it.
 
 import sys
 
-from batchnorm.kernels import memory, native, parity, passes
+from batchnorm.kernels import memory, native, parity, passes, triton
 from batchnorm.kernels.allocator import keep_memory
 from batchnorm.kernels.choice import backends, from_environment, use
 from batchnorm.kernels.fused import batch_norm_train
@@ -34,5 +34,6 @@ __all__ = [
 sys.modules["batchnorm.kernels.verify"] = parity
 if native.built():
     register(passes.PASSES)
+register(triton.PASSES)
 from_environment()
 memory.from_environment()

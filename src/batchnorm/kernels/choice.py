@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from batchnorm.arguments import arguments, told
 from batchnorm.errors import check
-from batchnorm.kernels import native
+from batchnorm.kernels import native, triton
 
 ENVIRONMENT = "BATCHNORM_BACKEND"
 # An instruction set stands for the native backend with it; which of them this machine runs is known at run time.
@@ -21,10 +21,10 @@ def backends() -> dict[str, str]:
     Example:
         >>> import batchnorm.kernels
         >>> list(batchnorm.kernels.backends())
-        ['native', 'torch', 'reference']
+        ['native', 'triton', 'torch', 'reference']
 
-    "native" is C++ on the CPU and says which instruction set runs; "torch" is torch's own batch
-    norm kernels, which serve plain layers elsewhere; "reference" is torch operations, which
+    "native" is C++ on the CPU and says which instruction set runs; "triton" is Triton on CUDA devices; "torch" is
+    torch's own batch norm kernels, which serve plain layers elsewhere; "reference" is torch operations, which
     compilers and transforms see. `use` chooses.
     """
     sets = native.instruction_sets()
@@ -36,13 +36,14 @@ def backends() -> dict[str, str]:
         line = "switched off by use('reference')"
     return {
         "native": line,
+        "triton": triton.state(),
         "torch": "torch's batch norm kernels: plain layers on other devices, and inference",
         "reference": "torch operations: compilers, transforms, double backward, and whatever the others decline",
     }
 
 
 def use(backend: Backend | None = None) -> None:
-    """Choose the backend of the CPU for this process.
+    """Choose the backend for this process: of the CPU, and with "reference" of CUDA devices too.
 
     Example:
         >>> from batchnorm import kernels
@@ -60,6 +61,7 @@ def use(backend: Backend | None = None) -> None:
     legal = ["reference", *(["native", *sets] if sets else [])]
     check(backend is None or backend in legal, "backend", f"None or one of {', '.join(legal)}", told(backend))
     native.enable(backend != "reference")
+    triton.enable(backend != "reference")
     if sets and backend != "reference":
         native.choose(backend if backend in sets else sets[-1])
 

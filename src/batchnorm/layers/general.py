@@ -11,14 +11,15 @@ from torch.nn import functional
 
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError
-from batchnorm.kernels import calls, native
-from batchnorm.layers import rule
+from batchnorm.kernels import calls, native, triton
+from batchnorm.layers import device, rule
 from batchnorm.layers.asserting import require, tracing, transformed
 from batchnorm.layers.backends import in_numbers, statistics_of
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.cross_iteration import look_back
 from batchnorm.layers.choices.inference import Inference
 from batchnorm.layers.choices.situation import Now, State
+from batchnorm.layers.device_call import Call
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving
@@ -175,7 +176,10 @@ class Normalising(Moving):
         memory = None if coupling.exact else Memory(self, now)
         y, moved = self._spell_or_pass(x, sharing, plan, memory, batch, move, run)
         with bookkeeping():
-            if moved is not None:
+            if isinstance(moved, Tensor):
+                # Of a device: whether the batch entered is not waited for.
+                self._write_memory(self._kept(state, moving, pooled), moved)
+            elif moved is not None:
                 if moved == calls.NOT_FINITE:
                     raise BatchNormError(f"batch statistics must be finite: {describe(self)}")
                 if moved == calls.DONE and self.memory_names:
@@ -197,7 +201,7 @@ class Normalising(Moving):
         batch: Moments | None = None,
         move: rule.Move | None = None,
         run: Any = run,
-    ) -> tuple[Tensor, int | None]:
+    ) -> tuple[Tensor, int | Tensor | None]:
         """The output, and what became of the statistics where the move came with it."""
         weight, bias = self.affine_part("weight"), self.affine_part("bias")
         if memory is None and needs_spelling(x):
@@ -224,11 +228,13 @@ class Normalising(Moving):
 
     def _after_moments(
         self, x: Tensor, sharing: Sharing, plan: Plan, batch: Moments, memory: Any, move: rule.Move | None
-    ) -> Native | None:
+    ) -> Native | Call | None:
         """The native call that follows the moments, or None where the passes must serve.
 
         With a move the running statistics move in it.
         """
+        if not x.is_cpu or triton.SWITCHES["interpreted"]:
+            return device.after_moments(self, x, sharing, plan, batch, memory, move)
         weight, bias = self.affine_part("weight"), self.affine_part("bias")
         if plan.for_few is not None or plan.statistics_of is not None or not x.shape[1]:
             return None

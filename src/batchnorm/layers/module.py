@@ -22,7 +22,8 @@ from batchnorm.arguments import (
     word,
 )
 from batchnorm.errors import ArgumentError, BatchNormError, check
-from batchnorm.layers import backends, traced
+from batchnorm.kernels import triton
+from batchnorm.layers import backends, device, traced
 from batchnorm.layers.activation import Activation, activate, check_activation
 from batchnorm.layers.choices.recipe import Choices, Momentum, starting_momentum
 from batchnorm.layers.choices.spelling import differences
@@ -184,8 +185,11 @@ class BatchNorm(Normalising):
         return (self.frozen or not self.training) and self.running_mean is not None and self.activation is None
 
     def _natively(self, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
-        """The whole call by the native kernels, or None where they do not serve it."""
-        return (traced if torch.compiler.is_compiling() else backends).forward(self, x, weight, residual)
+        """The whole call by the kernels of the CPU or of a device, or None where they do not serve it."""
+        if torch.compiler.is_compiling():
+            return traced.forward(self, x, weight, residual)
+        on_cpu = x.is_cpu and not triton.SWITCHES["interpreted"]
+        return (backends if on_cpu else device).forward(self, x, weight, residual)
 
     def __prepare_scriptable__(self) -> BatchNorm:
         """What `torch.jit.script` asks before it compiles."""

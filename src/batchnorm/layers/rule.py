@@ -123,12 +123,19 @@ def pick(condition: Any, a: Any, b: Any) -> Any:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return torch.where(condition, a, b)
     wide = torch.float32 if condition.device.type == "mps" else torch.float64
-    return torch.where(condition, torch.tensor(a, dtype=wide, device=condition.device), b)
+    return torch.where(condition, torch.full((), a, dtype=wide, device=condition.device), b)
+
+
+def single(value: Any, like: Tensor) -> Tensor:
+    """A number, or a tensor, beside another: filled in there, since a copy from the host is waited for."""
+    if isinstance(value, Tensor):
+        return value.to(device=like.device, dtype=like.dtype)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def _limit(x: Tensor, low: Any, high: Any) -> Tensor:
     """Clamped, a constant to the gradient; limits that meet leave x out."""
-    low, high = (torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (low, high))
+    low, high = single(low, x), single(high, x)
     return torch.where(low == high, low, torch.minimum(torch.maximum(x.detach(), low), high))
 
 
@@ -181,8 +188,8 @@ def instead(rows: Rows, where: Tensor, mean: Any, var: Any, eps: float) -> Rows:
         var=var,
         invstd=torch.rsqrt(var + eps),
         centre=torch.where(where, mean, rows.centre),
-        own_u=other(0.0, torch.as_tensor(rows.own_u, dtype=var.dtype, device=var.device)),
-        own_v=other(0.0, torch.as_tensor(rows.own_v, dtype=var.dtype, device=var.device)),
+        own_u=other(0.0, single(rows.own_u, var)),
+        own_v=other(0.0, single(rows.own_v, var)),
         ratio=other(1.0, rows.ratio),
         follow=other(1.0, rows.follow),
         offset=other(0.0, rows.offset),
@@ -278,10 +285,9 @@ def stream(
 
     The numbers are such that nothing but the running statistics is met; groups that are not ok change nothing.
     """
-    wide = batch.mean.dtype
 
     def followed(values: Tensor, keep: Any, start: Tensor) -> tuple[Tensor, Tensor]:
-        keep = torch.as_tensor(keep, dtype=wide, device=values.device).expand(len(values), 1)
+        keep = single(keep, start).expand(len(values), 1)
         states = recurrence(torch.where(ok, values, 0.0), torch.where(ok, keep, 1.0), start)
         return before(states, start), states[-1]
 

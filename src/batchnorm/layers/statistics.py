@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from batchnorm import kernels
 from batchnorm.arguments import a_string, told
 from batchnorm.errors import BatchNormError, check
-from batchnorm.kernels import native
+from batchnorm.kernels import native, triton
 from batchnorm.layers.choices import Recipe
 from batchnorm.layers.choices.situation import Held, Now, State, copied, resolve
 from batchnorm.layers.choices.windows import Slot
@@ -202,9 +202,10 @@ class Statistics(_BatchNorm):
     def _now(self, device: torch.device, before: dict[str, Tensor] | None = None) -> Now:
         tracked, wide = self.stat("num_batches_tracked"), kernels.wide_dtype(device)
         # A number costs less than a tensor, where reading it waits for nobody.
-        reads = device.type == "cpu" and (tracked is None or (type(tracked) is Tensor and tracked.is_cpu))
-        if reads and native.unwatched():
-            return Now(1.0, self.momentum, self.eps, self.recipe.estimator, before, tracked)
+        if native.unwatched() and (tracked is None or type(tracked) is Tensor):
+            reads = device.type == "cpu" and not triton.SWITCHES["interpreted"] and (tracked is None or tracked.is_cpu)
+            start = 1.0 if reads or tracked is not None else torch.ones((), dtype=wide, device=device)
+            return Now(start, self.momentum, self.eps, self.recipe.estimator, before, tracked, None if reads else wide)
         step = torch.ones((), dtype=wide, device=device) if tracked is None else copied(tracked, tracked.dtype) + 1
         return Now(step.to(wide), resolve(self.momentum, step), self.eps, self.recipe.estimator, before)
 

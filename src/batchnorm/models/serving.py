@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from batchnorm import kernels
 from batchnorm.arguments import a_module, arguments, or_none
-from batchnorm.kernels import native
-from batchnorm.layers import BatchNorm
+from batchnorm.kernels import native, triton
+from batchnorm.layers import BatchNorm, device
 from batchnorm.layers.backends import Whole, ready_of, whole_call
 from batchnorm.layers.masks import MaskInput, weight_of
 from batchnorm.models.state import preserved
@@ -23,7 +23,7 @@ def backends(model: nn.Module | None = None, x: Any = None) -> dict[str, str]:
     Example:
         >>> import torch, batchnorm
         >>> list(batchnorm.backends())
-        ['native', 'torch', 'reference']
+        ['native', 'triton', 'torch', 'reference']
         >>> model = torch.nn.Sequential(batchnorm.BatchNorm1d(4, method="online"))
         >>> batchnorm.backends(model, torch.randn(8, 4))["0"].split(": ")[1]
         'an activation clamp follows the normalisation'
@@ -79,7 +79,10 @@ def _serves(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
         x, residual = (None if t is None else t.movedim(layer.channel_axis, 1) for t in (x, residual))  # pyright: ignore
     if x.dim() == 3 and not x.is_contiguous():
         x = x.contiguous()
-    found, settled = whole_call(layer, x, sample_weight, residual), ready_of(layer)
+    settled = ready_of(layer)
+    if not x.is_cpu or triton.interpreted():
+        return _on_device(layer, x, sample_weight, residual, settled)
+    found = whole_call(layer, x, sample_weight, residual)
     if isinstance(found, Whole):
         if found.sync is not None:
             return "native calls around the rule: the statistics are shared over processes"
@@ -94,3 +97,14 @@ def _serves(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
         return f"torch operations: {found}"
     split = not settled.stored and coupling.statistics is None and not coupling.looks_back
     return f"{'native calls around the rule' if split else 'native passes and the rule in torch'}: {found}"
+
+
+def _on_device(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None, settled: Any) -> str:
+    found = device.whole_call(layer, settled, x, sample_weight, residual)
+    if not isinstance(found, str):
+        return "triton: three launches forward and three back"
+    alone = settled.sync is None or settled.sync.size() == 1
+    plain = layer.recipe.coupling.is_plain and layer.recipe.extent.groups(len(x)) == 1 and sample_weight is None
+    if (settled.stored and not layer.recipe.inference.mixes) or (plain and alone and not settled.stored):
+        return f"torch's batch norm kernel: {found}"
+    return f"{'triton passes and the rule in torch' if triton.serves(x) else 'torch operations'}: {found}"

@@ -13,7 +13,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices.situation import Gain, Now, Schedule, State
 from batchnorm.layers.choices.windows import pushed
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.rule import Move, or_one, pick, times
+from batchnorm.layers.rule import Move, or_one, pick, single, times
 
 CORRECTION = number("0 (biased) or 1 (unbiased)", lambda v: v in (0, 1))
 Correction = Literal[0, 1]
@@ -358,7 +358,7 @@ class Window(Estimator):
         means, variances = memory["window_mean"], memory["window_var"]
         # A count of 0 in a filled row is not known: it weighs what the new batch weighs.
         counts, seen = memory["window_count"], memory["window_seen"]
-        n = torch.as_tensor(now.n, dtype=means.dtype, device=means.device)
+        n = single(now.n, means)
         rows = torch.arange(self.size, device=means.device)
         stays = ((rows < seen) & (rows != seen % self.size))[:, None, None]
         weights = torch.where(stays, torch.where(counts > 0, counts, n.reshape(1, -1))[..., None], 0.0)

@@ -118,7 +118,7 @@ class Now:
     group and the number of values in it, are known after the reduction; n before it too, where no weights decide.
     """
 
-    __slots__ = ("_counter", "_momentum", "_step", "before", "each", "eps", "estimator", "moments", "values")
+    __slots__ = ("_counter", "_momentum", "_step", "_wide", "before", "each", "eps", "estimator", "moments", "values")
 
     def __init__(
         self,
@@ -128,8 +128,10 @@ class Now:
         estimator: Any = None,
         before: Mapping[str, Tensor] | None = None,
         counter: Tensor | None = None,
+        wide: torch.dtype | None = None,
     ) -> None:
-        # With a counter of the steps done, step is read from it when it is asked for first.
+        # With a counter of the steps done, step is read from it when it is asked for first; as a tensor of this dtype.
+        self._wide = wide
         self._step, self._momentum, self.eps, self.estimator, self._counter = step, momentum, eps, estimator, counter
         # What a coupling that looks back found out about the layer before.
         self.before = before
@@ -152,7 +154,8 @@ class Now:
     def step(self) -> Any:
         """The number of this step."""
         if self._counter is not None:
-            self._step, self._counter = float(self._counter.item() + 1), None
+            done, self._counter = self._counter, None
+            self._step = float(done.item() + 1) if self._wide is None else (done + 1).to(self._wide)
         return self._step
 
     @property

@@ -21,19 +21,20 @@ class Slot(NamedTuple):
     value: Tensor
 
 
-def pushed(memory: Mapping[str, Tensor], name: str, seen: Any, value: Tensor) -> Tensor | Slot:
+def pushed(memory: Mapping[str, Tensor], name: str, seen: Any, value: Any) -> Tensor | Slot:
     """What becomes of the ring of this name: one row, or all of it where seen is a tensor."""
     return replaced(memory[name], seen, value) if isinstance(seen, Tensor) else Slot(seen, value)
 
 
-def replaced(ring: Tensor, seen: Any, value: Tensor) -> Tensor:
+def replaced(ring: Tensor, seen: Any, value: Any) -> Tensor:
     """The ring `(k, *)` with value in the place of the oldest."""
     if not isinstance(seen, Tensor):
         ring = ring.clone()
         ring[seen % len(ring)] = value
         return ring
     here = torch.arange(len(ring), device=ring.device) == seen % len(ring)
-    return torch.where(here.reshape(-1, *[1] * (ring.dim() - 1)), value.to(ring.dtype), ring)
+    value = value.to(ring.dtype) if isinstance(value, Tensor) else value
+    return torch.where(here.reshape(-1, *[1] * (ring.dim() - 1)), value, ring)
 
 
 def others(ring: Tensor, seen: Any, scale: float = 1.0, log: bool = False) -> tuple[Tensor, Any]:

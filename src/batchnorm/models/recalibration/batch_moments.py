@@ -70,7 +70,9 @@ def part_of(x: Tensor, weight: Tensor | None) -> Part:
     if on_cpu and (x.dim() == 2 or passes.name == "reference"):
         return _plain(x)
     raw = passes.reduce(x, weight, 1)
-    count, mean, m2 = float(raw.count[0, 0]), raw.mean[0], raw.m2[0]
+    # Of weights alone is it read from the device, which waits.
+    count = x.numel() / max(x.shape[1], 1) if weight is None else float(raw.count[0, 0])
+    mean, m2 = raw.mean[0], raw.m2[0]
     rows = on_cpu and x.dtype != torch.float64 and not x.is_contiguous()
     if rows and bool((mean.square() * count > _FAR * m2).any()):
         # The deviations lie on so coarse a grid that float32 sums of their squares round downwards.
