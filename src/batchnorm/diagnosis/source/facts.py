@@ -12,13 +12,13 @@ from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter import Program
 from batchnorm.diagnosis.source.names import is_layer, loads_weights, made_by
+from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Choice, Const, Obj, canonical, options
 
 T = TypeVar("T")
 MEASURES = (
-    "momentum",
     "reset_running_stats",
     "update_bn",
     "bn_update",
@@ -232,10 +232,40 @@ class Facts:
             for n in (event.data["loops"] if isinstance(node, ast.Module) else (node,))
         )
 
+    def fate(self, event: Event) -> Fate:
+        """What becomes of a forward's output within its function."""
+        return self.outputs(event).fate(event.node)
+
+    def outputs(self, event: Event) -> Outputs:
+        """Where the outputs of all forwards of a forward's function go."""
+
+        def follow() -> Outputs:
+            node = event.function.node
+            forwards = [e.node for e in self.of("forward") if e.function is event.function]
+            body = node.body if isinstance(node.body, list) else [ast.Return(node.body)]
+            return Outputs(body, forwards, self._backward)
+
+        return self.once(f"outputs {id(event.function)}", follow)
+
+    @cached_property
+    def _backward(self) -> frozenset[str]:
+        """The names of functions that run something backward."""
+        return frozenset(
+            f.name
+            for m in self.project.modules.values()
+            if "backward" in m.text
+            for f in m.functions
+            if f.name and not self._words_in(f.node).isdisjoint(("backward", "manual_backward"))
+        )
+
     def measures(self, info: FunctionInfo) -> bool:
         """Whether a function is there to measure statistics, or adapts them on purpose."""
         low = info.name.lower()
-        return self.uses(info, *MEASURES) or any(
+        sets = any(
+            isinstance(n, ast.Attribute) and n.attr == "momentum" and isinstance(n.ctx, ast.Store)
+            for n in (ast.walk(info.node) if self.uses(info, "momentum") else ())
+        )
+        return sets or self.uses(info, *MEASURES) or any(
             w in low
             for w in ("calib", "adapt", "update_bn", "bn_update", "recompute", "standing", "swap_bn", "refresh")
         )

@@ -140,6 +140,9 @@ class Obj:
         return f"{self.parent.path}.{self.name}" if self.parent is not None and self.kind == "attribute" else self.name
 
 
+VOLATILE = Obj("unknown", "volatile")  # Variable(x, volatile=True), of which no gradient is kept
+
+
 class Atom(NamedTuple):
     """A tensor of its own: a statistic or a model's parameter at a time, or something unknown."""
 

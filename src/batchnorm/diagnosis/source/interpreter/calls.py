@@ -34,6 +34,7 @@ from batchnorm.diagnosis.source.values import (
 )
 
 NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
+NO_PARTS = ("zero_grad", "register_buffer", "register_parameter", "register_forward_hook", "add_module", "get_parameter")
 CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")
 
 
@@ -156,6 +157,8 @@ class Calls(Methods):
             return STANDARD[name](self, node, base, name, args, keywords)
         if name in ("next", "__next__") and not args:
             return self.element(base)
+        if name in NO_PARTS:
+            return None
         held = self.state.heap.get((base, name))
         if held is None and base.kind in ("self", "instance"):
             held = self.slot_of(base, name)

@@ -23,6 +23,7 @@ from batchnorm.diagnosis.source.trace import (
     Mode,
 )
 from batchnorm.diagnosis.source.values import (
+    VOLATILE,
     ClassName,
     Const,
     Form,
@@ -68,6 +69,8 @@ class Outside(Summaries):
             return Super(self.info.owner) if self.info.owner is not None else None
         if name in ("copy.deepcopy", "deepcopy", "copy.copy"):
             return self._copied(node, first)
+        if short == "Variable" and keywords.get("volatile") == Const(True):
+            return VOLATILE
         if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.jit.trace", "torch.compile"):
             return first if name != "set" else None
         if name in ("dict", "collections.OrderedDict") and isinstance(first, Obj) and first.kind == "iteration":

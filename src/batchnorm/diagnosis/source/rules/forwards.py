@@ -63,8 +63,13 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
     loads = [e for e in facts.of("load") if id(e.obj) in same]
     if loads and all(e.data["conditional"] for e in loads):
         return False
+    return not made_up(event)
+
+
+def made_up(event: Event) -> bool:
+    """Whether a forward runs on numbers that are no data."""
     made = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
-    return not any(MADE_UP.search(v.info[0]) for v in made) and not any(MADE_UP.search(w) for w in words(event))
+    return any(MADE_UP.search(v.info[0]) for v in made) or any(MADE_UP.search(w) for w in words(event))
 
 
 def measures(facts: Facts, event: Event, c: Context) -> bool:
