@@ -315,6 +315,8 @@ def inflow(obj: Obj, depth: int = 0) -> list[Any]:
         ):
             if isinstance(source, Obj) and obj.name in source.attrs:
                 found.append(source.attrs[obj.name])
+            elif isinstance(source, Obj) and source.kind in ("list", "dict") and obj.name == "[]":
+                found.extend(source.sources)
             elif isinstance(source, Obj) and source.kind in ("attribute", "parameter", "result", "wrapper", "copy"):
                 found.append(source.attr(obj.name))
         info = obj.parent.info

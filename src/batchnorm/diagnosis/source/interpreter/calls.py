@@ -6,6 +6,7 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.methods import STANDARD, Methods
 from batchnorm.diagnosis.source.names import (
     is_layer,
@@ -35,6 +36,8 @@ from batchnorm.diagnosis.source.values import (
 
 NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
 NO_PARTS = ("zero_grad", "register_buffer", "register_parameter", "register_forward_hook", "add_module", "get_parameter")
+MOST_NAMED = 6  # classes under one name that are followed one by one
+DEEPEST_NAME = 4
 CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")
 
 
@@ -107,8 +110,36 @@ class Calls(Methods):
         if isinstance(target, External):
             return self.outside(node, target.name, args, keywords)
         if isinstance(target, Obj):
-            return self.forward(node, target, [*args, *keywords.values()])
+            named = self._named_by(target)
+            if not named:
+                return self.forward(node, target, [*args, *keywords.values()])
+            if len(named) <= MOST_NAMED:
+                return choice([self.invoke(node, t, args, keywords) for t in named])
+            made = self.program.obj((node, "named"), lambda: Obj("result", target.name, node=node))
+            made.sources = [*dict.fromkeys((*made.sources, *named))][:MOST_NAMED]
+            self.state.modes[made] = Mode(TRAIN)
+            return made
         return None
+
+    def _named_by(self, target: Obj, depth: int = 0) -> list[Any]:
+        """The classes and functions that a dict, a registry or an option may hold under a name; none if a model is."""
+        found: list[Any] = []
+        if depth < DEEPEST_NAME and target.kind in ("attribute", "parameter", "global"):
+            for option in (o for source in inflow(target) for o in options(source)):
+                if isinstance(option, Class | Function | External | Partial):
+                    found.append(option)
+                elif isinstance(option, Obj) and option is not target:
+                    found.extend(self._named_by(option, depth + 1))
+        return [*dict.fromkeys(found)]
+
+    def decorated(self, node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, value: Any) -> None:
+        """A decorator of the linted files may register what it is given."""
+        for decorator in node.decorator_list:
+            for option in options(self.ev(decorator)):
+                if isinstance(option, Function) and option.info.node is not node:
+                    call = ast.copy_location(ast.Call(decorator, [], []), decorator)
+                    self.program.obj((decorator, "call"), lambda call=call: call)
+                    self.apply(self.program.made[decorator, "call"], option.info, option.owner, [value], {})
 
     def construct(self, node: ast.Call, info: ClassInfo, args: list[Any], keywords: dict[str, Any]) -> Any:
         """An instance of a class of the linted files."""

@@ -17,6 +17,7 @@ from batchnorm.diagnosis.source.names import (
     last,
     loads_weights,
 )
+from batchnorm.diagnosis.source.project import Module
 from batchnorm.diagnosis.source.trace import (
     TRAIN,
     UNKNOWN,
@@ -24,9 +25,13 @@ from batchnorm.diagnosis.source.trace import (
 )
 from batchnorm.diagnosis.source.values import (
     VOLATILE,
+    Class,
     ClassName,
     Const,
+    External,
     Form,
+    Function,
+    Namespace,
     Obj,
     Partial,
     Super,
@@ -104,6 +109,13 @@ class Outside(Summaries):
             return None
         if name == "getattr" and len(args) >= 2 and isinstance(args[1], Const) and isinstance(args[1].value, str):
             return self.read(first, args[1].value, node)
+        if name == "getattr" and len(args) >= 2:
+            if isinstance(first, Namespace):
+                return self.item(self.names_of(first.module), None)
+            if isinstance(first, External) and FACTORIES.match(first.name):
+                return External(f"{first.name}.__dict__")
+        if name == "globals":
+            return self.names_of(self.info.module)
         if (
             name == "setattr"
             and len(args) == 3
@@ -148,6 +160,15 @@ class Outside(Summaries):
             self._unknown(args, keywords)
             return self._made(node, name, args, Mode(UNKNOWN))
         return self._made(node, name, args, Mode(TRAIN) if self._constructs(name) else Mode(UNKNOWN))
+
+    def names_of(self, module: Module) -> Obj:
+        """The classes and functions at the top of a file, as a dict."""
+        made = self.program.obj((id(module), "names"), lambda: Obj("dict", module.name))
+        for name in module.names:
+            value = module.top(name)
+            if isinstance(value, Class | Function) and name[:1] != "_":
+                made.flows_from(value)
+        return made
 
     def _unknown(self, args: list[Any], keywords: dict[str, Any]) -> Any:
         self.forget_modes([*args, *keywords.values()])

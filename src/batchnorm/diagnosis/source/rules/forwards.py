@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called
 from batchnorm.diagnosis.source.rules.averages import averaged
-from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Context, Event
+from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
 NOISE = re.compile(
@@ -107,3 +107,9 @@ def generates(event: Event) -> bool:
 def teaches(event: Event) -> bool:
     """Whether what is called is named as a second network is."""
     return bool(TEACHER.search(called(event).lower()))
+
+
+def evaluated(facts: Facts, obj: Obj | None) -> bool:
+    """Whether a model is put in eval somewhere."""
+    same = {id(o) for o in facts.aliases(obj)}
+    return any(e.data["mode"] == EVAL and any(id(o) in same for o in facts.aliases(e.obj)) for e in facts.of("mode"))
