@@ -76,6 +76,8 @@ class Contents:
             return YES
         if obj.kind == "iteration" and ("children" in obj.name or "modules" in obj.name):
             return self.contains(obj.info[0], depth + 1)
+        if obj.kind == "layer":
+            return self.contains(obj.info, depth + 1)
         levels: list[int | None] = []
         if obj.kind in ("instance", "self") and isinstance(obj.info, ClassInfo):
             levels.append(self.scan(obj.info, self._constructed(obj))[0])

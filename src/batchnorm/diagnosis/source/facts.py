@@ -36,6 +36,7 @@ MEASURES = (
     "standing_statistics",
 )
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
+DEEPEST_PART = 3
 STEPS = frozenset(("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler"))
 
 
@@ -115,9 +116,14 @@ class Facts:
         found = {
             id(e.function.owner)
             for e in self.of("mode", "layer mode")
-            if e.function.owner is not None and e.function.owner.is_module
+            if e.function.owner is not None and e.function.owner.is_module and e.function.name in self._run
         }
         return found
+
+    @cached_property
+    def _run(self) -> frozenset[str]:
+        """The names of methods that the linted files call, or that torch does."""
+        return self.called | {"__init__", "forward", "train", "eval"}
 
     def manages(self, obj: Obj) -> bool:
         """Whether an object sees to its own modes: a wrapper for adaptation, a model that freezes layers."""
@@ -131,6 +137,20 @@ class Facts:
                         isinstance(a, ClassInfo) and id(a) in self._managers for a in info.ancestors()
                     ):
                         return True
+        return False
+
+    def holds(self, obj: Obj | None, owner: ClassInfo, depth: int = 0) -> bool:
+        """Whether an object, or what is in its attributes, is made by a class."""
+        for alias in self.aliases(obj):
+            for made in (alias, *alias.sources[:3]):
+                info = made.info if isinstance(made, Obj) else None
+                if not isinstance(info, ClassInfo):
+                    continue
+                if owner in info.ancestors():
+                    return True
+                slots = (s for a in info.ancestors() if isinstance(a, ClassInfo) for s in a.self_obj.attrs.values())
+                if depth < DEEPEST_PART and any(self.holds(slot, owner, depth + 1) for slot in list(slots)[:24]):
+                    return True
         return False
 
     def words(self, info: FunctionInfo | Module) -> frozenset[str]:
@@ -273,6 +293,11 @@ class Facts:
     def steps(self, info: FunctionInfo | Module) -> bool:
         """Whether a function or a file makes training steps anywhere."""
         return self.uses(info, *(STEPS - {"autograd"}))
+
+    @cached_property
+    def steps_anywhere(self) -> bool:
+        """Whether any of the linted files makes training steps."""
+        return any(self.steps(m) for m in self.project.modules.values())
 
     def forwards_of(self, value: Any) -> list[Event]:
         """The forwards whose outputs a value is, or is made from."""

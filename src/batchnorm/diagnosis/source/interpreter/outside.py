@@ -116,6 +116,8 @@ class Outside(Summaries):
                 return External(f"{first.name}.__dict__")
         if name == "globals":
             return self.names_of(self.info.module)
+        if name == "eval" and first is not None and not isinstance(first, Const):
+            return self.item(self.names_of(self.info.module), None)
         if (
             name == "setattr"
             and len(args) == 3
@@ -164,10 +166,12 @@ class Outside(Summaries):
     def names_of(self, module: Module) -> Obj:
         """The classes and functions at the top of a file, as a dict."""
         made = self.program.obj((id(module), "names"), lambda: Obj("dict", module.name))
-        for name in module.names:
-            value = module.top(name)
-            if isinstance(value, Class | Function) and name[:1] != "_":
-                made.flows_from(value)
+        starred = [found for base in module.stars if (found := self.program.project.find(base, module)) is not None]
+        for of in (module, *starred):
+            for name in of.names:
+                value = of.top(name)
+                if isinstance(value, Class | Function) and name[:1] != "_":
+                    made.flows_from(value)
         return made
 
     def _unknown(self, args: list[Any], keywords: dict[str, Any]) -> Any:

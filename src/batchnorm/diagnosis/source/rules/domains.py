@@ -8,10 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called
-from batchnorm.diagnosis.source.rules.forwards import evaluated, training_forwards, words
+from batchnorm.diagnosis.source.rules.forwards import evaluated, generates, training_forwards, words
 from batchnorm.diagnosis.source.rules.small_batches import LOADER
 from batchnorm.diagnosis.source.trace import EVAL, Event
-from batchnorm.diagnosis.source.values import Obj
 
 # What the two domains of an adaptation, and the two parts of a batch in semi-supervised learning, are called.
 PAIRS = (
@@ -56,15 +55,18 @@ def _kinds(facts: Facts, one: Event, other: Event) -> str | None:
             return "batches of two kinds"
     made = [_generated(facts, e) for e in (one, other)]
     if known and made[0] != made[1] and evaluated(facts, one.obj):
-        return "data and on the outputs of another model"
+        return "data and on the outputs of a generator"
     return None
 
 
 def _generated(facts: Facts, event: Event) -> bool:
-    """Whether a forward's input is computed by another model."""
+    """Whether a forward's input is computed by a generator."""
     made = facts.outputs(event).made_of(event.node)
-    others = [e.obj for e in facts.of("forward") if e.function is event.function and id(e.node) in made]
-    return any(isinstance(o, Obj) and o is not event.obj and facts.has(o) is not None for o in others)
+    return any(
+        id(e.node) in made and e.obj is not event.obj and generates(e)
+        for e in facts.of("forward")
+        if e.function is event.function
+    )
 
 
 def _loaders(facts: Facts, event: Event) -> frozenset[int]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, spelled
 from batchnorm.diagnosis.source.rules.forwards import (
+    TEACHER,
     forwards,
     generates,
     infers,
@@ -20,6 +21,7 @@ from batchnorm.diagnosis.source.rules.forwards import (
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
+AVERAGES = re.compile(r"ema|average|moving|momentum_update|sync_param")
 REFERENCE = re.compile(r"(global|old|prev\w*|source|src)_?(model|net)$")
 NETWORKS = re.compile(r"encoder|backbone|model|net$|forward")  # what a method that runs one is called
 EVALUATES = re.compile(r"(^|_|\b)(test|tests|val|valid|validate|validation|eval|evaluate|evaluation|dev|query|infer|predict)(_|\d|\b|$)|test(_?(set|data|load))|val(_?(set|data|load))")
@@ -203,6 +205,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
 
 def second_network(facts: Facts) -> Iterator[Said]:
     """BN419: a trained network that teaches another one, in train mode."""
+    yield from _put_in_train(facts)
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or not facts.trains(event) or c.second:
             continue
@@ -228,6 +231,28 @@ def second_network(facts: Facts) -> Iterator[Said]:
             f"{name}.eval()",
             sure=level == YES and c.loaded,
         )
+
+
+def _put_in_train(facts: Facts) -> Iterator[Said]:
+    """`teacher.train()` in a training step, of a network that no optimizer has and that is no average."""
+    if not facts.trained or any(AVERAGES.search(name.lower()) for name in facts.called):
+        return
+    for event in facts.of("mode"):
+        call, obj = event.node, event.obj
+        if event.data["mode"] != TRAIN or obj is None or not isinstance(call, ast.Call) or not facts.trains(event):
+            continue
+        name = spelled(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+        if not TEACHER.search(name.lower().rsplit(".", 1)[-1]) or is_average(facts, obj):
+            continue
+        if facts.likely(obj) and not any(id(o) in facts.trained for o in facts.aliases(obj)):
+            yield Said(
+                event.function.module,
+                call,
+                f"{name} is not trained here, and is put in train mode: it normalises with the batch, and its running "
+                "statistics move",
+                f"{name}.eval()",
+                sure=facts.has(obj) == YES and any(c.loaded for c in event.contexts),
+            )
 
 
 def _others_train(facts: Facts, event: Event) -> bool:

@@ -6,10 +6,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, file_of, spelled
 from batchnorm.diagnosis.source.project import FunctionInfo
 from batchnorm.diagnosis.source.rules.forwards import forwards, training_forwards
-from batchnorm.diagnosis.source.rules.freezing import FREEZE
+from batchnorm.diagnosis.source.rules.freezing import FREEZE, belongs
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event, Mode
 from batchnorm.diagnosis.source.values import Obj
 
@@ -30,6 +30,66 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
         if facts.trains(event) or event.data["loops"] or event.function.name == "train":
             yield from _undone(event)
     yield from _part_trains_again(facts)
+    yield from _in_a_constructor(facts)
+
+
+def _in_a_constructor(facts: Facts) -> Iterator[Said]:
+    """BN408: layers, or a part, put in eval by a constructor alone, of a model that is put into train mode later."""
+    trained = [e for e in facts.of("mode") if e.data["mode"] == TRAIN and e.obj is not None]
+    lightning = any(m.method("training_step") is not None for n in facts.project.modules.values() for m in n.classes)
+    for event in facts.of("layer mode", "mode"):
+        function, owner, obj = event.function, event.function.owner, event.obj
+        if event.data["mode"] != EVAL or owner is None or not owner.is_module or owner.method("train") is not None:
+            continue
+        of_self = event.kind == "layer mode" and obj is owner.self_obj
+        part = event.kind == "mode" and obj is not None and belongs(facts, owner, obj) and facts.has(obj) == YES
+        if not (of_self or part) or not _made_only(facts, function, obj):
+            continue
+        known = [e for e in trained if facts.holds(e.obj, owner)]
+        others = [e for e in trained if facts.has(e.obj) is None]
+        if not facts.steps_anywhere or not (known or others or lightning) or owner.name not in facts.mentioned:
+            continue
+        undo = (known or others or [None])[0]
+        where = f" in line {undo.line} of {file_of(undo)}" if undo is not None else " of the trainer"
+        yield Said(
+            function.module,
+            event.node,
+            f"{spelled(event.node)}, which only the constructor calls, does not last: train(){where} puts it back in "
+            "train mode with the rest",
+            "def train(self, mode=True) that puts it in eval again, or " + FREEZE.format("model"),
+            sure=bool(known) or (of_self and bool(others)),
+        )
+
+
+def _made_only(facts: Facts, function: FunctionInfo, obj: Obj | None) -> bool:
+    """Whether only constructors run a function, and nothing else puts the same object, or layers, in eval."""
+    elsewhere = [
+        e
+        for e in facts.of("layer mode", "mode")
+        if e.data["mode"] == EVAL and e.function is not function and e.obj is obj and e.function.name != "__init__"
+    ]
+    if function.name == "__init__" or elsewhere:
+        return not elsewhere
+    using = [
+        f
+        for m in facts.project.modules.values()
+        if function.name in m.text
+        for f in m.functions
+        if f.name != function.name and facts.uses(f, function.name) and not isinstance(f.node, ast.Module)
+    ]
+    scripts = any(facts.uses(m, function.name) for m in facts.project.modules.values() if m is not function.module)
+    return bool(using) and all(f.name == "__init__" for f in using) and not (scripts and _by_name(facts, function))
+
+
+def _by_name(facts: Facts, function: FunctionInfo) -> bool:
+    """Whether another file calls a method of that name."""
+    return any(
+        isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == function.name
+        and not (isinstance(n.func.value, ast.Name) and n.func.value.id == "self")
+        for m in facts.project.modules.values()
+        if function.name in m.text
+        for n in m.nodes
+    )
 
 
 def _undone(event: Event) -> Iterator[Said]:
