@@ -42,6 +42,8 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or c.layers is not None or is_average(facts, c.obj) or teaches(event):
             continue
+        if "__init__" in (c.function.name, event.function.name) or facts.is_layer(c.obj):
+            continue  # to learn the shape of an output
         here = c.mode.function is event.function and c.mode.node is not None
         quiet = (c.no_grad is True or infers(facts, event, c)) and not here and not facts.trains(event)
         unused = not quiet and _unused(facts, event, c)
@@ -184,11 +186,10 @@ def never_back(facts: Facts) -> Iterator[Said]:
     for event, c, level in forwards(facts):
         if c.mode.value != EVAL or not c.second or c.no_grad is not False or c.mode.node is None:
             continue
-        if (
-            TRAIN not in first.get((id(event.node), id(c.obj)), set())
-            or not facts.trains(event)
-            or c.layers is not None
-        ):
+        if TRAIN not in first.get((id(event.node), id(c.obj)), set()) or c.layers is not None:
+            continue
+        fate = facts.fate(event)
+        if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
             continue
         name = called(event)
         where = getattr(c.mode.node, "lineno", 0)

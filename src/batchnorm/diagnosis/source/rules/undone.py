@@ -70,46 +70,17 @@ def _made_only(facts: Facts, function: FunctionInfo, obj: Obj | None) -> bool:
     ]
     if function.name == "__init__" or elsewhere:
         return not elsewhere
-    using = [
-        f
-        for m in facts.project.modules.values()
-        if function.name in m.text
-        for f in m.functions
-        if f.name != function.name and facts.uses(f, function.name) and not isinstance(f.node, ast.Module)
-    ]
-    scripts = any(facts.uses(m, function.name) for m in facts.project.modules.values() if m is not function.module)
-    return bool(using) and all(f.name == "__init__" for f in using) and not (scripts and _by_name(facts, function))
+    modules = [m for m in facts.project.modules.values() if function.name in m.text]
+    calls = {id(n) for m in modules for n in m.nodes if _calls(n, function.name)}
+    made = {id(n) for m in modules for f in m.functions if f.name == "__init__" for n in ast.walk(f.node)}
+    return bool(calls) and calls <= made
 
 
-def _by_name(facts: Facts, function: FunctionInfo) -> bool:
-    """Whether another file calls a method of that name."""
-    return any(
-        isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == function.name
-        and not (isinstance(n.func.value, ast.Name) and n.func.value.id == "self")
-        for m in facts.project.modules.values()
-        if function.name in m.text
-        for n in m.nodes
-    )
-
-
-def _undone(event: Event) -> Iterator[Said]:
-    frozen: Mode = event.data["frozen"]
-    if frozen.node is not None and frozen.function is not None:
-        yield Said(
-            frozen.function.module,
-            frozen.node,
-            f"batch norm layers are put in eval, and {spelled(event.node)} in line {event.line} of "
-            f"{event.data['by'].module.path.rsplit('/', 1)[-1]} undoes it",
-            FREEZE.format("model") + ", which survives train()",
-        )
-
-
-def _again(facts: Facts, event: Event) -> bool:
-    """Whether the layers are put in eval again after a train()."""
-    return any(
-        e.obj is event.obj and e.data["mode"] == EVAL and e.line > event.line and e.function is event.function
-        for e in facts.of("layer mode")
-    )
+def _calls(node: ast.AST, name: str) -> bool:
+    """Whether a node calls, or hands on, a function or method of that name."""
+    if isinstance(node, ast.Attribute):
+        return node.attr == name and isinstance(node.ctx, ast.Load)
+    return isinstance(node, ast.Name) and node.id == name
 
 
 def _part_trains_again(facts: Facts) -> Iterator[Said]:
