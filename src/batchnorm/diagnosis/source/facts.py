@@ -285,9 +285,13 @@ class Facts:
             isinstance(n, ast.Attribute) and n.attr == "momentum" and isinstance(n.ctx, ast.Store)
             for n in (ast.walk(info.node) if self.uses(info, "momentum") else ())
         )
-        return sets or self.uses(info, *MEASURES) or any(
-            w in low
-            for w in ("calib", "adapt", "update_bn", "bn_update", "recompute", "standing", "swap_bn", "refresh")
+        return (
+            sets
+            or self.uses(info, *MEASURES)
+            or any(
+                w in low
+                for w in ("calib", "adapt", "update_bn", "bn_update", "recompute", "standing", "swap_bn", "refresh")
+            )
         )
 
     def steps(self, info: FunctionInfo | Module) -> bool:

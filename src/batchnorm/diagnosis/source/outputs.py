@@ -53,7 +53,9 @@ class Outputs:
         self.stepped: set[int] = set()
         self.latest: frozenset[int] = frozenset()
         self.inputs = {key: _names(node) for key, node in self.forwards.items()}
-        self.captured = {n for s in body for f in ast.walk(s) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in _names(f)}
+        self.captured = {
+            n for s in body for f in ast.walk(s) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in _names(f)
+        }
         self.given: dict[int, frozenset[int]] = {}
         self.without_gradients = 0
         self.block(body)

@@ -35,7 +35,14 @@ from batchnorm.diagnosis.source.values import (
 )
 
 NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
-NO_PARTS = ("zero_grad", "register_buffer", "register_parameter", "register_forward_hook", "add_module", "get_parameter")
+NO_PARTS = (
+    "zero_grad",
+    "register_buffer",
+    "register_parameter",
+    "register_forward_hook",
+    "add_module",
+    "get_parameter",
+)
 MOST_NAMED = 6  # classes under one name that are followed one by one
 DEEPEST_NAME = 4
 CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")

@@ -16,7 +16,10 @@ from batchnorm.diagnosis.source.trace import EVAL, Event
 PAIRS = (
     (re.compile(r"(^|_)(src|source|s)(\d*)(_|$)|source"), re.compile(r"(^|_)(tgt|target|trg|t)(\d*)(_|$)|target")),
     (re.compile(r"(^|_)(labell?ed|l|lb|x|sup)(_|$)"), re.compile(r"(^|_)(un_?labell?ed|u|ul|ulb|unsup|unlab)(_|\d|$)")),
-    (re.compile(r"(^|_)(nat|natural|clean|x|images?|inputs?|data)(_|$)"), re.compile(r"(^|_)(adv|adversarial|x_adv|perturbed)(_|$)")),
+    (
+        re.compile(r"(^|_)(nat|natural|clean|x|images?|inputs?|data)(_|$)"),
+        re.compile(r"(^|_)(adv|adversarial|x_adv|perturbed)(_|$)"),
+    ),
 )
 
 
@@ -46,8 +49,8 @@ def two_loaders(facts: Facts) -> Iterator[Said]:
 def _kinds(facts: Facts, one: Event, other: Event) -> str | None:
     """What sets the inputs of two forwards apart: their loaders, their names, that one of them is another's output."""
     loaders, known = (_loaders(facts, one), _loaders(facts, other)), facts.has(one.obj) == YES
-    if all(loaders):
-        return "the batches of two loaders" if known and loaders[0].isdisjoint(loaders[1]) else None
+    if all(loaders) and known and loaders[0].isdisjoint(loaders[1]):
+        return "the batches of two loaders"
     a, b = ({w.lower() for w in words(e)} for e in (one, other))
     for left, right in PAIRS:
         sides = [(any(left.search(w) for w in s), any(right.search(w) for w in s)) for s in (a - b, b - a)]

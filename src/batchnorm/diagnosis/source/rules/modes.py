@@ -24,7 +24,9 @@ from batchnorm.diagnosis.source.values import Obj, canonical
 AVERAGES = re.compile(r"ema|average|moving|momentum_update|sync_param")
 REFERENCE = re.compile(r"(global|old|prev\w*|source|src)_?(model|net)$")
 NETWORKS = re.compile(r"encoder|backbone|model|net$|forward")  # what a method that runs one is called
-EVALUATES = re.compile(r"(^|_|\b)(test|tests|val|valid|validate|validation|eval|evaluate|evaluation|dev|query|infer|predict)(_|\d|\b|$)|test(_?(set|data|load))|val(_?(set|data|load))")
+EVALUATES = re.compile(
+    r"(^|_|\b)(test|tests|val|valid|validate|validation|eval|evaluate|evaluation|dev|query|infer|predict)(_|\d|\b|$)|test(_?(set|data|load))|val(_?(set|data|load))"
+)
 PAUSES = (
     "pause",
     "preserve_stats",
@@ -103,7 +105,11 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         what = "runs forward under no_grad in train mode" if c.no_grad is True and here else _aside(facts, event, c)
         if what:
             name = called(event)
-            line = f" (train() in line {getattr(c.mode.node, 'lineno', 0)} of {_file(c)})" if c.mode.node is not None else ""
+            line = (
+                f" (train() in line {getattr(c.mode.node, 'lineno', 0)} of {_file(c)})"
+                if c.mode.node is not None
+                else ""
+            )
             yield Said(
                 event.function.module,
                 event.node,

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from batchnorm.diagnosis.source.contents import NO
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, file_of, spelled
 from batchnorm.diagnosis.source.project import FunctionInfo
 from batchnorm.diagnosis.source.rules.forwards import forwards, training_forwards
@@ -46,8 +47,12 @@ def _in_a_constructor(facts: Facts) -> Iterator[Said]:
         if not (of_self or part) or not _made_only(facts, function, obj):
             continue
         known = [e for e in trained if facts.holds(e.obj, owner)]
-        others = [e for e in trained if facts.has(e.obj) is None]
-        if not facts.steps_anywhere or not (known or others or lightning) or owner.name not in facts.mentioned:
+        others = [e for e in trained if facts.has(e.obj) != NO]
+        if (
+            not (facts.steps_anywhere or lightning)
+            or not (known or others or lightning)
+            or owner.name not in facts.mentioned
+        ):
             continue
         undo = (known or others or [None])[0]
         where = f" in line {undo.line} of {file_of(undo)}" if undo is not None else " of the trainer"
@@ -77,10 +82,28 @@ def _made_only(facts: Facts, function: FunctionInfo, obj: Obj | None) -> bool:
 
 
 def _calls(node: ast.AST, name: str) -> bool:
-    """Whether a node calls, or hands on, a function or method of that name."""
-    if isinstance(node, ast.Attribute):
-        return node.attr == name and isinstance(node.ctx, ast.Load)
-    return isinstance(node, ast.Name) and node.id == name
+    """Whether a node calls a method of that name."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
+
+
+def _undone(event: Event) -> Iterator[Said]:
+    frozen: Mode = event.data["frozen"]
+    if frozen.node is not None and frozen.function is not None:
+        yield Said(
+            frozen.function.module,
+            frozen.node,
+            f"batch norm layers are put in eval, and {spelled(event.node)} in line {event.line} of "
+            f"{event.data['by'].module.path.rsplit('/', 1)[-1]} undoes it",
+            FREEZE.format("model") + ", which survives train()",
+        )
+
+
+def _again(facts: Facts, event: Event) -> bool:
+    """Whether the layers are put in eval again after a train()."""
+    return any(
+        e.obj is event.obj and e.data["mode"] == EVAL and e.line > event.line and e.function is event.function
+        for e in facts.of("layer mode")
+    )
 
 
 def _part_trains_again(facts: Facts) -> Iterator[Said]:
