@@ -10,8 +10,8 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source.names import DROPOUT, is_layer, last, made_by
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module
-from batchnorm.diagnosis.source.values import Choice, Class, External, Function, Obj, Partial, Tuple
+from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Module
+from batchnorm.diagnosis.source.values import Choice, External, Obj, Partial, Tuple
 
 YES, LIKELY, NO = 2, 1, 0
 DEEPEST = 24

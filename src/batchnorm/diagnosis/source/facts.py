@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -10,10 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
-from batchnorm.diagnosis.source.interpreter import Program
+from batchnorm.diagnosis.source.interpreter import events
 from batchnorm.diagnosis.source.names import is_layer, loads_weights, made_by
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project
+from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, nodes_of
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Choice, Const, Obj, canonical, options
 
@@ -35,6 +36,7 @@ MEASURES = (
     "cumulative",
     "standing_statistics",
 )
+ADAPTS = re.compile(r"calib|adapt|update_bn|bn_update|recompute|standing|swap_bn|refresh")
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
 DEEPEST_PART = 3
 STEPS = frozenset(("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler"))
@@ -58,7 +60,7 @@ class Facts:
         self.project = project
         self.contents = Contents()
         self._kinds: dict[str, list[Event]] = defaultdict(list)
-        for event in Program(project).run():
+        for event in events(project):
             self._kinds[event.kind].append(event)
         self._answers: dict[str, Any] = {}
         self._words: dict[int, frozenset[str]] = {}
@@ -160,7 +162,7 @@ class Facts:
     def _words_in(self, node: ast.AST) -> frozenset[str]:
         if id(node) not in self._words:
             found = set()
-            for n in ast.walk(node):
+            for n in nodes_of(node):
                 if isinstance(n, ast.Name):
                     found.add(n.id)
                 elif isinstance(n, ast.Attribute):
@@ -280,18 +282,14 @@ class Facts:
 
     def measures(self, info: FunctionInfo) -> bool:
         """Whether a function is there to measure statistics, or adapts them on purpose."""
-        low = info.name.lower()
-        sets = any(
+        return self.once(f"measures {id(info)}", lambda: self._measures(info))
+
+    def _measures(self, info: FunctionInfo) -> bool:
+        if self.uses(info, *MEASURES) or ADAPTS.search(info.name.lower()):
+            return True
+        return self.uses(info, "momentum") and any(
             isinstance(n, ast.Attribute) and n.attr == "momentum" and isinstance(n.ctx, ast.Store)
-            for n in (ast.walk(info.node) if self.uses(info, "momentum") else ())
-        )
-        return (
-            sets
-            or self.uses(info, *MEASURES)
-            or any(
-                w in low
-                for w in ("calib", "adapt", "update_bn", "bn_update", "recompute", "standing", "swap_bn", "refresh")
-            )
+            for n in ast.walk(info.node)
         )
 
     def steps(self, info: FunctionInfo | Module) -> bool:

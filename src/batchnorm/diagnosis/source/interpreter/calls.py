@@ -12,7 +12,7 @@ from batchnorm.diagnosis.source.names import (
     is_layer,
     last,
 )
-from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, Super
 from batchnorm.diagnosis.source.trace import (
     EVAL,
     TRAIN,
@@ -20,13 +20,10 @@ from batchnorm.diagnosis.source.trace import (
 )
 from batchnorm.diagnosis.source.values import (
     Choice,
-    Class,
     External,
     Form,
-    Function,
     Obj,
     Partial,
-    Super,
     Tuple,
     canonical,
     choice,

@@ -10,19 +10,16 @@ from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.calls import Calls
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, arithmetic, member
+from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Namespace, arithmetic, member
 from batchnorm.diagnosis.source.trace import Test, join
 from batchnorm.diagnosis.source.values import (
     STATISTICS,
     Choice,
-    Class,
     ClassName,
     Const,
     External,
     Flag,
     Form,
-    Function,
-    Namespace,
     Obj,
     Tuple,
     choice,

@@ -17,7 +17,7 @@ from batchnorm.diagnosis.source.names import (
     last,
     loads_weights,
 )
-from batchnorm.diagnosis.source.project import Module
+from batchnorm.diagnosis.source.project import Class, Function, Module, Namespace, Super
 from batchnorm.diagnosis.source.trace import (
     TRAIN,
     UNKNOWN,
@@ -25,16 +25,12 @@ from batchnorm.diagnosis.source.trace import (
 )
 from batchnorm.diagnosis.source.values import (
     VOLATILE,
-    Class,
     ClassName,
     Const,
     External,
     Form,
-    Function,
-    Namespace,
     Obj,
     Partial,
-    Super,
     Tuple,
     canonical,
     choice,

@@ -38,8 +38,8 @@ def two_loaders(facts: Facts) -> Iterator[Said]:
                 yield Said(
                     event.function.module,
                     event.node,
-                    f"{called(event)} is trained on {kinds} one after the other (line {first.line}): each is normalised "
-                    "with its own statistics, and evaluation uses one mixture",
+                    f"{called(event)} is trained on {kinds} one after the other (line {first.line}): each is "
+                    "normalised with its own statistics, and evaluation uses one mixture",
                     "torch.cat of both batches in one forward, or batch norm layers for each domain",
                     sure=False,
                 )
