@@ -197,7 +197,7 @@ class Outputs:
         if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name) and func.value.id in self.names:
             self.names[func.value.id] = owner | given  # losses.append(loss)
         flow = owner | given
-        return flow.cut() if name in DETACHES else flow
+        return flow.cut() if name in DETACHES and name != "grad" else flow
 
 
 def _names(node: ast.AST) -> set[str]:

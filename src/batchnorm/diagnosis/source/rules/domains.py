@@ -8,19 +8,27 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called
-from batchnorm.diagnosis.source.rules.forwards import evaluated, generates, training_forwards, words
+from batchnorm.diagnosis.source.rules.forwards import evaluated, training_forwards, words
 from batchnorm.diagnosis.source.rules.small_batches import LOADER
 from batchnorm.diagnosis.source.trace import EVAL, Event
 
 # What the two domains of an adaptation, and the two parts of a batch in semi-supervised learning, are called.
+DATA = r"(^|_)(x|data|im|imgs?|images?|inputs?|batch)"
 PAIRS = (
-    (re.compile(r"(^|_)(src|source|s)(\d*)(_|$)|source"), re.compile(r"(^|_)(tgt|target|trg|t)(\d*)(_|$)|target")),
-    (re.compile(r"(^|_)(labell?ed|l|lb|x|sup)(_|$)"), re.compile(r"(^|_)(un_?labell?ed|u|ul|ulb|unsup|unlab)(_|\d|$)")),
+    (
+        re.compile(r"(^|_)(src|source)(\d*)(_|$)|source|" + DATA + "_?s$"),
+        re.compile(r"tgt|target|trg|" + DATA + "_?t$"),
+    ),
+    (
+        re.compile(r"(^|_)(labell?ed|l|lb|x|sup)(_|$)"),
+        re.compile(r"(^|_)(un_?labell?ed|u|ul|ulb|unsup|unlab)(_|\d|$)"),
+    ),
     (
         re.compile(r"(^|_)(nat|natural|clean|x|images?|inputs?|data)(_|$)"),
         re.compile(r"(^|_)(adv|adversarial|x_adv|perturbed)(_|$)"),
     ),
 )
+GENERATORS = re.compile(r"(^|[._])(net_?)?(g|gen|generator|decoder)(_\w+)?$")
 
 
 def two_loaders(facts: Facts) -> Iterator[Said]:
@@ -57,7 +65,7 @@ def _kinds(facts: Facts, one: Event, other: Event) -> str | None:
         if sides in ([(True, False), (False, True)], [(False, True), (True, False)]):
             return "batches of two kinds"
     made = [_generated(facts, e) for e in (one, other)]
-    if known and made[0] != made[1] and evaluated(facts, one.obj):
+    if known and made[0] != made[1] and not GENERATORS.search(called(one).lower()) and evaluated(facts, one.obj):
         return "data and on the outputs of a generator"
     return None
 
@@ -66,7 +74,7 @@ def _generated(facts: Facts, event: Event) -> bool:
     """Whether a forward's input is computed by a generator."""
     made = facts.outputs(event).made_of(event.node)
     return any(
-        id(e.node) in made and e.obj is not event.obj and generates(e)
+        id(e.node) in made and e.obj is not event.obj and GENERATORS.search(called(e).lower())
         for e in facts.of("forward")
         if e.function is event.function
     )

@@ -21,6 +21,7 @@ from batchnorm.diagnosis.source.rules.forwards import (
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
+SECOND = re.compile(r"ema|teacher|target|momentum|avg|average|key")
 AVERAGES = re.compile(r"ema|average|moving|momentum_update|sync_param")
 REFERENCE = re.compile(r"(global|old|prev\w*|source|src)_?(model|net)$")
 NETWORKS = re.compile(r"encoder|backbone|model|net$|forward")  # what a method that runs one is called
@@ -141,14 +142,22 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
 
 def _aside(facts: Facts, event: Event, c: Context) -> str:
     """What a forward in a training step is for, where that is not a gradient of its weights."""
-    if teaches(event) or (facts.trained and not any(id(o) in facts.trained for o in facts.aliases(c.obj))):
+    if (
+        teaches(event)
+        or SECOND.search(called(event).lower())
+        or (facts.trained and not any(id(o) in facts.trained for o in facts.aliases(c.obj)))
+    ):
         return ""
     fate = facts.fate(event)
     if fate.asks:
         return "runs forward in train mode for the gradient of its input"
     if not facts.trains(event) or facts.has(c.obj) != YES:
         return ""
-    if any(isinstance(v, Obj) and v.kind == "external" and NUMBERS.match(v.info[0]) for v in event.data["inputs"]):
+    inside = {id(n) for n in ast.walk(event.node)}
+    if any(
+        isinstance(v, Obj) and v.kind == "external" and NUMBERS.match(v.info[0]) and id(v.node) in inside
+        for v in event.data["inputs"]
+    ):
         return "runs forward in train mode on made-up data"
     if c.no_grad is True and not _unused(facts, event, c):
         return "runs forward under no_grad in the train mode of a training step"
