@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said
 from batchnorm.diagnosis.source.rules.averages import level_of, takes_off, takes_some
 from batchnorm.diagnosis.source.trace import Event
+from batchnorm.diagnosis.source.values import Poly
+
+LEAST_DECAY = 0.9
 
 
 def moved_as_weights(facts: Facts) -> Iterator[Said]:
@@ -34,11 +37,20 @@ def moved_as_weights(facts: Facts) -> Iterator[Said]:
             )
 
 
+def _shrinks(weight: Poly) -> bool:
+    """Whether a weight is a little below 1: a number, or 1 less something."""
+    one = weight.get((), 0.0)
+    rest = [v for k, v in weight.items() if k]
+    return (one == 1 and all(v < 0 for v in rest)) if rest else LEAST_DECAY <= one < 1
+
+
 def _decays(facts: Facts, event: Event, loop: ast.For) -> bool:
     """Whether an entry is scaled in place, and nothing is added to it in the same loop."""
     forms = [(now, at) for now, at, _ in event.data["values"]]
-    scaled = event.data.get("in_place") in ("mul_", "div_") or event.data.get("augmented")
-    if not scaled or not forms or not all(list(now.terms) == [at] and set(now.terms[at]) != {()} for now, at in forms):
+    augmented = isinstance(event.node, ast.AugAssign) and isinstance(event.node.op, ast.Mult)
+    if not (event.data.get("in_place") == "mul_" or augmented) or not forms:
+        return False
+    if not all(list(now.terms) == [at] and _shrinks(now.terms[at]) for now, at in forms):
         return False
     if any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in ast.walk(loop)):
         return False

@@ -61,8 +61,10 @@ def _kinds(facts: Facts, one: Event, other: Event) -> str | None:
         return "the batches of two loaders"
     a, b = ({w.lower() for w in words(e)} for e in (one, other))
     for left, right in PAIRS:
-        sides = [(any(left.search(w) for w in s), any(right.search(w) for w in s)) for s in (a - b, b - a)]
-        if sides in ([(True, False), (False, True)], [(False, True), (True, False)]):
+        sides = [
+            "right" if any(map(right.search, s)) else "left" if any(map(left.search, s)) else "" for s in (a - b, b - a)
+        ]
+        if sorted(sides) == ["left", "right"]:
             return "batches of two kinds"
     made = [_generated(facts, e) for e in (one, other)]
     if known and made[0] != made[1] and not GENERATORS.search(called(one).lower()) and evaluated(facts, one.obj):

@@ -22,7 +22,7 @@ from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
 SECOND = re.compile(r"ema|teacher|target|momentum|avg|average|key")
-AVERAGES = re.compile(r"ema|average|moving|momentum_update|sync_param")
+AVERAGES = re.compile(r"(^|_)ema(_|$)|moving_average|average_(param|weight)|(update|sync|copy)_(teacher|target|key|param)")
 REFERENCE = re.compile(r"(global|old|prev\w*|source|src)_?(model|net)$")
 NETWORKS = re.compile(r"encoder|backbone|model|net$|forward")  # what a method that runs one is called
 EVALUATES = re.compile(
@@ -267,8 +267,15 @@ def _put_in_train(facts: Facts) -> Iterator[Said]:
                 f"{name} is not trained here, and is put in train mode: it normalises with the batch, and its running "
                 "statistics move",
                 f"{name}.eval()",
-                sure=facts.has(obj) == YES and any(c.loaded for c in event.contexts),
+                sure=facts.has(obj) == YES and _loaded(facts, event),
             )
+
+
+def _loaded(facts: Facts, event: Event) -> bool:
+    """Whether weights were loaded into what a mode is set for."""
+    same = {id(o) for o in facts.aliases(event.obj)}
+    loads = any(not same.isdisjoint(map(id, facts.aliases(e.obj))) for e in facts.of("load"))
+    return loads or any(c.loaded for c in event.contexts)
 
 
 def _others_train(facts: Facts, event: Event) -> bool:

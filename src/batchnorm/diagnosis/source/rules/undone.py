@@ -47,7 +47,7 @@ def _in_a_constructor(facts: Facts) -> Iterator[Said]:
         if not (of_self or part) or not _made_only(facts, function, obj):
             continue
         known = [e for e in trained if facts.holds(e.obj, owner)]
-        others = [e for e in trained if facts.has(e.obj) != NO]
+        others = [e for e in trained if facts.has(e.obj) != NO and (e.obj.kind != "parameter" or e.obj.sources)]
         if (
             not (facts.steps_anywhere or lightning)
             or not (known or others or lightning)
