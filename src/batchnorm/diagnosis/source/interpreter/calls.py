@@ -141,9 +141,8 @@ class Calls(Methods):
         for decorator in node.decorator_list:
             for option in options(self.ev(decorator)):
                 if isinstance(option, Function) and option.info.node is not node:
-                    call = ast.copy_location(ast.Call(decorator, [], []), decorator)
-                    self.program.obj((decorator, "call"), lambda call=call: call)
-                    self.apply(self.program.made[decorator, "call"], option.info, option.owner, [value], {})
+                    call: Any = self.program.obj((decorator, "call"), lambda at=decorator: _called_by(at))
+                    self.apply(call, option.info, option.owner, [value], {})
 
     def construct(self, node: ast.Call, info: ClassInfo, args: list[Any], keywords: dict[str, Any]) -> Any:
         """An instance of a class of the linted files."""
@@ -255,3 +254,8 @@ class Calls(Methods):
             and name in base.attrs
             and bool(base.attrs[name].sources)
         )
+
+
+def _called_by(decorator: ast.expr) -> Any:
+    """The call that a decorator is."""
+    return ast.copy_location(ast.Call(decorator, [], []), decorator)

@@ -189,7 +189,7 @@ class Expressions(Calls):
             self.state.env.update(kept)
             ends.append(self.state)
         self.conditions -= 1
-        self.state = join(*ends, choice) if ends[0] is not ends[1] else before
+        self.state = join(ends[0], ends[1], choice) if ends[0] is not ends[1] else before
         return choice(values)
 
     def ev_NamedExpr(self, node: ast.NamedExpr) -> Any:

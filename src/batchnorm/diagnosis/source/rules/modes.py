@@ -22,7 +22,9 @@ from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
 SECOND = re.compile(r"ema|teacher|target|momentum|avg|average|key")
-AVERAGES = re.compile(r"(^|_)ema(_|$)|moving_average|average_(param|weight)|(update|sync|copy)_(teacher|target|key|param)")
+AVERAGES = re.compile(
+    r"(^|_)ema(_|$)|moving_average|average_(param|weight)|(update|sync|copy)_(teacher|target|key|param)"
+)
 REFERENCE = re.compile(r"(global|old|prev\w*|source|src)_?(model|net)$")
 NETWORKS = re.compile(r"encoder|backbone|model|net$|forward")  # what a method that runs one is called
 EVALUATES = re.compile(

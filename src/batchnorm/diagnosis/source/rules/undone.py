@@ -47,7 +47,7 @@ def _in_a_constructor(facts: Facts) -> Iterator[Said]:
         if not (of_self or part) or not _made_only(facts, function, obj):
             continue
         known = [e for e in trained if facts.holds(e.obj, owner)]
-        others = [e for e in trained if facts.has(e.obj) != NO and (e.obj.kind != "parameter" or e.obj.sources)]
+        others = [e for e in trained if facts.has(e.obj) != NO and _made(e.obj)]
         if (
             not (facts.steps_anywhere or lightning)
             or not (known or others or lightning)
@@ -64,6 +64,11 @@ def _in_a_constructor(facts: Facts) -> Iterator[Said]:
             "def train(self, mode=True) that puts it in eval again, or " + FREEZE.format("model"),
             sure=bool(known) or (of_self and bool(others)),
         )
+
+
+def _made(obj: Obj | None) -> bool:
+    """Whether anything is known to reach an object, if it is a parameter."""
+    return obj is not None and (obj.kind != "parameter" or bool(obj.sources))
 
 
 def _made_only(facts: Facts, function: FunctionInfo, obj: Obj | None) -> bool:
