@@ -263,11 +263,19 @@ class Facts:
 
         def follow() -> Outputs:
             node = event.function.node
-            forwards = [e.node for e in self.of("forward") if e.function is event.function]
+            forwards = [e.node for e in self._forwards_in[id(event.function)]]
             body = node.body if isinstance(node.body, list) else [ast.Return(node.body)]
             return Outputs(body, forwards, self._backward)
 
         return self.once(f"outputs {id(event.function)}", follow)
+
+    @cached_property
+    def _forwards_in(self) -> dict[int, list[Event]]:
+        """The forwards by the function that they are in."""
+        found: dict[int, list[Event]] = defaultdict(list)
+        for event in self.of("forward"):
+            found[id(event.function)].append(event)
+        return found
 
     @cached_property
     def _backward(self) -> frozenset[str]:
