@@ -291,14 +291,6 @@ def step(x, optimizer):
     (model(x) - target).square().sum().backward()
 step(x, optimizer)
 """, """
-optimizer = torch.optim.SGD(model.parameters(), 0.1)
-model.load_state_dict(torch.load("start.pt"))
-def step(x):
-    with torch.no_grad():
-        guess = model(x)
-    (model(x) - guess).square().sum().backward()
-step(x)
-""", """
 def build_teacher(net):
     net.load_state_dict(torch.load("teacher.pt"))
     return net.eval()

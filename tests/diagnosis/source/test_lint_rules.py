@@ -4,18 +4,18 @@
 import pytest
 
 from batchnorm.diagnosis.source.rules import LOOKS
-from tests.diagnosis.source import cases, conditional, programs, spellings, training
+from tests.diagnosis.source import cases, conditional, programs, purposes, spellings, training
 from tests.diagnosis.source.read_code import found
 
 WRONG = [
     (code, source.HEAD, *(w if isinstance(w, tuple) else (w, "warning")))
-    for source in (cases, training, programs, conditional)
+    for source in (cases, training, programs, conditional, purposes)
     for code, (wrong, _) in source.CASES.items()
     for w in wrong
 ]
 RIGHT = [
     (code, source.HEAD + r)
-    for source in (cases, training, programs, conditional)
+    for source in (cases, training, programs, conditional, purposes)
     for code, (_, right) in source.CASES.items()
     for r in right
 ]

@@ -118,7 +118,7 @@ CASES = {
         "from torch import autograd\ncritic = nn.Sequential(nn.Conv2d(3, 1, 3), nn.BatchNorm2d(1))\nx.requires_grad_()\nautograd.grad(critic(x).sum(), x, create_graph=True)[0].square().sum().backward()",
         "critic = Net()\ny, classes = critic(x)\ngrads = torch.autograd.grad(outputs=[y.sum()], inputs=[x], create_graph=True)",
     ], [
-        PENALTY.replace(", create_graph=True", "") + "penalty(Net(), x, y)",
+        PENALTY.replace(", create_graph=True", "") + "penalty(Net().eval(), x, y)",
         PENALTY + "penalty(Net().eval(), x, y)",
         PENALTY + "penalty(nn.Sequential(nn.Conv2d(3, 1, 3), nn.LayerNorm(8)), x, y)",
         "net = Net()\nloss = net(x).sum()\ntorch.autograd.grad(loss, net.parameters(), create_graph=True)",

@@ -10,8 +10,8 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source.names import DROPOUT, is_layer, last, made_by
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module
-from batchnorm.diagnosis.source.values import Choice, Class, External, Function, Obj, Partial, Tuple
+from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Module
+from batchnorm.diagnosis.source.values import Choice, External, Obj, Partial, Tuple
 
 YES, LIKELY, NO = 2, 1, 0
 DEEPEST = 24
@@ -76,6 +76,8 @@ class Contents:
             return YES
         if obj.kind == "iteration" and ("children" in obj.name or "modules" in obj.name):
             return self.contains(obj.info[0], depth + 1)
+        if obj.kind == "layer":
+            return self.contains(obj.info, depth + 1)
         levels: list[int | None] = []
         if obj.kind in ("instance", "self") and isinstance(obj.info, ClassInfo):
             levels.append(self.scan(obj.info, self._constructed(obj))[0])
@@ -315,6 +317,8 @@ def inflow(obj: Obj, depth: int = 0) -> list[Any]:
         ):
             if isinstance(source, Obj) and obj.name in source.attrs:
                 found.append(source.attrs[obj.name])
+            elif isinstance(source, Obj) and source.kind in ("list", "dict") and obj.name == "[]":
+                found.extend(source.sources)
             elif isinstance(source, Obj) and source.kind in ("attribute", "parameter", "result", "wrapper", "copy"):
                 found.append(source.attr(obj.name))
         info = obj.parent.info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -10,15 +11,15 @@ from typing import Any, NamedTuple, TypeVar
 
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
-from batchnorm.diagnosis.source.interpreter import Program
+from batchnorm.diagnosis.source.interpreter import events
 from batchnorm.diagnosis.source.names import is_layer, loads_weights, made_by
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project
+from batchnorm.diagnosis.source.outputs import Fate, Outputs
+from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, nodes_of
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Choice, Const, Obj, canonical, options
 
 T = TypeVar("T")
 MEASURES = (
-    "momentum",
     "reset_running_stats",
     "update_bn",
     "bn_update",
@@ -35,7 +36,9 @@ MEASURES = (
     "cumulative",
     "standing_statistics",
 )
+ADAPTS = re.compile(r"calib|adapt|update_bn|bn_update|recompute|standing|swap_bn|refresh")
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
+DEEPEST_PART = 3
 STEPS = frozenset(("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler"))
 
 
@@ -57,7 +60,7 @@ class Facts:
         self.project = project
         self.contents = Contents()
         self._kinds: dict[str, list[Event]] = defaultdict(list)
-        for event in Program(project).run():
+        for event in events(project):
             self._kinds[event.kind].append(event)
         self._answers: dict[str, Any] = {}
         self._words: dict[int, frozenset[str]] = {}
@@ -115,9 +118,14 @@ class Facts:
         found = {
             id(e.function.owner)
             for e in self.of("mode", "layer mode")
-            if e.function.owner is not None and e.function.owner.is_module
+            if e.function.owner is not None and e.function.owner.is_module and e.function.name in self._run
         }
         return found
+
+    @cached_property
+    def _run(self) -> frozenset[str]:
+        """The names of methods that the linted files call, or that torch does."""
+        return self.called | {"__init__", "forward", "train", "eval"}
 
     def manages(self, obj: Obj) -> bool:
         """Whether an object sees to its own modes: a wrapper for adaptation, a model that freezes layers."""
@@ -133,6 +141,20 @@ class Facts:
                         return True
         return False
 
+    def holds(self, obj: Obj | None, owner: ClassInfo, depth: int = 0) -> bool:
+        """Whether an object, or what is in its attributes, is made by a class."""
+        for alias in self.aliases(obj):
+            for made in (alias, *alias.sources[:3]):
+                info = made.info if isinstance(made, Obj) else None
+                if not isinstance(info, ClassInfo):
+                    continue
+                if owner in info.ancestors():
+                    return True
+                slots = (s for a in info.ancestors() if isinstance(a, ClassInfo) for s in a.self_obj.attrs.values())
+                if depth < DEEPEST_PART and any(self.holds(slot, owner, depth + 1) for slot in list(slots)[:24]):
+                    return True
+        return False
+
     def words(self, info: FunctionInfo | Module) -> frozenset[str]:
         """Every name and attribute that a function or a module uses, inner functions included."""
         return self._words_in(info.tree if isinstance(info, Module) else info.node)
@@ -140,7 +162,7 @@ class Facts:
     def _words_in(self, node: ast.AST) -> frozenset[str]:
         if id(node) not in self._words:
             found = set()
-            for n in ast.walk(node):
+            for n in nodes_of(node):
                 if isinstance(n, ast.Name):
                     found.add(n.id)
                 elif isinstance(n, ast.Attribute):
@@ -232,17 +254,60 @@ class Facts:
             for n in (event.data["loops"] if isinstance(node, ast.Module) else (node,))
         )
 
+    def fate(self, event: Event) -> Fate:
+        """What becomes of a forward's output within its function."""
+        return self.outputs(event).fate(event.node)
+
+    def outputs(self, event: Event) -> Outputs:
+        """Where the outputs of all forwards of a forward's function go."""
+
+        def follow() -> Outputs:
+            node = event.function.node
+            forwards = [e.node for e in self._forwards_in[id(event.function)]]
+            body = node.body if isinstance(node.body, list) else [ast.Return(node.body)]
+            return Outputs(body, forwards, self._backward)
+
+        return self.once(f"outputs {id(event.function)}", follow)
+
+    @cached_property
+    def _forwards_in(self) -> dict[int, list[Event]]:
+        """The forwards by the function that they are in."""
+        found: dict[int, list[Event]] = defaultdict(list)
+        for event in self.of("forward"):
+            found[id(event.function)].append(event)
+        return found
+
+    @cached_property
+    def _backward(self) -> frozenset[str]:
+        """The names of functions that run something backward."""
+        return frozenset(
+            f.name
+            for m in self.project.modules.values()
+            if "backward" in m.text
+            for f in m.functions
+            if f.name and not self._words_in(f.node).isdisjoint(("backward", "manual_backward"))
+        )
+
     def measures(self, info: FunctionInfo) -> bool:
         """Whether a function is there to measure statistics, or adapts them on purpose."""
-        low = info.name.lower()
-        return self.uses(info, *MEASURES) or any(
-            w in low
-            for w in ("calib", "adapt", "update_bn", "bn_update", "recompute", "standing", "swap_bn", "refresh")
+        return self.once(f"measures {id(info)}", lambda: self._measures(info))
+
+    def _measures(self, info: FunctionInfo) -> bool:
+        if self.uses(info, *MEASURES) or ADAPTS.search(info.name.lower()):
+            return True
+        return self.uses(info, "momentum") and any(
+            isinstance(n, ast.Attribute) and n.attr == "momentum" and isinstance(n.ctx, ast.Store)
+            for n in ast.walk(info.node)
         )
 
     def steps(self, info: FunctionInfo | Module) -> bool:
         """Whether a function or a file makes training steps anywhere."""
         return self.uses(info, *(STEPS - {"autograd"}))
+
+    @cached_property
+    def steps_anywhere(self) -> bool:
+        """Whether any of the linted files makes training steps."""
+        return any(self.steps(m) for m in self.project.modules.values())
 
     def forwards_of(self, value: Any) -> list[Event]:
         """The forwards whose outputs a value is, or is made from."""

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module
+from typing import Any, NamedTuple
 
 Poly = dict[tuple[Any, ...], float]
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
@@ -32,36 +29,11 @@ class External(NamedTuple):
     name: str
 
 
-class Class(NamedTuple):
-    """A class of the linted files."""
-
-    info: ClassInfo
-
-
-class Function(NamedTuple):
-    """A function of the linted files, bound to an object if it is a method of one."""
-
-    info: FunctionInfo
-    owner: Obj | None = None
-
-
-class Namespace(NamedTuple):
-    """A module of the linted files."""
-
-    module: Module
-
-
 class Method(NamedTuple):
     """A method that no linted file defines, such as `eval`."""
 
     owner: Any
     name: str
-
-
-class Super(NamedTuple):
-    """`super()` in a method of a class of the linted files."""
-
-    info: ClassInfo
 
 
 class Partial(NamedTuple):
@@ -138,6 +110,9 @@ class Obj:
         if self.kind == "wrapper" and isinstance(self.info, Obj):
             return self.info.path
         return f"{self.parent.path}.{self.name}" if self.parent is not None and self.kind == "attribute" else self.name
+
+
+VOLATILE = Obj("unknown", "volatile")  # Variable(x, volatile=True), of which no gradient is kept
 
 
 class Atom(NamedTuple):

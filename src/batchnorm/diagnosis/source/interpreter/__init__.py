@@ -1,5 +1,14 @@
-"""The abstract interpreter: `Program(project).run()` gives the events that the rules read."""
+"""The abstract interpreter: `events(project)` are what the rules read."""
 
+from batchnorm.diagnosis.source.interpreter.function import Interpreter
 from batchnorm.diagnosis.source.interpreter.program import Program
+from batchnorm.diagnosis.source.project import Project
+from batchnorm.diagnosis.source.trace import Event
 
-__all__ = ["Program"]
+
+def events(project: Project) -> list[Event]:
+    """All events of a program."""
+    return Program(project, Interpreter).run()
+
+
+__all__ = ["events"]

@@ -6,12 +6,13 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.methods import STANDARD, Methods
 from batchnorm.diagnosis.source.names import (
     is_layer,
     last,
 )
-from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, Super
 from batchnorm.diagnosis.source.trace import (
     EVAL,
     TRAIN,
@@ -19,13 +20,10 @@ from batchnorm.diagnosis.source.trace import (
 )
 from batchnorm.diagnosis.source.values import (
     Choice,
-    Class,
     External,
     Form,
-    Function,
     Obj,
     Partial,
-    Super,
     Tuple,
     canonical,
     choice,
@@ -34,6 +32,16 @@ from batchnorm.diagnosis.source.values import (
 )
 
 NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
+NO_PARTS = (
+    "zero_grad",
+    "register_buffer",
+    "register_parameter",
+    "register_forward_hook",
+    "add_module",
+    "get_parameter",
+)
+MOST_NAMED = 6  # classes under one name that are followed one by one
+DEEPEST_NAME = 4
 CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")
 
 
@@ -106,8 +114,35 @@ class Calls(Methods):
         if isinstance(target, External):
             return self.outside(node, target.name, args, keywords)
         if isinstance(target, Obj):
-            return self.forward(node, target, [*args, *keywords.values()])
+            named = self._named_by(target)
+            if not named:
+                return self.forward(node, target, [*args, *keywords.values()])
+            if len(named) <= MOST_NAMED:
+                return choice([self.invoke(node, t, args, keywords) for t in named])
+            made = self.program.obj((node, "named"), lambda: Obj("result", target.name, node=node))
+            made.sources = [*dict.fromkeys((*made.sources, *named))][:MOST_NAMED]
+            self.state.modes[made] = Mode(TRAIN)
+            return made
         return None
+
+    def _named_by(self, target: Obj, depth: int = 0) -> list[Any]:
+        """The classes and functions that a dict, a registry or an option may hold under a name; none if a model is."""
+        found: list[Any] = []
+        if depth < DEEPEST_NAME and target.kind in ("attribute", "parameter", "global"):
+            for option in (o for source in inflow(target) for o in options(source)):
+                if isinstance(option, Class | Function | External | Partial):
+                    found.append(option)
+                elif isinstance(option, Obj) and option is not target:
+                    found.extend(self._named_by(option, depth + 1))
+        return [*dict.fromkeys(found)]
+
+    def decorated(self, node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, value: Any) -> None:
+        """A decorator of the linted files may register what it is given."""
+        for decorator in node.decorator_list:
+            for option in options(self.ev(decorator)):
+                if isinstance(option, Function) and option.info.node is not node:
+                    call: Any = self.program.obj((decorator, "call"), lambda at=decorator: _called_by(at))
+                    self.apply(call, option.info, option.owner, [value], {})
 
     def construct(self, node: ast.Call, info: ClassInfo, args: list[Any], keywords: dict[str, Any]) -> Any:
         """An instance of a class of the linted files."""
@@ -156,6 +191,8 @@ class Calls(Methods):
             return STANDARD[name](self, node, base, name, args, keywords)
         if name in ("next", "__next__") and not args:
             return self.element(base)
+        if name in NO_PARTS:
+            return None
         held = self.state.heap.get((base, name))
         if held is None and base.kind in ("self", "instance"):
             held = self.slot_of(base, name)
@@ -217,3 +254,8 @@ class Calls(Methods):
             and name in base.attrs
             and bool(base.attrs[name].sources)
         )
+
+
+def _called_by(decorator: ast.expr) -> Any:
+    """The call that a decorator is."""
+    return ast.copy_location(ast.Call(decorator, [], []), decorator)

@@ -10,19 +10,16 @@ from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.calls import Calls
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, arithmetic, member
-from batchnorm.diagnosis.source.trace import Test
+from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Namespace, arithmetic, member
+from batchnorm.diagnosis.source.trace import Test, join
 from batchnorm.diagnosis.source.values import (
     STATISTICS,
     Choice,
-    Class,
     ClassName,
     Const,
     External,
     Flag,
     Form,
-    Function,
-    Namespace,
     Obj,
     Tuple,
     choice,
@@ -79,6 +76,8 @@ class Expressions(Calls):
 
     def read(self, base: Any, name: str, node: ast.AST) -> Any:
         """`base.name`."""
+        if isinstance(base, Namespace) and name == "__dict__":
+            return self.names_of(base.module)
         if isinstance(base, External | Namespace | Class):
             return member(base, name)
         if isinstance(base, Choice):
@@ -177,15 +176,21 @@ class Expressions(Calls):
     def ev_IfExp(self, node: ast.IfExp) -> Any:
         self.ev(node.test)
         narrowed, otherwise = self.narrow(node.test)
-        kept = {k: self.state.env.get(k) for k in (*narrowed, *otherwise)}
+        before = self.state
         self.conditions += 1
-        self.state.env.update(narrowed)
-        then = self.ev(node.body)
-        self.state.env.update({**kept, **otherwise})
-        rest = self.ev(node.orelse)
-        self.state.env.update(kept)
+        values, ends = [], []
+        for holds, said, branch in ((True, narrowed, node.body), (False, otherwise, node.orelse)):
+            kept = {k: before.env.get(k) for k in said}
+            self.state = before.copy() if _acts(node) else before
+            self.state.env.update(said)
+            self.tests.append(Test(node.test, holds))
+            values.append(self.ev(branch))
+            self.tests.pop()
+            self.state.env.update(kept)
+            ends.append(self.state)
         self.conditions -= 1
-        return choice([then, rest])
+        self.state = join(ends[0], ends[1], choice) if ends[0] is not ends[1] else before
+        return choice(values)
 
     def ev_NamedExpr(self, node: ast.NamedExpr) -> Any:
         value = self.ev(node.value)
@@ -283,3 +288,8 @@ class Expressions(Calls):
 
     def ev_Call(self, node: ast.Call) -> Any:
         return self.call(node)
+
+
+def _acts(node: ast.IfExp) -> bool:
+    """Whether a branch of a conditional expression may set a mode."""
+    return any(isinstance(n, ast.Attribute) and n.attr in ("train", "eval") for n in ast.walk(node))

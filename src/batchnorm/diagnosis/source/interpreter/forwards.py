@@ -16,10 +16,7 @@ from batchnorm.diagnosis.source.trace import (
     TRAIN,
     Use,
 )
-from batchnorm.diagnosis.source.values import (
-    Obj,
-    canonical,
-)
+from batchnorm.diagnosis.source.values import VOLATILE, Obj, canonical, options
 
 MOST_INPUTS = 8  # of a forward
 
@@ -34,6 +31,13 @@ class Forwards(Writes):
         obj = canonical(base)
         if obj.kind == "self" and isinstance(obj.info, ClassInfo) and not obj.info.is_module:
             return None
+        before = self.state.no_grad
+        self.state.no_grad = True if any(v is VOLATILE for a in args for v in options(a)) else before
+        output = self._forward(node, base, obj, args)
+        self.state.no_grad = before
+        return output
+
+    def _forward(self, node: ast.Call, base: Obj, obj: Obj, args: list[Any]) -> Obj:
         event = self.event("forward", node, obj)
         event.data.setdefault("inputs", []).extend(args[:MOST_INPUTS])
         del event.data["inputs"][MOST_INPUTS:]

@@ -11,14 +11,8 @@ from batchnorm.diagnosis.source.names import (
     is_layer,
     last,
 )
-from batchnorm.diagnosis.source.values import (
-    Class,
-    ClassName,
-    Const,
-    External,
-    Obj,
-    options,
-)
+from batchnorm.diagnosis.source.project import Class
+from batchnorm.diagnosis.source.values import ClassName, Const, External, Obj, options
 
 RANKS = (
     "rank",

@@ -6,19 +6,8 @@ from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.walk import Walk
-from batchnorm.diagnosis.source.project import ClassInfo
-from batchnorm.diagnosis.source.values import (
-    Atom,
-    Class,
-    Const,
-    External,
-    Form,
-    Obj,
-    canonical,
-    options,
-    root,
-    within,
-)
+from batchnorm.diagnosis.source.project import Class, ClassInfo
+from batchnorm.diagnosis.source.values import Atom, Const, External, Form, Obj, canonical, options, root, within
 
 OPAQUE = ("iteration", "zip", "list", "dict", "state", "layer", "key", "optimizer", "class attribute")
 

@@ -17,18 +17,20 @@ from batchnorm.diagnosis.source.names import (
     last,
     loads_weights,
 )
+from batchnorm.diagnosis.source.project import Class, Function, Module, Namespace, Super
 from batchnorm.diagnosis.source.trace import (
     TRAIN,
     UNKNOWN,
     Mode,
 )
 from batchnorm.diagnosis.source.values import (
+    VOLATILE,
     ClassName,
     Const,
+    External,
     Form,
     Obj,
     Partial,
-    Super,
     Tuple,
     canonical,
     choice,
@@ -68,6 +70,8 @@ class Outside(Summaries):
             return Super(self.info.owner) if self.info.owner is not None else None
         if name in ("copy.deepcopy", "deepcopy", "copy.copy"):
             return self._copied(node, first)
+        if short == "Variable" and keywords.get("volatile") == Const(True):
+            return VOLATILE
         if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.jit.trace", "torch.compile"):
             return first if name != "set" else None
         if name in ("dict", "collections.OrderedDict") and isinstance(first, Obj) and first.kind == "iteration":
@@ -101,6 +105,15 @@ class Outside(Summaries):
             return None
         if name == "getattr" and len(args) >= 2 and isinstance(args[1], Const) and isinstance(args[1].value, str):
             return self.read(first, args[1].value, node)
+        if name == "getattr" and len(args) >= 2:
+            if isinstance(first, Namespace):
+                return self.item(self.names_of(first.module), None)
+            if isinstance(first, External) and FACTORIES.match(first.name):
+                return External(f"{first.name}.__dict__")
+        if name == "globals":
+            return self.names_of(self.info.module)
+        if name == "eval" and first is not None and not isinstance(first, Const):
+            return self.item(self.names_of(self.info.module), None)
         if (
             name == "setattr"
             and len(args) == 3
@@ -145,6 +158,17 @@ class Outside(Summaries):
             self._unknown(args, keywords)
             return self._made(node, name, args, Mode(UNKNOWN))
         return self._made(node, name, args, Mode(TRAIN) if self._constructs(name) else Mode(UNKNOWN))
+
+    def names_of(self, module: Module) -> Obj:
+        """The classes and functions at the top of a file, as a dict."""
+        made = self.program.obj((id(module), "names"), lambda: Obj("dict", module.name))
+        starred = [found for base in module.stars if (found := self.program.project.find(base, module)) is not None]
+        for of in (module, *starred):
+            for name in of.names:
+                value = of.top(name)
+                if isinstance(value, Class | Function) and name[:1] != "_":
+                    made.flows_from(value)
+        return made
 
     def _unknown(self, args: list[Any], keywords: dict[str, Any]) -> Any:
         self.forget_modes([*args, *keywords.values()])

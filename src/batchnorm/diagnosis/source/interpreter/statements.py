@@ -10,23 +10,13 @@ from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.expressions import Expressions
-from batchnorm.diagnosis.source.project import ClassInfo, arithmetic
+from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, arithmetic
 from batchnorm.diagnosis.source.trace import (
     State,
     Test,
     join,
 )
-from batchnorm.diagnosis.source.values import (
-    STATISTICS,
-    Choice,
-    Const,
-    Form,
-    Function,
-    Obj,
-    Tuple,
-    choice,
-    options,
-)
+from batchnorm.diagnosis.source.values import STATISTICS, Choice, Const, Form, Obj, Tuple, choice, options
 
 DEEPEST_LOOP = 2  # loops inside each other that get a second round
 
@@ -68,11 +58,17 @@ class Statements(Expressions):
         if found is not None:
             self.state.env[node.name] = Function(found)
             self.closure[node.name] = found
+        if node.decorator_list and isinstance(self.info.node, ast.Module):
+            top = self.info.module.names.get(node.name)
+            self.decorated(node, top) if isinstance(top, Function) and top.info.node is node else None
 
     on_AsyncFunctionDef = on_FunctionDef
 
     def on_ClassDef(self, node: ast.ClassDef) -> None:
         """Methods are walked on their own."""
+        if node.decorator_list:
+            made = next(c for c in self.info.module.classes if c.node is node)
+            self.decorated(node, Class(made))
 
     def on_Expr(self, node: ast.Expr) -> None:
         self.ev(node.value)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from batchnorm.diagnosis.source.interpreter.program import Program
 from batchnorm.diagnosis.source.names import (
     WITHOUT_GRADIENTS,
 )
@@ -20,9 +21,6 @@ from batchnorm.diagnosis.source.values import (
     Form,
     Obj,
 )
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.source.interpreter.program import Program
 
 
 class Walk:

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said
 from batchnorm.diagnosis.source.rules.averages import level_of, takes_off, takes_some
 from batchnorm.diagnosis.source.trace import Event
+from batchnorm.diagnosis.source.values import Poly
+
+LEAST_DECAY = 0.9
 
 
 def moved_as_weights(facts: Facts) -> Iterator[Said]:
@@ -17,7 +20,8 @@ def moved_as_weights(facts: Facts) -> Iterator[Said]:
         loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), None)
         if event.data["atom"].kind != "entry" or loop is None or id(loop) in seen:
             continue
-        if not any(takes_off(now, at) for now, at, _ in event.data["values"]) or takes_some(loop):
+        decays = _decays(facts, event, loop)
+        if not decays and (not any(takes_off(now, at) for now, at, _ in event.data["values"]) or takes_some(loop)):
             continue
         level = level_of(facts, event)
         if level in (YES, LIKELY):
@@ -25,11 +29,35 @@ def moved_as_weights(facts: Facts) -> Iterator[Said]:
             yield Said(
                 event.function.module,
                 event.node,
-                "every entry of the state is moved by a difference, running_mean, running_var and the counter too, as "
-                "if they were weights: a variance can become negative, and the statistics fit no network",
+                f"every entry of the state is {'decayed' if decays else 'moved by a difference'}, running_mean, "
+                "running_var and the counter too, "
+                "as if they were weights: the statistics fit no network",
                 "take named_parameters() only, and the statistics of one model or their average",
-                sure=level == YES and _used(facts, event),
+                sure=level == YES and (decays or _used(facts, event)),
             )
+
+
+def _shrinks(weight: Poly) -> bool:
+    """Whether a weight is a little below 1: a number, or 1 less something."""
+    one = weight.get((), 0.0)
+    rest = [v for k, v in weight.items() if k]
+    return (one == 1 and all(v < 0 for v in rest)) if rest else LEAST_DECAY <= one < 1
+
+
+def _decays(facts: Facts, event: Event, loop: ast.For) -> bool:
+    """Whether an entry is scaled in place, and nothing is added to it in the same loop."""
+    forms = [(now, at) for now, at, _ in event.data["values"]]
+    augmented = isinstance(event.node, ast.AugAssign) and isinstance(event.node.op, ast.Mult)
+    if not (event.data.get("in_place") == "mul_" or augmented) or not forms:
+        return False
+    if not all(list(now.terms) == [at] and _shrinks(now.terms[at]) for now, at in forms):
+        return False
+    if any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in ast.walk(loop)):
+        return False
+    owner = event.data["atom"].owner
+    return not any(
+        e is not event and e.data["atom"].owner is owner and loop in e.data["loops"] for e in facts.of("write")
+    )
 
 
 def _used(facts: Facts, event: Event) -> bool:

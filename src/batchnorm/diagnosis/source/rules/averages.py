@@ -316,10 +316,10 @@ def missing_update_bn(facts: Facts) -> Iterator[Said]:
             yield Said(
                 module,
                 event.node,
-                f"{spelled(event.node)} averages weights and keeps the statistics of its first copy: update_bn is "
-                "missing",
+                f"{spelled(event.node)} averages weights and takes the statistics of other weights, those of the "
+                "first copy or of the latest step: update_bn is missing",
                 "batchnorm.recalibrate(averaged, loader)",
-                sure=level == YES,
+                sure=level == YES and event.data["keywords"].keys().isdisjoint(("avg_fn", "multi_avg_fn")),
             )
 
 

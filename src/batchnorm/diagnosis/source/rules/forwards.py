@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called
 from batchnorm.diagnosis.source.rules.averages import averaged
-from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Context, Event
+from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
 NOISE = re.compile(
@@ -63,8 +63,13 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
     loads = [e for e in facts.of("load") if id(e.obj) in same]
     if loads and all(e.data["conditional"] for e in loads):
         return False
+    return not made_up(event)
+
+
+def made_up(event: Event) -> bool:
+    """Whether a forward runs on numbers that are no data."""
     made = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
-    return not any(MADE_UP.search(v.info[0]) for v in made) and not any(MADE_UP.search(w) for w in words(event))
+    return any(MADE_UP.search(v.info[0]) for v in made) or any(MADE_UP.search(w) for w in words(event))
 
 
 def measures(facts: Facts, event: Event, c: Context) -> bool:
@@ -102,3 +107,9 @@ def generates(event: Event) -> bool:
 def teaches(event: Event) -> bool:
     """Whether what is called is named as a second network is."""
     return bool(TEACHER.search(called(event).lower()))
+
+
+def evaluated(facts: Facts, obj: Obj | None) -> bool:
+    """Whether a model is put in eval somewhere."""
+    same = {id(o) for o in facts.aliases(obj)}
+    return any(e.data["mode"] == EVAL and any(id(o) in same for o in facts.aliases(e.obj)) for e in facts.of("mode"))

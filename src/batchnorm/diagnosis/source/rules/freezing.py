@@ -88,7 +88,7 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
         reached = _reached(facts, event, part)
         if _selects(event) or not reached:
             continue
-        inside = owner if owner is not None and owner.is_module and _belongs(facts, owner, part) else None
+        inside = owner if owner is not None and owner.is_module and belongs(facts, owner, part) else None
         if inside is not None:
             if not _lasts(facts, inside, part):
                 continue
@@ -109,7 +109,7 @@ def _reached(facts: Facts, event: Event, part: Obj | None) -> int:
     return reaches(facts, event, part, event.data["tests"]) if part is not None else YES
 
 
-def _belongs(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
+def belongs(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
     """Whether a part is in an attribute of its owner, read through it or assigned to it."""
     if part.kind == "attribute":
         return part.parent is owner.self_obj
@@ -155,19 +155,10 @@ def _without_gradients(facts: Facts) -> Iterator[Said]:
 
 
 def _may_be(facts: Facts, obj: Obj | None, owner: ClassInfo | None, part: Obj) -> bool:
-    """Whether what trains may be the owner of the frozen part."""
-    for alias in facts.aliases(obj):
-        for candidate in (alias, *alias.sources[:3]):
-            if (
-                isinstance(candidate, Obj)
-                and owner is not None
-                and isinstance(candidate.info, ClassInfo)
-                and owner in candidate.info.ancestors()
-            ):
-                return True
-            if candidate is part:
-                return True
-    return False
+    """Whether what trains may be, or may hold, the owner of the frozen part."""
+    if owner is not None and facts.holds(obj, owner):
+        return True
+    return any(part in (alias, *alias.sources[:3]) for alias in facts.aliases(obj))
 
 
 def _selects(event: Event) -> bool:

@@ -6,7 +6,8 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import Facts, Said, called
-from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Event
+from batchnorm.diagnosis.source.rules.forwards import evaluated
+from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event
 from batchnorm.diagnosis.source.values import Const
 
 
@@ -44,10 +45,7 @@ def _certain(facts: Facts, forward: Event) -> bool:
             and facts.always_has(c.obj)
             for c in forward.contexts
         )
-    same = {id(o) for o in facts.aliases(forward.obj)}
-    return facts.always_has(forward.obj) and not any(
-        e.data["mode"] == EVAL and any(id(o) in same for o in facts.aliases(e.obj)) for e in facts.of("mode")
-    )
+    return facts.always_has(forward.obj) and not evaluated(facts, forward.obj)
 
 
 def _inputs(call: ast.Call) -> ast.AST | None:

@@ -6,9 +6,10 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.project import Function
 from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.trace import TRAIN
-from batchnorm.diagnosis.source.values import Const, Function, Obj, objects_in, options
+from batchnorm.diagnosis.source.values import Const, Obj, objects_in, options
 
 LOST = ("running_mean", "running_var", "running_")
 

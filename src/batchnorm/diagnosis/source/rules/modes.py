@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, spelled
 from batchnorm.diagnosis.source.rules.forwards import (
+    TEACHER,
     forwards,
     generates,
     infers,
     is_average,
+    made_up,
     measures,
     teaches,
     training_forwards,
@@ -19,20 +21,38 @@ from batchnorm.diagnosis.source.rules.forwards import (
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
+SECOND = re.compile(r"ema|teacher|target|momentum|avg|average|key")
+AVERAGES = re.compile(
+    r"(^|_)ema(_|$)|moving_average|average_(param|weight)|(update|sync|copy)_(teacher|target|key|param)"
+)
 REFERENCE = re.compile(r"(global|old|prev\w*|source|src)_?(model|net)$")
 NETWORKS = re.compile(r"encoder|backbone|model|net$|forward")  # what a method that runs one is called
+EVALUATES = re.compile(
+    r"(^|_|\b)(test|tests|val|valid|validate|validation|eval|evaluate|evaluation|dev|query|infer|predict)(_|\d|\b|$)|test(_?(set|data|load))|val(_?(set|data|load))"
+)
+PAUSES = (
+    "pause",
+    "preserve_stats",
+    "bypass_bn",
+    "disable_running_stats",
+    "disable_tracking_bn_stats",
+    "_disable_tracking_bn_stats",
+)
+NUMBERS = re.compile(r"torch\.(rand|randn|randint|zeros|ones|empty|full)$")
 HOOKS = re.compile(r"on_(train_batch|before_zero_grad|before_optimizer|after_backward|before_backward)")
 
 
 def evaluates_in_train(facts: Facts) -> Iterator[Said]:
-    """BN405: evaluated without gradients, in the train mode that it was made or trained in."""
+    """BN405: evaluated, without gradients or without a use for them, in the train mode it was made or trained in."""
     for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or not (c.no_grad is True or infers(facts, event, c)):
+        if c.mode.value != TRAIN or c.layers is not None or is_average(facts, c.obj) or teaches(event):
             continue
+        if "__init__" in (c.function.name, event.function.name) or facts.is_layer(c.obj):
+            continue  # to learn the shape of an output
         here = c.mode.function is event.function and c.mode.node is not None
-        if here or facts.trains(event) or measures(facts, event, c) or generates(event):
-            continue
-        if c.layers is not None or is_average(facts, c.obj) or teaches(event):
+        quiet = (c.no_grad is True or infers(facts, event, c)) and not here and not facts.trains(event)
+        unused = not quiet and _unused(facts, event, c)
+        if not (quiet or unused) or measures(facts, event, c) or generates(event):
             continue
         if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
@@ -49,8 +69,27 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running "
             "statistics",
             f"{name}.eval() before, {name}.train() after",
-            sure=level == YES and always,
+            sure=level == YES and always and (quiet or _tests(event)),
         )
+
+
+def _unused(facts: Facts, event: Event, c: Context) -> bool:
+    """Whether a forward over data is for its output alone: no loss of it is run backward, and nothing else takes it."""
+    loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For | ast.While)), None)
+    if loop is None or made_up(event) or facts.has(c.obj) != YES:
+        return False
+    fate = facts.fate(event)
+    if fate.feeds or fate.leaves or fate.asks:
+        return False
+    return _tests(event) or not facts.trains(event)
+
+
+def _tests(event: Event) -> bool:
+    """Whether a function, or a loop around, is named as a test is."""
+    over = [n.iter for n in event.data["loops"] if isinstance(n, ast.For)]
+    words = [n.id for o in over for n in ast.walk(o) if isinstance(n, ast.Name)]
+    words += [n.attr for o in over for n in ast.walk(o) if isinstance(n, ast.Attribute)]
+    return any(EVALUATES.search(w.lower()) for w in (event.function.name, *words))
 
 
 def _file(c: Context) -> str:
@@ -58,29 +97,29 @@ def _file(c: Context) -> str:
 
 
 def moves_without_gradients(facts: Facts) -> Iterator[Said]:
-    """BN412: train() and then a forward under no_grad in one function, or a summary of a trained model."""
+    """BN412: a forward in train mode that no weight is trained by, or a summary of a trained model."""
     for event, c, level in forwards(facts):
+        if c.mode.value != TRAIN or c.second or c.layers is not None or event.function.name == "__init__":
+            continue
+        if measures(facts, event, c) or generates(event) or is_average(facts, c.obj) or _restored(facts, event):
+            continue
         here = c.mode.function is event.function and c.mode.node is not None
-        if c.mode.value != TRAIN or c.no_grad is not True or not here or c.second:
-            continue
-        if (
-            measures(facts, event, c)
-            or generates(event)
-            or is_average(facts, c.obj)
-            or c.layers is not None
-            or _restored(facts, event)
-        ):
-            continue
         trains = facts.trains(event)
-        name = called(event)
-        yield Said(
-            event.function.module,
-            event.node,
-            f"{name} runs forward under no_grad in train mode (train() in line {getattr(c.mode.node, 'lineno', 0)}): "
-            "it moves the running statistics",
-            f"with batchnorm.pause({name}): ..., or {name}.eval()",
-            sure=level == YES and not trains,
-        )
+        what = "runs forward under no_grad in train mode" if c.no_grad is True and here else _aside(facts, event, c)
+        if what:
+            name = called(event)
+            line = (
+                f" (train() in line {getattr(c.mode.node, 'lineno', 0)} of {_file(c)})"
+                if c.mode.node is not None
+                else ""
+            )
+            yield Said(
+                event.function.module,
+                event.node,
+                f"{name} {what}{line}: it moves the running statistics",
+                f"with batchnorm.pause({name}): ..., or {name}.eval()",
+                sure=level == YES and not trains and c.no_grad is True and here,
+            )
     yield from _in_hooks(facts)
     for event in facts.of("outside"):
         if event.data["name"].rsplit(".", 1)[0] not in (
@@ -101,6 +140,30 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
                     else "eval() before",
                 )
                 break
+
+
+def _aside(facts: Facts, event: Event, c: Context) -> str:
+    """What a forward in a training step is for, where that is not a gradient of its weights."""
+    if (
+        teaches(event)
+        or SECOND.search(called(event).lower())
+        or (facts.trained and not any(id(o) in facts.trained for o in facts.aliases(c.obj)))
+    ):
+        return ""
+    fate = facts.fate(event)
+    if fate.asks:
+        return "runs forward in train mode for the gradient of its input"
+    if not facts.trains(event) or facts.has(c.obj) != YES:
+        return ""
+    inside = {id(n) for n in ast.walk(event.node)}
+    if any(
+        isinstance(v, Obj) and v.kind == "external" and NUMBERS.match(v.info[0]) and id(v.node) in inside
+        for v in event.data["inputs"]
+    ):
+        return "runs forward in train mode on made-up data"
+    if c.no_grad is True and not _unused(facts, event, c):
+        return "runs forward under no_grad in the train mode of a training step"
+    return "runs forward in train mode for its values" if fate.feeds and not fate.trains and not fate.leaves else ""
 
 
 def _in_hooks(facts: Facts) -> Iterator[Said]:
@@ -127,16 +190,8 @@ def _in_hooks(facts: Facts) -> Iterator[Said]:
 
 def _restored(facts: Facts, event: Event) -> bool:
     """The statistics are saved before and put back."""
-    return facts.uses(
-        event.function,
-        "pause",
-        "preserve_stats",
-        "bypass_bn",
-        "disable_running_stats",
-        "disable_tracking_bn_stats",
-        "_disable_tracking_bn_stats",
-        "deepcopy",
-    ) or (facts.uses(event.function, "state_dict") and facts.uses(event.function, "load_state_dict"))
+    loads = (e for e in facts.of("load") if e.function is event.function and e.line > event.line)
+    return facts.uses(event.function, *PAUSES) or any(e.data["loops"] == event.data["loops"] for e in loads)
 
 
 def never_back(facts: Facts) -> Iterator[Said]:
@@ -148,11 +203,10 @@ def never_back(facts: Facts) -> Iterator[Said]:
     for event, c, level in forwards(facts):
         if c.mode.value != EVAL or not c.second or c.no_grad is not False or c.mode.node is None:
             continue
-        if (
-            TRAIN not in first.get((id(event.node), id(c.obj)), set())
-            or not facts.trains(event)
-            or c.layers is not None
-        ):
+        if TRAIN not in first.get((id(event.node), id(c.obj)), set()) or c.layers is not None:
+            continue
+        fate = facts.fate(event)
+        if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
             continue
         name = called(event)
         where = getattr(c.mode.node, "lineno", 0)
@@ -169,6 +223,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
 
 def second_network(facts: Facts) -> Iterator[Said]:
     """BN419: a trained network that teaches another one, in train mode."""
+    yield from _put_in_train(facts)
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or not facts.trains(event) or c.second:
             continue
@@ -194,6 +249,35 @@ def second_network(facts: Facts) -> Iterator[Said]:
             f"{name}.eval()",
             sure=level == YES and c.loaded,
         )
+
+
+def _put_in_train(facts: Facts) -> Iterator[Said]:
+    """`teacher.train()` in a training step, of a network that no optimizer has and that is no average."""
+    if not facts.trained or any(AVERAGES.search(name.lower()) for name in facts.called):
+        return
+    for event in facts.of("mode"):
+        call, obj = event.node, event.obj
+        if event.data["mode"] != TRAIN or obj is None or not isinstance(call, ast.Call) or not facts.trains(event):
+            continue
+        name = spelled(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+        if not TEACHER.search(name.lower().rsplit(".", 1)[-1]) or is_average(facts, obj):
+            continue
+        if facts.likely(obj) and not any(id(o) in facts.trained for o in facts.aliases(obj)):
+            yield Said(
+                event.function.module,
+                call,
+                f"{name} is not trained here, and is put in train mode: it normalises with the batch, and its running "
+                "statistics move",
+                f"{name}.eval()",
+                sure=facts.has(obj) == YES and _loaded(facts, event),
+            )
+
+
+def _loaded(facts: Facts, event: Event) -> bool:
+    """Whether weights were loaded into what a mode is set for."""
+    same = {id(o) for o in facts.aliases(event.obj)}
+    loads = any(not same.isdisjoint(map(id, facts.aliases(e.obj))) for e in facts.of("load"))
+    return loads or any(c.loaded for c in event.contexts)
 
 
 def _others_train(facts: Facts, event: Event) -> bool:

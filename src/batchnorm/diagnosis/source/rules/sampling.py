@@ -20,7 +20,13 @@ def sampled_in_train(facts: Facts) -> Iterator[Said]:
             continue
         if c.no_grad is not True and not infers(facts, event, c) and not _shown(facts, event, saved):
             continue
-        if c.layers is not None or level != YES or measures(facts, event, c) or is_average(facts, c.obj):
+        if (
+            c.layers is not None
+            or level != YES
+            or facts.fate(event).feeds
+            or measures(facts, event, c)
+            or is_average(facts, c.obj)
+        ):
             continue
         name = called(event)
         only = c.loaded and c.mode.node is None and not any(facts.steps(f.module) for f in (event.function, c.function))

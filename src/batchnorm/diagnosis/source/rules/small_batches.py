@@ -9,8 +9,8 @@ from typing import Any
 from batchnorm.diagnosis.source.conditions import decided, exclusive
 from batchnorm.diagnosis.source.contents import literal_defaults
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of
-from batchnorm.diagnosis.source.rules.forwards import training_forwards
-from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Event, Test
+from batchnorm.diagnosis.source.rules.forwards import evaluated, training_forwards
+from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event, Test
 from batchnorm.diagnosis.source.values import Const, Obj, options
 
 SMALL = 4  # samples of a batch whose statistics are noisy
@@ -47,7 +47,7 @@ def small_batches(facts: Facts) -> Iterator[Said]:
                     else f"normalises with the statistics of {largest} samples, and the running statistics are as noisy"
                 ),
                 FIX,
-                sure=one and c.mode.value == TRAIN and facts.always_has(c.obj) and _evaluated(facts, c.obj),
+                sure=one and c.mode.value == TRAIN and facts.always_has(c.obj) and evaluated(facts, c.obj),
             )
 
 
@@ -108,9 +108,3 @@ def _sizes(facts: Facts, loader: Event, node: ast.Call, through: tuple[Obj, ...]
             value = call.given.get(value.name) or value
     each = [facts.numbers(option) for option in options(value)]
     return [n for numbers in each for n in numbers] if all(each) else []
-
-
-def _evaluated(facts: Facts, obj: Obj) -> bool:
-    """Whether the model is put in eval somewhere."""
-    same = {id(o) for o in facts.aliases(obj)}
-    return any(e.data["mode"] == EVAL and any(id(o) in same for o in facts.aliases(e.obj)) for e in facts.of("mode"))

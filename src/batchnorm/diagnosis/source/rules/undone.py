@@ -6,10 +6,11 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.contents import NO
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, file_of, spelled
 from batchnorm.diagnosis.source.project import FunctionInfo
 from batchnorm.diagnosis.source.rules.forwards import forwards, training_forwards
-from batchnorm.diagnosis.source.rules.freezing import FREEZE
+from batchnorm.diagnosis.source.rules.freezing import FREEZE, belongs
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event, Mode
 from batchnorm.diagnosis.source.values import Obj
 
@@ -30,6 +31,64 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
         if facts.trains(event) or event.data["loops"] or event.function.name == "train":
             yield from _undone(event)
     yield from _part_trains_again(facts)
+    yield from _in_a_constructor(facts)
+
+
+def _in_a_constructor(facts: Facts) -> Iterator[Said]:
+    """BN408: layers, or a part, put in eval by a constructor alone, of a model that is put into train mode later."""
+    trained = [e for e in facts.of("mode") if e.data["mode"] == TRAIN and e.obj is not None]
+    lightning = any(m.method("training_step") is not None for n in facts.project.modules.values() for m in n.classes)
+    for event in facts.of("layer mode", "mode"):
+        function, owner, obj = event.function, event.function.owner, event.obj
+        if event.data["mode"] != EVAL or owner is None or not owner.is_module or owner.method("train") is not None:
+            continue
+        of_self = event.kind == "layer mode" and obj is owner.self_obj
+        part = event.kind == "mode" and obj is not None and belongs(facts, owner, obj) and facts.has(obj) == YES
+        if not (of_self or part) or not _made_only(facts, function, obj):
+            continue
+        known = [e for e in trained if facts.holds(e.obj, owner)]
+        others = [e for e in trained if facts.has(e.obj) != NO and _made(e.obj)]
+        if (
+            not (facts.steps_anywhere or lightning)
+            or not (known or others or lightning)
+            or owner.name not in facts.mentioned
+        ):
+            continue
+        undo = (known or others or [None])[0]
+        where = f" in line {undo.line} of {file_of(undo)}" if undo is not None else " of the trainer"
+        yield Said(
+            function.module,
+            event.node,
+            f"{spelled(event.node)}, which only the constructor calls, does not last: train(){where} puts it back in "
+            "train mode with the rest",
+            "def train(self, mode=True) that puts it in eval again, or " + FREEZE.format("model"),
+            sure=bool(known) or (of_self and bool(others)),
+        )
+
+
+def _made(obj: Obj | None) -> bool:
+    """Whether anything is known to reach an object, if it is a parameter."""
+    return obj is not None and (obj.kind != "parameter" or bool(obj.sources))
+
+
+def _made_only(facts: Facts, function: FunctionInfo, obj: Obj | None) -> bool:
+    """Whether only constructors run a function, and nothing else puts the same object, or layers, in eval."""
+    elsewhere = [
+        e
+        for e in facts.of("layer mode", "mode")
+        if e.data["mode"] == EVAL and e.function is not function and e.obj is obj and e.function.name != "__init__"
+    ]
+    if function.name == "__init__" or elsewhere:
+        return not elsewhere
+    modules = [m for m in facts.project.modules.values() if function.name in m.text]
+    calls = {id(n) for m in modules for n in m.nodes if _calls(n, function.name)}
+    made = {id(n) for m in modules for f in m.functions if f.name == "__init__" for n in ast.walk(f.node)}
+    return bool(calls) and calls <= made
+
+
+def _calls(node: ast.AST, name: str) -> bool:
+    """Whether a node calls a method of that name."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
 
 
 def _undone(event: Event) -> Iterator[Said]:
