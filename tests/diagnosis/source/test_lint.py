@@ -120,6 +120,22 @@ def test_fix_writes_what_the_diff_shows(tmp_path):
     assert lint(tmp_path).findings == []
 
 
+@pytest.mark.parametrize("value", ["8", "1", "1.0", "64"])
+def test_what_can_be_no_momentum_is_not_written_as_one(tmp_path, value):
+    (tmp_path / "a.py").write_text(f"import torch.nn as nn\nnn.BatchNorm2d(8, {value})\n")
+    report = lint(tmp_path)
+    (finding,) = report.findings
+    assert (finding.code, finding.fix) == ("BN417", "leave the second argument out")
+    assert not report.evidence.edits
+
+
+def test_the_largest_momentum_is_written(tmp_path):
+    (tmp_path / "a.py").write_text("import torch.nn as nn\nnn.BatchNorm2d(8, 0.99)\n")
+    report = lint(tmp_path)
+    assert [f.fix for f in report.findings] == ["momentum=0.01"]
+    assert report.evidence.edits
+
+
 def test_flake8_plugin_gives_lines_and_texts():
     text = "import torch\ntorch.nn.BatchNorm2d(3, momentum=0.9)\n"
     (line, column, message, kind), *rest = Plugin(ast.parse(text), text.splitlines(keepends=True)).run()

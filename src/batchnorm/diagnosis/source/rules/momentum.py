@@ -153,15 +153,17 @@ def eps_for_momentum(facts: Facts) -> Iterator[Said]:
         value = large[0] if large else (layer.eps[0] if layer.eps else None)
         meant = None if value is None else value if value < LARGE else 1 - value
         shown = spelled(node)
+        # From 1 on it is no momentum of either convention: often the number of channels, given twice.
+        no_momentum = value is not None and value >= 1
         second = "" if len(layer.call.args) <= 2 and not layer.momentum else ", and momentum is given too"
         yield Said(
             layer.event.function.module,
             layer.call,
-            f"the second argument is eps, not momentum: eps={shown} is added to every variance, which flattens "
+            f"the second argument is eps{'' if no_momentum else ', not momentum'}: eps={shown} is added to every variance, which flattens "
             "channels with "
             f"small variance, and momentum stays {layer.momentum[0] if layer.momentum else 0.1:g}{second}",
-            f"momentum={shown}" if meant is None else f"momentum={meant:g}",
-            edit=_renamed(layer.call, node, shown if meant is None else f"{meant:g}") if not second else None,
+            "leave the second argument out" if no_momentum else f"momentum={shown if meant is None else f'{meant:g}'}",
+            edit=None if second or no_momentum else _renamed(layer.call, node, shown if meant is None else f"{meant:g}"),
         )
 
 
