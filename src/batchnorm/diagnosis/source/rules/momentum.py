@@ -70,8 +70,17 @@ def layers(facts: Facts) -> Iterator[Numbers]:
 
 
 def torch_momentum(facts: Facts) -> Iterator[Said]:
-    """BN403: a momentum of 0.5 or more, below 1, in torch."""
+    """BN403: a momentum of 0.5 or more in torch; 1, which few-shot code means, is a note."""
     for layer in layers(facts):
+        if layer.framework == "torch" and 1.0 in layer.momentum:
+            yield Said(
+                layer.event.function.module,
+                layer.call,
+                "momentum=1 keeps the statistics of the last batch alone, and eval mode normalises with those",
+                "momentum=0.1; or track_running_stats=False where every batch is to be normalised by itself",
+                sure=False,
+            )
+            continue
         for value in {v for v in layer.momentum if LARGE <= v < 1} if layer.framework == "torch" else ():
             yield Said(
                 layer.event.function.module,
