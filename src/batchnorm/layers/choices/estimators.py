@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -242,6 +242,7 @@ class Falling:
 
     power: float
     scale: float
+    takes_numbers: ClassVar[bool] = True  # a schedule of the user's gets a tensor, whatever the device
 
     def __call__(self, step: Any) -> Any:
         """The gain at this step."""
