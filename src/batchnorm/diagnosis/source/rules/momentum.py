@@ -164,15 +164,17 @@ def eps_for_momentum(facts: Facts) -> Iterator[Said]:
         shown = spelled(node)
         # From 1 on it is no momentum of either convention: often the number of channels, given twice.
         no_momentum = value is not None and value >= 1
+        instead = "" if no_momentum else ", not momentum"
+        written = shown if meant is None else f"{meant:g}"
         second = "" if len(layer.call.args) <= 2 and not layer.momentum else ", and momentum is given too"
         yield Said(
             layer.event.function.module,
             layer.call,
-            f"the second argument is eps{'' if no_momentum else ', not momentum'}: eps={shown} is added to every variance, which flattens "
+            f"the second argument is eps{instead}: eps={shown} is added to every variance, which flattens "
             "channels with "
             f"small variance, and momentum stays {layer.momentum[0] if layer.momentum else 0.1:g}{second}",
-            "leave the second argument out" if no_momentum else f"momentum={shown if meant is None else f'{meant:g}'}",
-            edit=None if second or no_momentum else _renamed(layer.call, node, shown if meant is None else f"{meant:g}"),
+            "leave the second argument out" if no_momentum else f"momentum={written}",
+            edit=None if second or no_momentum else _renamed(layer.call, node, written),
         )
 
 
