@@ -101,7 +101,7 @@ CASES = {
         "nn.BatchNorm1d(4, 1e-5, -0.1)",
         "M = 10\nnn.BatchNorm2d(4, momentum=M)",
         "nn.BatchNorm2d(4, momentum=1 - 1.9)",
-    ], ["nn.BatchNorm2d(4, momentum=1.0)", "nn.BatchNorm2d(4, momentum=0.0001)", "torch.optim.SGD([], 0.1, momentum=2)"]),
+    ], ["nn.BatchNorm2d(4, momentum=0.0001)", "torch.optim.SGD([], 0.1, momentum=2)"]),
     "BN425": ([
         "nn.BatchNorm2d(4, eps=-1e-5)",
         "nn.BatchNorm1d(4, -0.001)",
