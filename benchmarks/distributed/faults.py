@@ -104,10 +104,10 @@ def worker(kind: str, step: int, victim: int, folder: Path) -> None:
     try:
         if kind in MISFITS:
             numbers = {"batchnorm": "9.9"} if kind == "version" and rank == victim else {}
-            from batchnorm.layers import movement
+            from batchnorm.layers.processes import ranks as registration
 
-            real = movement.version
-            with mock.patch.object(movement, "version", lambda name: numbers.get(name) or real(name)):
+            real = registration.version
+            with mock.patch.object(registration, "version", lambda name: numbers.get(name) or real(name)):
                 # Without DDP, which would compare shapes by itself.
                 net = Pair(kind, rank == victim)
                 net(example.shard(example.batch(0), rank, dist.get_world_size())[0])

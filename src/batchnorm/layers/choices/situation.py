@@ -199,9 +199,11 @@ def resolve(momentum: Any, step: Any) -> Gain | None:
             raise BatchNormError(f"momentum must be a number, None or a function of the step; it was {told(momentum)}")
         return momentum
     number = not isinstance(step, Tensor)
-    if number and getattr(momentum, "takes_numbers", False):
-        return momentum(step)
-    value = momentum(torch.tensor(step, dtype=torch.float64) if number else step.to(wide_dtype(step.device)))
+    if not number:
+        step = step.to(wide_dtype(step.device))
+    elif not getattr(momentum, "takes_numbers", False):
+        step = torch.tensor(step, dtype=torch.float64)
+    value = momentum(step)
     if not isinstance(value, (float, int, Tensor)):
         raise BatchNormError(f"momentum must return a number or a tensor; it returned {value!r}")
     return float(value) if number else value
