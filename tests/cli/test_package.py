@@ -155,6 +155,7 @@ def test_a_package_says_its_api(name):
     assert [key for key, value in values if isinstance(value, type | FunctionType) and not value.__doc__] == []
 
 
+@pytest.mark.slow
 def test_modules_of_older_versions_are_found_and_hide_no_function():
     lines = [f"import {old}; print({old}.__name__)" for old in OLDER_MODULES]
     lines += [f"import sys; print(sys.modules['{old}'].{verb}.__name__)" for old, verb in OLDER_MODULES.items()]

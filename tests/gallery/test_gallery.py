@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from gallery import CASES, HEALTHY
 
 
-@pytest.mark.parametrize("case", every(4, CASES), ids=lambda c: c.name)
+@pytest.mark.parametrize("case", every(8, CASES), ids=lambda c: c.name)
 def test_named_first_and_repaired_by_its_fix(case):
     report, before, after = case.run()
     first = report.findings[0]
@@ -25,7 +25,7 @@ def test_named_first_and_repaired_by_its_fix(case):
         assert after > 0.85
 
 
-@pytest.mark.parametrize("name", every(4, HEALTHY))
+@pytest.mark.parametrize("name", every(8, HEALTHY))
 def test_no_false_alarm(name):
     report = HEALTHY[name]()
     assert [(f.code, f.layer, f.message) for f in report.findings if f.severity != "note"] == []
