@@ -166,11 +166,11 @@ sanitize: $(RUNTIME)
 	build/sanitize/sanitize_passes
 
 # The random sequences with the extension built under AddressSanitizer; torch and Python keep what they allocate, so
-# no leak check.
+# no leak check. Torch throws C++ exceptions, which AddressSanitizer must find when it starts.
 fuzz-asan: $(TEST)
 	cmake -S native -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Asan -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=address -fno-omit-frame-pointer"
 	cmake --build build/asan
-	BATCHNORM_FUZZ=whole LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 BATCHNORM_SANITIZED=$$(ls build/asan/_native*.so) $(BIN)/python -m pytest -p tests.state_machine.sanitized -m fuzz tests/state_machine
+	BATCHNORM_FUZZ=whole LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 BATCHNORM_SANITIZED=$$(ls build/asan/_native*.so) $(BIN)/python -m pytest -p tests.state_machine.sanitized -m fuzz tests/state_machine
 
 # PyTorch's own tests of batch norm against this package: `make torch-suite SOURCE=a checkout or a tarball of PyTorch`.
 torch-suite: $(TEST)
