@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,12 @@ def activate(y: Tensor, activation: str | None, negative_slope: float, residual:
     if activation == "leaky_relu":
         return functional.leaky_relu(y, negative_slope)
     return y if activation is None else getattr(functional, activation)(y)
+
+
+def finished(layer: Any, y: Tensor, residual: Tensor | None, sample_weight: Tensor | None) -> Tensor:
+    """What a layer does in torch once y is normalised: residual, activation, and zeros again where there is no data."""
+    y = activate(y, layer.activation, layer.negative_slope, residual)
+    return y if residual is None or sample_weight is None else torch.where(sample_weight != 0, y, 0)
 
 
 def follows_residual(activation: str | None) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native
-from batchnorm.layers.activation import activate, follows_residual
+from batchnorm.layers.activation import finished, follows_residual
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.estimators import Estimator
 from batchnorm.layers.choices.situation import AfterReduction, Held, Now
@@ -100,7 +100,7 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
         if batch is not None:
             r = ready_of(layer)
             y = layer._coupled(x, call.sharing, r.coupling, r.tracks, batch)
-            return activate(y, layer.activation, layer.negative_slope, residual)
+            return finished(layer, y, residual, sample_weight)
     y = run(given, weight, bias, beside, call)
     if call.status:
         if call.status == calls.TOO_FEW:
@@ -114,10 +114,7 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
             state, now = moving
             batch = call.batch(pooled=True)
             layer._remember(state, now.having(moments=batch), batch)
-    if not late:
-        return y
-    y = activate(y, layer.activation, layer.negative_slope, residual)
-    return y if residual is None or sample_weight is None else torch.where(sample_weight != 0, y, 0)
+    return finished(layer, y, residual, sample_weight) if late else y
 
 
 def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Whole | str:
@@ -208,7 +205,8 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
     spec = None if not r.fixed else r.specs.get((moves, late))
     if spec is None:
         call.prepare(move if moves and move else _STILL, r.recipe.policy.nonfinite)
-        r.specs[moves, late] = call.spec
+        if r.fixed:
+            r.specs[moves, late] = call.spec
     else:
         call.spec = spec
     if residual is not None and not late:

@@ -8,19 +8,17 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import calls, native, triton
-from batchnorm.layers.activation import activate, follows_residual
+from batchnorm.layers.activation import finished, follows_residual
 from batchnorm.layers.backends import ready_of
 from batchnorm.layers.choices.situation import AfterReduction, Now
 from batchnorm.layers.device_call import OTHERS, POPULATION, REFUSED, Call
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.operands import require_residual
+from batchnorm.layers.operands import joins, mixed
 from batchnorm.layers.passing import Plan, Sharing
 from batchnorm.layers.recompute import recomputing
 from batchnorm.layers.rule import STORED, Move, Numbers, Vectors
 from batchnorm.layers.step import run
-
-NARROW = (torch.float16, torch.bfloat16)
 
 
 class Whole(NamedTuple):
@@ -44,10 +42,7 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
         return None
     y = run(whole.x, whole.weight, whole.bias, whole.residual, whole.call)
     _finish(layer, whole)
-    if not whole.late:
-        return y
-    y = activate(y, layer.activation, layer.negative_slope, residual)
-    return y if residual is None or sample_weight is None else torch.where(sample_weight != 0, y, 0)
+    return finished(layer, y, residual, sample_weight) if whole.late else y
 
 
 def whole_call(layer: Any, r: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Whole | str:
@@ -75,7 +70,9 @@ def whole_call(layer: Any, r: Any, x: Tensor, sample_weight: Tensor | None, resi
     statistics = statistics_of(layer, x) if r.stored or tracks else None
     if not readable(x, weight, bias, sample_weight) or (statistics is None and (r.stored or tracks)):
         return "weight, bias, mask, weights or running statistics cannot be read where they lie"
-    late = fuses and (sample_weight is not None or (residual is not None and not _joins(layer, residual, x)))
+    late = fuses and sample_weight is not None
+    if residual is not None:
+        late = not joins(layer, residual, x, triton.plain) or late or not follows_residual(activation)
     again = tracks and recomputing()
     moves = tracks and not (layer.paused or layer.accumulating or again)
     sharing = Sharing(groups, sample_weight, r.reliability, coupling.centres)
@@ -167,9 +164,9 @@ def readable(x: Tensor, weight: Tensor | None, bias: Tensor | None, sample_weigh
     for v in (weight, bias):
         if v is None:
             continue
-        if not triton.plain(v) or v.device != x.device or v.numel() != x.shape[1] or not v.is_contiguous():
+        if not triton.plain(v) or v.device != x.device or v.numel() != x.shape[1]:
             return False
-        if (v.dtype is torch.float64) is not (x.dtype is torch.float64) and v.dtype not in NARROW:
+        if not v.is_contiguous() or mixed(v, x):
             return False
     return sample_weight is None or (type(sample_weight) is Tensor and sample_weight.device == x.device)
 
@@ -187,18 +184,3 @@ def statistics_of(layer: Any, x: Tensor) -> calls.Statistics | None:
     if any(v is not None and (v.device != x.device or v.dtype is not torch.int64) for v in (tracked, skipped)):
         return None
     return calls.Statistics(mean, var, tracked, skipped)
-
-
-def _joins(layer: Any, residual: Tensor, x: Tensor) -> bool:
-    """Whether a residual may be added by the kernel: once expanded of x's shape, not wider, told by the output."""
-    if residual.shape != x.shape or residual.device != x.device:
-        require_residual(layer, x, residual)
-        sizes = zip(reversed(residual.shape), reversed(x.shape), strict=False)
-        if residual.dim() > x.dim() or any(r > n for r, n in sizes):
-            return False
-    if not triton.plain(residual) or not follows_residual(layer.activation):
-        return False
-    if layer.activation == "leaky_relu" and layer.negative_slope < 0:
-        # The backward reads the sign of what was activated from the output, which here has none.
-        return False
-    return torch.promote_types(residual.dtype, x.dtype) is x.dtype

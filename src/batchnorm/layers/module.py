@@ -24,7 +24,7 @@ from batchnorm.arguments import (
 from batchnorm.errors import ArgumentError, BatchNormError, check
 from batchnorm.kernels import triton
 from batchnorm.layers import backends, device, traced
-from batchnorm.layers.activation import Activation, activate, check_activation
+from batchnorm.layers.activation import Activation, check_activation, finished
 from batchnorm.layers.choices.recipe import Choices, Momentum, starting_momentum
 from batchnorm.layers.choices.spelling import differences
 from batchnorm.layers.choices.table import Method, recipe_for
@@ -175,9 +175,7 @@ class BatchNorm(Normalising):
         if y is None and self._goes_in_place(input, sample_weight):
             y = self._in_place(input)
         elif y is None:
-            y = activate(self._normalised(input, sample_weight), self.activation, self.negative_slope, residual)
-            if residual is not None and sample_weight is not None:
-                y = torch.where(sample_weight != 0, y, 0)
+            y = finished(self, self._normalised(input, sample_weight), residual, sample_weight)
         return y
 
     def _stored_alone(self) -> bool:

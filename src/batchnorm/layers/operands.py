@@ -6,6 +6,7 @@ call, `require` has seen its tensors, or the stricter `native.affine` and `nativ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,16 +50,19 @@ def _require_one(layer: Any, x: Tensor, name: str, held: Tensor) -> None:
             f"input must have {held.numel()} channels on axis {layer.channel_axis}, as many as {name} of "
             f"{describe(layer)}; it had {x.shape[1]}, in shape {shape}"
         )
-    # Half precision is widened to what it meets; float32 and float64 are not mixed, as in torch.
-    mixed = (held.dtype is torch.float64) is not (x.dtype is torch.float64) and held.dtype not in _NARROW
     # An empty input has nothing to mix.
-    if mixed and x.numel() and not x.is_quantized:
+    if mixed(held, x) and x.numel() and not x.is_quantized:
         legal = "float64" if held.dtype is torch.float64 else "float32, bfloat16 or float16"
         raise OperandError(
             f"input must be {legal}, since {name} of {describe(layer)} is {held.dtype}; it was {x.dtype}"
         )
     if held.device != x.device:
         raise OperandError(f"input must be on {held.device}, as {name} of {describe(layer)} is; it was on {x.device}")
+
+
+def mixed(held: Tensor, x: Tensor) -> bool:
+    """Whether float32 meets float64, which is not mixed, as in torch; half precision is widened to what it meets."""
+    return (held.dtype is torch.float64) is not (x.dtype is torch.float64) and held.dtype not in _NARROW
 
 
 def require_axis(layer: Any, x: Tensor) -> None:
@@ -95,9 +99,9 @@ def require_unchanged(layer: Any, name: str, now: Tensor, size: torch.Size) -> N
         )
 
 
-def joins(layer: Any, residual: Tensor, x: Tensor) -> bool:
-    """Whether a residual may be added by the kernel: once expanded, of x's shape, and not wider than x."""
-    if residual.shape != x.shape or not residual.is_cpu:
+def joins(layer: Any, residual: Tensor, x: Tensor, plain: Callable[[Tensor], bool] = native.plain) -> bool:
+    """Whether a residual may be added by the kernel: once expanded, of x's shape, not wider than x, and plain to it."""
+    if residual.shape != x.shape or residual.device != x.device:
         require_residual(layer, x, residual)
         if residual.dim() > x.dim() or any(
             r > n for r, n in zip(reversed(residual.shape), reversed(x.shape), strict=False)
@@ -106,7 +110,7 @@ def joins(layer: Any, residual: Tensor, x: Tensor) -> bool:
     if layer.activation == "leaky_relu" and layer.negative_slope < 0:
         # The backward reads the sign of what was activated from the output, which here has none.
         return False
-    return native.plain(residual) and torch.promote_types(residual.dtype, x.dtype) is x.dtype
+    return plain(residual) and torch.promote_types(residual.dtype, x.dtype) is x.dtype
 
 
 def require_invertible(weight: Tensor, layer: Any) -> None:
