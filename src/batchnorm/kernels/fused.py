@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from batchnorm.kernels import native
 from batchnorm.kernels.shapes import per_channel, wide_dtype
 
 
@@ -48,6 +49,18 @@ def batch_norm_train(
         return FusedResult(y, shift.to(wide) + scratch_mean.to(wide), scratch_var.to(wide))
     y = torch.native_batch_norm(x, weight, bias, scratch_mean, scratch_var, True, 1.0, eps)[0]
     return FusedResult(y, scratch_mean.to(wide), scratch_var.to(wide))
+
+
+def batch_norm_stored(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Tensor:
+    """Normalise `(N, C, *)` on the CPU with stored statistics, outside autograd, in the strides of x."""
+    narrow, dtype = (torch.float16, torch.bfloat16), mean.dtype
+    weight, bias = (v if v is None or v.dtype not in narrow else v.to(dtype) for v in (weight, bias))
+    nothing = torch.empty(2, 0, dtype=dtype if x.dtype in narrow else x.dtype, device="cpu").unbind(0)
+    y = native.blank(x)
+    torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps, out=(y, *nothing))
+    return y
 
 
 def _near_mean(x: Tensor) -> Tensor:

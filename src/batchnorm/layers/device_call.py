@@ -12,8 +12,9 @@ from batchnorm.layers import rule
 from batchnorm.layers.asserting import require
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.operands import require_unchanged
-from batchnorm.layers.passing import Passing, Plan, Sharing
+from batchnorm.layers.passing import Plan, Sharing
 from batchnorm.layers.rule import Move, Numbers, Pull, Rows, Vectors
+from batchnorm.layers.step import in_two_calls
 
 # What groups that a mask leaves with one value come to, as the kernels count them.
 OTHERS, POPULATION, REFUSED = 0, 1, 2
@@ -80,29 +81,17 @@ class Call:
             require(self.outcome[3], _REPEATS, layer)
         return self.outcome[0] != 0
 
-    def begin(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
+    def begin(self, *told: Any) -> Any:
         """As `Passing.begin`, around the sum over ranks."""
-        told = self._told(g, x, weight, bias, y, needs)
-        if told is None:
-            return self._in_torch().begin(g, x, weight, bias, y, needs, learned)
-        backward = triton.calls().backward
-        _, dw, db, _, sums = backward(*told, phase=calls.SUMS)
+        return in_two_calls(self, triton.calls().backward, *told)
 
-        def end(*everybodys: Tensor) -> tuple[Any, ...]:
-            given, memory = self._constant(), self.memory
-            if memory is not None:
-                brought = self._brought(weight, everybodys)
-                at = memory.open()
-                given = memory.pull(at, self.numbers, brought)
-                memory.learn(at, self.numbers, brought, given)
-            dx, _, _, dr, _ = backward(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
-            return dx, dw, db, (g if dr is None else dr) if needs[3] else None, None
-
-        return tuple(sums), end
+    def constant(self) -> Pull | None:
+        """What takes the derivative's place where the statistics are constants."""
+        return Pull() if self.plan.detached else None
 
     def backward(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
         """Three launches, or four around what needs the sums; in torch where something watches."""
-        given, memory, ranks = self._constant(), self.memory, self.sharing.ranks
+        given, memory, ranks = self.constant(), self.memory, self.sharing.ranks
         told = self._told(g, x, weight, bias, y, needs) if ranks is None else None
         at: Any = None
         if told is not None and memory is not None:
@@ -115,9 +104,6 @@ class Call:
         if memory is not None:
             memory.learn(at, self.numbers, self._brought(weight, sums), given)
         return dx, dw, db, (g if dr is None else dr) if needs[3] else None, None
-
-    def _constant(self) -> Pull | None:
-        return Pull() if self.plan.detached else None
 
     def _told(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
         """What a backward is told, or None where the kernels cannot read all of it.
@@ -153,8 +139,3 @@ class Call:
     def _brought(self, weight: Any, sums: Any) -> rule.Sums:
         """All that the memory asks of the data."""
         return rule.told(self.rows(), self.batch(), weight, *sums)
-
-    def _in_torch(self) -> Passing:
-        """The same by the passes, where g is no plain tensor (vmap over gradients, a mode)."""
-        given = self.sharing, self.plan, self.numbers, self.vectors, self.batch(), self.rows(), self.memory
-        return Passing(*given, (), self.activation, self.slope)

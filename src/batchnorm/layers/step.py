@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import calls, native
+from batchnorm.kernels import calls, fused, native
 from batchnorm.layers import rule
 from batchnorm.layers.moments import Moments, SavedMoments
 from batchnorm.layers.operands import require_unchanged
@@ -58,35 +58,25 @@ class Native:
         y, w = None, self.sharing.weight
         if self.stored and self.activation is None and residual is None and w is None:
             # torch's own output, to the last bit: `to_stock` promises it, and only its backward is slow.
-            y = _by_torch(x, weight, bias, self.layer)
+            stat = self.layer.stat
+            y = fused.batch_norm_stored(x, weight, bias, stat("running_mean"), stat("running_var"), self.layer.eps)
         y, self.saved, self.status = calls.forward(
             self.spec, x, self.last, self.sharing.groups, weight, bias, residual, w, self.handed_in, self.statistics,
             self.moves, y, self.saved,
         )  # fmt: skip
         return y
 
-    def begin(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
+    def begin(self, *told: Any) -> Any:
         """As `Passing.begin`, in two calls."""
-        told = self._told(g, x, weight, bias, y, needs)
-        if told is None:
-            return self._in_torch().begin(g, x, weight, bias, y, needs, learned)
-        _, dw, db, _, sums, _ = calls.backward(*told, phase=calls.SUMS)
+        return in_two_calls(self, calls.backward, *told)
 
-        def end(*everybodys: Tensor) -> tuple[Any, ...]:
-            given, memory = _CONSTANT if self.detached or self.stored else None, self.memory
-            if memory is not None:
-                brought = rule.told(self.rows(), self.batch(), weight, *everybodys)
-                at = memory.open()
-                given = memory.pull(at, self.numbers, brought)
-                memory.learn(at, self.numbers, brought, given)
-            dx, _, _, dr, *_ = calls.backward(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
-            return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
-
-        return tuple(sums), end
+    def constant(self) -> Pull | None:
+        """What takes the derivative's place where the statistics are constants."""
+        return _CONSTANT if self.detached or self.stored else None
 
     def backward(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
         """One call, or two around what needs the sums; in torch where something watches."""
-        given, memory, ranks = _CONSTANT if self.detached or self.stored else None, self.memory, self.sharing.ranks
+        given, memory, ranks = self.constant(), self.memory, self.sharing.ranks
         told = self._told(g, x, weight, bias, y, needs) if ranks is None else None
         at: Any = None
         if told is not None and memory is not None:
@@ -153,11 +143,6 @@ class Native:
         again, uneven = (self.numbers, self.vectors), self.sharing.uneven or self.sharing.weight is not None
         return Plan(lambda _: again, self.layer.eps, self.detached or self.stored, uneven)
 
-    def _in_torch(self) -> Passing:
-        """The same by the passes, where g is no plain tensor (vmap over gradients, a mode)."""
-        given = self.sharing, self.plan, self.numbers, self.vectors, self.batch(), self.rows(), self.memory
-        return Passing(*given, (), self.activation, self.slope, self.inplace)
-
 
 class _Later:
     """What a function returns, made when something of it is asked for."""
@@ -174,14 +159,29 @@ class _Later:
 _CONSTANT = Pull()
 
 
-def _by_torch(x: Tensor, weight: Any, bias: Any, layer: Any) -> Tensor:
-    mean, var = layer.stat("running_mean"), layer.stat("running_var")
-    narrow, dtype = (torch.float16, torch.bfloat16), mean.dtype
-    weight, bias = (v if v is None or v.dtype not in narrow else v.to(dtype) for v in (weight, bias))
-    nothing = torch.empty(2, 0, dtype=dtype if x.dtype in narrow else x.dtype, device="cpu").unbind(0)
-    y = native.blank(x)
-    torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, layer.eps, out=(y, *nothing))
-    return y
+def in_two_calls(
+    call: Any, backward: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any
+) -> Any:
+    """As `Passing.begin`, of a call whose kernels go back in two; by the passes where they cannot read all of it."""
+    told = call._told(g, x, weight, bias, y, needs)
+    if told is None:
+        # g is no plain tensor (vmap over gradients, a mode).
+        given = call.sharing, call.plan, call.numbers, call.vectors, call.batch(), call.rows(), call.memory
+        passing = Passing(*given, (), call.activation, call.slope, call.inplace)
+        return passing.begin(g, x, weight, bias, y, needs, learned)
+    _, dw, db, _, sums, *_ = backward(*told, phase=calls.SUMS)
+
+    def end(*everybodys: Tensor) -> tuple[Any, ...]:
+        given, memory = call.constant(), call.memory
+        if memory is not None:
+            brought = rule.told(call.rows(), call.batch(), weight, *everybodys)
+            at = memory.open()
+            given = memory.pull(at, call.numbers, brought)
+            memory.learn(at, call.numbers, brought, given)
+        dx, _, _, dr, *_ = backward(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
+        return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
+
+    return tuple(sums), end
 
 
 class Step(torch.autograd.Function):
