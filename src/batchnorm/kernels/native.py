@@ -80,9 +80,13 @@ def _only_default_devices() -> bool:
 
 def plain(x: Tensor) -> bool:
     """Whether a tensor's address is that of its values: exact type, dense, on the CPU, of a dtype with kernels."""
+    return x.is_cpu and dense(x)
+
+
+def dense(x: Tensor) -> bool:
+    """As `plain`, on whatever device the tensor is."""
     return (
         type(x) in _PLAIN
-        and x.is_cpu
         and x.dtype in DTYPES
         and x.layout is torch.strided
         and not x.is_neg()

@@ -72,7 +72,7 @@ def whole_call(layer: Any, r: Any, x: Tensor, sample_weight: Tensor | None, resi
         return "weight, bias, mask, weights or running statistics cannot be read where they lie"
     late = fuses and sample_weight is not None
     if residual is not None:
-        late = not joins(layer, residual, x, triton.plain) or late or not follows_residual(activation)
+        late = not joins(layer, residual, x, native.dense) or late or not follows_residual(activation)
     again = tracks and recomputing()
     moves = tracks and not (layer.paused or layer.accumulating or again)
     sharing = Sharing(groups, sample_weight, r.reliability, coupling.centres)
@@ -164,7 +164,7 @@ def readable(x: Tensor, weight: Tensor | None, bias: Tensor | None, sample_weigh
     for v in (weight, bias):
         if v is None:
             continue
-        if not triton.plain(v) or v.device != x.device or v.numel() != x.shape[1]:
+        if not native.dense(v) or v.device != x.device or v.numel() != x.shape[1]:
             return False
         if not v.is_contiguous() or mixed(v, x):
             return False
@@ -177,7 +177,7 @@ def statistics_of(layer: Any, x: Tensor) -> calls.Statistics | None:
     skipped = layer.num_batches_skipped
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     for v in (mean, var):
-        if v is None or v.requires_grad or not triton.plain(v) or v.numel() != x.shape[1] or not v.is_contiguous():
+        if v is None or v.requires_grad or not native.dense(v) or v.numel() != x.shape[1] or not v.is_contiguous():
             return None
         if v.device != x.device or v.dtype is not dtype:
             return None

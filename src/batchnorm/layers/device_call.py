@@ -115,7 +115,7 @@ class Call:
         for name, t in (("weight", weight), ("bias", bias)):
             if t is not None and t.shape != channels:
                 require_unchanged(self.layer, name, t, channels)
-        if not (native.unwatched() and triton.plain(g) and triton.plain(x) and native.laid_out(x, self.last)):
+        if not (native.unwatched() and native.dense(g) and native.dense(x) and native.laid_out(x, self.last)):
             return None
         require_unchanged(self.layer, "input", x, g.shape)
         wants = needs[0], weight is not None and needs[1], bias is not None and needs[2]

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from batchnorm.kernels.registry import Passes
-from batchnorm.kernels.triton.serving import SWITCHES, declined, enable, interpret, interpreted, plain, serves, state
+from batchnorm.kernels.triton.serving import SWITCHES, declined, enable, interpret, interpreted, serves, state
 
-__all__ = ["PASSES", "SWITCHES", "calls", "declined", "enable", "interpret", "interpreted", "plain", "serves", "state"]
+__all__ = ["PASSES", "SWITCHES", "calls", "declined", "enable", "interpret", "interpreted", "serves", "state"]
 
 
 def calls() -> Any:

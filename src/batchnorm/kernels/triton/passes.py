@@ -18,7 +18,6 @@ from batchnorm.kernels.triton import backward as _backward
 from batchnorm.kernels.triton import forward as _forward
 from batchnorm.kernels.triton import reduction
 from batchnorm.kernels.triton.geometry import SPAN, Cut, cut
-from batchnorm.kernels.triton.serving import plain
 
 
 def numbers_of(values: list[Any], device: torch.device) -> Tensor:
@@ -116,7 +115,7 @@ def backward_reduce(
     g: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `reference.backward_reduce`."""
-    if not plain(g):  # gradients batched by vmap
+    if not native.dense(g):  # gradients batched by vmap
         return reference.backward_reduce(g, x, mean, invstd, weight)
     x, last = native.arranged(x.detach())
     at = cut(x, last, len(mean))
@@ -147,7 +146,7 @@ def backward_apply(
     may_leave_out: bool = True,
 ) -> Tensor:
     """As `reference.backward_apply`; a v of 0 always leaves x out."""
-    if not plain(g):
+    if not native.dense(g):
         return reference.backward_apply(g, x, centre, scale, u, v, weight, may_leave_out)
     x, last = native.arranged(x.detach())
     dx = native.blank(x)

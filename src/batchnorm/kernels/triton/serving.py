@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +12,8 @@ from torch import Tensor
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import native
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_PLAIN = (Tensor, torch.nn.Parameter)
 # The compute capability from which on Triton's code runs.
 _OLDEST = (7, 0)
-_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 # Read where a call costs too much: whether the kernels are on, and whether the interpreter serves the CPU.
 SWITCHES = {"on": True, "interpreted": False}
@@ -64,7 +60,7 @@ def declined(x: Tensor) -> str | None:
         why = without(x.device)
         if why is not None:
             return why
-    if not (native.unwatched() and plain(x) and x.dim() >= 2 and x.numel() > 0):
+    if not (native.unwatched() and native.dense(x) and x.dim() >= 2 and x.numel() > 0):
         return "Triton's kernels serve plain dense tensors outside compilers and transforms"
     return None
 
@@ -85,16 +81,3 @@ def state() -> str:
     found = {i: without(torch.device("cuda", i)) for i in range(torch.cuda.device_count())}
     served = [torch.cuda.get_device_name(i) for i, why in found.items() if why is None]
     return f"in use on {', '.join(served)}" if served else f"not in use: {found[0]}"
-
-
-def plain(x: Tensor) -> bool:
-    """Whether a tensor's values lie where it says: exact type, dense, of a dtype with kernels."""
-    return (
-        type(x) in _PLAIN
-        and x.dtype in _DTYPES
-        and x.layout is torch.strided
-        and not x.is_neg()
-        and not x._is_zerotensor()
-        and not _functorch.is_functorch_wrapped_tensor(x)
-        and not _functorch.is_legacy_batchedtensor(x)
-    )
