@@ -38,7 +38,9 @@ from batchnorm.models.recalibration.ranks import Ranks
 from batchnorm.models.recalibration.result import RecalibratedLayer as RecalibratedLayer
 from batchnorm.models.recalibration.result import Recalibration as Recalibration
 from batchnorm.models.recalibration.result import Upstream
-from batchnorm.models.recalibration.run import Run, Settings, peek
+from batchnorm.models.recalibration.run import Settings, peek
+from batchnorm.models.recalibration.settling_run import SettlingRun
+from batchnorm.models.recalibration.streaming_run import StreamingRun
 from batchnorm.models.recalibration.targets import Select, Target, Targets, unwrapped
 from batchnorm.models.recalibration.totals import Variance
 from batchnorm.models.recalibration.writing import write
@@ -155,8 +157,9 @@ def recalibrate(
             if bank is not None:
                 target.layer.active_bank = bank  # pyright: ignore
         with ranks.telling():
-            run = Run(caller, loader, targets.active, settings, ranks, resume, progress)
-            outcome = run.population() if upstream == "population" else run.batch()
+            kind = SettlingRun if upstream == "population" else StreamingRun
+            run = kind(caller, loader, targets.active, settings, ranks, resume, progress)
+            outcome = run.outcome()
         restore(run.before)
         result = write(outcome, targets, written, variance, upstream, bank)
     run.checkpoint.done()
@@ -172,7 +175,8 @@ def fixed_point(
     """
     targets = {n: replace(t, biased=True) for n, t in Targets.of(model, select, None).active.items()}
     settings = Settings("total", "population", None, None, None)
-    outcome = Run(Caller(model, forward_fn, loader="data"), loader, targets, settings, Ranks(), None, True).population()
+    run = SettlingRun(Caller(model, forward_fn, loader="data"), loader, targets, settings, Ranks(), None, True)
+    outcome = run.outcome()
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for name, totals in outcome.totals.items():
         mean, var = totals.mean, totals.variance("total", 0)
