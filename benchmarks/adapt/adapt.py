@@ -58,10 +58,10 @@ def train(x: Tensor, y: Tensor, seed: int, epochs: int, batch: int) -> nn.Sequen
     return model.eval()
 
 
-def load(name: str, folder: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, int]]:
+def load(name: str, folder: Path | None, stream: int = STREAM) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, int]]:
     """Training images and labels, a test stream, and how to train."""
     if name == "digits":
-        data = load_digits(STREAM)
+        data = load_digits(min(stream, STREAM))
         return *data, {"epochs": 15, "batch": 64}
     if folder is None:
         raise SystemExit("--folder must hold the four files of Fashion-MNIST (Debian: dataset-fashion-mnist)")
@@ -75,7 +75,7 @@ def load(name: str, folder: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor
             torch.from_numpy(read(f"{part}-images-idx3-ubyte", 16).reshape(-1, 1, 28, 28).copy()).float() / 255
         )
         parts.append(torch.from_numpy(read(f"{part}-labels-idx1-ubyte", 8).copy()).long())
-    order = torch.randperm(len(parts[2]), generator=torch.Generator().manual_seed(0))[:STREAM]
+    order = torch.randperm(len(parts[2]), generator=torch.Generator().manual_seed(0))[:stream]
     return parts[0][:10000], parts[1][:10000], parts[2][order], parts[3][order], {"epochs": 3, "batch": 128}
 
 

@@ -14,6 +14,8 @@ UNSEEN = ("pixelate", "gamma", "impulse", "fog")
 FRESH = ("speckle", "stripes", "vignette", "posterise")
 # Chosen last, before any run of theirs.
 LATEST = ("motion", "occlusion", "solarise", "haze")
+# Written when the rule on clusters of predictions was final, before any run of theirs; the report's.
+HELD = ("overexpose", "rows", "scatter", "clouds")
 
 
 def corrupt(x: Tensor, kind: str, severity: int, generator: torch.Generator) -> Tensor:
@@ -61,6 +63,17 @@ def corrupt(x: Tensor, kind: str, severity: int, generator: torch.Generator) -> 
     if kind == "haze":
         veil = torch.rand(len(x), 1, 1, 1, generator=generator) * strength
         return (1 - veil) * x + veil * 0.8
+    if kind == "overexpose":
+        return (x * strength).clamp(0, 1)
+    if kind == "rows":
+        return x * (torch.rand(len(x), 1, x.shape[-2], 1, generator=generator) > strength)
+    if kind == "scatter":
+        moved = torch.rand(x.shape, generator=generator) < strength
+        return torch.where(moved, x.roll(1, -1), torch.where(moved.roll(1, -1), x.roll(-1, -2), x))
+    if kind == "clouds":
+        drawn = torch.randn(len(x), 1, 4, 4, generator=generator)
+        smooth = functional.interpolate(drawn, size=x.shape[-2:], mode="bilinear", align_corners=True)
+        return (x + strength * smooth).clamp(0, 1)
     small = max(round(x.shape[-1] * strength), 2)
     return functional.interpolate(functional.adaptive_avg_pool2d(x, small), size=x.shape[-2:], mode="nearest")
 
@@ -82,6 +95,10 @@ STRENGTHS = {
     "occlusion": (0.2, 0.3, 0.4, 0.5, 0.6),
     "solarise": (0.95, 0.85, 0.75, 0.65, 0.5),
     "haze": (0.3, 0.5, 0.7, 0.85, 1.0),
+    "overexpose": (1.5, 2.0, 3.0, 4.0, 6.0),
+    "rows": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "scatter": (0.1, 0.2, 0.35, 0.5, 0.7),
+    "clouds": (0.1, 0.2, 0.3, 0.4, 0.5),
 }
 
 

@@ -1,4 +1,4 @@
-"""What `adapt(model, data)` decides on streams whose classes are not those of the training, and what it costs.
+"""What `adapt(model, data)` decides on streams whose classes are not those of the training, beside fixed choices.
 
 Streams of 320 to 5,000 images: balanced, one class of 95 % or all, three classes, five classes; shuffled and sorted;
 clean and corrupted. Harm is an error above that of the stored statistics by more than 1 point beyond 2.6 paired
@@ -8,6 +8,7 @@ standard errors.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from adapt import load, network
-from corruptions import FRESH, LATEST, SEEN, UNSEEN, corrupt
+from corruptions import HELD, corrupt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -86,18 +87,22 @@ def draw(y: Tensor, kind: str, size: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Which samples are."""
-    return torch.cat([model(batch).argmax(1) for batch in x.split(256)]) != y
+def wrong(model: nn.Module, x: Tensor, y: Tensor, size: int = 256) -> Tensor:
+    """Which samples are, in batches of a size."""
+    return torch.cat([model(batch).argmax(1) for batch in x.split(size)]) != y
+
+
+FIXED = ("early", "domain", "batch", "alpha")
 
 
 def measure(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Errors in percent of the stored statistics, of those of all the data and of the choice, and whether it harms."""
+    """Errors in percent of the stored statistics, of every fixed choice and of the own one, and whether it harms."""
     stored = wrong(model, x, y)
     found = {"stored": 100 * float(stored.double().mean())}
-    whole = adapt(model, x.split(64), "domain")
-    found["domain"] = 100 * float(wrong(model, x, y).double().mean())
-    whole.undo()
+    for mode in FIXED:
+        asked = adapt(model, x.split(64), mode)
+        found[mode] = 100 * float(wrong(model, x, y, 64).double().mean())
+        asked.undo()
     result = adapt(model, x.split(64))
     difference = wrong(model, x, y).double() - stored.double()
     result.undo()
@@ -105,53 +110,83 @@ def measure(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
     error = 100 * float(difference.std()) / math.sqrt(len(x))
     harm = found["auto"] - found["stored"] - 2.6 * error > 1
     numbers = {name: round(value, 2) for name, value in found.items()}
-    return {"errors": numbers, "standard_error": round(error, 2), "harm": harm, "choice": str(result.choice)}
+    return {"errors": numbers, "standard_error": round(error, 2), "harm": harm, "mode": result.choice.mode}
 
 
 def main() -> None:
-    """Measure and keep the JSON; print the summary."""
+    """Measure, add to the JSON, and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=("digits", "fashion"))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--models", nargs="+", default=["convolutions", "residual", "perceptron"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[10])
     parser.add_argument("--sizes", type=int, nargs="+", default=[320])
-    parser.add_argument("--kinds", nargs="+", default=[*SEEN, *UNSEEN, *FRESH, *LATEST])
+    parser.add_argument("--kinds", nargs="+", default=list(HELD))
     parser.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5])
-    parser.add_argument("--out", type=Path, help="beside this script unless given")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("held.json"))
     arguments = parser.parse_args()
-    train_x, train_y, test_x, test_y, how = load(arguments.data, arguments.folder)
-    rows: list[dict[str, Any]] = []
-    for name in arguments.models:
-        for seed in arguments.seeds:
-            model = train(name, train_x, train_y, seed, **how)
-            generator = torch.Generator().manual_seed(seed)
-            for kind, severity in [("clean", 0), *((k, s) for k in arguments.kinds for s in arguments.severities)]:
-                images = corrupt(test_x, kind, severity, generator)
-                for stream in STREAMS:
-                    for size in arguments.sizes:
-                        index = draw(test_y, stream, size, generator)
-                        for order in ("shuffled", "sorted") if kind == "clean" else ("shuffled",):
-                            index = index[test_y[index].argsort(stable=True)] if order == "sorted" else index
-                            row = {"model": name, "seed": seed, "kind": kind, "severity": severity, "stream": stream}
-                            row |= {"size": size, "order": order} | measure(model, images[index], test_y[index])
-                            rows.append(row)
-            out = arguments.out or Path(__file__).with_name(f"streams-{arguments.data}.json")
-            out.write_text(json.dumps({"torch": torch.__version__, "rows": rows}) + "\n")
-            print(name, seed, summary([r for r in rows if r["model"] == name and r["seed"] == seed]), flush=True)
+    train_x, train_y, test_x, test_y, how = load(arguments.data, arguments.folder, 10_000)
+    for name, seed in itertools.product(arguments.models, arguments.seeds):
+        model = train(name, train_x, train_y, seed, **how)
+        generator = torch.Generator().manual_seed(seed)
+        rows: list[dict[str, Any]] = []
+        for size, stream in itertools.product(arguments.sizes, STREAMS):
+            for kind, severity in [("clean", 0), *itertools.product(arguments.kinds, arguments.severities)]:
+                index = draw(test_y, stream, size, generator)
+                images, labels = corrupt(test_x[index], kind, severity, generator), test_y[index]
+                for order in ("shuffled", "sorted") if severity in (0, 3) else ("shuffled",):
+                    at = labels.argsort(stable=True) if order == "sorted" else torch.arange(size)
+                    row = {"data": arguments.data, "model": name, "seed": seed, "kind": kind, "severity": severity}
+                    row |= {"stream": stream, "size": size, "order": order} | measure(model, images[at], labels[at])
+                    rows.append(row)
+        before = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+        kept = {"torch": torch.__version__, "rows": before + rows}
+        arguments.out.write_text(json.dumps(kept | {"summary": summary(kept["rows"])}) + "\n")
+        print(name, seed, summary(rows), flush=True)
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
-    """Harms on clean and on corrupted streams, and mean errors on balanced corrupted ones."""
-    clean = [row for row in rows if row["kind"] == "clean"]
-    corrupted = [row for row in rows if row["kind"] != "clean"]
-    parts = [f"harm: clean {sum(r['harm'] for r in clean)} of {len(clean)}"]
-    parts.append(f"corrupted {sum(r['harm'] for r in corrupted)} of {len(corrupted)}")
-    for label, kinds in (("seen", SEEN), ("unseen", UNSEEN), ("fresh", FRESH), ("latest", LATEST)):
-        part = [row["errors"] for row in corrupted if row["kind"] in kinds and row["stream"] == "balanced"]
-        if part:
-            parts.append(label + " " + ", ".join(f"{k} {mean(e[k] for e in part):.1f}" for k in part[0]))
-    return "; ".join(parts)
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Harms with the 95 % limit of their share, and mean errors, by size of the stream and over all."""
+    found: dict[str, Any] = {}
+    for size in ("all", *sorted({row["size"] for row in rows})):
+        part = [row for row in rows if size in ("all", row["size"])]
+        clean = [row for row in part if row["kind"] == "clean"]
+        corrupted = [row for row in part if row["kind"] != "clean" and row["order"] == "shuffled"]
+        groups = {
+            "clean": clean,
+            "corrupted": corrupted,
+            "balanced": [row for row in corrupted if row["stream"] == "balanced"],
+            "skewed": [row for row in corrupted if row["stream"] != "balanced"],
+            "sorted": [row for row in part if row["kind"] != "clean" and row["order"] == "sorted"],
+        }
+        found[str(size)] = {name: _group(group) for name, group in groups.items() if group}
+    return found
+
+
+def _group(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    harms = sum(row["harm"] for row in rows)
+    errors = {name: mean(row["errors"][name] for row in rows) for name in rows[0]["errors"]}
+    best = min((name for name in errors if name != "auto"), key=lambda name: errors[name])
+    chosen = {mode: sum(row["mode"] == mode for row in rows) for mode in ("stored", "early", "domain")}
+    return {
+        "runs": len(rows),
+        "harms": harms,
+        "harm_limit": round(100 * upper(harms, len(rows)), 2),
+        "errors": {name: round(value, 2) for name, value in errors.items()},
+        "best": best,
+        "beyond_best": round(errors["auto"] - errors[best], 2),
+        "chosen": chosen,
+    }
+
+
+def upper(harms: int, runs: int) -> float:
+    """The largest share of harms under which so few come in 2.5 % of cases (Clopper and Pearson), by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        share = (low + high) / 2
+        few = sum(math.comb(runs, k) * share**k * (1 - share) ** (runs - k) for k in range(harms + 1))
+        low, high = (share, high) if few > 0.025 else (low, share)
+    return high
 
 
 if __name__ == "__main__":

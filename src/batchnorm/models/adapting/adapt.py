@@ -25,10 +25,10 @@ from batchnorm.arguments import (
 from batchnorm.errors import BatchNormError, check
 from batchnorm.layers import Mixture, Stored
 from batchnorm.layers.choices.inference import Inference
-from batchnorm.models.adapting.decide import Choice, confirm, decide, weigh
-from batchnorm.models.adapting.evidence import ForwardFn, Reader, Samples, Shift, shift_of
+from batchnorm.models.adapting.decide import FEWEST_LAYERS, Choice, decide, early_part, weigh
+from batchnorm.models.adapting.evidence import ForwardFn, Shift, outputs_of, read, shift_of
 from batchnorm.models.adapting.layers import Adapted, adapted_class, begin, end, write
-from batchnorm.models.adapting.predictions import compare
+from batchnorm.models.adapting.predictions import predictions
 from batchnorm.models.batches import count_samples, numbered
 from batchnorm.models.find import Model, batch_norm_layers, is_timms, tracking_layers
 from batchnorm.models.modes import is_frozen
@@ -39,7 +39,7 @@ from batchnorm.models.tables import LayerTable, as_text
 if TYPE_CHECKING:
     from rich.console import Group
 
-Mode = Literal["auto", "stored", "batch", "prior", "alpha", "example", "running", "domain"]
+Mode = Literal["auto", "stored", "batch", "prior", "alpha", "example", "running", "early", "domain"]
 IfSorted = Literal["refuse", "pool"]
 Outputs = Literal["classes", "values"]
 
@@ -87,7 +87,6 @@ class Adaptation(Generic[Model]):
     prior=number("0 or more samples", lambda v: v >= 0),
     weight=SHARE,
     memory=number("0 or more samples", lambda v: v >= 0),
-    passes=whole(1),
     if_sorted=word(IfSorted),
     outputs=word(Outputs),
     max_batches=whole(1),
@@ -101,7 +100,6 @@ def adapt(
     prior: float = 16.0,
     weight: float | None = None,
     memory: float = 64.0,
-    passes: int = 3,
     if_sorted: IfSorted = "refuse",
     outputs: Outputs = "classes",
     max_batches: int | None = None,
@@ -116,7 +114,7 @@ def adapt(
         >>> elsewhere = torch.randn(256, 3, 8, 8) * 3 + 2
         >>> result = adapt(model, elsewhere.split(16))
         >>> result.choice.mode, bool(model(elsewhere).mean() < 0.5)
-        ('mixed', True)
+        ('early', True)
         >>> result.undo()
 
     The layers stay the same objects, of this package's classes until `undo`. They follow their
@@ -124,10 +122,8 @@ def adapt(
     The source's statistics stay in the buffers and in the state_dict, unmoved.
 
     mode:
-        "auto" reads the data and decides: "stored" where it is too little, sorted, hardly shifted,
-        shifted in content rather than appearance, or where the adapted predictions are less sure; else
-        "mixed": each layer's statistics of all the data, mixed with its stored ones by the number of
-        samples that these are worth here.
+        "auto" reads the data and decides: "stored" where it is too little, sorted, hardly shifted, or where the
+        predictions do not say that others serve; else "early" or "domain".
         "stored": the source's statistics.
         "batch": each batch's own (prediction-time batch norm).
         "prior": n samples at hand weigh n / (n + prior) beside the stored statistics.
@@ -136,18 +132,17 @@ def adapt(
         "running": as "prior", beside statistics that follow the stream: n samples move them by
         n / (n + memory).
         "domain": those of all the data (AdaBN), settled as `recalibrate` settles them.
+        "early": the same in the first third of the layers, where appearance is and content hardly.
     Mixtures are exact: their variance holds the distance between the means.
 
     Args:
         model: changed until `undo`, in how its batch norm layers normalise.
         data: batches as the model will meet them, in their order; what they hold as in `recalibrate`. Needed
-            for "auto" and "domain", which keep them in memory.
+            for "auto", "early" and "domain", which keep them in memory.
         mode: as above.
         prior: samples that the stored statistics stand for, in "prior" and "running".
         weight: of the batch in "alpha", of the example in "example".
         memory: samples that the followed stream remembers, in "running".
-        passes: over the data, for "auto". Each layer is measured under the statistics that the layers
-            before it have by then; exact after as many passes as layers, close after 3.
         if_sorted: for "auto": "refuse" a stream whose neighbours are alike, or "pool" it, as the
             smaller number of samples that it is worth. Pool where the data is all there will be.
         outputs: for "auto": "classes" if an output `(N, 2 or more)` holds logits, whose predictions are
@@ -167,7 +162,7 @@ def adapt(
     """
     inference = _inference(mode, prior, weight, memory)
     layers, frozen = _layers(model)
-    if mode not in ("auto", "domain"):
+    if mode not in ("auto", "early", "domain"):
         for layer in layers.values():
             begin(layer, inference, mode == "running")
         own = weight_of(inference)
@@ -177,38 +172,37 @@ def adapt(
     if not batches:
         raise BatchNormError(f"data must yield at least one batch for mode {mode!r}; there was none")
     with held(model):
-        reader = Reader(model, layers, forward_fn)
-        first = reader.read(batches)
-        settled = fixed_point(model, batches, forward_fn, list(layers)) if mode == "domain" else {}
-    shifts = {name: _shift(layers[name], found) for name, found in first.items()}
-    choice = Choice("domain", "as asked, the statistics of all the data")
+        samples, stored = read(model, layers, batches, forward_fn)
+    shifts = {name: shift_of(found, *_source(layers[name]), layers[name].eps) for name, found in samples.items()}
+    choice = Choice(mode, "as asked, the statistics of all the data")
     if mode == "auto":
-        choice = decide(first, shifts, sum(count_samples(batch) for batch in batches), if_sorted)
-    weights = {name: 0.0 for name in layers}
-    try:
-        for layer in layers.values():
+        choice = decide(samples, shifts, sum(count_samples(batch) for batch in batches), if_sorted)
+    adapted = {"stored": [], "early": early_part(list(samples)), "domain": list(samples)}
+    settled: dict[str, tuple[Tensor, Tensor]] = {}
+    if choice.mode != "stored":
+        with held(model):
+            settled = fixed_point(model, batches, forward_fn, adapted[choice.mode])
+
+    def use(mode: str) -> None:
+        for name, layer in layers.items():
             begin(layer, Stored())
-        for name, statistics in settled.items():
-            write(layers[name], *statistics)
-            weights[name] = 1.0
-        if choice.mode not in ("stored", "domain"):
-            found, remaining = _pool(Reader(model, layers, forward_fn), batches, passes)
-            weights.update(found)
-            if mode == "auto":
-                choice = confirm(choice, remaining)
-                tried = Reader(model, layers, forward_fn)
+            if name in adapted[mode]:
+                write(layer, *settled[name])
+
+    try:
+        if mode == "auto" and choice.mode != "stored":
+            found = {"stored": stored}
+            for tried in ("early", "domain")[len(samples) < FEWEST_LAYERS :]:
+                use(tried)
                 with held(model):
-                    tried.read(batches)
-                seen = compare(reader.outputs, tried.outputs) if outputs == "classes" else None
-                choice = weigh(choice, seen, len(remaining))
-        if choice.mode == "stored":
-            weights = {name: 0.0 for name in layers}
-            for layer in layers.values():
-                begin(layer, Stored())
+                    found[tried] = outputs_of(model, batches, forward_fn)
+            choice = weigh(choice, predictions(found) if outputs == "classes" else None)
+        use(choice.mode)
     except BaseException:
         unadapt(model)
         raise
-    rows = {name: AdaptedLayer(shifts.get(name), weights[name]) for name in layers}
+    weights = dict.fromkeys(adapted[choice.mode], 1.0)
+    rows = {name: AdaptedLayer(shifts.get(name), weights.get(name, 0.0)) for name in layers}
     return Adaptation(model, choice, rows, frozen)
 
 
@@ -274,36 +268,6 @@ def _layers(model: nn.Module) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _source(layer: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(layer, Adapted):
-        # The bank in use when the adaptation began, if any; its buffers are untouched.
-        return layer.source("running_mean").double(), layer.source("running_var").double()
+    """The statistics in use: the active bank's, if any."""
     stat = getattr(layer, "stat", lambda name: getattr(layer, name))
     return stat("running_mean").double(), stat("running_var").double()
-
-
-def _shift(layer: Any, samples: Samples) -> Shift:
-    return shift_of(samples, *_source(layer), layer.eps)
-
-
-def _pool(reader: Reader, batches: list[Any], passes: int) -> tuple[dict[str, float], dict[str, Shift]]:
-    """Set every layer to the mixture of the data's statistics with the source's; its weights and shifts.
-
-    Each layer learns before it normalises, so that those after it see it adapted within the same pass.
-    """
-    weights: dict[str, float] = {}
-    shifts: dict[str, Shift] = {}
-
-    def learn(name: str, samples: Samples) -> None:
-        layer: Any = reader.layers[name]
-        shifts[name] = _shift(layer, samples)
-        weights[name] = w = samples.effective_count / (samples.effective_count + shifts[name].prior)
-        (here, var_here), (mean, var) = samples.pooled(), _source(layer)
-        gap = w * (1 - w) * (here - mean).square()
-        write(layer, w * here + (1 - w) * mean, w * var_here + (1 - w) * var + gap)
-
-    # What is learnt is written to the layers' own buffers, and stays.
-    learnt = [buffer for layer in reader.layers.values() for buffer in layer.buffers(recurse=False)]
-    with held(reader.model, but=learnt):
-        for _ in range(passes):
-            reader.read(batches, learn)
-    return weights, shifts

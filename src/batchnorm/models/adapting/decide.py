@@ -1,44 +1,44 @@
-"""Whether stored statistics, or statistics mixed with the data's, serve better here; without a label."""
+"""Whether stored statistics, the data's, or the data's in the early layers alone serve here; without a label."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from batchnorm.models.adapting.evidence import Order, Samples, Shift, order_of
-from batchnorm.models.adapting.predictions import Compared
+from batchnorm.models.adapting.predictions import Predictions
 
-# All fixed under noise, blur, contrast and brightness, those on predictions on skewed streams too: benchmarks/adapt/.
+# Fixed on streams of one, three, five and all classes under half of the corruptions: benchmarks/adapt/.
 FEWEST_SAMPLES = 32
 LARGEST_CORRELATION = 0.1
 LARGEST_P_VALUE = 0.01
 # Above this the stored statistics are hardly worse than the data's.
-LARGEST_PRIOR = 4.0
-# What the late layers must come to once the layers before them are adapted, or by how much they must gain.
-SMALLEST_REMAINING_PRIOR, LARGEST_GAIN = 6.0, 30.0
+LARGEST_PRIOR = 10.0
+# Without predictions: a shift of the early layers that no mixture of contents makes.
+OVERWHELMED_PRIOR = 0.05
+# Fewer layers have no early ones: the first holds the content too.
+FEWEST_LAYERS = 3
 
-# Confidence must rise by this for each prediction that changes, by the second where the late layers still differ,
-# and by this many standard errors.
-SMALLEST_GAIN, CONTENT_GAIN, STANDARD_ERRORS = 0.06, 0.15, 2.6
-# A model of fewer layers shows too little of the content in them: its adapted predictions must be this sure, always.
-FEWEST_LAYERS, SMALLEST_CONFIDENCE = 3, 0.75
-# Stored statistics whose predictions tell nothing apart, or so many times less, under a shift that no mixture of
-# classes makes.
-LEAST_INFORMATION, COLLAPSED_RATIO, OVERWHELMED_PRIOR = 0.02, 10.0, 0.05
-# Predictions that tell this many times more apart serve even where they are less sure, if this little remains.
-INFORMATION_RATIO, SETTLED_PRIOR = 2.5, 9.0
+# Predictions fall into classes: by themselves, with a rise of the confidence for each one that changes, or sharply.
+CLUSTERS, FEWER_CLUSTERS, GAIN, SHARP_CLUSTERS = 0.36, 0.28, 0.3, 0.2
+# They do not.
+NO_CLUSTERS = 0.3
+# All classes come out alike: all layers' statistics are those of all classes.
+EVEN = 0.985
+# The early layers' statistics serve whatever the classes are; the confidence may fall by so much a prediction that
+# changes where the stored ones tell nothing apart, and must rise by as much where they do.
+EXCESS, EARLY_GAIN = 0.12, 0.2
 
 
 @dataclass(frozen=True)
 class Choice:
     """What `adapt` settled on, and why.
 
-    mode is a mode of `adapt`, or "mixed". The rest is the evidence, None where it was not needed:
+    mode is a mode of `adapt`. The rest is the evidence, None where it was not needed:
     samples read; the order of the stream; how many samples of this data the stored statistics are
-    worth in the third of the layers where that is least (prior), in the last third (late_prior),
-    there once the layers before are adapted (remaining_prior), and in the first third (early_prior);
-    what is predicted with the stored and with the adapted statistics (predictions).
+    worth in the third of the layers where that is least (prior) and in the first third (early_prior);
+    what is predicted with "stored", "early" and "domain" statistics (predictions).
     """
 
     mode: str
@@ -46,17 +46,15 @@ class Choice:
     samples: int | None = None
     order: Order | None = None
     prior: float | None = None
-    late_prior: float | None = None
-    remaining_prior: float | None = None
     early_prior: float | None = None
-    predictions: Compared | None = None
+    predictions: Mapping[str, Predictions] | None = None
 
     def __str__(self) -> str:
         return f"{self.mode}: {self.reason}"
 
 
 def decide(samples: dict[str, Samples], shifts: dict[str, Shift], count: int, if_sorted: str) -> Choice:
-    """Stored where the data is too little, sorted, or hardly shifted; else "mixed", to be tried and confirmed.
+    """Stored where the data is too little, sorted, or hardly shifted; else "domain", to be tried and weighed.
 
     A stream whose neighbours are alike is refused unless if_sorted is "pool": it then counts as the
     smaller number of samples that it is worth.
@@ -68,59 +66,51 @@ def decide(samples: dict[str, Samples], shifts: dict[str, Shift], count: int, if
         return Choice("stored", "no layer sees the samples one by one, so their order cannot be judged", count)
     order = order_of(single)
     thirds = by_thirds(list(shifts.values()))
-    evidence = count, order, min(thirds), thirds[-1], None, thirds[0]
+    evidence = count, order, min(thirds), thirds[0]
     if order.correlation > LARGEST_CORRELATION and order.p_value < LARGEST_P_VALUE and if_sorted == "refuse":
         words = f"neighbours in the stream are alike (correlation {order.correlation:.2f}): it is sorted or drifts"
         return Choice("stored", words, *evidence)
     worth = f"the stored statistics are worth {min(thirds):.3g} samples of this data"
-    return Choice("stored" if min(thirds) > LARGEST_PRIOR else "mixed", worth, *evidence)
+    return Choice("stored" if min(thirds) > LARGEST_PRIOR else "domain", worth, *evidence)
 
 
-def confirm(choice: Choice, shifts: dict[str, Shift]) -> Choice:
-    """Mixed, or stored after all, by the late layers' shift that remains once the layers before them are adapted.
+def weigh(choice: Choice, seen: Mapping[str, Predictions] | None) -> Choice:
+    """Stored, "early" or "domain", by the predictions; where there are none, by the first layers' shift alone.
 
-    A change of appearance is made good in the early layers and leaves little for the late ones. A
-    change of content, one class instead of ten, remains: adapting to it would take the content away.
+    A change of appearance is made good in the early layers; few classes where there were many move the late ones.
+    Statistics of few classes, taken for those of all, leave one cloud of predictions that is cut into all classes.
     """
-    before, after = choice.late_prior, by_thirds(list(shifts.values()))[-1]
-    if before is None or len(shifts) < 3 or after >= SMALLEST_REMAINING_PRIOR or after >= LARGEST_GAIN * before:
-        return replace(choice, remaining_prior=after)
-    words = f"{choice.reason}, {after:.3g} in the late layers when those before are adapted: its content differs"
-    return replace(choice, mode="stored", reason=words, remaining_prior=after)
-
-
-def weigh(choice: Choice, seen: Compared | None, layers: int) -> Choice:
-    """Mixed, or stored, by the predictions; where there are none, by `confirm` and the first layers alone.
-
-    The wrong statistics make a classifier unsure: those of a few classes when the classes are what changed,
-    the stored ones when the appearance did. Two kinds of corruption hide that: one so strong that every input
-    gets the same sure answer, and one that leaves sure but uninformative predictions.
-    """
-    content, choice = choice.mode == "stored", replace(choice, mode="mixed")
-    early = math.inf if choice.early_prior is None else choice.early_prior
-    overwhelmed = early <= OVERWHELMED_PRIOR
     if seen is None:
-        if content:
-            return replace(choice, mode="stored")
-        if overwhelmed:
-            return choice
+        if (math.inf if choice.early_prior is None else choice.early_prior) <= OVERWHELMED_PRIOR:
+            return replace(choice, mode="early")
         words = "no class predictions tell appearance from content, and the first layers' shift could be either"
         return replace(choice, mode="stored", reason=f"{choice.reason}, but {words}")
-    remaining = math.inf if choice.remaining_prior is None else choice.remaining_prior
-    small = layers < FEWEST_LAYERS
-    stored, adapted = seen.stored.information, seen.adapted.information
-    sure = not small or seen.adapted.confidence >= SMALLEST_CONFIDENCE
-    collapsed = sure and overwhelmed and (stored <= LEAST_INFORMATION or adapted >= COLLAPSED_RATIO * stored)
-    told = adapted >= INFORMATION_RATIO * stored
-    settled = not content and not small and remaining >= SETTLED_PRIOR and told
-    gain = CONTENT_GAIN if content else SMALLEST_GAIN
-    needed = max(gain * (1 - seen.agreement), STANDARD_ERRORS * seen.standard_error)
-    surer = sure and seen.gain > needed
-    choice = replace(choice, predictions=seen, reason=f"{choice.reason}; {seen}")
-    if collapsed or settled or surer:
-        return replace(choice, reason=f"{choice.reason}: the predictions outweigh it") if content else choice
-    words = "the adapted predictions are no surer, as where the classes changed and not their appearance"
-    return replace(choice, mode="stored", reason=f"{choice.reason}: {words}")
+    mode = "stored"
+    if "early" in seen and _early_serves(seen["stored"], seen["early"]):
+        mode = "early"
+    if _domain_serves(seen["stored"], seen["domain"]):
+        mode = "domain"
+    found = "; ".join(f"{name}: {predicted}" for name, predicted in seen.items())
+    return replace(choice, mode=mode, predictions=seen, reason=f"{choice.reason}; {found}")
+
+
+def _early_serves(stored: Predictions, early: Predictions) -> bool:
+    needed = EARLY_GAIN * (1 - early.agreement)
+    apart = early.clusters >= FEWER_CLUSTERS and early.excess >= EXCESS
+    return apart and early.gain >= (needed if stored.clusters > NO_CLUSTERS else -needed)
+
+
+def _domain_serves(stored: Predictions, domain: Predictions) -> bool:
+    return domain.evenness >= EVEN and (
+        (domain.clusters >= CLUSTERS and domain.gain >= 0)
+        or (domain.clusters >= FEWER_CLUSTERS and domain.gain >= GAIN * (1 - domain.agreement))
+        or (domain.sharp_clusters >= SHARP_CLUSTERS and stored.clusters <= NO_CLUSTERS)
+    )
+
+
+def early_part(layers: Sequence[str]) -> list[str]:
+    """The first third, in the order of execution."""
+    return list(layers[: max(1, len(layers) // 3)])
 
 
 def by_thirds(shifts: Sequence[Shift]) -> tuple[float, ...]:

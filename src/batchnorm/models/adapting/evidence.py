@@ -124,53 +124,37 @@ def order_of(layers: Iterable[Samples]) -> Order:
     return Order(best.correlation, min(best.p_value * len(found), 1.0))
 
 
-class Reader:
-    """Reads the moments of each sample at each layer, pass after pass over the same batches.
+def read(
+    model: nn.Module, layers: dict[str, nn.Module], batches: list[Any], forward_fn: ForwardFn | None
+) -> tuple[dict[str, Samples], list[Any]]:
+    """The samples at each layer that one pass reaches, in the order of execution, and the model's outputs.
 
     The caller holds the model.
-    A later pass replaces what the one before it read, batch by batch, so there is always something
-    of all the data; outputs are the model's, of the last pass. learn is called with a layer's name
-    and its samples before the layer normalises a batch: what it writes there, deeper layers see at once.
     """
+    parts: dict[str, list[Samples]] = {}
 
-    def __init__(self, model: nn.Module, layers: dict[str, nn.Module], forward_fn: ForwardFn | None) -> None:
-        self.model, self.layers, self.forward_fn = model, layers, forward_fn
-        self.parts: dict[str, list[Samples]] = {}
-        self.outputs: list[Any] = []
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            x = args[0].movedim(getattr(module, "channel_axis", 1), 1)
+            if x.numel():
+                parts.setdefault(name, []).append(_moments(x))
 
-    def samples(self, name: str) -> Samples:
-        """All that was read at a layer."""
-        parts = self.parts[name]
-        return Samples(torch.cat([part.mean for part in parts]), torch.cat([part.var for part in parts]))
+        return hook
 
-    def read(self, batches: list[Any], learn: Callable[[str, Samples], None] | None = None) -> dict[str, Samples]:
-        """One pass; the samples at each layer that it reaches, in the order of execution."""
-        calls: dict[str, int] = {}
-        self.outputs = []
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
+        found = outputs_of(model, batches, forward_fn)
+    samples = {n: Samples(torch.cat([p.mean for p in ps]), torch.cat([p.var for p in ps])) for n, ps in parts.items()}
+    for name, at_layer in samples.items():
+        if not at_layer.finite():
+            raise BatchNormError(f"data must give finite activations; NaN or infinity reached layer {name!r}")
+    return samples, found
 
-        def watch(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-                x = args[0].movedim(getattr(module, "channel_axis", 1), 1)
-                if not x.numel():
-                    return
-                parts, index = self.parts.setdefault(name, []), calls.get(name, 0)
-                calls[name] = index + 1
-                parts[index : index + 1] = [_moments(x)]
-                if learn is not None:
-                    learn(name, self.samples(name))
 
-            return hook
-
-        with ExitStack() as stack:
-            for name, layer in self.layers.items():
-                stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
-            for number, batch in enumerate(batches):
-                self.outputs.append(call(self.model, batch, self.forward_fn, number=number, loader="data"))
-        found = {name: self.samples(name) for name in calls}
-        for name, samples in found.items():
-            if not samples.finite():
-                raise BatchNormError(f"data must give finite activations; NaN or infinity reached layer {name!r}")
-        return found
+def outputs_of(model: nn.Module, batches: list[Any], forward_fn: ForwardFn | None) -> list[Any]:
+    """What the model gives for each batch."""
+    return [call(model, batch, forward_fn, number=k, loader="data") for k, batch in enumerate(batches)]
 
 
 def _moments(x: Tensor) -> Samples:

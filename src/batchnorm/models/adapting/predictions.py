@@ -1,9 +1,9 @@
-"""What a classifier predicts under two choices of statistics, as evidence for one of them."""
+"""What a classifier predicts under several choices of statistics, as evidence for one of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,60 +15,50 @@ from torch import Tensor
 class Predictions:
     """Predictions under one choice of statistics.
 
-    confidence is the mean largest probability. information is the mutual information of sample and class as a
-    share of log(classes): 0 where every sample gets the same answer, 1 where all classes are told apart for sure.
-    histogram is the share of samples that each class gets.
+    confidence is the mean largest probability; gain its rise over the stored statistics', agreement the share of
+    samples that get the same class as with them. evenness is the entropy of the mean prediction, as a share of
+    log(classes), with what so few samples lack by chance. clusters tells whether the samples fall into classes: the
+    log ratio of the information (of sample and class) to that of one normal cloud of logits with the same mean and
+    covariance, 0 for such a cloud; sharp_clusters the same for logits twice as large; excess the confidence
+    above the cloud's. histogram is the share of samples that each class gets.
     """
 
     confidence: float
-    information: float
-    histogram: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Predictions under the stored and under the adapted statistics, for the same samples.
-
-    gain is the mean difference of the confidence, paired by sample, with its standard error; agreement the share
-    of samples that get the same class.
-    """
-
-    stored: Predictions
-    adapted: Predictions
-    agreement: float
     gain: float
-    standard_error: float
+    agreement: float
+    evenness: float
+    clusters: float
+    sharp_clusters: float
+    excess: float
+    histogram: tuple[float, ...]
 
     def __str__(self) -> str:
         """The numbers in words."""
         return (
-            f"confidence {self.stored.confidence:.2f} with the stored statistics and {self.adapted.confidence:.2f} "
-            f"adapted, largest class {max(self.stored.histogram):.0%} and {max(self.adapted.histogram):.0%}, "
-            f"{self.agreement:.0%} of the predictions agree"
+            f"confidence {self.confidence:.2f}, largest class {max(self.histogram):.0%}, clusters {self.clusters:.2f}, "
+            f"{self.agreement:.0%} as stored"
         )
 
 
-def compare(stored: Sequence[Any], adapted: Sequence[Any]) -> Compared | None:
-    """The outputs of each batch under both; None where they are no logits of two or more classes, `(N, classes)`.
+def predictions(outputs: Mapping[str, Sequence[Any]]) -> dict[str, Predictions] | None:
+    """Of the outputs of all batches under each choice, the stored statistics' first.
 
-    An output may be a tensor or hold one as its attribute or item `logits`.
+    None where they are no logits of two or more classes, `(N, classes)`. An output may be a tensor or hold one as its
+    attribute or item `logits`.
     """
-    before, after = _probabilities(stored), _probabilities(adapted)
-    if before is None or after is None or before.shape != after.shape:
+    logits = {name: _all_logits(found) for name, found in outputs.items()}
+    if any(z is None for z in logits.values()) or len({z.shape for z in logits.values() if z is not None}) != 1:
         return None
-    difference = after.max(1).values - before.max(1).values
-    same = before.argmax(1) == after.argmax(1)
-    error = float(difference.std(correction=1)) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
-    return Compared(_of(before), _of(after), float(same.double().mean()), float(difference.mean()), error)
+    stored = next(iter(logits.values()))
+    return {name: _of(z, stored) for name, z in logits.items() if z is not None and stored is not None}
 
 
-def _probabilities(outputs: Sequence[Any]) -> Tensor | None:
-    logits = [_logits(output) for output in outputs]
-    found = [z for z in logits if z is not None]
-    if not found or len(found) < len(logits) or len({z.shape[1] for z in found}) > 1:
+def _all_logits(outputs: Sequence[Any]) -> Tensor | None:
+    found = [z for z in map(_logits, outputs) if z is not None]
+    if not found or len(found) < len(outputs) or len({z.shape[1] for z in found}) > 1:
         return None
-    p = torch.cat(found).softmax(1)
-    return p if bool(torch.isfinite(p).all()) else None
+    z = torch.cat(found)
+    return z if bool(torch.isfinite(z).all()) else None
 
 
 def _logits(output: Any) -> Tensor | None:
@@ -77,16 +67,45 @@ def _logits(output: Any) -> Tensor | None:
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2 or not output.is_floating_point():
         return None
-    return output.detach().double()
+    return output.detach().double().cpu()
 
 
-def _of(p: Tensor) -> Predictions:
-    classes = p.shape[1]
-    information = _entropy(p.mean(0)) - _entropy(p)
-    counts = torch.bincount(p.argmax(1), minlength=classes).double() / len(p)
+def _of(z: Tensor, stored: Tensor) -> Predictions:
+    cloud, (count, classes) = _cloud(z), z.shape
+    p, before = z.softmax(1), stored.softmax(1)
+    confidence = float(p.amax(1).mean())
+    lacking = (classes - 1) / (2 * count)
     return Predictions(
-        float(p.max(1).values.mean()), max(float(information), 0.0) / math.log(classes), tuple(counts.tolist())
+        confidence,
+        confidence - float(before.amax(1).mean()),
+        float((p.argmax(1) == before.argmax(1)).double().mean()),
+        float(_entropy(p.mean(0)) + lacking) / math.log(classes),
+        _ratio(z, cloud),
+        _ratio(2 * z, 2 * cloud),
+        confidence - float(cloud.softmax(1).amax(1).mean()),
+        tuple((torch.bincount(p.argmax(1), minlength=classes).double() / count).tolist()),
     )
+
+
+def _cloud(z: Tensor) -> Tensor:
+    """As many normal logits with the same mean and covariance; the same for the same logits."""
+    root = torch.linalg.qr(z - z.mean(0)).R / math.sqrt(len(z))
+    draw = torch.Generator().manual_seed(0)
+    return z.mean(0) + torch.randn(len(z), len(root), generator=draw, dtype=torch.float64) @ root
+
+
+# Shares of log(classes) below this are chance.
+_NO_INFORMATION = 0.02
+
+
+def _ratio(z: Tensor, cloud: Tensor) -> float:
+    return math.log((_information(z) + _NO_INFORMATION) / (_information(cloud) + _NO_INFORMATION))
+
+
+def _information(z: Tensor) -> float:
+    """Of sample and class, as a share of log(classes): 0 for one answer to all, 1 for all classes told for sure."""
+    p = z.softmax(1)
+    return max(float(_entropy(p.mean(0)) - _entropy(p)), 0.0) / math.log(z.shape[1])
 
 
 def _entropy(p: Tensor) -> Tensor:
