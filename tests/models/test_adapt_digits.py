@@ -45,7 +45,7 @@ def test_contrast_is_repaired_from_64_images(digits):
     dark = contrast(x)
     assert error(model, dark, y) > 40
     result = adapt(model, dark[:64].split(16))
-    assert result.choice.mode == "mixed"
+    assert result.choice.mode == "domain"
     assert error(model, dark, y) < 15
     assert error(model, dark, y, size=1) == error(model, dark, y)
     result.undo()
