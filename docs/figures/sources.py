@@ -24,7 +24,6 @@ STATED = {
     "docs/kernels.md": ("Outputs of 8 MB and more",),
     "docs/lint.md": ("0.9 or more", "0.2 or less"),
     "docs/allocators.md": ("up to 32 MiB", "heaps of 64 MiB"),
-    "docs/adapt.md": ("or 30 times what they were", "2 % of the information"),
     "docs/recalibrate.md": (
         "at most 25 times",
         "512 MiB",

@@ -304,6 +304,34 @@ def _others() -> Iterator[Claim]:
         yield Claim("docs/methods/cost.md", f"| {method} | {' | '.join(['{}'] * len(cost))} |\n", tuple(figures))
 
 
+def _adapt() -> Iterator[Claim]:
+    groups = {
+        "clean, shuffled or sorted": "clean",
+        "corrupted, all classes": "balanced",
+        "corrupted, few classes": "skewed",
+        "corrupted, both": "corrupted",
+        "corrupted, sorted": "sorted",
+    }
+    for size in ("all", "320", "1250", "5000"):
+        for label, group in groups.items():
+            place = ("summary", size, group)
+            counts = [("runs", "d"), ("harms", "d"), ("harm_limit", ".1f")]
+            figures = [Figure("adapt/held.json", (*place, key), form) for key, form in counts]
+            names = ("stored", "early", "domain", "batch", "alpha", "auto")
+            figures += [Figure("adapt/held.json", (*place, "errors", name), ".1f") for name in names]
+            row = f"| {size}: {label} | {{}} | {{}} ({{}} %) | {' | '.join(['{}'] * 5)} | **{{}}** |"
+            yield Claim("docs/adapt.md", row, tuple(figures))
+    before = [Figure("adapt/streams-again.json", ("rows", "harm"), "d", how) for how in (sum, len)]
+    yield Claim("docs/adapt.md", "The rule before this one harmed {} of {} runs", tuple(before))
+    beyond = [Figure("adapt/held.json", ("summary", "all", g, "beyond_best")) for g in ("corrupted", "balanced")]
+    yield Claim("docs/adapt.md", '"auto" is {} points from the best fixed choice', (beyond[0],))
+    yield Claim("docs/adapt.md", 'ask for `domain`: "auto" is {} points worse', (beyond[1],))
+    kept = [
+        Figure("adapt/held.json", ("summary", "all", "balanced", *k), "d") for k in (("chosen", "stored"), ("runs",))
+    ]
+    yield Claim("docs/adapt.md", "It leaves the stored statistics in {} of {} such streams", tuple(kept))
+
+
 def claims() -> list[Claim]:
     """All of them."""
-    return [*_kernels(), *_recalibrate(), *_diagnosis(), *_others()]
+    return [*_kernels(), *_recalibrate(), *_diagnosis(), *_adapt(), *_others()]
