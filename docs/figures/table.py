@@ -328,8 +328,8 @@ def _adapt() -> Iterator[Claim]:
     yield Claim(
         "docs/adapt.md",
         "(one network of three convolutions, `strong.json`) {} % are wrong on streams of all classes where it was {} % "
-        "with that rule, {} % with the stored statistics and {} % with `domain`; on streams of few classes {} % where it "
-        "was {} %",
+        "with that rule, {} % with the stored statistics and {} % with `domain`; on streams of few classes {} % where "
+        "it was {} %",
         tuple(Figure("adapt/strong.json", (rule, group, "errors", name), ".1f") for rule, group, name in strong),
     )
     beyond = [Figure("adapt/held.json", ("summary", "all", g, "beyond_best")) for g in ("corrupted", "balanced")]
