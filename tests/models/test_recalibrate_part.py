@@ -151,3 +151,11 @@ def test_a_generator_is_read_as_far_as_it_fits():
     result = batchnorm.recalibrate(network(), iter(images(400).split(8)), memory=200_000)
     assert 1 < result.batches < 50
     assert "The loader does not say how many it has; exact=True takes all." in result.plan
+
+
+def test_who_reads_a_part_says_so_by_its_own_name(capsys, monkeypatch):
+    monkeypatch.setattr("batchnorm.models.recalibration.settling_run.available", lambda device: 400_000)
+    batchnorm.models.adapt(network(), images(8 * 100).split(8), mode="domain")
+    assert re.search(r"^batchnorm\.adapt: Reading \d+ of 100 batches", capsys.readouterr().err, re.M)
+    batchnorm.recalibrate(network(), images(8 * 100).split(8))
+    assert re.search(r"^batchnorm\.recalibrate: Reading \d+ of 100 batches", capsys.readouterr().err, re.M)

@@ -174,7 +174,7 @@ def fixed_point(
     The caller holds the model (`held`), whose buffers this leaves changed.
     """
     targets = {n: replace(t, biased=True) for n, t in Targets.of(model, select, None).active.items()}
-    settings = Settings("total", "population", None, None, None)
+    settings = Settings("total", "population", None, None, None, verb="adapt")
     run = SettlingRun(Caller(model, forward_fn, loader="data"), loader, targets, settings, Ranks(), None, True)
     outcome = run.outcome()
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Settings:
     max_samples: int | None
     memory: int | None
     exact: bool = False
+    # Who speaks to the user; no setting of what a checkpoint continues.
+    verb: str = field(default="recalibrate", repr=False)
 
 
 @dataclass

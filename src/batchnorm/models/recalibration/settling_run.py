@@ -192,7 +192,7 @@ class SettlingRun(Run):
         said = sentence(part, reading.pilot, error, reading.seconds, reading.numbers is not None, self._budget)
         reading.plan = said if asked is None else said.replace("Reading", "Reading at most", 1)
         if self.shown:
-            print(f"batchnorm.recalibrate: {reading.plan}", file=sys.stderr)
+            print(f"batchnorm.{self.settings.verb}: {reading.plan}", file=sys.stderr)
 
     def _error_of_part(self, reading: Reading) -> tuple[float, float] | None:
         """Between what and what the worst layer's standard error will be, from its first 8 batches settled alone.
