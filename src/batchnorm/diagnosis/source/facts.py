@@ -53,6 +53,14 @@ class Said(NamedTuple):
     edit: Edit | None = None
 
 
+class Option(NamedTuple):
+    """An option of a command line: its file, its add_argument, the attribute that it is read by."""
+
+    module: Module
+    node: ast.Call
+    name: str
+
+
 class Facts:
     """Events by kind, and questions about objects, functions and modules."""
 
@@ -213,23 +221,22 @@ class Facts:
         return frozenset(found)
 
     @cached_property
-    def options(self) -> list[tuple[Module, ast.Call, str]]:
-        """The options of command lines: file, call of add_argument, the attribute that an option is read by."""
-        return [
-            (module, n, name)
-            for module in self.project.modules.values()
-            if "add_argument" in module.text
-            for n in module.nodes
-            if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "add_argument"
-            for name in _destinations(n)
-        ]
+    def options(self) -> list[Option]:
+        """The options of command lines."""
+        found = []
+        for module in self.project.modules.values():
+            if "add_argument" not in module.text:
+                continue
+            for n in _methods(module, "add_argument"):
+                found.extend(Option(module, n, name) for name in _destinations(n))
+        return found
 
     @cached_property
     def spreads(self) -> bool:
         """Whether options are handed on as keywords, so that what reads them does not name them."""
         return any(
             isinstance(n, ast.keyword) and n.arg is None
-            for module in {id(m): m for m, _, _ in self.options}.values()
+            for module in {id(o.module): o.module for o in self.options}.values()
             for n in module.nodes
         )
 
@@ -408,22 +415,50 @@ class Facts:
         found = [n for source in inflow(value) for n in self.numbers(source, depth + 1)]
         if not found and value.kind == "parameter" and isinstance(value.info, FunctionInfo):
             found = self.numbers(_default(value.info, value.name), depth + 1)
-        if not found and value.kind == "attribute" and value.parent is not None and value.parent.name in ARGUMENTS:
-            found = self.defaults.get(value.name, [])
+        if not found and (option := self.option(value)) is not None:
+            given = next((k.value for k in option.node.keywords if k.arg == "default"), None)
+            found = self.numbers(option.module.static(given) if given is not None else None)
         return found
 
+    def option(self, value: Any) -> Option | None:
+        """The option of a command line that an attribute reads: of the parser it comes from, else of the only one."""
+        if not isinstance(value, Obj) or value.kind != "attribute" or value.parent is None:
+            return None
+        named = self.options_by_name.get(value.name, [])
+        if not named or value.parent.kind == "self" and isinstance(value.parent.info, ClassInfo):
+            return None
+        roots = self.aliases(value.parent)
+        parsed = {id(o.node) for o in roots}
+        files = {m for o in roots for m in (o.info, getattr(o.info, "module", None)) if isinstance(m, Module)}
+        files |= {m for m in self.project.modules.values() if not parsed.isdisjoint(self._parses(m))}
+        near = [o for o in named if o.module in files] or [
+            o for o in named if any(o.module in m.imported for m in files)
+        ]
+        spoken = near or (named if any(o.name in ARGUMENTS for o in roots) else [])
+        defaults = {ast.unparse(k.value) for o in spoken for k in o.node.keywords if k.arg == "default"}
+        return spoken[0] if len(defaults) == 1 else None
+
+    def _parses(self, module: Module) -> frozenset[int]:
+        """The calls of parse_args in a file."""
+        found = lambda: frozenset(id(n) for n in _methods(module, "parse_"))  # noqa: E731
+        return self.once(f"parses {id(module)}", found) if "parse_" in module.text else frozenset()
+
     @cached_property
-    def defaults(self) -> dict[str, list[float]]:
-        """The literal numbers that options of command lines have by default, where all parsers agree."""
-        found: dict[str, set[Any]] = defaultdict(set)
-        for module, call, name in self.options:
-            given = next((k.value for k in call.keywords if k.arg == "default"), None)
-            found[name].add(module.static(given) if given is not None else None)
-        return {
-            name: self.numbers(next(iter(values)))
-            for name, values in found.items()
-            if len(values) == 1 and None not in values
-        }
+    def options_by_name(self) -> dict[str, list[Option]]:
+        """The options of command lines by the attribute that they are read by."""
+        found: dict[str, list[Option]] = defaultdict(list)
+        for option in self.options:
+            found[option.name].append(option)
+        return found
+
+
+def _methods(module: Module, name: str) -> list[ast.Call]:
+    """The calls of methods whose names begin so."""
+    return [
+        n
+        for n in module.nodes
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr.startswith(name)
+    ]
 
 
 def _destinations(call: ast.Call) -> list[str]:

@@ -227,6 +227,18 @@ class Module:
         return nodes_of(self.tree)
 
     @cached_property
+    def imported(self) -> set[Module]:
+        """The files that names of this one come from."""
+        found: set[Module] = set()
+        for name in list(self.names):
+            value = self.top(name)
+            if isinstance(value, Namespace):
+                found.add(value.module)
+            elif isinstance(value, Class | Function):
+                found.add(value.info.module)
+        return found
+
+    @cached_property
     def touches_statistics(self) -> bool:
         """Whether the file names a running statistic."""
         return any(name in self.text for name in STATISTICS)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 Poly = dict[tuple[Any, ...], float]
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
-MOST = 4  # values that a name may have at once; beyond, it is unknown
+MOST, SHOWN = 16, 4  # values that a name may have at once, and how many of more stand for all
 MOST_TERMS = 12  # of a formula
 
 
@@ -197,15 +197,16 @@ def inverse(a: Poly) -> Poly | None:
 
 
 def choice(values: list[Any]) -> Any:
-    """One value, or the choice of several; None beyond what is followed."""
+    """One value, or the choice of several; of more than are followed, the first."""
     flat: list[Any] = []
     for value in values:
         for option in value.options if isinstance(value, Choice) else (value,):
             if not any(option is f or (not isinstance(option, Obj | Form) and option == f) for f in flat):
                 flat.append(option)
     known = [v for v in flat if v is not None]
-    if not known or len(known) > MOST * 4:
+    if not known:
         return None
+    known = known if len(known) <= MOST else known[:SHOWN]
     return known[0] if len(flat) == 1 else Choice(tuple(known))
 
 

@@ -65,7 +65,7 @@ class Narrowing(Containers):
         ):
             subject, classes = test.args
             names = classes.elts if isinstance(classes, ast.Tuple) else [classes]
-            if isinstance(subject, ast.Name) and names and all(self._is_layer_class(n) for n in names):
+            if isinstance(subject, ast.Name) and any([self._is_layer_class(n) for n in names]):
                 return subject.id
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             left, right = test.left, test.comparators[0]

@@ -53,6 +53,7 @@ PASSES_THROUGH = (
     "torch.autograd.Variable",
     "torch.autograd.variable.Variable",
 )
+TRACES = ("torch.jit.trace", "torch.export.export", "torch.fx.experimental.proxy_tensor.make_fx")
 PREPARES = ("prepare", "initialize", "setup")
 CONVERTS_SYNC = ("convert_sync_batchnorm", "convert_syncbn_model", "convert_model")
 
@@ -72,7 +73,7 @@ class Outside(Summaries):
             return self._copied(node, first)
         if short == "Variable" and keywords.get("volatile") == Const(True):
             return VOLATILE
-        if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.jit.trace", "torch.compile"):
+        if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.compile"):
             return first if name != "set" else None
         if name in ("dict", "collections.OrderedDict") and isinstance(first, Obj) and first.kind == "iteration":
             return first
@@ -145,6 +146,8 @@ class Outside(Summaries):
                     event.seen(
                         self.situation(canonical(obj), self.mode(obj) or Mode(UNKNOWN), no_grad=self.state.no_grad)
                     )
+        if name in TRACES:
+            return first
         if short in ("update_bn", "bn_update", "update_bn_stats", "recalibrate"):
             return None
         if name == "torch.load" or short in ("load_model", "load_from_checkpoint"):

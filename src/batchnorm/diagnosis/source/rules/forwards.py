@@ -11,6 +11,7 @@ from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
+FORWARDS = ("forward", "__call__", "_forward_impl")
 NOISE = re.compile(
     r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
 )
@@ -34,7 +35,7 @@ def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int
     for event in facts.of("forward"):
         owner = event.function.owner
         if owner is not None and (
-            (owner.is_module and event.function.name in ("forward", "__call__", "_forward_impl")) or adapts(owner)
+            (owner.is_module and event.function.name in FORWARDS) or adapts(owner)
         ):
             continue
         for context in event.contexts:
@@ -57,13 +58,16 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a loaded model runs on data in files that train nothing, in the mode that it was made in."""
     if not c.loaded or c.mode.node is not None or facts.has(c.obj) != YES:
         return False
-    if any(facts.steps(f.module) for f in (event.function, c.function)):
-        return False
+    inside = event.function.owner is not None and event.function.owner.is_module  # a method for several callers
+    trains = facts.trains(event) if inside else facts.steps(event.function.module)
+    return not trains and not facts.steps(c.function.module) and not made_up(event)
+
+
+def may_load(facts: Facts, c: Context) -> bool:
+    """Whether weights are loaded under conditions alone."""
     same = {id(o) for o in facts.aliases(c.obj)}
     loads = [e for e in facts.of("load") if id(e.obj) in same]
-    if loads and all(e.data["conditional"] for e in loads):
-        return False
-    return not made_up(event)
+    return bool(loads) and all(e.data["conditional"] for e in loads)
 
 
 def made_up(event: Event) -> bool:

@@ -9,13 +9,12 @@ from batchnorm.diagnosis.source.conditions import exclusive
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, file_of, spelled
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
-from batchnorm.diagnosis.source.rules.forwards import is_average, teaches, training_forwards
+from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
 from batchnorm.diagnosis.source.values import Obj, canonical, options, within
 
 FREEZE = "batchnorm.freeze({})"
 HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits")
-FORWARDS = ("forward", "__call__", "_forward_impl")
 AFFINE = ("bn", "norm", "batchnorm", "bias", "weight")
 
 

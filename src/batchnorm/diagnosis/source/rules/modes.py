@@ -14,6 +14,7 @@ from batchnorm.diagnosis.source.rules.forwards import (
     infers,
     is_average,
     made_up,
+    may_load,
     measures,
     teaches,
     training_forwards,
@@ -69,7 +70,7 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running "
             "statistics",
             f"{name}.eval() before, {name}.train() after",
-            sure=level == YES and always and (quiet or _tests(event)),
+            sure=level == YES and always and (_tests(event) or (quiet and not may_load(facts, c))),
         )
 
 

@@ -10,6 +10,7 @@ from batchnorm.diagnosis.source.facts import Facts, Said, spelled
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import FLAX, KERAS, OTHER_LAYERS, is_torch_layer, last
 from batchnorm.diagnosis.source.trace import Event
+from batchnorm.diagnosis.source.values import Const
 
 FREEZE = "batchnorm.freeze(model)"
 LARGE, CERTAIN = 0.5, 0.9  # a torch momentum that looks like another framework's, and one that can hardly be meant
@@ -49,6 +50,7 @@ def layers(facts: Facts) -> Iterator[Numbers]:
         ):
             continue
         args, keywords = event.data["args"], event.data["keywords"]
+        tracked = keywords.get("track_running_stats", args[4] if len(args) > 4 else None) != Const(False)
         starred = any(isinstance(a, ast.Starred) for a in call.args)
 
         def given(
@@ -63,7 +65,7 @@ def layers(facts: Facts) -> Iterator[Numbers]:
             event,
             call,
             framework,
-            given("momentum", {"torch": 2, "Keras": 1, "Flax": -1}[framework]),
+            given("momentum", {"torch": 2, "Keras": 1, "Flax": -1}[framework]) if tracked else [],
             given("eps", 1 if framework == "torch" else -1),
             eps_node,
         )
