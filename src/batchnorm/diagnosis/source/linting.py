@@ -36,6 +36,7 @@ WORDS = (
     ".eval()",
     ".train()",
     "nn.Module",
+    "torch.nn",
     "momentum",
     "resnet",
     "ResNet",

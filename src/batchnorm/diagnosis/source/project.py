@@ -279,6 +279,11 @@ class Module:
         return None
 
 
+def in_module(function: FunctionInfo) -> bool:
+    """Whether a function is a torch module's method."""
+    return function.owner is not None and function.owner.is_module
+
+
 class Class(NamedTuple):
     """A class of the linted files."""
 

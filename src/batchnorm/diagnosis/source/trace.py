@@ -52,6 +52,7 @@ class Context(NamedTuple):
     half: tuple[ast.AST, FunctionInfo] | None
     loaded: bool
     function: FunctionInfo
+    at: tuple[ast.Call, FunctionInfo] | None = None  # of a forward in a model's own method: who calls that
 
 
 @dataclass(eq=False)
@@ -88,6 +89,7 @@ class Use(NamedTuple):
     half: tuple[ast.AST, FunctionInfo] | None
     conditional: bool
     mode: Mode | None = None  # where the function itself set it
+    at: tuple[ast.Call, FunctionInfo] | None = None
 
 
 @dataclass(eq=False)

@@ -27,21 +27,25 @@ class Objects(Walk):
             at = self.held.get(top)
         return False
 
-    def class_of(self, obj: Obj, depth: int = 0) -> ClassInfo | None:
+    def class_of(self, obj: Obj) -> ClassInfo | None:
         """The class of an object, if all that flows into it agrees."""
+        found = self.classes_of(obj)
+        return found[0] if len(found) == 1 else None
+
+    def classes_of(self, obj: Obj, depth: int = 0) -> list[ClassInfo]:
+        """The classes of the linted files that an object may be of."""
         if obj.kind == "wrapper":
-            return self.class_of(obj.info, depth + 1) if isinstance(obj.info, Obj) else None
+            return self.classes_of(obj.info, depth + 1) if isinstance(obj.info, Obj) else []
         if isinstance(obj.info, ClassInfo) and obj.kind in ("instance", "self"):
-            return obj.info
+            return [obj.info]
         if depth > 6 or obj.kind in OPAQUE:
-            return None
-        found: list[ClassInfo | None] = []
+            return []
+        found: dict[ClassInfo, None] = {}
         for source in inflow(obj)[:8]:
             for option in options(source):
                 if isinstance(option, Obj) and option is not obj:
-                    found.append(self.class_of(option, depth + 1))
-        classes = {id(c): c for c in found if c is not None}
-        return next(iter(classes.values())) if len(classes) == 1 else None
+                    found.update(dict.fromkeys(self.classes_of(option, depth + 1)))
+        return [*found]
 
     def slot_of(self, base: Obj, name: str) -> Any:
         """An attribute's slot, or the one value that is known to be in it."""

@@ -9,7 +9,7 @@ from batchnorm.diagnosis.source.conditions import passed
 from batchnorm.diagnosis.source.interpreter.forwards import Forwards
 from batchnorm.diagnosis.source.interpreter.mapping import Mapping
 from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
-from batchnorm.diagnosis.source.project import FunctionInfo
+from batchnorm.diagnosis.source.project import FunctionInfo, in_module
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Freeze, Mode, Summary, Use
 from batchnorm.diagnosis.source.values import Form, Obj, Tuple, canonical, choice, objects_in, options
 
@@ -72,11 +72,15 @@ class Summaries(Forwards):
         }
         for use, obj in known.values():
             if obj.kind not in OPAQUE and obj.kind != "output":
-                self._happen(use, obj)
+                self._happen(use, obj, mapped.node)
 
-    def _happen(self, use: Use, obj: Obj) -> None:
+    def _happen(self, use: Use, obj: Obj, call: ast.Call) -> None:
         """A callee's forward of what is here `obj`."""
+        at = use.at
+        if at is None and in_module(use.event.function) and not in_module(self.info):
+            at = (call, self.info)
         use = use._replace(
+            at=at,
             slot=obj,
             no_grad=_either(use.no_grad, self.state.no_grad),
             one_rank=use.one_rank or self.ranks > 0,
@@ -98,7 +102,11 @@ class Summaries(Forwards):
         moving = use.layers is None or use.layers.value == TRAIN
         use.event.seen(
             context._replace(
-                one_rank=use.one_rank, frozen=use.frozen if moving else (), half=use.half, conditional=use.conditional
+                one_rank=use.one_rank,
+                frozen=use.frozen if moving else (),
+                half=use.half,
+                conditional=use.conditional,
+                at=use.at,
             )
         )
         self.state.version += mode.value != EVAL

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called
+from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
@@ -15,6 +16,7 @@ FORWARDS = ("forward", "__call__", "_forward_impl")
 NOISE = re.compile(
     r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
 )
+TAKES_DATA = re.compile(r"encoder|classif|feature|extract|backbone|embed|relation")
 MADE_UP = re.compile(
     r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
 )
@@ -58,8 +60,8 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a loaded model runs on data in files that train nothing, in the mode that it was made in."""
     if not c.loaded or c.mode.node is not None or facts.has(c.obj) != YES:
         return False
-    inside = event.function.owner is not None and event.function.owner.is_module  # a method for several callers
-    trains = facts.trains(event) if inside else facts.steps(event.function.module)
+    # A model's method has callers of several kinds.
+    trains = facts.trains(event) if in_module(event.function) else facts.steps(event.function.module)
     return not trains and not facts.steps(c.function.module) and not made_up(event)
 
 
@@ -101,7 +103,7 @@ def words(event: Event) -> set[str]:
 def generates(event: Event) -> bool:
     """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
     name = called(event).split(".")[-1].lower()
-    return (
+    return not TAKES_DATA.search(name) and (
         any(NOISE.match(w) for w in words(event))
         or name in ("g", "netg", "net_g", "gen", "generator", "decoder")
         or name.startswith(("g_", "gen_", "netg"))

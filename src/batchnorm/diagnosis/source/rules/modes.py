@@ -63,13 +63,15 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             if c.mode.node is not None
             else ", as a new model is"
         )
+        call, function = c.at or (event.node, event.function)
         name = called(event)
+        owner = name if c.at is None or not isinstance(call.func, ast.Attribute) else spelled(call.func.value)
         yield Said(
-            event.function.module,
-            event.node,
+            function.module,
+            call,
             f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running "
             "statistics",
-            f"{name}.eval() before, {name}.train() after",
+            f"{owner}.eval() before, {owner}.train() after",
             sure=level == YES and always and (_tests(event) or (quiet and not may_load(facts, c))),
         )
 
