@@ -235,7 +235,9 @@ class Facts:
     def spreads(self) -> bool:
         """Whether options are handed on as keywords, so that what reads them does not name them."""
         return any(
-            isinstance(n, ast.keyword) and n.arg is None
+            isinstance(n, ast.keyword)
+            and n.arg is None
+            and not {w.id for w in ast.walk(n.value) if isinstance(w, ast.Name)}.isdisjoint((*ARGUMENTS, "vars"))
             for module in {id(o.module): o.module for o in self.options}.values()
             for n in module.nodes
         )

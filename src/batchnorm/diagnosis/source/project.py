@@ -236,7 +236,7 @@ class Module:
                 found.add(value.module)
             elif isinstance(value, Class | Function):
                 found.add(value.info.module)
-        return found
+        return found - {self}
 
     @cached_property
     def touches_statistics(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.containers import Containers
 from batchnorm.diagnosis.source.names import (
     WITHOUT_GRADIENTS,
@@ -99,7 +100,8 @@ class Narrowing(Containers):
 
     def _is_layer_class(self, node: ast.AST) -> bool:
         value = self.ev(node)
-        for option in options(value):
+        held = [o for s in inflow(value) for o in options(s)] if isinstance(value, Obj) else options(value)
+        for option in held:  # `self.norm_layer` too
             if isinstance(option, External) and is_layer(option.name):
                 return True
             if isinstance(option, Class) and any(

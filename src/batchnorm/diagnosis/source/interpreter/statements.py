@@ -155,6 +155,8 @@ class Statements(Expressions):
             elif isinstance(base, Obj):
                 if isinstance(key, Const):
                     self.state.heap[base, f"[{key.value}]"] = value
+                    for option in options(value) if base.kind == "dict" else ():
+                        base.attr(f"[{key.value}]").flows_from(option)
                 base.flows_from(value) if base.kind in ("list", "dict") else base.attr("[]").flows_from(value)
 
     def bind_attribute(self, target: ast.Attribute, value: Any, node: ast.AST) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called
 from batchnorm.diagnosis.source.project import in_module
@@ -20,6 +21,7 @@ TAKES_DATA = re.compile(r"encoder|classif|feature|extract|backbone|embed|relatio
 MADE_UP = re.compile(
     r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
 )
+FILLS = ("uniform_", "normal_", "random_", "fill_", "zero_", "bernoulli_")
 TEACHER = re.compile(
     r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erence)?_model|frozen|old_model|model_old|prev(ious)?_model|pretrained"
 )
@@ -74,8 +76,16 @@ def may_load(facts: Facts, c: Context) -> bool:
 
 def made_up(event: Event) -> bool:
     """Whether a forward runs on numbers that are no data."""
-    made = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
-    return any(MADE_UP.search(v.info[0]) for v in made) or any(MADE_UP.search(w) for w in words(event))
+    return any(map(_filled, event.data["inputs"])) or any(MADE_UP.search(w) for w in words(event))
+
+
+def _filled(value: Any) -> bool:
+    """Whether a tensor is made of numbers: `torch.rand(...)`, `torch.FloatTensor(...).uniform_()`."""
+    while isinstance(value, Obj) and value.kind == "unknown":
+        if value.name in FILLS:
+            return True
+        value = value.info
+    return isinstance(value, Obj) and value.kind == "external" and bool(MADE_UP.search(value.info[0]))
 
 
 def measures(facts: Facts, event: Event, c: Context) -> bool:

@@ -132,7 +132,7 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         ) or not event.data["name"].endswith(".summary"):
             continue
         for c in event.contexts:
-            if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded:
+            if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded and _runs_on_data(facts, c.obj):
                 yield Said(
                     event.function.module,
                     event.node,
@@ -143,6 +143,11 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
                     else "eval() before",
                 )
                 break
+
+
+def _runs_on_data(facts: Facts, obj: Obj) -> bool:
+    """Whether a model is there for more than a look at its layers."""
+    return any(c.obj is obj and not made_up(e) for e, c, _ in forwards(facts))
 
 
 def _aside(facts: Facts, event: Event, c: Context) -> str:
