@@ -16,7 +16,7 @@ from batchnorm.diagnosis.source.names import is_layer, loads_weights, made_by
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, nodes_of
 from batchnorm.diagnosis.source.trace import Event
-from batchnorm.diagnosis.source.values import Choice, Const, Obj, canonical, options
+from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonical, options
 
 T = TypeVar("T")
 MEASURES = (
@@ -278,6 +278,13 @@ class Facts:
 
         return self.once(f"outputs {id(event.function)}", follow)
 
+    def trains_beside(self, event: Event) -> bool:
+        """Whether a forward's function runs another model, of which an optimizer has the weights."""
+        return any(
+            e is not event and e.node is not event.node and any(self.trains_part(o) for o in _run_by(e))
+            for e in self._forwards_in[id(event.function)]
+        )
+
     @cached_property
     def _forwards_in(self) -> dict[int, list[Event]]:
         """The forwards by the function that they are in."""
@@ -369,24 +376,54 @@ class Facts:
             or e.data["name"].rsplit(".", 1)[-1] in ("SGD", "Adam", "AdamW", "RMSprop", "LARS", "Lamb", "RAdam")
         ]
 
-    @cached_property
-    def trained(self) -> set[int]:
+    @property
+    def trained(self) -> dict[int, Obj]:
         """Objects that an optimizer was given, by id."""
-        found: set[int] = set()
+        return self._trained[0]
+
+    @property
+    def knows_trained(self) -> bool:
+        """Whether it is known of every optimizer what it was given."""
+        return self._trained[1]
+
+    def trains_part(self, obj: Obj) -> bool:
+        """Whether an optimizer was given an object, or a part of it."""
+        stack, seen = [(o, 0) for o in self.aliases(obj)], set[int]()
+        while stack:
+            at, depth = stack.pop()
+            if id(at) in self.trained:
+                return True
+            if id(at) in seen or depth > DEEPEST_PART * 2:
+                continue
+            seen.add(id(at))
+            own = at.info.self_obj.attrs if isinstance(at.info, ClassInfo) else {}
+            inside = [*at.attrs.values(), *own.values(), *(at.sources if at.kind == "attribute" else ())]
+            stack.extend((o, depth + 1) for s in inside for o in options(s) if isinstance(o, Obj))
+        return False
+
+    @cached_property
+    def _trained(self) -> tuple[dict[int, Obj], bool]:
+        found: dict[int, Obj] = {}
+        known = bool(self.optimizers)
         for event in self.optimizers:
             stack = [*list(event.data["args"][:1]), event.data["keywords"].get("params")]
-            for _ in range(32):
+            known &= any(options(value) for value in stack)
+            for _ in range(64):
                 if not stack:
                     break
                 for option in options(stack.pop()):
-                    if not isinstance(option, Obj):
-                        continue
-                    if option.kind == "iteration":
-                        owner = canonical(option.info[0])
-                        found.update(id(o) for o in self.aliases(owner))
-                    elif option.kind in ("list", "dict"):
+                    if isinstance(option, Form):
+                        owners = [a.owner for a in option.terms if a.kind == "parameter" and isinstance(a.owner, Obj)]
+                    elif isinstance(option, Obj) and option.kind == "iteration":
+                        owners = [canonical(option.info[0])]
+                    elif isinstance(option, Obj) and option.kind in ("list", "dict") and option.sources:
                         stack.extend(option.sources)
-        return found
+                        continue
+                    else:
+                        known &= isinstance(option, Const)
+                        continue
+                    found.update((id(o), o) for owner in owners for o in self.aliases(canonical(owner)))
+        return found, known and not any(e.data["name"] == "add_param_group" for e in self.of("method"))
 
     def aliases(self, obj: Any, depth: int = 0) -> list[Obj]:
         """An object and what it may be."""
@@ -452,6 +489,10 @@ class Facts:
         for option in self.options:
             found[option.name].append(option)
         return found
+
+
+def _run_by(forward: Event) -> list[Obj]:
+    return [o for o in (forward.obj, *(c.obj for c in forward.contexts)) if o is not None]
 
 
 def _methods(module: Module, name: str) -> list[ast.Call]:

@@ -200,6 +200,7 @@ class Calls(Methods):
             self.state.heap[base, "[-1]"] = args[0]
             return None
         if base.kind in ("list", "dict") and name in CONTAINERS:
+            self.collected(node, base, args)
             for value in args:
                 if name in ("extend", "update"):
                     value = (

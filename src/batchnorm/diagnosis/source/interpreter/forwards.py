@@ -10,6 +10,7 @@ from batchnorm.diagnosis.source.interpreter.writes import Writes
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import (
     EVAL,
+    LEFT,
     MOST_USES,
     SLOTS,
     SWITCHED,
@@ -48,7 +49,7 @@ class Forwards(Writes):
             self._use(self._used(event, obj))
         else:
             event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
-            if mode.value in (TRAIN, EVAL, SWITCHED) and mode.node is not None:
+            if mode.value in (TRAIN, EVAL, SWITCHED, LEFT) and mode.node is not None:
                 self._use(self._used(event, obj, mode))
         if mode is None or mode.value != EVAL:
             self.state.version += 1

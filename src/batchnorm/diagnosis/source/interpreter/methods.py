@@ -102,7 +102,7 @@ class Methods(Outside):
                 for a in (*args, *keywords.values())
             )
         ):
-            self.state.half[obj] = (node, self.info)
+            self.state.half[obj] = (node, self.info, False)
         elif name in ("float", "double") and obj.kind != "batch norm":
             self.state.half.pop(obj, None)
         elif name == "apply" and args:

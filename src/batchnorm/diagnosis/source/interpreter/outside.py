@@ -89,6 +89,10 @@ class Outside(Summaries):
             return self.program.obj(
                 (node, "enumerate", id(first)), lambda: Obj("enumerate", "enumerate", info=first, node=node)
             )
+        if name == "filter" and len(args) > 1:
+            return args[1]
+        if name in ("itertools.chain", "chain"):
+            return self.together(node, args)
         if short == "partial" and args:
             return Partial(first, tuple(args[1:]), tuple(keywords.items()))
         if short in WRAPPERS and args:
@@ -214,6 +218,8 @@ class Outside(Summaries):
             mode = self.mode(inner)
             if mode is not None:
                 self.state.modes[made] = mode
+            if inner in self.state.loaded:
+                self.state.loaded |= {made}
             found.append(made)
         return choice(found) if found else value
 

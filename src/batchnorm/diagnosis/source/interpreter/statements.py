@@ -12,6 +12,10 @@ from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.expressions import Expressions
 from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, arithmetic
 from batchnorm.diagnosis.source.trace import (
+    EVAL,
+    LEFT,
+    TRAIN,
+    Mode,
     State,
     Test,
     join,
@@ -248,7 +252,17 @@ class Statements(Expressions):
             self.state = join(then, self.state, choice)
             self.state.layers.update(then.layers)
         else:
+            otherwise_modes = self.state.modes
             self.state = join(then, self.state, choice)
+            if not node.orelse and not then.dead:
+                self.left_in_eval(then.modes, otherwise_modes)
+
+    def left_in_eval(self, then: dict[Obj, Mode], before: dict[Obj, Mode]) -> None:
+        """Objects in train mode that a branch without an other leaves in eval."""
+        for obj, mode in then.items():
+            held = before.get(obj)
+            if mode.value == EVAL and mode.node is not None and held is not None and held.value == TRAIN:
+                self.state.modes[obj] = mode._replace(value=LEFT)
 
     def restore_narrowed(self, state: State, narrowed: dict[str, Any], before: State) -> None:
         """Forget what a test said of a name, behind its branch."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, spelled
+from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.forwards import (
     TEACHER,
     forwards,
@@ -19,7 +20,7 @@ from batchnorm.diagnosis.source.rules.forwards import (
     teaches,
     training_forwards,
 )
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event
+from batchnorm.diagnosis.source.trace import EVAL, LEFT, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
 SECOND = re.compile(r"ema|teacher|target|momentum|avg|average|key")
@@ -53,7 +54,7 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         here = c.mode.function is event.function and c.mode.node is not None
         quiet = (c.no_grad is True or infers(facts, event, c)) and not here and not facts.trains(event)
         unused = not quiet and _unused(facts, event, c)
-        if not (quiet or unused) or measures(facts, event, c) or generates(event):
+        if not (quiet or unused) or measures(facts, event, c) or generates(event) or made_up(event):
             continue
         if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
@@ -209,7 +210,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
         if not c.second:
             first.setdefault((id(event.node), id(c.obj)), set()).add(c.mode.value)
     for event, c, level in forwards(facts):
-        if c.mode.value != EVAL or not c.second or c.no_grad is not False or c.mode.node is None:
+        if c.mode.value not in (EVAL, LEFT) or not c.second or c.no_grad is not False or c.mode.node is None:
             continue
         if TRAIN not in first.get((id(event.node), id(c.obj)), set()) or c.layers is not None:
             continue
@@ -225,8 +226,13 @@ def never_back(facts: Facts) -> Iterator[Said]:
             "followed by train(), so "
             "batch norm's statistics stop there",
             f"{name}.train() at the start of every epoch",
-            sure=level == YES,
+            sure=level == YES and (c.mode.value == EVAL or _evaluates(facts, c)),
         )
+
+
+def _evaluates(facts: Facts, c: Context) -> bool:
+    """Whether the eval() is there for an evaluation."""
+    return any(o.mode.node is c.mode.node and o.mode.value == EVAL for _, o, _ in forwards(facts))
 
 
 def second_network(facts: Facts) -> Iterator[Said]:
@@ -237,22 +243,25 @@ def second_network(facts: Facts) -> Iterator[Said]:
             continue
         if (
             is_average(facts, c.obj)
-            or any(id(o) in facts.trained for o in facts.aliases(c.obj))
+            or facts.trains_part(c.obj)
             or c.layers is not None
         ):
             continue
         named = teaches(event)
         taught = c.loaded and (c.no_grad is True or named)
         taught |= named and c.no_grad is True and c.obj.kind in ("instance", "external", "result")
+        apart = c.loaded and (facts.knows_trained or any(part is c.obj for part, _ in c.frozen))
+        apart = apart and not in_module(event.function) and facts.trains_beside(event)
+        taught |= apart and not facts.measures(event.function)
         if not taught and not (REFERENCE.search(called(event)) and _others_train(facts, event)):
             continue
-        if c.mode.node is not None and c.mode.function is event.function:
+        if c.mode.node is not None and c.mode.function is event.function and not apart:
             continue  # train() was called on it on purpose; BN412 speaks of that
         name = called(event)
         yield Said(
             event.function.module,
             event.node,
-            f"{name} is not trained here, and was never put in eval: it normalises with the batch, and its running "
+            f"{name} is not trained here, and is not in eval: it normalises with the batch, and its running "
             "statistics move",
             f"{name}.eval()",
             sure=level == YES and c.loaded,
