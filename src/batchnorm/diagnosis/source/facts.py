@@ -71,6 +71,7 @@ class Facts:
         for event in events(project):
             self._kinds[event.kind].append(event)
         self._answers: dict[str, Any] = {}
+        self._known: dict[Any, list[Obj]] = {}
         self._words: dict[int, frozenset[str]] = {}
 
     def of(self, *kinds: str) -> Iterator[Event]:
@@ -281,7 +282,7 @@ class Facts:
     def trains_beside(self, event: Event) -> bool:
         """Whether a forward's function runs another model, of which an optimizer has the weights."""
         return any(
-            e is not event and e.node is not event.node and any(self.trains_part(o) for o in _run_by(e))
+            called(e) != called(event) and any(self.trains_part(o) for o in _run_by(e))
             for e in self._forwards_in[id(event.function)]
         )
 
@@ -425,8 +426,13 @@ class Facts:
                     found.update((id(o), o) for owner in owners for o in self.aliases(canonical(owner)))
         return found, known and not any(e.data["name"] == "add_param_group" for e in self.of("method"))
 
-    def aliases(self, obj: Any, depth: int = 0) -> list[Obj]:
+    def aliases(self, obj: Any) -> list[Obj]:
         """An object and what it may be."""
+        if obj not in self._known:
+            self._known[obj] = self._aliases(obj, 0)
+        return self._known[obj]
+
+    def _aliases(self, obj: Any, depth: int) -> list[Obj]:
         if not isinstance(obj, Obj) or depth > 4:
             return []
         found = [obj]
@@ -440,7 +446,7 @@ class Facts:
             else []
         ):
             for option in options(source):
-                found.extend(self.aliases(option, depth + 1))
+                found.extend(self._aliases(option, depth + 1))
         return found[:24]
 
     def numbers(self, value: Any, depth: int = 0) -> list[float]:

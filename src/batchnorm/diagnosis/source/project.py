@@ -236,6 +236,7 @@ class Module:
                 found.add(value.module)
             elif isinstance(value, Class | Function):
                 found.add(value.info.module)
+        found.update(m for base in self.stars if (m := self.project.find(base, self)) is not None)
         return found - {self}
 
     @cached_property

@@ -22,6 +22,7 @@ class Mode(NamedTuple):
     value: str
     node: ast.AST | None = None
     function: FunctionInfo | None = None
+    sure: bool = True  # not of one of several objects
 
 
 class Test(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 Poly = dict[tuple[Any, ...], float]
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
@@ -87,6 +87,7 @@ class Obj:
     sources: list[Any] = field(default_factory=list)
     attrs: dict[str, Obj] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)  # of a function's result: the call's arguments
+    flows: ClassVar[int] = 0  # how many values have flowed into objects
 
     def attr(self, name: str) -> Obj:
         """The slot of an attribute."""
@@ -103,6 +104,7 @@ class Obj:
             and not any(s is value or (not isinstance(value, Obj | Form) and s == value) for s in self.sources)
         ):
             self.sources.append(value)
+            Obj.flows += 1
 
     @property
     def path(self) -> str:

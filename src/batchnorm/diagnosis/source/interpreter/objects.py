@@ -9,6 +9,7 @@ from batchnorm.diagnosis.source.interpreter.walk import Walk
 from batchnorm.diagnosis.source.project import Class, ClassInfo
 from batchnorm.diagnosis.source.values import Atom, Const, External, Form, Obj, canonical, options, root, within
 
+DEEPEST_CLASS = 6
 OPAQUE = ("iteration", "zip", "list", "dict", "state", "layer", "key", "optimizer", "class attribute")
 
 
@@ -32,20 +33,25 @@ class Objects(Walk):
         found = self.classes_of(obj)
         return found[0] if len(found) == 1 else None
 
-    def classes_of(self, obj: Obj, depth: int = 0) -> list[ClassInfo]:
-        """The classes of the linted files that an object may be of."""
-        if obj.kind == "wrapper":
-            return self.classes_of(obj.info, depth + 1) if isinstance(obj.info, Obj) else []
-        if isinstance(obj.info, ClassInfo) and obj.kind in ("instance", "self"):
-            return [obj.info]
-        if depth > 6 or obj.kind in OPAQUE:
-            return []
-        found: dict[ClassInfo, None] = {}
-        for source in inflow(obj)[:8]:
-            for option in options(source):
-                if isinstance(option, Obj) and option is not obj:
-                    found.update(dict.fromkeys(self.classes_of(option, depth + 1)))
-        return [*found]
+    def classes_of(self, obj: Obj) -> list[ClassInfo]:
+        """The classes of the linted files that an object may be of; worked out again once more has flowed."""
+        held = self.program.classes.get(obj)
+        if held is None or held[0] != Obj.flows:
+            found: dict[ClassInfo, None] = {}
+            self._classes(obj, found, set(), 0)
+            held = self.program.classes[obj] = (Obj.flows, [*found])
+        return held[1]
+
+    def _classes(self, obj: Obj, found: dict[ClassInfo, None], seen: set[Obj], depth: int) -> None:
+        if obj.kind == "wrapper" and isinstance(obj.info, Obj):
+            self._classes(obj.info, found, seen, depth + 1)
+        elif obj.kind in ("instance", "self") and isinstance(obj.info, ClassInfo):
+            found[obj.info] = None
+        elif depth <= DEEPEST_CLASS and obj.kind not in OPAQUE and obj not in seen:
+            seen.add(obj)
+            for option in (o for source in inflow(obj)[:8] for o in options(source)):
+                if isinstance(option, Obj):
+                    self._classes(option, found, seen, depth + 1)
 
     def slot_of(self, base: Obj, name: str) -> Any:
         """An attribute's slot, or the one value that is known to be in it."""

@@ -127,11 +127,13 @@ class Summaries(Forwards):
         """The modes that the callee leaves its parameters in."""
         for obj, mode in s.modes.items():
             own = obj.kind == "self" and mapped.self_obj in (None, obj)
-            for target in mapped.objects(obj) if own or obj.kind in ("parameter", "attribute", "global") else ():
+            known = own or obj.kind in ("parameter", "attribute", "global")
+            targets = [*dict.fromkeys(mapped.objects(obj))] if known else []
+            for target in targets:
                 if mode.value == UNKNOWN:
                     self.state.modes[target] = mode
                 else:
-                    self.switch(target, mode)
+                    self.switch(target, mode._replace(sure=mode.sure and len(targets) == 1))
 
     def _set_parts(self, s: Summary, mapped: Mapping) -> None:
         """What the callee did to layers, to requires_grad, to the precision and to the weights."""

@@ -226,7 +226,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
             "followed by train(), so "
             "batch norm's statistics stop there",
             f"{name}.train() at the start of every epoch",
-            sure=level == YES and (c.mode.value == EVAL or _evaluates(facts, c)),
+            sure=level == YES and c.mode.sure and (c.mode.value == EVAL or _evaluates(facts, c)),
         )
 
 
