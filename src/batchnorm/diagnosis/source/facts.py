@@ -53,6 +53,11 @@ class Said(NamedTuple):
     edit: Edit | None = None
 
 
+def said(event: Event, message: str, fix: str, sure: bool = True, edit: Edit | None = None) -> Said:
+    """What is said of an event, where it is."""
+    return Said(event.function.module, event.node, message, fix, sure, edit)
+
+
 class Option(NamedTuple):
     """An option of a command line: its file, its add_argument, the attribute that it is read by."""
 
@@ -470,7 +475,7 @@ class Facts:
         if not isinstance(value, Obj) or value.kind != "attribute" or value.parent is None:
             return None
         named = self.options_by_name.get(value.name, [])
-        if not named or value.parent.kind == "self" and isinstance(value.parent.info, ClassInfo):
+        if not named or (value.parent.kind == "self" and isinstance(value.parent.info, ClassInfo)):
             return None
         roots = self.aliases(value.parent)
         parsed = {id(o.node) for o in roots}
@@ -564,4 +569,4 @@ def called(event: Event) -> str:
     return spelled(node.func) if isinstance(node, ast.Call) else "the model"
 
 
-__all__ = ["LIKELY", "YES", "Facts", "Said", "called", "file_of", "spelled"]
+__all__ = ["LIKELY", "YES", "Facts", "Said", "called", "file_of", "said", "spelled"]

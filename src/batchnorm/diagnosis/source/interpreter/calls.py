@@ -8,17 +8,9 @@ from typing import Any
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.methods import STANDARD, Methods
-from batchnorm.diagnosis.source.names import (
-    is_layer,
-    last,
-)
+from batchnorm.diagnosis.source.names import is_layer, last
 from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Super
-from batchnorm.diagnosis.source.trace import (
-    EVAL,
-    TRAIN,
-    Mode,
-    join,
-)
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Mode, join
 from batchnorm.diagnosis.source.values import (
     Choice,
     External,

@@ -7,9 +7,7 @@ from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.modes import Modes
-from batchnorm.diagnosis.source.names import (
-    last,
-)
+from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.values import (
     STATISTICS,
     Atom,

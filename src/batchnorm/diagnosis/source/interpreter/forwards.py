@@ -8,15 +8,7 @@ from typing import Any
 from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
 from batchnorm.diagnosis.source.interpreter.writes import Writes
 from batchnorm.diagnosis.source.project import ClassInfo
-from batchnorm.diagnosis.source.trace import (
-    EVAL,
-    LEFT,
-    MOST_USES,
-    SLOTS,
-    SWITCHED,
-    TRAIN,
-    Use,
-)
+from batchnorm.diagnosis.source.trace import EVAL, LEFT, MOST_USES, SLOTS, SWITCHED, TRAIN, Use
 from batchnorm.diagnosis.source.values import VOLATILE, Obj, canonical, options
 
 MOST_INPUTS = 8  # of a forward

@@ -11,12 +11,7 @@ from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.containers import ITERATIONS
 from batchnorm.diagnosis.source.interpreter.outside import Outside
 from batchnorm.diagnosis.source.project import Function
-from batchnorm.diagnosis.source.trace import (
-    EVAL,
-    TRAIN,
-    UNKNOWN,
-    Mode,
-)
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Mode
 from batchnorm.diagnosis.source.values import Const, External, Flag, Form, Obj, canonical, options
 
 RETURNS_ITSELF = (

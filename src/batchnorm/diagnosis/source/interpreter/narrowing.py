@@ -7,11 +7,7 @@ from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.containers import Containers
-from batchnorm.diagnosis.source.names import (
-    WITHOUT_GRADIENTS,
-    is_layer,
-    last,
-)
+from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS, is_layer, last
 from batchnorm.diagnosis.source.project import Class
 from batchnorm.diagnosis.source.values import ClassName, Const, External, Obj, options
 

@@ -11,15 +11,7 @@ from typing import Any
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.expressions import Expressions
 from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, arithmetic
-from batchnorm.diagnosis.source.trace import (
-    EVAL,
-    LEFT,
-    TRAIN,
-    Mode,
-    State,
-    Test,
-    join,
-)
+from batchnorm.diagnosis.source.trace import EVAL, LEFT, TRAIN, Mode, State, Test, join
 from batchnorm.diagnosis.source.values import STATISTICS, Choice, Const, Form, Obj, Tuple, choice, options
 
 DEEPEST_LOOP = 2  # loops inside each other that get a second round

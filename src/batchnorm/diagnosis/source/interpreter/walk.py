@@ -6,21 +6,10 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source.interpreter.program import Program
-from batchnorm.diagnosis.source.names import (
-    WITHOUT_GRADIENTS,
-)
+from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS
 from batchnorm.diagnosis.source.project import FunctionInfo
-from batchnorm.diagnosis.source.trace import (
-    Event,
-    State,
-    Summary,
-    Test,
-)
-from batchnorm.diagnosis.source.values import (
-    Atom,
-    Form,
-    Obj,
-)
+from batchnorm.diagnosis.source.trace import Event, State, Summary, Test
+from batchnorm.diagnosis.source.values import Atom, Form, Obj
 
 
 class Walk:

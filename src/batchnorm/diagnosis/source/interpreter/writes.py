@@ -7,19 +7,8 @@ from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.narrowing import Narrowing
-from batchnorm.diagnosis.source.trace import (
-    UNKNOWN,
-    Freeze,
-    Mode,
-    freeze,
-)
-from batchnorm.diagnosis.source.values import (
-    Const,
-    Form,
-    Obj,
-    canonical,
-    objects_in,
-)
+from batchnorm.diagnosis.source.trace import UNKNOWN, Freeze, Mode, freeze
+from batchnorm.diagnosis.source.values import Const, Form, Obj, canonical, objects_in
 
 
 class Writes(Narrowing):

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, said, spelled
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS
 from batchnorm.diagnosis.source.trace import TRAIN, Event
 from batchnorm.diagnosis.source.values import Const, Form
@@ -22,7 +22,7 @@ def ignores_eval(facts: Facts) -> Iterator[Said]:
     for event in facts.of("outside"):
         keywords, args = event.data["keywords"], event.data["args"]
         torch = event.data["name"] in FUNCTIONS
-        if not torch and not TF.search(event.data["name"]) or _asks(event):
+        if (not torch and not TF.search(event.data["name"])) or _asks(event):
             continue
         given = [keywords.get(w, args[at] if torch and 0 <= at < len(args) else None) for w, at in SWITCH.items()]
         if Const(True) not in given:
@@ -30,9 +30,8 @@ def ignores_eval(facts: Facts) -> Iterator[Said]:
         running = keywords.get("running_mean", args[1] if torch and len(args) > 1 else None)
         if torch and not _own(running):
             continue
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             f"{spelled(event.node, 40)} is told that it trains in eval mode too: eval() does nothing, each output "
             "depends on its batch, and evaluation moves the running statistics",
             "training=self.training" if torch else "training=is_training, False at evaluation",
@@ -45,9 +44,8 @@ def ignores_eval(facts: Facts) -> Iterator[Said]:
         part = event.obj
         if part is None or part.parent is not owner.self_obj or facts.has(part) != YES or _asks(event):
             continue
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             f"{part.path} is put in train mode in every forward: eval() on the model does not reach its batch norm",
             "leave the mode to model.train() and model.eval()",
         )
@@ -70,9 +68,8 @@ def traced_in_train(facts: Facts) -> Iterator[Said]:
             continue
         for c in event.contexts:
             if c.mode.value == TRAIN and c.layers is None and facts.has(c.obj) == YES:
-                yield Said(
-                    event.function.module,
-                    event.node,
+                yield said(
+                    event,
                     f"{spelled(event.node, 40)} keeps train mode in the graph: batch norm in it normalises with the "
                     "batch for good, whatever eval() is called later",
                     f"{c.obj.path}.eval() before",

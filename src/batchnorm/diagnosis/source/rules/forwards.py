@@ -38,9 +38,7 @@ def forwards(facts: Facts, managed: bool = False) -> list[tuple[Event, Context, 
 def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int]]:
     for event in facts.of("forward"):
         owner = event.function.owner
-        if owner is not None and (
-            (owner.is_module and event.function.name in FORWARDS) or adapts(owner)
-        ):
+        if owner is not None and ((owner.is_module and event.function.name in FORWARDS) or adapts(owner)):
             continue
         for context in event.contexts:
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)

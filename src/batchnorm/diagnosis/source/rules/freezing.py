@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.conditions import exclusive
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, file_of, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, file_of, said, spelled
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
@@ -31,9 +31,8 @@ def _said(event: Event, part: str, where: str, sure: bool = True, how: str = "re
     loop = event.data.get("loop")
     over = loop.iter.func if isinstance(loop, ast.For) and isinstance(loop.iter, ast.Call) else None
     part = spelled(over.value) if isinstance(over, ast.Attribute) else part
-    return Said(
-        event.function.module,
-        event.node,
+    return said(
+        event,
         f"{how} stops weights, not the running statistics of {part}: they move in every forward in train mode{where}",
         FREEZE.format(part),
         sure=sure,

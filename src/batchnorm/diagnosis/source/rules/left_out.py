@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said, spelled
 from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.rules.freezing import AFFINE
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event, Test
@@ -44,9 +44,8 @@ def left_out(facts: Facts) -> Iterator[Said]:
             text = (
                 spelled(optimizer.node.args[0]) if isinstance(optimizer.node, ast.Call) and optimizer.node.args else ""
             )
-            yield Said(
-                optimizer.function.module,
-                optimizer.node,
+            yield said(
+                optimizer,
                 f"only {text} is trained, but every forward in train mode (line {event.line} of "
                 f"{event.function.module.path.rsplit('/', 1)[-1]}) normalises with the batch and moves the running "
                 f"statistics of all of {called(event)}",
@@ -92,8 +91,10 @@ def _words(test: Test) -> list[str]:
 def _others(facts: Facts, optimizer: Event, new: dict[int, Any]) -> bool:
     """Whether another optimizer of the file has, or may have, the rest."""
     for other in facts.optimizers:
-        if other is not optimizer and other.function.module is optimizer.function.module and not (
-            _heads(other, new) or _named(facts, other)
+        if (
+            other is not optimizer
+            and other.function.module is optimizer.function.module
+            and not (_heads(other, new) or _named(facts, other))
         ):
             return True
     return any(e.data["name"] == "add_param_group" for e in facts.of("method"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said, spelled
 from batchnorm.diagnosis.source.project import Function, Module, nodes_of
 from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.trace import TRAIN
@@ -131,9 +131,8 @@ def sync_after_ddp(facts: Facts) -> Iterator[Said]:
     """BN422: convert_sync_batchnorm on what is already wrapped in DistributedDataParallel."""
     for event in facts.of("sync"):
         if event.data.get("wrapped"):
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 "layers are converted to SyncBatchNorm after DistributedDataParallel has taken the model: it keeps "
                 "the old layers' buffers",
                 "convert first, then DistributedDataParallel(model)",
@@ -150,9 +149,8 @@ def checkpointed(facts: Facts) -> Iterator[Said]:
             elif isinstance(option, Function):
                 level = max(level or 0, _called_inside(facts, option))
         if level in (YES, LIKELY):
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 "activation checkpointing runs the forward again in backward: the running statistics move twice a step",
                 "batchnorm.convert(model), whose layers know a recomputed forward",
                 sure=level == YES and not event.data["conditional"],

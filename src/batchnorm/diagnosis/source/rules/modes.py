@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, said, spelled
 from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.forwards import (
     TEACHER,
@@ -117,9 +117,8 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
                 if c.mode.node is not None
                 else ""
             )
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"{name} {what}{line}: it moves the running statistics",
                 f"with batchnorm.pause({name}): ..., or {name}.eval()",
                 sure=level == YES and not trains and c.no_grad is True and here,
@@ -134,9 +133,8 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
             continue
         for c in event.contexts:
             if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded and _runs_on_data(facts, c.obj):
-                yield Said(
-                    event.function.module,
-                    event.node,
+                yield said(
+                    event,
                     "a summary runs the model forward in train mode on random numbers: it moves the running "
                     "statistics that were loaded",
                     f"{spelled(event.node.args[0])}.eval() before"
@@ -187,9 +185,8 @@ def _in_hooks(facts: Facts) -> Iterator[Said]:
         if top.kind != "parameter" or top.name not in ("pl_module", "module", "model") or event.contexts:
             continue
         if facts.likely(obj) and not facts.uses(event.function, "eval"):
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"{called(event)} runs forward under no_grad in the train mode of the step that {event.function.name} "
                 "belongs to: it moves the running statistics",
                 f"{top.name}.eval() before, {top.name}.train() after",
@@ -219,9 +216,8 @@ def never_back(facts: Facts) -> Iterator[Said]:
             continue
         name = called(event)
         where = getattr(c.mode.node, "lineno", 0)
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             f"{name} is trained in eval mode from the second round on: eval() in line {where} of {_file(c)} is never "
             "followed by train(), so "
             "batch norm's statistics stop there",
@@ -241,11 +237,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or not facts.trains(event) or c.second:
             continue
-        if (
-            is_average(facts, c.obj)
-            or facts.trains_part(c.obj)
-            or c.layers is not None
-        ):
+        if is_average(facts, c.obj) or facts.trains_part(c.obj) or c.layers is not None:
             continue
         named = teaches(event)
         taught = c.loaded and (c.no_grad is True or named)
@@ -258,9 +250,8 @@ def second_network(facts: Facts) -> Iterator[Said]:
         if c.mode.node is not None and c.mode.function is event.function and not apart:
             continue  # train() was called on it on purpose; BN412 speaks of that
         name = called(event)
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             f"{name} is not trained here, and is not in eval: it normalises with the batch, and its running "
             "statistics move",
             f"{name}.eval()",
@@ -316,9 +307,8 @@ def on_one_rank(facts: Facts) -> Iterator[Said]:
                 level = facts.has(c.obj)
                 if level in (YES, LIKELY):
                     name = called(event)
-                    yield Said(
-                        event.function.module,
-                        event.node,
+                    yield said(
+                        event,
                         f"{name} is DistributedDataParallel and runs on one rank alone: a forward broadcasts the "
                         "running statistics, for which it "
                         "waits on the other ranks",

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from batchnorm.diagnosis.source.facts import Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import Facts, Said, said, spelled
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import FLAX, KERAS, OTHER_LAYERS, is_torch_layer, last
 from batchnorm.diagnosis.source.trace import Event
@@ -75,18 +75,16 @@ def torch_momentum(facts: Facts) -> Iterator[Said]:
     """BN403: a momentum of 0.5 or more in torch; 1, which few-shot code means, is a note."""
     for layer in layers(facts):
         if layer.framework == "torch" and 1.0 in layer.momentum:
-            yield Said(
-                layer.event.function.module,
-                layer.call,
+            yield said(
+                layer.event,
                 "momentum=1 keeps the statistics of the last batch alone, and eval mode normalises with those",
                 "momentum=0.1; or track_running_stats=False where every batch is to be normalised by itself",
                 sure=False,
             )
             continue
         for value in {v for v in layer.momentum if LARGE <= v < 1} if layer.framework == "torch" else ():
-            yield Said(
-                layer.event.function.module,
-                layer.call,
+            yield said(
+                layer.event,
                 f"momentum={value:g} is the weight of the NEW batch in torch: the running statistics are nearly those "
                 "of the last "
                 f"batch. Keras or Flax mean the weight of the old value, which would be {1 - value:g} here",
@@ -97,12 +95,8 @@ def torch_momentum(facts: Facts) -> Iterator[Said]:
     for event in facts.of("attribute"):
         if event.data["name"] == "momentum" and event.obj is not None and event.obj.kind == "batch norm":
             for value in {v for v in facts.numbers(event.data["value"]) if CERTAIN <= v < 1}:
-                yield Said(
-                    event.function.module,
-                    event.node,
-                    f"momentum={value:g} is the weight of the NEW batch in torch",
-                    f"{1 - value:g}",
-                    sure=False,
+                yield said(
+                    event, f"momentum={value:g} is the weight of the NEW batch in torch", f"{1 - value:g}", sure=False
                 )
 
 
@@ -110,9 +104,8 @@ def other_momentum(facts: Facts) -> Iterator[Said]:
     """BN404: a momentum of 0.5 or less in Keras or Flax."""
     for layer in layers(facts):
         for value in {v for v in layer.momentum if 0 <= v <= SMALL} if layer.framework in ("Keras", "Flax") else ():
-            yield Said(
-                layer.event.function.module,
-                layer.call,
+            yield said(
+                layer.event,
                 f"momentum={value:g} is the weight of the OLD value in {layer.framework}: the moving statistics are "
                 "nearly those of the last "
                 f"batch. Torch means the weight of the new batch, which would be {1 - value:g} here",
@@ -126,9 +119,8 @@ def momentum_outside(facts: Facts) -> Iterator[Said]:
     """BN416: a momentum below 0 or above 1."""
     for layer in layers(facts):
         for value in {v for v in layer.momentum if not 0 <= v <= 1}:
-            yield Said(
-                layer.event.function.module,
-                layer.call,
+            yield said(
+                layer.event,
                 f"momentum={value:g} is accepted silently, but must be in [0, 1]: the old value weighs "
                 f"{1 - value:g}, and the statistics "
                 "swing past the data or away from it",
@@ -141,11 +133,10 @@ def eps_not_positive(facts: Facts) -> Iterator[Said]:
     """BN425: an eps of 0 or below."""
     for layer in layers(facts):
         for value in [v for v in layer.eps if v <= 0][:1] if layer.framework == "torch" else ():
-            said = "is refused from torch 2.13 on, and gives NaN before"
-            yield Said(
-                layer.event.function.module,
-                layer.call,
-                f"eps={value:g} {said}" if value < 0 else f"eps=0 in training {said} where a channel is constant",
+            why = "is refused from torch 2.13 on, and gives NaN before"
+            yield said(
+                layer.event,
+                f"eps={value:g} {why}" if value < 0 else f"eps=0 in training {why} where a channel is constant",
                 "eps=1e-5",
                 value < 0,
             )
@@ -169,9 +160,8 @@ def eps_for_momentum(facts: Facts) -> Iterator[Said]:
         instead = "" if no_momentum else ", not momentum"
         written = shown if meant is None else f"{meant:g}"
         second = "" if len(layer.call.args) <= 2 and not layer.momentum else ", and momentum is given too"
-        yield Said(
-            layer.event.function.module,
-            layer.call,
+        yield said(
+            layer.event,
             f"the second argument is eps{instead}: eps={shown} is added to every variance, which flattens "
             "channels with "
             f"small variance, and momentum stays {layer.momentum[0] if layer.momentum else 0.1:g}{second}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, said, spelled
 from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.project import FunctionInfo
 
@@ -27,9 +27,8 @@ def not_synchronized(facts: Facts) -> Iterator[Said]:
     wrapped = [e for e in facts.of("ddp") if e.obj is not None and facts.has(e.obj) == YES]
     if wrapped and not any(True for _ in facts.of("sync")) and facts.mentioned.isdisjoint(SYNCHRONIZED):
         for event in wrapped:
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"{spelled(event.node)} holds batch norm that is not synchronized: each process normalises with its "
                 "own samples, and the statistics that are saved are those of rank 0",
                 "nn.SyncBatchNorm.convert_sync_batchnorm(model) before it, where a process has few samples",
@@ -38,9 +37,8 @@ def not_synchronized(facts: Facts) -> Iterator[Said]:
     yield from _gradients_alone(facts)
     if facts.mentioned.isdisjoint(DISTRIBUTED) and "DataParallel" in facts.mentioned:
         for event in facts.of("sync"):
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"{spelled(event.node)} needs a process for each device, and DataParallel runs in one: nothing is "
                 "synchronized, each device normalises with its own samples",
                 "DistributedDataParallel, or a batch norm made for DataParallel",

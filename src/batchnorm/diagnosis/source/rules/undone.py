@@ -15,7 +15,14 @@ from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event, Mode
 from batchnorm.diagnosis.source.values import Obj
 
 FREEZES = re.compile(r"fix|freez|frozen|eval|no_?train|lock", re.IGNORECASE)
-FREEZERS = ("FrozenBatchNorm2d", "track_running_stats", "freeze_batch_norm_2d", "set_bn_eval", "frozen_bn", "no_grad_bn")
+FREEZERS = (
+    "FrozenBatchNorm2d",
+    "track_running_stats",
+    "freeze_batch_norm_2d",
+    "set_bn_eval",
+    "frozen_bn",
+    "no_grad_bn",
+)
 OPTIONS = re.compile(r"^(fix|freeze|frozen)_?(bn|batch_?norm)|(bn|batch_?norm)_?(fix|freeze|frozen|eval)|norm_eval")
 
 
@@ -201,6 +208,11 @@ def _freezes(facts: Facts) -> bool:
     for event in facts.of("layer mode", "mode"):
         layers = event.kind == "layer mode" or in_module(event.function) or (event.obj and facts.is_layer(event.obj))
         alive = event.function.name in facts.called and _hidden_by(event.function) is None
-        if event.data["mode"] == EVAL and layers and event.function.module in used and (alive or not event.function.name):
+        if (
+            event.data["mode"] == EVAL
+            and layers
+            and event.function.module in used
+            and (alive or not event.function.name)
+        ):
             return True
     return not facts.mentioned.isdisjoint(FREEZERS)
