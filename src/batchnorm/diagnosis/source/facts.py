@@ -197,18 +197,8 @@ class Facts:
     @cached_property
     def called(self) -> frozenset[str]:
         """The names of all functions and methods that the linted files call."""
-        found: set[str] = set()
-        for module in self.project.modules.values():
-            for n in module.nodes:
-                if isinstance(n, ast.Call):
-                    found.add(
-                        n.func.attr
-                        if isinstance(n.func, ast.Attribute)
-                        else n.func.id
-                        if isinstance(n.func, ast.Name)
-                        else ""
-                    )
-        return frozenset(found)
+        calls = (n.func for m in self.project.modules.values() for n in m.nodes if isinstance(n, ast.Call))
+        return frozenset(f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in calls)
 
     @cached_property
     def mentioned(self) -> frozenset[str]:

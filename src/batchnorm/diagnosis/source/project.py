@@ -25,7 +25,6 @@ class FunctionInfo:
     outer: FunctionInfo | None = None
     params: dict[str, Obj] = field(default_factory=dict)
     inner: dict[str, FunctionInfo] = field(default_factory=dict)
-    callers: int = 0
     given: dict[str, set[Any]] = field(default_factory=dict)
 
     @property

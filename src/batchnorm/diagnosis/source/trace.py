@@ -122,26 +122,13 @@ class State:
     frozen: dict[Obj, Freeze] = field(default_factory=dict)
     half: dict[Obj, tuple[ast.AST, FunctionInfo, bool]] = field(default_factory=dict)
     loaded: frozenset[Obj] = frozenset()
-    wrapped: frozenset[Obj] = frozenset()
     no_grad: bool | None = False
     version: int = 1
     dead: bool = False
 
     def copy(self) -> State:
         """A state that goes its own way."""
-        return State(
-            dict(self.env),
-            dict(self.heap),
-            dict(self.modes),
-            dict(self.layers),
-            dict(self.frozen),
-            dict(self.half),
-            self.loaded,
-            self.wrapped,
-            self.no_grad,
-            self.version,
-            self.dead,
-        )
+        return State(**{k: dict(v) if isinstance(v, dict) else v for k, v in vars(self).items()})
 
 
 SLOTS = ("parameter", "attribute", "global", "self")
@@ -153,7 +140,7 @@ def join(a: State, b: State, choose: Any) -> State:
         return b
     if b.dead:
         return a
-    out = State(version=max(a.version, b.version), loaded=a.loaded | b.loaded, wrapped=a.wrapped & b.wrapped)
+    out = State(version=max(a.version, b.version), loaded=a.loaded | b.loaded)
     out.no_grad = a.no_grad if a.no_grad == b.no_grad else None
     for name in a.env.keys() | b.env.keys():
         x, y = a.env.get(name, _ABSENT), b.env.get(name, _ABSENT)

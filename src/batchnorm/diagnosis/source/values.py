@@ -29,13 +29,6 @@ class External(NamedTuple):
     name: str
 
 
-class Method(NamedTuple):
-    """A method that no linted file defines, such as `eval`."""
-
-    owner: Any
-    name: str
-
-
 class Partial(NamedTuple):
     """`functools.partial` of a callable."""
 

@@ -53,7 +53,6 @@ class Statements(Expressions):
         found = self.info.inner.get(node.name)
         if found is not None:
             self.state.env[node.name] = Function(found)
-            self.closure[node.name] = found
         if node.decorator_list and isinstance(self.info.node, ast.Module):
             top = self.info.module.names.get(node.name)
             self.decorated(node, top) if isinstance(top, Function) and top.info.node is node else None

@@ -29,7 +29,6 @@ class Summaries(Forwards):
     ) -> Any:
         """Call a function: its arguments flow into its parameters, and its summary happens here."""
         bound = self.bound(info, owner, args, keywords)
-        info.callers += 1
         for name, value in bound.items():
             slot = info.params.get(name)
             if slot is None:

@@ -29,7 +29,6 @@ class Walk:
         self.returned: list[Test] = []  # and what a `return` has
         self.globals: set[str] = set()
         self.born: dict[Obj, tuple[Test, ...]] = {}  # the conditions that objects are made under
-        self.closure: dict[str, FunctionInfo] = {}
         self.pending: dict[Atom, tuple[ast.AST, Form, Form, dict[str, Any]]] = {}
         self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner
         self.read_through: dict[Obj, Obj] = {}  # a layer, and the attribute of a model that it was last read from

@@ -29,8 +29,7 @@ def moved_as_weights(facts: Facts) -> Iterator[Said]:
             yield said(
                 event,
                 f"every entry of the state is {'decayed' if decays else 'moved by a difference'}, running_mean, "
-                "running_var and the counter too, "
-                "as if they were weights: the statistics fit no network",
+                "running_var and the counter too, as if they were weights: the statistics fit no network",
                 "take named_parameters() only, and the statistics of one model or their average",
                 sure=level == YES and (decays or _used(facts, event)),
             )

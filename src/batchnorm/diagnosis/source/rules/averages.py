@@ -188,8 +188,7 @@ def counter_too(facts: Facts) -> Iterator[Said]:
         yield said(
             event,
             "every entry of the state dict is averaged, the integer num_batches_tracked too: torch refuses a fraction "
-            "in place, and truncates "
-            "it when the state is loaded or copied into",
+            "in place, and truncates it when the state is loaded or copied into",
             "average floating entries only: if value.is_floating_point()",
             sure=level == YES and event.data.get("in_place") != "copy_",
             edit=_guard(event.node, outer),

@@ -39,8 +39,7 @@ def flipped_tracking(facts: Facts) -> Iterator[Said]:
         yield said(
             event,
             "track_running_stats = False on a layer that has buffers: train mode then uses the batch and moves "
-            "nothing, eval mode still uses "
-            "the old buffers",
+            "nothing, eval mode still uses the old buffers",
             "batchnorm.pause(model) for a while, batchnorm.freeze(model) for good",
             sure=event.obj.kind in ("batch norm", "layer"),
         )

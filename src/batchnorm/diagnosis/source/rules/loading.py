@@ -120,8 +120,7 @@ def half_precision(facts: Facts) -> Iterator[Said]:
             function.module,
             node,
             f"half precision holds the running statistics too, and {spelled(event.node, 40)} in line {event.line} "
-            "trains: small updates are lost and "
-            "large variances overflow",
+            "trains: small updates are lost and large variances overflow",
             "torch.autocast for the forward, or keep batch norm layers in float32",
             sure=not (c.conditional or maybe),
         )

@@ -219,8 +219,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
         yield said(
             event,
             f"{name} is trained in eval mode from the second round on: eval() in line {where} of {_file(c)} is never "
-            "followed by train(), so "
-            "batch norm's statistics stop there",
+            "followed by train(), so batch norm's statistics stop there",
             f"{name}.train() at the start of every epoch",
             sure=level == YES and c.mode.sure and (c.mode.value == EVAL or _evaluates(facts, c)),
         )
@@ -310,8 +309,7 @@ def on_one_rank(facts: Facts) -> Iterator[Said]:
                     yield said(
                         event,
                         f"{name} is DistributedDataParallel and runs on one rank alone: a forward broadcasts the "
-                        "running statistics, for which it "
-                        "waits on the other ranks",
+                        "running statistics, for which it waits on the other ranks",
                         f"{name}.module(...), or evaluate on every rank",
                         sure=level == YES and c.mode.value == EVAL,
                     )

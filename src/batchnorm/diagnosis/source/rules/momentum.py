@@ -86,8 +86,7 @@ def torch_momentum(facts: Facts) -> Iterator[Said]:
             yield said(
                 layer.event,
                 f"momentum={value:g} is the weight of the NEW batch in torch: the running statistics are nearly those "
-                "of the last "
-                f"batch. Keras or Flax mean the weight of the old value, which would be {1 - value:g} here",
+                f"of the last batch. Keras or Flax mean the weight of the old value, which would be {1 - value:g} here",
                 f"momentum={1 - value:g}",
                 sure=value >= CERTAIN,
             )
@@ -121,9 +120,8 @@ def momentum_outside(facts: Facts) -> Iterator[Said]:
         for value in {v for v in layer.momentum if not 0 <= v <= 1}:
             yield said(
                 layer.event,
-                f"momentum={value:g} is accepted silently, but must be in [0, 1]: the old value weighs "
-                f"{1 - value:g}, and the statistics "
-                "swing past the data or away from it",
+                f"momentum={value:g} is accepted silently, but must be in [0, 1]: the old value weighs {1 - value:g}, "
+                "and the statistics swing past the data or away from it",
                 "momentum=0.1, and batchnorm.recalibrate(model, loader) for what is trained already",
             )
             break
@@ -162,9 +160,8 @@ def eps_for_momentum(facts: Facts) -> Iterator[Said]:
         second = "" if len(layer.call.args) <= 2 and not layer.momentum else ", and momentum is given too"
         yield said(
             layer.event,
-            f"the second argument is eps{instead}: eps={shown} is added to every variance, which flattens "
-            "channels with "
-            f"small variance, and momentum stays {layer.momentum[0] if layer.momentum else 0.1:g}{second}",
+            f"the second argument is eps{instead}: eps={shown} is added to every variance, which flattens channels "
+            f"with small variance, and momentum stays {layer.momentum[0] if layer.momentum else 0.1:g}{second}",
             "leave the second argument out" if no_momentum else f"momentum={written}",
             edit=None if second or no_momentum else _renamed(layer.call, node, written),
         )
@@ -186,8 +183,7 @@ def frozen_by_momentum(facts: Facts) -> Iterator[Said]:
     """BN407: momentum 0, not put back."""
     message = (
         "momentum 0 stops the update, but train mode still normalises with the batch: the network is not trained with "
-        "the statistics that "
-        "inference uses"
+        "the statistics that inference uses"
     )
     for layer in layers(facts):
         if layer.framework == "torch" and 0.0 in layer.momentum:
