@@ -60,6 +60,8 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a loaded model runs on data in files that train nothing, in the mode that it was made in."""
     if not c.loaded or c.mode.node is not None or facts.has(c.obj) != YES:
         return False
+    if may_load(facts, c) and not (event.data["loops"] or c.at):
+        return False  # a new model, as far as is known, that is tried once
     # A model's method has callers of several kinds.
     trains = facts.trains(event) if in_module(event.function) else facts.steps(event.function.module)
     return not trains and not facts.steps(c.function.module) and not made_up(event)

@@ -132,7 +132,7 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         ) or not event.data["name"].endswith(".summary"):
             continue
         for c in event.contexts:
-            if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded and _runs_on_data(facts, c.obj):
+            if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded and _looked_at(facts, c):
                 yield said(
                     event,
                     "a summary runs the model forward in train mode on random numbers: it moves the running "
@@ -144,9 +144,10 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
                 break
 
 
-def _runs_on_data(facts: Facts, obj: Obj) -> bool:
-    """Whether a model is there for more than a look at its layers."""
-    return any(c.obj is obj and not made_up(e) for e, c, _ in forwards(facts))
+def _looked_at(facts: Facts, c: Context) -> bool:
+    """Whether a model has weights for certain, or is there for more than a look at its layers."""
+    on_data = any(o.obj is c.obj and not made_up(e) for e, o, _ in forwards(facts))
+    return on_data or (c.obj.kind != "result" and not may_load(facts, c))
 
 
 def _aside(facts: Facts, event: Event, c: Context) -> str:
@@ -232,7 +233,8 @@ def _evaluates(facts: Facts, c: Context) -> bool:
 
 def second_network(facts: Facts) -> Iterator[Said]:
     """BN419: a trained network that teaches another one, in train mode."""
-    yield from _put_in_train(facts)
+    averages = any(AVERAGES.search(name.lower()) for name in facts.called)
+    yield from _put_in_train(facts) if not averages else ()
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or not facts.trains(event) or c.second:
             continue
@@ -242,7 +244,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
         taught = c.loaded and (c.no_grad is True or named)
         taught |= named and c.no_grad is True and c.obj.kind in ("instance", "external", "result")
         apart = c.loaded and (facts.knows_trained or any(part is c.obj for part, _ in c.frozen))
-        apart = apart and not in_module(event.function) and facts.trains_beside(event)
+        apart = apart and not in_module(event.function) and not averages and facts.trains_beside(event)
         taught |= apart and not facts.measures(event.function)
         if not taught and not (REFERENCE.search(called(event)) and _others_train(facts, event)):
             continue
@@ -260,7 +262,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
 
 def _put_in_train(facts: Facts) -> Iterator[Said]:
     """`teacher.train()` in a training step, of a network that no optimizer has and that is no average."""
-    if not facts.trained or any(AVERAGES.search(name.lower()) for name in facts.called):
+    if not facts.trained:
         return
     for event in facts.of("mode"):
         call, obj = event.node, event.obj

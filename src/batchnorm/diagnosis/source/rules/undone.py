@@ -15,6 +15,7 @@ from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event, Mode
 from batchnorm.diagnosis.source.values import Obj
 
 FREEZES = re.compile(r"fix|freez|frozen|eval|no_?train|lock", re.IGNORECASE)
+BY_OTHERS = re.compile(r"freez|fix_?bn|bn_?eval|eval_?bn")
 FREEZERS = (
     "FrozenBatchNorm2d",
     "track_running_stats",
@@ -215,4 +216,5 @@ def _freezes(facts: Facts) -> bool:
             and (alive or not event.function.name)
         ):
             return True
-    return not facts.mentioned.isdisjoint(FREEZERS)
+    defined = {f.name for m in facts.project.modules.values() for f in m.functions}
+    return any(BY_OTHERS.search(name) for name in facts.called - defined) or not facts.mentioned.isdisjoint(FREEZERS)
