@@ -42,7 +42,7 @@ def ignores_eval(facts: Facts) -> Iterator[Said]:
         if event.data["mode"] != TRAIN or owner is None or not owner.is_module or event.function.name not in FORWARDS:
             continue
         part = event.obj
-        if part is None or part.parent is not owner.self_obj or facts.has(part) != YES or _asks(event):
+        if part is None or part.parent is not owner.self_obj or not facts.is_layer(part) or _asks(event):
             continue
         yield said(
             event,
