@@ -57,7 +57,9 @@ def test_is_silent_where_the_model_is_used_as_it_should_be(code, at, model):
 
 
 def test_every_rule_has_cases():
-    assert {"BN401", "BN410", *cases.CASES, *training.CASES, *programs.CASES, *scripts.CASES, *spellings.MODES} == set(LOOKS)
+    assert {"BN401", "BN410", *cases.CASES, *training.CASES, *programs.CASES, *scripts.CASES, *spellings.MODES} == set(
+        LOOKS
+    )
 
 
 def test_update_bn_with_dropout():
