@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -128,7 +129,11 @@ class State:
 
     def copy(self) -> State:
         """A state that goes its own way."""
-        return State(**{k: dict(v) if isinstance(v, dict) else v for k, v in vars(self).items()})
+        new = copy.copy(self)
+        for name, held in vars(self).items():
+            if isinstance(held, dict):
+                setattr(new, name, dict(held))
+        return new
 
 
 SLOTS = ("parameter", "attribute", "global", "self")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
@@ -58,11 +59,7 @@ class Methods(Outside):
             if base.live:
                 self.written(node, base, value, in_place=name, argument=args[0] if args else None)
             # The same object, with its new content; a live one stays the buffer.
-            return (
-                Form(dict(value.terms), False, value.mixed, value.converted, value.divided)
-                if not base.live
-                else Form(dict(value.terms), True, value.mixed, value.converted, value.divided)
-            )
+            return replace(value, terms=dict(value.terms), live=base.live)
         return value
 
     def m_eval(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:

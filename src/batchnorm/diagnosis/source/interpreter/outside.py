@@ -6,8 +6,8 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
-from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
 from batchnorm.diagnosis.source.interpreter.summaries import Summaries
+from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
 from batchnorm.diagnosis.source.names import CHECKPOINT, FACTORIES, HARMLESS, WRAPPERS, is_layer, last, loads_weights
 from batchnorm.diagnosis.source.project import Class, Function, Module, Namespace, Super
 from batchnorm.diagnosis.source.trace import TRAIN, UNKNOWN, Mode

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from batchnorm.diagnosis.source.conditions import passed
 from batchnorm.diagnosis.source.interpreter.forwards import Forwards
 from batchnorm.diagnosis.source.interpreter.mapping import Mapping
-from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
+from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
 from batchnorm.diagnosis.source.project import FunctionInfo, in_module
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Freeze, Mode, Summary, Use
 from batchnorm.diagnosis.source.values import Form, Obj, Tuple, canonical, choice, objects_in, options

@@ -64,9 +64,9 @@ RULES: dict[str, tuple[str, Look]] = {
     "BN432": ("statistics moved like weights", as_weights.moved_as_weights),
     "BN433": ("trainable in Keras", keras.trainable),
     "BN434": ("batches of two loaders one after the other", domains.two_loaders),
+    "BN435": ("batch norm that no process shares", processes.not_synchronized),
     "BN436": ("batch norm that eval() does not reach", always_batch.ignores_eval),
     "BN437": ("a graph traced in train mode", always_batch.traced_in_train),
-    "BN435": ("batch norm that no process shares", processes.not_synchronized),
 }
 
 

@@ -66,7 +66,8 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         )
         call, function = c.at or (event.node, event.function)
         name = called(event)
-        owner = name if c.at is None or not isinstance(call.func, ast.Attribute) else spelled(call.func.value)
+        func = call.func if c.at is not None and isinstance(call, ast.Call) else None
+        owner = spelled(func.value) if isinstance(func, ast.Attribute) else name
         yield Said(
             function.module,
             call,
