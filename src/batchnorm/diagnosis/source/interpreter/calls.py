@@ -181,6 +181,8 @@ class Calls(Methods):
             return STANDARD[name](self, node, base, name, args, keywords)
         if name in ("next", "__next__") and not args:
             return self.element(base)
+        if base.kind == "dict" and name in ("get", "pop") and args:
+            return self.item(base, args[0])
         if name in NO_PARTS:
             return None
         held = self.state.heap.get((base, name))

@@ -37,7 +37,7 @@ def small_batches(facts: Facts) -> Iterator[Said]:
             one = largest == 1
             where = f"(line {event.line} of {file_of(event)})"
             option = next((o for v in _size(loader, through) for o in map(facts.option, facts.aliases(v)) if o), None)
-            by = "" if option is None else f"by default, --{option.name} of the loader in line {loader.line}, "
+            by = "" if option is None else f"--{option.name} of the loader in line {loader.line} is {largest} by default: "
             yield Said(
                 loader.function.module if option is None else option.module,
                 call if option is None else option.node,
@@ -120,5 +120,8 @@ def _sizes(facts: Facts, loader: Event, node: ast.Call, through: tuple[Obj, ...]
         return []
     if any(k.arg is None for k in node.keywords) and "batch_size" not in keywords:
         return []
-    each = [facts.numbers(option) for option in _size(loader, through)]
-    return [n for numbers in each for n in numbers] if all(each) else []
+    each = [(option, facts.numbers(option)) for option in _size(loader, through)]
+    named = {o.name for o, numbers in each if numbers and isinstance(o, Obj)}
+    # Options that are read back from a checkpoint are those of the command line of another day.
+    each = [(o, numbers) for o, numbers in each if numbers or not (isinstance(o, Obj) and o.name in named)]
+    return [n for _, numbers in each for n in numbers] if all(numbers for _, numbers in each) else []
