@@ -557,6 +557,3 @@ def called(event: Event) -> str:
     """The name of what a forward calls."""
     node = event.node
     return spelled(node.func) if isinstance(node, ast.Call) else "the model"
-
-
-__all__ = ["LIKELY", "YES", "Facts", "Said", "called", "file_of", "said", "spelled"]

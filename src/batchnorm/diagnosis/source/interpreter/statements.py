@@ -245,15 +245,17 @@ class Statements(Expressions):
         else:
             otherwise_modes = self.state.modes
             self.state = join(then, self.state, choice)
-            if not node.orelse and not then.dead:
-                self.left_in_eval(then.modes, otherwise_modes)
+            if self.loop_nodes and not node.orelse and not then.dead:
+                self.left_in_eval(then.modes, otherwise_modes, self.loop_nodes[-1])
 
-    def left_in_eval(self, then: dict[Obj, Mode], before: dict[Obj, Mode]) -> None:
-        """Objects in train mode that a branch without an other leaves in eval."""
+    def left_in_eval(self, then: dict[Obj, Mode], before: dict[Obj, Mode], loop: Any) -> None:
+        """Objects that a branch without an other leaves in eval, and that the loop does not put in train first."""
         for obj, mode in then.items():
             held = before.get(obj)
             if mode.value == EVAL and mode.node is not None and held is not None and held.value == TRAIN:
-                self.state.modes[obj] = mode._replace(value=LEFT)
+                line = getattr(held.node, "lineno", 0) if held.function is self.info else 0
+                if not loop.lineno <= line <= loop.end_lineno:
+                    self.state.modes[obj] = mode._replace(value=LEFT)
 
     def restore_narrowed(self, state: State, narrowed: dict[str, Any], before: State) -> None:
         """Forget what a test said of a name, behind its branch."""

@@ -18,7 +18,6 @@ from batchnorm.diagnosis.source.rules.forwards import (
     may_load,
     measures,
     teaches,
-    training_forwards,
 )
 from batchnorm.diagnosis.source.trace import EVAL, LEFT, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
@@ -247,7 +246,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
         apart = c.loaded and (facts.knows_trained or any(part is c.obj for part, _ in c.frozen))
         apart = apart and not in_module(event.function) and not averages and facts.trains_beside(event)
         taught |= apart and not facts.measures(event.function)
-        if not taught and not (REFERENCE.search(called(event)) and _others_train(facts, event)):
+        if not taught and not (REFERENCE.search(called(event)) and facts.trains_beside(event)):
             continue
         if c.mode.node is not None and c.mode.function is event.function and not apart:
             continue  # train() was called on it on purpose; BN412 speaks of that
@@ -288,15 +287,6 @@ def _loaded(facts: Facts, event: Event) -> bool:
     same = {id(o) for o in facts.aliases(event.obj)}
     loads = any(not same.isdisjoint(map(id, facts.aliases(e.obj))) for e in facts.of("load"))
     return loads or any(c.loaded for c in event.contexts)
-
-
-def _others_train(facts: Facts, event: Event) -> bool:
-    """Whether the same function trains another network, that an optimizer has."""
-    return any(
-        any(id(o) in facts.trained for o in facts.aliases(c.obj))
-        for other, c, _ in training_forwards(facts)
-        if other.function is event.function and other is not event
-    )
 
 
 def on_one_rank(facts: Facts) -> Iterator[Said]:

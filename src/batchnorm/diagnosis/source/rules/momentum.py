@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from batchnorm.diagnosis.source.facts import Facts, Said, said, spelled
 from batchnorm.diagnosis.source.fixes import Edit
@@ -36,15 +36,9 @@ def layers(facts: Facts) -> Iterator[Numbers]:
         if not isinstance(call, ast.Call):
             continue
         name: str = event.data["name"]
-        framework = (
-            "Keras"
-            if KERAS.match(name)
-            else "Flax"
-            if FLAX.match(name)
-            else "torch"
-            if is_torch_layer(name) or last(name) in OTHER_LAYERS
-            else ""
-        )
+        kinds = {"Keras": KERAS.match(name), "Flax": FLAX.match(name)}
+        kinds["torch"] = is_torch_layer(name) or last(name) in OTHER_LAYERS
+        framework = next((kind for kind, is_one in kinds.items() if is_one), "")
         if not framework or (
             event.data["subclass"] is not None and event.data["subclass"].method("__init__") is not None
         ):
@@ -53,22 +47,13 @@ def layers(facts: Facts) -> Iterator[Numbers]:
         tracked = keywords.get("track_running_stats", args[4] if len(args) > 4 else None) != Const(False)
         starred = any(isinstance(a, ast.Starred) for a in call.args)
 
-        def given(
-            word: str, at: int, args: list[Any] = args, keywords: dict[str, Any] = keywords, starred: bool = starred
-        ) -> list[float]:
-            value = keywords.get(word, args[at] if 0 <= at < len(args) and not starred else None)
-            return facts.numbers(value)
-
+        at = {"torch": 2, "Keras": 1, "Flax": -1}[framework]
+        momentum = keywords.get("momentum", args[at] if 0 <= at < len(args) and not starred else None)
+        eps = keywords.get("eps", args[1] if framework == "torch" and len(args) > 1 and not starred else None)
         plain = framework == "torch" and not starred
         eps_node = call.args[1] if plain and len(call.args) > 1 else None
-        yield Numbers(
-            event,
-            call,
-            framework,
-            given("momentum", {"torch": 2, "Keras": 1, "Flax": -1}[framework]) if tracked else [],
-            given("eps", 1 if framework == "torch" else -1),
-            eps_node,
-        )
+        numbers = facts.numbers(momentum) if tracked else []
+        yield Numbers(event, call, framework, numbers, facts.numbers(eps), eps_node)
 
 
 def torch_momentum(facts: Facts) -> Iterator[Said]:
