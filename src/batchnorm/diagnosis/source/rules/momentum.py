@@ -36,9 +36,8 @@ def layers(facts: Facts) -> Iterator[Numbers]:
         if not isinstance(call, ast.Call):
             continue
         name: str = event.data["name"]
-        kinds = {"Keras": KERAS.match(name), "Flax": FLAX.match(name)}
-        kinds["torch"] = is_torch_layer(name) or last(name) in OTHER_LAYERS
-        framework = next((kind for kind, is_one in kinds.items() if is_one), "")
+        torch = is_torch_layer(name) or last(name) in OTHER_LAYERS
+        framework = "Keras" if KERAS.match(name) else "Flax" if FLAX.match(name) else "torch" if torch else ""
         if not framework or (
             event.data["subclass"] is not None and event.data["subclass"].method("__init__") is not None
         ):
