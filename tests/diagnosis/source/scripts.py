@@ -42,6 +42,7 @@ CASES = {
         LOADED + STUDENT + "net.train()\n" + BESIDE.replace("with torch.no_grad():\n        ", "if True:\n        ").replace("OLD", "net"),
     ], [
         LOADED + STUDENT + "net.eval()\n" + BESIDE.replace("OLD", "net"),
+        "from timm.optim import create_optimizer_v2\n" + LOADED + STUDENT + "other = create_optimizer_v2(net)\nnet.train()\n" + BESIDE.replace("with torch.no_grad():\n        ", "if True:\n        ").replace("OLD", "net"),
         LOADED + STUDENT.replace("student.parameters()", "[*student.parameters(), *others(net)]") + "net.train()\n" + BESIDE.replace("with torch.no_grad():\n        ", "if True:\n        ").replace("OLD", "net"),
     ]),
     "BN420": ([

@@ -36,6 +36,7 @@ MEASURES = (
     "cumulative",
     "standing_statistics",
 )
+OPTIMIZER = re.compile(r"optim|adam|sgd$|lion$|ranger|lamb$|lars$", re.IGNORECASE)
 ADAPTS = re.compile(r"calib|adapt|update_bn|bn_update|recompute|standing|swap_bn|refresh")
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
 DEEPEST_PART = 3
@@ -419,7 +420,11 @@ class Facts:
                         known &= isinstance(option, Const)
                         continue
                     found.update((id(o), o) for owner in owners for o in self.aliases(canonical(owner)))
-        return found, known and not any(e.data["name"] == "add_param_group" for e in self.of("method"))
+        known &= not any(e.data["name"] == "add_param_group" for e in self.of("method"))
+        made = {id(e) for e in self.optimizers}
+        others = (e.data["name"] for e in self.of("outside") if id(e) not in made and "scheduler" not in e.data["name"])
+        own = (a.name for m in self.project.modules.values() for c in m.classes for a in c.ancestors()[1:])
+        return found, known and not any(OPTIMIZER.search(name) for name in (*others, *own))
 
     def aliases(self, obj: Any) -> list[Obj]:
         """An object and what it may be."""
