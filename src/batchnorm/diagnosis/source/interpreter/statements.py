@@ -11,7 +11,7 @@ from typing import Any
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.expressions import Expressions
 from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, arithmetic
-from batchnorm.diagnosis.source.trace import EVAL, LEFT, TRAIN, Mode, State, Test, join
+from batchnorm.diagnosis.source.trace import EVAL, LEFT, SLOTS, TRAIN, Mode, State, Test, join
 from batchnorm.diagnosis.source.values import STATISTICS, Choice, Const, Form, Obj, Tuple, choice, options
 
 DEEPEST_LOOP = 2  # loops inside each other that get a second round
@@ -252,8 +252,9 @@ class Statements(Expressions):
         """Objects that a branch without an other leaves in eval, and that the loop does not put in train first."""
         for obj, mode in then.items():
             held = before.get(obj)
-            if mode.value == EVAL and mode.node is not None and held is not None and held.value == TRAIN:
-                line = getattr(held.node, "lineno", 0) if held.function is self.info else 0
+            trained = held.value == TRAIN if held is not None else obj.kind in SLOTS  # as a caller may have left it
+            if mode.value == EVAL and mode.node is not None and trained:
+                line = getattr(held.node, "lineno", 0) if held is not None and held.function is self.info else 0
                 if not loop.lineno <= line <= loop.end_lineno:
                     self.state.modes[obj] = mode._replace(value=LEFT)
 

@@ -210,7 +210,9 @@ def never_back(facts: Facts) -> Iterator[Said]:
     for event, c, level in forwards(facts):
         if c.mode.value not in (EVAL, LEFT) or not c.second or c.no_grad is not False or c.mode.node is None:
             continue
-        if TRAIN not in first.get((id(event.node), id(c.obj)), set()) or c.layers is not None:
+        same = {id(o) for o in facts.aliases(c.obj)} if c.mode.value == LEFT else {id(c.obj)}
+        before = set[str]().union(*(first.get((id(event.node), o), ()) for o in same))
+        if TRAIN not in before or c.layers is not None:
             continue
         fate = facts.fate(event)
         if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
