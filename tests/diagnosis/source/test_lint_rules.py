@@ -4,18 +4,18 @@
 import pytest
 
 from batchnorm.diagnosis.source.rules import LOOKS
-from tests.diagnosis.source import cases, conditional, programs, purposes, spellings, training
+from tests.diagnosis.source import cases, conditional, programs, purposes, scripts, spellings, training
 from tests.diagnosis.source.read_code import found
 
 WRONG = [
     (code, source.HEAD, *(w if isinstance(w, tuple) else (w, "warning")))
-    for source in (cases, training, programs, conditional, purposes)
+    for source in (cases, training, programs, conditional, purposes, scripts)
     for code, (wrong, _) in source.CASES.items()
     for w in wrong
 ]
 RIGHT = [
     (code, source.HEAD + r)
-    for source in (cases, training, programs, conditional, purposes)
+    for source in (cases, training, programs, conditional, purposes, scripts)
     for code, (_, right) in source.CASES.items()
     for r in right
 ]
@@ -57,7 +57,9 @@ def test_is_silent_where_the_model_is_used_as_it_should_be(code, at, model):
 
 
 def test_every_rule_has_cases():
-    assert {"BN401", "BN410", *cases.CASES, *training.CASES, *programs.CASES, *spellings.MODES} == set(LOOKS)
+    assert {"BN401", "BN410", *cases.CASES, *training.CASES, *programs.CASES, *scripts.CASES, *spellings.MODES} == set(
+        LOOKS
+    )
 
 
 def test_update_bn_with_dropout():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from collections import defaultdict
@@ -69,6 +70,18 @@ def _findings(path: str, code: str, sure: bool, group: list[Said]) -> Iterator[L
     )
     s = lines[first]
     yield Located(Finding(code, "note", f"{path}:{first}", f"maybe: {s.message}{also}", s.fix), path, first, None)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Trees are many objects that stay: without Python's search for cycles, reading them takes less time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 @contextmanager

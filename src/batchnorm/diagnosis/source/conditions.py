@@ -120,6 +120,3 @@ def _contradict(a: Claim, b: Claim) -> bool:
     if a.value == b.value:
         return a.holds != b.holds
     return a.holds and b.holds and TRUTH not in (a.value[0], b.value[0])
-
-
-__all__ = ["Claim", "claims", "decided", "exclusive", "implied", "parts", "passed"]

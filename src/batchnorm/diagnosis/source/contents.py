@@ -81,6 +81,11 @@ class Contents:
         levels: list[int | None] = []
         if obj.kind in ("instance", "self") and isinstance(obj.info, ClassInfo):
             levels.append(self.scan(obj.info, self._constructed(obj))[0])
+            if levels[0] == NO and obj.info.is_module:  # made by a name that only the interpreter follows
+                held = [
+                    slot for slot in obj.info.self_obj.attrs.values() if slot.name in obj.info.module.read_attributes
+                ]
+                levels.extend(min(level, LIKELY) for level in map(self.contains, held) if level)
             levels.extend(
                 self.contains(s, depth + 1) for s in obj.sources
             )  # classes and layers given to the constructor

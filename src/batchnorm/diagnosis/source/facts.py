@@ -16,7 +16,7 @@ from batchnorm.diagnosis.source.names import is_layer, loads_weights, made_by
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, nodes_of
 from batchnorm.diagnosis.source.trace import Event
-from batchnorm.diagnosis.source.values import Choice, Const, Obj, canonical, options
+from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonical, options
 
 T = TypeVar("T")
 MEASURES = (
@@ -36,6 +36,7 @@ MEASURES = (
     "cumulative",
     "standing_statistics",
 )
+OPTIMIZER = re.compile(r"optim|adam|sgd$|lion$|ranger|lamb$|lars$", re.IGNORECASE)
 ADAPTS = re.compile(r"calib|adapt|update_bn|bn_update|recompute|standing|swap_bn|refresh")
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
 DEEPEST_PART = 3
@@ -53,6 +54,19 @@ class Said(NamedTuple):
     edit: Edit | None = None
 
 
+def said(event: Event, message: str, fix: str, sure: bool = True, edit: Edit | None = None) -> Said:
+    """What is said of an event, where it is."""
+    return Said(event.function.module, event.node, message, fix, sure, edit)
+
+
+class Option(NamedTuple):
+    """An option of a command line: its file, its add_argument, the attribute that it is read by."""
+
+    module: Module
+    node: ast.Call
+    name: str
+
+
 class Facts:
     """Events by kind, and questions about objects, functions and modules."""
 
@@ -63,6 +77,7 @@ class Facts:
         for event in events(project):
             self._kinds[event.kind].append(event)
         self._answers: dict[str, Any] = {}
+        self._known: dict[Any, list[Obj]] = {}
         self._words: dict[int, frozenset[str]] = {}
 
     def of(self, *kinds: str) -> Iterator[Event]:
@@ -183,18 +198,8 @@ class Facts:
     @cached_property
     def called(self) -> frozenset[str]:
         """The names of all functions and methods that the linted files call."""
-        found: set[str] = set()
-        for module in self.project.modules.values():
-            for n in module.nodes:
-                if isinstance(n, ast.Call):
-                    found.add(
-                        n.func.attr
-                        if isinstance(n.func, ast.Attribute)
-                        else n.func.id
-                        if isinstance(n.func, ast.Name)
-                        else ""
-                    )
-        return frozenset(found)
+        calls = (n.func for m in self.project.modules.values() for n in m.nodes if isinstance(n, ast.Call))
+        return frozenset(f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in calls)
 
     @cached_property
     def mentioned(self) -> frozenset[str]:
@@ -213,23 +218,24 @@ class Facts:
         return frozenset(found)
 
     @cached_property
-    def options(self) -> list[tuple[Module, ast.Call, str]]:
-        """The options of command lines: file, call of add_argument, the attribute that an option is read by."""
-        return [
-            (module, n, name)
-            for module in self.project.modules.values()
-            if "add_argument" in module.text
-            for n in module.nodes
-            if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "add_argument"
-            for name in _destinations(n)
-        ]
+    def options(self) -> list[Option]:
+        """The options of command lines."""
+        found = []
+        for module in self.project.modules.values():
+            if "add_argument" not in module.text:
+                continue
+            for n in _methods(module, "add_argument"):
+                found.extend(Option(module, n, name) for name in _destinations(n))
+        return found
 
     @cached_property
     def spreads(self) -> bool:
         """Whether options are handed on as keywords, so that what reads them does not name them."""
         return any(
-            isinstance(n, ast.keyword) and n.arg is None
-            for module in {id(m): m for m, _, _ in self.options}.values()
+            isinstance(n, ast.keyword)
+            and n.arg is None
+            and not {w.id for w in ast.walk(n.value) if isinstance(w, ast.Name)}.isdisjoint((*ARGUMENTS, "vars"))
+            for module in {id(o.module): o.module for o in self.options}.values()
             for n in module.nodes
         )
 
@@ -268,6 +274,13 @@ class Facts:
             return Outputs(body, forwards, self._backward)
 
         return self.once(f"outputs {id(event.function)}", follow)
+
+    def trains_beside(self, event: Event) -> bool:
+        """Whether a forward's function runs another model, of which an optimizer has the weights."""
+        return any(
+            called(e) != called(event) and any(self.trains_part(o) for o in _run_by(e))
+            for e in self._forwards_in[id(event.function)]
+        )
 
     @cached_property
     def _forwards_in(self) -> dict[int, list[Event]]:
@@ -360,27 +373,66 @@ class Facts:
             or e.data["name"].rsplit(".", 1)[-1] in ("SGD", "Adam", "AdamW", "RMSprop", "LARS", "Lamb", "RAdam")
         ]
 
-    @cached_property
-    def trained(self) -> set[int]:
+    @property
+    def trained(self) -> dict[int, Obj]:
         """Objects that an optimizer was given, by id."""
-        found: set[int] = set()
+        return self._trained[0]
+
+    @property
+    def knows_trained(self) -> bool:
+        """Whether it is known of every optimizer what it was given."""
+        return self._trained[1]
+
+    def trains_part(self, obj: Obj) -> bool:
+        """Whether an optimizer was given an object, or a part of it."""
+        stack, seen = [(o, 0) for o in self.aliases(obj)], set[int]()
+        while stack:
+            at, depth = stack.pop()
+            if id(at) in self.trained:
+                return True
+            if id(at) in seen or depth > DEEPEST_PART * 2:
+                continue
+            seen.add(id(at))
+            own = at.info.self_obj.attrs if isinstance(at.info, ClassInfo) else {}
+            inside = [*at.attrs.values(), *own.values(), *(at.sources if at.kind == "attribute" else ())]
+            stack.extend((o, depth + 1) for s in inside for o in options(s) if isinstance(o, Obj))
+        return False
+
+    @cached_property
+    def _trained(self) -> tuple[dict[int, Obj], bool]:
+        found: dict[int, Obj] = {}
+        known = bool(self.optimizers)
         for event in self.optimizers:
             stack = [*list(event.data["args"][:1]), event.data["keywords"].get("params")]
-            for _ in range(32):
+            known &= any(options(value) for value in stack)
+            for _ in range(64):
                 if not stack:
                     break
                 for option in options(stack.pop()):
-                    if not isinstance(option, Obj):
-                        continue
-                    if option.kind == "iteration":
-                        owner = canonical(option.info[0])
-                        found.update(id(o) for o in self.aliases(owner))
-                    elif option.kind in ("list", "dict"):
+                    if isinstance(option, Form):
+                        owners = [a.owner for a in option.terms if a.kind == "parameter" and isinstance(a.owner, Obj)]
+                    elif isinstance(option, Obj) and option.kind == "iteration":
+                        owners = [canonical(option.info[0])]
+                    elif isinstance(option, Obj) and option.kind in ("list", "dict") and option.sources:
                         stack.extend(option.sources)
-        return found
+                        continue
+                    else:
+                        known &= isinstance(option, Const)
+                        continue
+                    found.update((id(o), o) for owner in owners for o in self.aliases(canonical(owner)))
+        known &= not any(e.data["name"] == "add_param_group" for e in self.of("method"))
+        made = {id(e) for e in self.optimizers}
+        others = (e.data["name"] for e in self.of("outside") if id(e) not in made and "scheduler" not in e.data["name"])
+        own = (a.name for m in self.project.modules.values() for c in m.classes for a in c.ancestors()[1:])
+        return found, known and not any(OPTIMIZER.search(name) for name in (*others, *own))
 
-    def aliases(self, obj: Any, depth: int = 0) -> list[Obj]:
+    def aliases(self, obj: Any) -> list[Obj]:
         """An object and what it may be."""
+        if obj not in self._known:
+            self._known[obj] = self._aliases(obj, 0)
+        return self._known[obj]
+
+    def _aliases(self, obj: Any, depth: int) -> list[Obj]:
         if not isinstance(obj, Obj) or depth > 4:
             return []
         found = [obj]
@@ -394,7 +446,7 @@ class Facts:
             else []
         ):
             for option in options(source):
-                found.extend(self.aliases(option, depth + 1))
+                found.extend(self._aliases(option, depth + 1))
         return found[:24]
 
     def numbers(self, value: Any, depth: int = 0) -> list[float]:
@@ -408,22 +460,54 @@ class Facts:
         found = [n for source in inflow(value) for n in self.numbers(source, depth + 1)]
         if not found and value.kind == "parameter" and isinstance(value.info, FunctionInfo):
             found = self.numbers(_default(value.info, value.name), depth + 1)
-        if not found and value.kind == "attribute" and value.parent is not None and value.parent.name in ARGUMENTS:
-            found = self.defaults.get(value.name, [])
+        if not found and (option := self.option(value)) is not None:
+            given = next((k.value for k in option.node.keywords if k.arg == "default"), None)
+            found = self.numbers(option.module.static(given) if given is not None else None)
         return found
 
+    def option(self, value: Any) -> Option | None:
+        """The option of a command line that an attribute reads: of the parser it comes from, else of the only one."""
+        if not isinstance(value, Obj) or value.kind != "attribute" or value.parent is None:
+            return None
+        named = self.options_by_name.get(value.name, [])
+        if not named or (value.parent.kind == "self" and isinstance(value.parent.info, ClassInfo)):
+            return None
+        roots = self.aliases(value.parent)
+        parsed = {id(o.node) for o in roots}
+        files = {m for o in roots for m in (o.info, getattr(o.info, "module", None)) if isinstance(m, Module)}
+        files |= {m for m in self.project.modules.values() if not parsed.isdisjoint(self._parses(m))}
+        near = [o for o in named if o.module in files] or [
+            o for o in named if any(o.module in m.imported for m in files)
+        ]
+        spoken = near or (named if any(o.name in ARGUMENTS for o in roots) else [])
+        defaults = {ast.unparse(k.value) for o in spoken for k in o.node.keywords if k.arg == "default"}
+        return spoken[0] if len(defaults) == 1 else None
+
+    def _parses(self, module: Module) -> frozenset[int]:
+        """The calls of parse_args in a file."""
+        found = lambda: frozenset(id(n) for n in _methods(module, "parse_"))  # noqa: E731
+        return self.once(f"parses {id(module)}", found) if "parse_" in module.text else frozenset()
+
     @cached_property
-    def defaults(self) -> dict[str, list[float]]:
-        """The literal numbers that options of command lines have by default, where all parsers agree."""
-        found: dict[str, set[Any]] = defaultdict(set)
-        for module, call, name in self.options:
-            given = next((k.value for k in call.keywords if k.arg == "default"), None)
-            found[name].add(module.static(given) if given is not None else None)
-        return {
-            name: self.numbers(next(iter(values)))
-            for name, values in found.items()
-            if len(values) == 1 and None not in values
-        }
+    def options_by_name(self) -> dict[str, list[Option]]:
+        """The options of command lines by the attribute that they are read by."""
+        found: dict[str, list[Option]] = defaultdict(list)
+        for option in self.options:
+            found[option.name].append(option)
+        return found
+
+
+def _run_by(forward: Event) -> list[Obj]:
+    return [o for o in (forward.obj, *(c.obj for c in forward.contexts)) if o is not None]
+
+
+def _methods(module: Module, name: str) -> list[ast.Call]:
+    """The calls of methods whose names begin so."""
+    return [
+        n
+        for n in module.nodes
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr.startswith(name)
+    ]
 
 
 def _destinations(call: ast.Call) -> list[str]:
@@ -478,6 +562,3 @@ def called(event: Event) -> str:
     """The name of what a forward calls."""
     node = event.node
     return spelled(node.func) if isinstance(node, ast.Call) else "the model"
-
-
-__all__ = ["LIKELY", "YES", "Facts", "Said", "called", "file_of", "spelled"]

@@ -12,7 +12,7 @@ from batchnorm.diagnosis.findings import Finding
 from batchnorm.diagnosis.report import Report
 from batchnorm.diagnosis.report.subject import Table
 from batchnorm.diagnosis.source import fixes
-from batchnorm.diagnosis.source.check import check
+from batchnorm.diagnosis.source.check import check, uncollected
 from batchnorm.diagnosis.source.config import codes, load
 from batchnorm.diagnosis.source.files import SourceFile, parse, read
 from batchnorm.diagnosis.source.fixes import Edit
@@ -36,6 +36,7 @@ WORDS = (
     ".eval()",
     ".train()",
     "nn.Module",
+    "torch.nn",
     "momentum",
     "resnet",
     "ResNet",
@@ -160,9 +161,10 @@ def lint(path: str | Path | Sequence[str | Path], *, select: Iterable[str] = (),
     evidence = SourceEvidence(paths[0])
     root = paths[0] if paths[0].is_dir() else paths[0].parent if len(paths) == 1 else None
     project = Project(root)
-    for file in _files(paths):
-        _take(file, project, evidence, alone=len(paths) == 1 and paths[0].is_file())
-    located = check(project, config)
+    with uncollected():
+        for file in _files(paths):
+            _take(file, project, evidence, alone=len(paths) == 1 and paths[0].is_file())
+        located = check(project, config)
     for found in located:
         if found.edit is not None and found.path not in evidence.unreadable:
             evidence.edits.setdefault(found.path, []).append(found.edit)

@@ -101,7 +101,8 @@ class Outputs:
             quiet = 0
             for item in node.items:
                 flow = self.ev(item.context_expr)
-                name = last(ast.unparse(item.context_expr).split("(")[0])
+                context = item.context_expr
+                name = last(dotted(context.func if isinstance(context, ast.Call) else context))
                 quiet += name in ("no_grad", "inference_mode")
                 if item.optional_vars is not None:
                     self.bind(item.optional_vars, flow, None)
@@ -137,7 +138,7 @@ class Outputs:
         elif isinstance(target, ast.Attribute):
             if target.attr != "data":
                 self.left |= flow.live
-                self.names[ast.unparse(target)] = flow
+                self.names[dotted(target)] = flow
         elif isinstance(target, ast.Subscript | ast.Starred):
             self.bind(target.value, flow | self.ev(target.value), None)
 
@@ -150,8 +151,7 @@ class Outputs:
         if isinstance(node, ast.Attribute):
             if node.attr == "grad" and isinstance(node.value, ast.Name):
                 self.asked.update(key for key in self.latest if node.value.id in self.inputs[key])
-            flow = self.names.get(ast.unparse(node), NOTHING) if self.names else NOTHING
-            flow |= self.ev(node.value)
+            flow = self.names.get(dotted(node), NOTHING) | self.ev(node.value)
             return flow.cut() if node.attr in DETACHES else flow
         if isinstance(node, ast.Lambda | ast.Constant):
             return NOTHING
@@ -181,7 +181,7 @@ class Outputs:
             self.trained |= flow.live
             self.fed |= flow.all
             self.latest = flow.live
-        elif name == "grad" and ast.unparse(func) in INPUTS_GRADIENT:
+        elif name == "grad" and dotted(func) in INPUTS_GRADIENT:
             inner = any(k.arg == "create_graph" for k in node.keywords)
             asked = {n for a in (*node.args[1:], *(k.value for k in node.keywords)) for n in _names(a)}
             if not inner:
@@ -198,6 +198,15 @@ class Outputs:
             self.names[func.value.id] = owner | given  # losses.append(loss)
         flow = owner | given
         return flow.cut() if name in DETACHES and name != "grad" else flow
+
+
+def dotted(node: ast.AST) -> str:
+    """`self.net.head`; nothing of what is not made of names and attributes alone."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([*parts, node.id][::-1]) if isinstance(node, ast.Name) else ""
 
 
 def _names(node: ast.AST) -> set[str]:

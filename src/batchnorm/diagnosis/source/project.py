@@ -25,7 +25,6 @@ class FunctionInfo:
     outer: FunctionInfo | None = None
     params: dict[str, Obj] = field(default_factory=dict)
     inner: dict[str, FunctionInfo] = field(default_factory=dict)
-    callers: int = 0
     given: dict[str, set[Any]] = field(default_factory=dict)
 
     @property
@@ -227,6 +226,19 @@ class Module:
         return nodes_of(self.tree)
 
     @cached_property
+    def imported(self) -> set[Module]:
+        """The files that names of this one come from."""
+        found: set[Module] = set()
+        for name in list(self.names):
+            value = self.top(name)
+            if isinstance(value, Namespace):
+                found.add(value.module)
+            elif isinstance(value, Class | Function):
+                found.add(value.info.module)
+        found.update(m for base in self.stars if (m := self.project.find(base, self)) is not None)
+        return found - {self}
+
+    @cached_property
     def touches_statistics(self) -> bool:
         """Whether the file names a running statistic."""
         return any(name in self.text for name in STATISTICS)
@@ -265,6 +277,11 @@ class Module:
         if isinstance(node, ast.Attribute):
             return member(self.static(node.value), node.attr)
         return None
+
+
+def in_module(function: FunctionInfo) -> bool:
+    """Whether a function is a torch module's method."""
+    return function.owner is not None and function.owner.is_module
 
 
 class Class(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from batchnorm.diagnosis.source.values import Obj
 
 TRAIN, EVAL, UNKNOWN = "train", "eval", "unknown"
 SWITCHED = "switched"  # train() in one branch, eval() in the other, as in `if phase == "train"`
+LEFT = "left"  # eval() in one branch, and what train() or a constructor gave in the other
 MOST_USES = 200  # of a summary
 MOST_CONTEXTS = 24  # of an event
 
@@ -21,6 +23,7 @@ class Mode(NamedTuple):
     value: str
     node: ast.AST | None = None
     function: FunctionInfo | None = None
+    sure: bool = True  # not of one of several objects
 
 
 class Test(NamedTuple):
@@ -49,9 +52,10 @@ class Context(NamedTuple):
     one_rank: bool
     conditional: bool
     frozen: tuple[tuple[Obj, Freeze], ...]
-    half: tuple[ast.AST, FunctionInfo] | None
+    half: tuple[ast.AST, FunctionInfo, bool] | None
     loaded: bool
     function: FunctionInfo
+    at: tuple[ast.Call, FunctionInfo] | None = None  # of a forward in a model's own method: who calls that
 
 
 @dataclass(eq=False)
@@ -85,9 +89,10 @@ class Use(NamedTuple):
     one_rank: bool
     layers: Mode | None
     frozen: tuple[tuple[Obj, Freeze], ...]
-    half: tuple[ast.AST, FunctionInfo] | None
+    half: tuple[ast.AST, FunctionInfo, bool] | None
     conditional: bool
     mode: Mode | None = None  # where the function itself set it
+    at: tuple[ast.Call, FunctionInfo] | None = None
 
 
 @dataclass(eq=False)
@@ -99,7 +104,7 @@ class Summary:
     layers: dict[Obj, Mode] = field(default_factory=dict)
     frozen: dict[Obj, Freeze] = field(default_factory=dict)
     thawed: set[Obj] = field(default_factory=set)
-    half: dict[Obj, tuple[ast.AST, FunctionInfo]] = field(default_factory=dict)
+    half: dict[Obj, tuple[ast.AST, FunctionInfo, bool]] = field(default_factory=dict)
     loaded: set[Obj] = field(default_factory=set)
     assigned: dict[tuple[Obj, str], Any] = field(default_factory=dict)
     writes: list[tuple[Event, Any, list[Any]]] = field(default_factory=list)
@@ -116,28 +121,19 @@ class State:
     modes: dict[Obj, Mode] = field(default_factory=dict)
     layers: dict[Obj, Mode] = field(default_factory=dict)
     frozen: dict[Obj, Freeze] = field(default_factory=dict)
-    half: dict[Obj, tuple[ast.AST, FunctionInfo]] = field(default_factory=dict)
+    half: dict[Obj, tuple[ast.AST, FunctionInfo, bool]] = field(default_factory=dict)
     loaded: frozenset[Obj] = frozenset()
-    wrapped: frozenset[Obj] = frozenset()
     no_grad: bool | None = False
     version: int = 1
     dead: bool = False
 
     def copy(self) -> State:
         """A state that goes its own way."""
-        return State(
-            dict(self.env),
-            dict(self.heap),
-            dict(self.modes),
-            dict(self.layers),
-            dict(self.frozen),
-            dict(self.half),
-            self.loaded,
-            self.wrapped,
-            self.no_grad,
-            self.version,
-            self.dead,
-        )
+        new = copy.copy(self)
+        for name, held in vars(self).items():
+            if isinstance(held, dict):
+                setattr(new, name, dict(held))
+        return new
 
 
 SLOTS = ("parameter", "attribute", "global", "self")
@@ -149,7 +145,7 @@ def join(a: State, b: State, choose: Any) -> State:
         return b
     if b.dead:
         return a
-    out = State(version=max(a.version, b.version), loaded=a.loaded | b.loaded, wrapped=a.wrapped & b.wrapped)
+    out = State(version=max(a.version, b.version), loaded=a.loaded | b.loaded)
     out.no_grad = a.no_grad if a.no_grad == b.no_grad else None
     for name in a.env.keys() | b.env.keys():
         x, y = a.env.get(name, _ABSENT), b.env.get(name, _ABSENT)
@@ -176,7 +172,7 @@ def join(a: State, b: State, choose: Any) -> State:
                 out.layers[obj] = only
     out.frozen = dict(a.frozen)
     freeze(out.frozen, b.frozen)
-    out.half = {k: v for k, v in a.half.items() if k in b.half}
+    out.half = {k: (*v[:2], v[2] or k not in a.half or k not in b.half) for k, v in (a.half | b.half).items()}
     return out
 
 
@@ -191,7 +187,10 @@ _ABSENT = object()
 
 
 def _switched(a: Mode, b: Mode) -> Mode:
-    """The mode after two branches that differ; its call is the one that trains."""
+    """The mode after two branches that differ; its call is the one that trains, or the eval() that may be left."""
+    left = next((m for m in (a, b) if m.value == LEFT), None)
+    if left is not None:
+        return left if UNKNOWN not in (a.value, b.value) else Mode(UNKNOWN)
     trains = next((m for m in (a, b) if m.value in (TRAIN, SWITCHED)), None)
     if trains is None or UNKNOWN in (a.value, b.value) or trains.node is None:
         return Mode(UNKNOWN)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 Poly = dict[tuple[Any, ...], float]
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
-MOST = 4  # values that a name may have at once; beyond, it is unknown
+MOST, SHOWN = 16, 4  # values that a name may have at once, and how many of more stand for all
 MOST_TERMS = 12  # of a formula
 
 
@@ -26,13 +26,6 @@ class Const(NamedTuple):
 class External(NamedTuple):
     """A name from outside the linted files, imports resolved: `torch.nn.BatchNorm2d`."""
 
-    name: str
-
-
-class Method(NamedTuple):
-    """A method that no linted file defines, such as `eval`."""
-
-    owner: Any
     name: str
 
 
@@ -87,6 +80,7 @@ class Obj:
     sources: list[Any] = field(default_factory=list)
     attrs: dict[str, Obj] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)  # of a function's result: the call's arguments
+    flows: ClassVar[int] = 0  # how many values have flowed into objects
 
     def attr(self, name: str) -> Obj:
         """The slot of an attribute."""
@@ -103,6 +97,7 @@ class Obj:
             and not any(s is value or (not isinstance(value, Obj | Form) and s == value) for s in self.sources)
         ):
             self.sources.append(value)
+            Obj.flows += 1
 
     @property
     def path(self) -> str:
@@ -197,15 +192,16 @@ def inverse(a: Poly) -> Poly | None:
 
 
 def choice(values: list[Any]) -> Any:
-    """One value, or the choice of several; None beyond what is followed."""
+    """One value, or the choice of several; of more than are followed, the first."""
     flat: list[Any] = []
     for value in values:
         for option in value.options if isinstance(value, Choice) else (value,):
             if not any(option is f or (not isinstance(option, Obj | Form) and option == f) for f in flat):
                 flat.append(option)
     known = [v for v in flat if v is not None]
-    if not known or len(known) > MOST * 4:
+    if not known:
         return None
+    known = known if len(known) <= MOST else known[:SHOWN]
     return known[0] if len(flat) == 1 else Choice(tuple(known))
 
 

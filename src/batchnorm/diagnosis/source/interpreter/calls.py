@@ -8,16 +8,9 @@ from typing import Any
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.methods import STANDARD, Methods
-from batchnorm.diagnosis.source.names import (
-    is_layer,
-    last,
-)
-from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, Super
-from batchnorm.diagnosis.source.trace import (
-    EVAL,
-    TRAIN,
-    Mode,
-)
+from batchnorm.diagnosis.source.names import is_layer, last
+from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Super
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Mode, join
 from batchnorm.diagnosis.source.values import (
     Choice,
     External,
@@ -178,19 +171,18 @@ class Calls(Methods):
         if base.kind == "output":
             self.state.version += 1
             return None if name in NO_TENSOR else base
-        info = self.class_of(base)
-        if info is not None:
-            own = info.method(name)
-            if (
-                own is not None
-                and not (name in ("train", "eval") and info.is_module)
-                and name not in ("load_state_dict", "state_dict", "forward", "__call__")
-            ):
-                return self.apply(node, own, base, args, keywords)
+        classes = self.classes_of(base)
+        if classes and name not in ("load_state_dict", "state_dict", "forward", "__call__"):
+            modules = name in ("train", "eval") and any(c.is_module for c in classes)
+            own = [] if modules or len(classes) > MOST_NAMED else [c.method(name) for c in classes]
+            if own and None not in own:
+                return self._each(node, [f for f in dict.fromkeys(own) if f], base, args, keywords)
         if name in STANDARD:
             return STANDARD[name](self, node, base, name, args, keywords)
         if name in ("next", "__next__") and not args:
             return self.element(base)
+        if base.kind == "dict" and name in ("get", "pop") and args:
+            return self.item(base, args[0])
         if name in NO_PARTS:
             return None
         held = self.state.heap.get((base, name))
@@ -202,6 +194,7 @@ class Calls(Methods):
             self.state.heap[base, "[-1]"] = args[0]
             return None
         if base.kind in ("list", "dict") and name in CONTAINERS:
+            self.collected(node, base, args)
             for value in args:
                 if name in ("extend", "update"):
                     value = (
@@ -247,6 +240,18 @@ class Calls(Methods):
         self.forget_modes(args)
         self.state.version += 1
         return self.program.obj((node, "result of", name), lambda: Obj("unknown", name, info=base, node=node))
+
+    def _each(
+        self, node: ast.Call, methods: list[FunctionInfo], base: Obj, args: list[Any], keywords: dict[str, Any]
+    ) -> Any:
+        """A method, by the class that the object is of; what holds after any of them holds after the call."""
+        values, before, after = [], self.state, None
+        for method in methods:
+            self.state = before if len(methods) == 1 else before.copy()
+            values.append(self.apply(node, method, base, args, keywords))
+            after = self.state if after is None else join(after, self.state, choice)
+        self.state = after or before
+        return choice(values)
 
     def _callable_part(self, base: Obj, name: str) -> bool:
         return (

@@ -7,9 +7,7 @@ from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.modes import Modes
-from batchnorm.diagnosis.source.names import (
-    last,
-)
+from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.values import (
     STATISTICS,
     Atom,
@@ -103,6 +101,22 @@ class Containers(Modes):
                 made.attr(f"[{key.value}]").flows_from(value)
             for option in options(value):
                 made.flows_from(option)
+        return made
+
+    def collected(self, node: ast.AST, into: Obj, values: list[Any]) -> None:
+        """Parameters that are put into a list one by one, and what is asked of their names."""
+        for value in (o for v in values for o in options(v)):
+            held = value.sources if isinstance(value, Obj) and value.kind == "dict" else [value]
+            for form in (h for h in held if isinstance(h, Form)):
+                owner = next((a.owner for a in form.terms if a.kind == "parameter"), None)
+                if isinstance(owner, Obj):
+                    self.event("collect", node, owner, into=into, tests=(*self.tests, *self.skipped))
+
+    def together(self, node: ast.AST, values: list[Any]) -> Obj:
+        """A list of what several lists, or iterations over parameters, have."""
+        made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
+        for option in (o for value in values for o in options(value)):
+            made.flows_from(option)
         return made
 
     def element(self, value: Any) -> Any:

@@ -27,6 +27,7 @@ from batchnorm.diagnosis.source.values import (
 )
 
 SLICED = ("iteration", "list", "zip", "enumerate")
+PARTS = ("iteration", "list")
 BUILTINS = frozenset(dir(builtins))
 
 
@@ -125,7 +126,8 @@ class Expressions(Calls):
             if found is not None:
                 return Function(found, base)
             constant = info.constant(name)
-            if constant is not None and name not in base.attrs and name not in info.self_obj.attrs:
+            slots = [o.attrs[name] for o in (base, info.self_obj) if name in o.attrs]
+            if constant is not None and not any(slot.sources for slot in slots):
                 return constant
         return self.slot_of(base, name)
 
@@ -151,6 +153,8 @@ class Expressions(Calls):
             return arithmetic(node.op, left, right)
         if isinstance(node.op, ast.Add) and isinstance(left, Tuple) and isinstance(right, Tuple):
             return Tuple((*left.items, *right.items))
+        if isinstance(node.op, ast.Add) and all(isinstance(v, Obj) and v.kind in PARTS for v in (left, right)):
+            return self.together(node, [left, right])
         # An unknown tensor meets one that is known to be one.
         if isinstance(left, Obj) and isinstance(right, Form) and isinstance(node.op, ast.Add | ast.Sub):
             left = self.unknown_tensor(left)
@@ -251,6 +255,10 @@ class Expressions(Calls):
     def ev_ListComp(self, node: ast.ListComp) -> Any:
         (value,) = self.comprehension(node, [node.elt])
         made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
+        tests = [Test(test, True) for g in node.generators for test in g.ifs]
+        self.tests.extend(tests)
+        self.collected(node, made, [value])
+        del self.tests[len(self.tests) - len(tests) :]
         made.flows_from(value)
         return made
 

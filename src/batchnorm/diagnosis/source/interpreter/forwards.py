@@ -1,28 +1,138 @@
-"""Forwards: `model(x)`, in the mode that is known here or that a caller knows."""
+"""What is written, and what runs forward: `model(x)`, in the mode that is known here or that a caller knows."""
 
 from __future__ import annotations
 
 import ast
 from typing import Any
 
-from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
-from batchnorm.diagnosis.source.interpreter.writes import Writes
+from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.interpreter.narrowing import Narrowing
+from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import (
     EVAL,
+    LEFT,
     MOST_USES,
     SLOTS,
     SWITCHED,
     TRAIN,
+    UNKNOWN,
+    Freeze,
+    Mode,
     Use,
+    freeze,
 )
-from batchnorm.diagnosis.source.values import VOLATILE, Obj, canonical, options
+from batchnorm.diagnosis.source.values import VOLATILE, Const, Form, Obj, canonical, objects_in, options
 
 MOST_INPUTS = 8  # of a forward
 
 
-class Forwards(Writes):
-    """Forwards."""
+class Forwards(Narrowing):
+    """Writes of buffers, parameters, entries of states and requires_grad; forwards."""
+
+    def written(self, node: ast.AST, target: Form, value: Form, **data: Any) -> None:
+        """A buffer, a parameter or a state's entry gets a new content; the last write of a statement counts."""
+        for atom in target.terms:
+            kept = Form(dict(value.terms), value.live, value.mixed, value.converted, value.divided)
+            self.pending[atom] = (node, target, kept, data)
+            break
+
+    def flush(self) -> None:
+        """Turn the statement's writes into events."""
+        for atom, (node, _, value, data) in self.pending.items():
+            owner = self.read_through.get(atom.owner, atom.owner) if isinstance(atom.owner, Obj) else None
+            event = self.event("write", node, owner, atom=atom, values=[], **data)
+            version = self.state.version
+            now = tensors.frozen_form(value, version)
+            current = atom._replace(version=version)
+            mode = self.mode(owner) if owner is not None else None
+            event.data["values"].append((now, current, mode))
+            if owner is not None:
+                event.seen(self.situation(owner, mode or Mode(UNKNOWN)))
+            if len(self.summary.writes) < 40:
+                self.summary.writes.append((event, atom, list(now.terms)))
+        self.pending.clear()
+
+    def gradients(self, target: Any, value: Any, node: ast.AST) -> None:
+        """`requires_grad = False` on a parameter, a layer or a model."""
+        off = isinstance(value, Const) and value.value is False
+        owners: list[Obj] = []
+        if isinstance(target, Form):
+            owners = [a.owner for a in target.terms if a.kind in ("parameter", "element") and isinstance(a.owner, Obj)]
+        else:
+            owners = [o for o in objects_in(target)]
+        for owner in owners:
+            if owner.kind == "attribute" and owner.name == "bias":
+                continue  # alone, as under a classifier that wants centred features
+            if owner.kind == "attribute" and owner.name == "weight" and owner.parent is not None:
+                owner = owner.parent
+            if owner.kind == "batch norm" and owner.parent is None:
+                owner_model = owner
+            else:
+                owner_model = (
+                    canonical(owner.parent)
+                    if owner.kind == "batch norm" and owner.parent is not None
+                    else canonical(owner)
+                )
+            child = owner_model.kind == "layer"
+            if child:
+                if not self._whole_child(owner_model, target):
+                    continue
+                owner_model = canonical(owner_model.info)
+            layer = owner.kind == "batch norm"
+            loop = self.loop_nodes[-1] if self.loop_nodes else None
+            if off:
+                chosen = (
+                    loop is not None and bool(self.tests) and any(t.node in ast.walk(loop) for t in self.tests[-1:])
+                )
+                tests = (*self.tests, *self.skipped)
+                event = self.event("freeze", node, owner_model, layer=layer, loop=loop, tests=tests)
+                event.data["partial"] = event.data.get("partial", False) or chosen or (child and bool(self.tests))
+                self.froze({owner_model: Freeze(node, self.info, tests)})
+            elif child and owner_model in self.state.frozen and not isinstance(value, Const):
+                pass  # some of the parts, if the caller says so
+            elif loop is not None and self.tests and self._frozen_here(owner_model, loop):
+                pass  # all but those that a test on the name lets through
+            else:
+                self.event("thaw", node, owner_model)
+                self.state.frozen.pop(owner_model, None)
+                self.summary.thawed.add(owner_model)
+
+    def froze(self, frozen: dict[Obj, Freeze]) -> None:
+        """Freezes; conditions that an object is made under too are none for it."""
+        for obj, new in frozen.items():
+            top: Obj | None = obj
+            for _ in range(8):
+                if top is not None and top not in self.born:
+                    top = self.held.get(top) or canonical(top.parent)
+            born = () if top is None else self.born.get(top, ())
+            freeze(self.state.frozen, {obj: new._replace(tests=tuple(t for t in new.tests if t not in born))})
+
+    def _whole_child(self, layer: Obj, target: Any) -> bool:
+        """Whether a loop over children() freezes all that is in a child, chosen by its place or name."""
+        call = layer.node
+        return (
+            isinstance(target, Form)
+            and all(a.owner is layer for a in target.terms)
+            and isinstance(layer.info, Obj)
+            and isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and "children" in call.func.attr
+            and not any(
+                isinstance(n, ast.Name) and n.id in ("isinstance", "type") for t in self.tests for n in ast.walk(t.node)
+            )
+        )
+
+    def _frozen_here(self, owner: Obj, loop: ast.AST) -> bool:
+        """Whether a loop freezes all parameters first and then thaws some of them."""
+        held = self.state.frozen.get(owner)
+        if held is None:
+            return False
+        for event in self.program.events.values():
+            if event.kind == "freeze" and event.node is held.node and event.data.get("loop") is loop:
+                event.data["partial"] = True
+                return True
+        return False
 
     def forward(self, node: ast.Call, base: Obj, args: list[Any]) -> Any:
         """`model(x)`."""
@@ -48,7 +158,7 @@ class Forwards(Writes):
             self._use(self._used(event, obj))
         else:
             event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
-            if mode.value in (TRAIN, EVAL, SWITCHED) and mode.node is not None:
+            if mode.value in (TRAIN, EVAL, SWITCHED, LEFT) and mode.node is not None:
                 self._use(self._used(event, obj, mode))
         if mode is None or mode.value != EVAL:
             self.state.version += 1

@@ -5,18 +5,14 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.containers import ITERATIONS
 from batchnorm.diagnosis.source.interpreter.outside import Outside
 from batchnorm.diagnosis.source.project import Function
-from batchnorm.diagnosis.source.trace import (
-    EVAL,
-    TRAIN,
-    UNKNOWN,
-    Mode,
-)
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Mode
 from batchnorm.diagnosis.source.values import Const, External, Flag, Form, Obj, canonical, options
 
 RETURNS_ITSELF = (
@@ -63,11 +59,7 @@ class Methods(Outside):
             if base.live:
                 self.written(node, base, value, in_place=name, argument=args[0] if args else None)
             # The same object, with its new content; a live one stays the buffer.
-            return (
-                Form(dict(value.terms), False, value.mixed, value.converted, value.divided)
-                if not base.live
-                else Form(dict(value.terms), True, value.mixed, value.converted, value.divided)
-            )
+            return replace(value, terms=dict(value.terms), live=base.live)
         return value
 
     def m_eval(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
@@ -102,7 +94,7 @@ class Methods(Outside):
                 for a in (*args, *keywords.values())
             )
         ):
-            self.state.half[obj] = (node, self.info)
+            self.state.half[obj] = (node, self.info, False)
         elif name in ("float", "double") and obj.kind != "batch norm":
             self.state.half.pop(obj, None)
         elif name == "apply" and args:

@@ -6,26 +6,13 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source.contents import Contents
-from batchnorm.diagnosis.source.interpreter.objects import OPAQUE, Objects
+from batchnorm.diagnosis.source.interpreter.walk import OPAQUE, Walk
 from batchnorm.diagnosis.source.project import ClassInfo
-from batchnorm.diagnosis.source.trace import (
-    EVAL,
-    SWITCHED,
-    TRAIN,
-    UNKNOWN,
-    Context,
-    Freeze,
-    Mode,
-)
-from batchnorm.diagnosis.source.values import (
-    Obj,
-    canonical,
-    objects_in,
-    within,
-)
+from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, UNKNOWN, Context, Freeze, Mode
+from batchnorm.diagnosis.source.values import Obj, canonical, objects_in, within
 
 
-class Modes(Objects):
+class Modes(Walk):
     """Modes of objects."""
 
     def situation(self, obj: Obj, mode: Mode, *, no_grad: bool | None = None, layers: Mode | None = None) -> Context:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.containers import Containers
-from batchnorm.diagnosis.source.names import (
-    WITHOUT_GRADIENTS,
-    is_layer,
-    last,
-)
+from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS, is_layer, last
 from batchnorm.diagnosis.source.project import Class
 from batchnorm.diagnosis.source.values import ClassName, Const, External, Obj, options
 
@@ -65,7 +62,7 @@ class Narrowing(Containers):
         ):
             subject, classes = test.args
             names = classes.elts if isinstance(classes, ast.Tuple) else [classes]
-            if isinstance(subject, ast.Name) and names and all(self._is_layer_class(n) for n in names):
+            if isinstance(subject, ast.Name) and any([self._is_layer_class(n) for n in names]):
                 return subject.id
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             left, right = test.left, test.comparators[0]
@@ -99,7 +96,8 @@ class Narrowing(Containers):
 
     def _is_layer_class(self, node: ast.AST) -> bool:
         value = self.ev(node)
-        for option in options(value):
+        held = [o for s in inflow(value) for o in options(s)] if isinstance(value, Obj) else options(value)
+        for option in held:  # `self.norm_layer` too
             if isinstance(option, External) and is_layer(option.name):
                 return True
             if isinstance(option, Class) and any(

@@ -6,23 +6,11 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
-from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
 from batchnorm.diagnosis.source.interpreter.summaries import Summaries
-from batchnorm.diagnosis.source.names import (
-    CHECKPOINT,
-    FACTORIES,
-    HARMLESS,
-    WRAPPERS,
-    is_layer,
-    last,
-    loads_weights,
-)
+from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
+from batchnorm.diagnosis.source.names import CHECKPOINT, FACTORIES, HARMLESS, WRAPPERS, is_layer, last, loads_weights
 from batchnorm.diagnosis.source.project import Class, Function, Module, Namespace, Super
-from batchnorm.diagnosis.source.trace import (
-    TRAIN,
-    UNKNOWN,
-    Mode,
-)
+from batchnorm.diagnosis.source.trace import TRAIN, UNKNOWN, Mode
 from batchnorm.diagnosis.source.values import (
     VOLATILE,
     ClassName,
@@ -53,6 +41,7 @@ PASSES_THROUGH = (
     "torch.autograd.Variable",
     "torch.autograd.variable.Variable",
 )
+TRACES = ("torch.jit.trace", "torch.export.export", "torch.fx.experimental.proxy_tensor.make_fx")
 PREPARES = ("prepare", "initialize", "setup")
 CONVERTS_SYNC = ("convert_sync_batchnorm", "convert_syncbn_model", "convert_model")
 
@@ -72,7 +61,7 @@ class Outside(Summaries):
             return self._copied(node, first)
         if short == "Variable" and keywords.get("volatile") == Const(True):
             return VOLATILE
-        if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.jit.trace", "torch.compile"):
+        if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.compile"):
             return first if name != "set" else None
         if name in ("dict", "collections.OrderedDict") and isinstance(first, Obj) and first.kind == "iteration":
             return first
@@ -88,6 +77,10 @@ class Outside(Summaries):
             return self.program.obj(
                 (node, "enumerate", id(first)), lambda: Obj("enumerate", "enumerate", info=first, node=node)
             )
+        if name == "filter" and len(args) > 1:
+            return args[1]
+        if name in ("itertools.chain", "chain"):
+            return self.together(node, args)
         if short == "partial" and args:
             return Partial(first, tuple(args[1:]), tuple(keywords.items()))
         if short in WRAPPERS and args:
@@ -145,6 +138,8 @@ class Outside(Summaries):
                     event.seen(
                         self.situation(canonical(obj), self.mode(obj) or Mode(UNKNOWN), no_grad=self.state.no_grad)
                     )
+        if name in TRACES:
+            return first
         if short in ("update_bn", "bn_update", "update_bn_stats", "recalibrate"):
             return None
         if name == "torch.load" or short in ("load_model", "load_from_checkpoint"):
@@ -211,6 +206,8 @@ class Outside(Summaries):
             mode = self.mode(inner)
             if mode is not None:
                 self.state.modes[made] = mode
+            if inner in self.state.loaded:
+                self.state.loaded |= {made}
             found.append(made)
         return choice(found) if found else value
 

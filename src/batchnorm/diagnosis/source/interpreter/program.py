@@ -10,7 +10,7 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-from batchnorm.diagnosis.source.project import FunctionInfo, Project
+from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Project
 from batchnorm.diagnosis.source.trace import Event, Summary
 from batchnorm.diagnosis.source.values import Obj
 
@@ -27,6 +27,7 @@ class Program:
         self.summaries: dict[int, Summary] = {}
         self.busy: set[int] = set()
         self.made: dict[tuple[Any, ...], Obj] = {}
+        self.classes: dict[Obj, tuple[int, list[ClassInfo]]] = {}  # by the flows known then
 
     def run(self) -> list[Event]:
         """All events of the program."""

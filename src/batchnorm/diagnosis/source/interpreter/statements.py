@@ -11,11 +11,7 @@ from typing import Any
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.expressions import Expressions
 from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, arithmetic
-from batchnorm.diagnosis.source.trace import (
-    State,
-    Test,
-    join,
-)
+from batchnorm.diagnosis.source.trace import EVAL, LEFT, SLOTS, TRAIN, Mode, State, Test, join
 from batchnorm.diagnosis.source.values import STATISTICS, Choice, Const, Form, Obj, Tuple, choice, options
 
 DEEPEST_LOOP = 2  # loops inside each other that get a second round
@@ -57,7 +53,6 @@ class Statements(Expressions):
         found = self.info.inner.get(node.name)
         if found is not None:
             self.state.env[node.name] = Function(found)
-            self.closure[node.name] = found
         if node.decorator_list and isinstance(self.info.node, ast.Module):
             top = self.info.module.names.get(node.name)
             self.decorated(node, top) if isinstance(top, Function) and top.info.node is node else None
@@ -155,6 +150,8 @@ class Statements(Expressions):
             elif isinstance(base, Obj):
                 if isinstance(key, Const):
                     self.state.heap[base, f"[{key.value}]"] = value
+                    for option in options(value) if base.kind == "dict" else ():
+                        base.attr(f"[{key.value}]").flows_from(option)
                 base.flows_from(value) if base.kind in ("list", "dict") else base.attr("[]").flows_from(value)
 
     def bind_attribute(self, target: ast.Attribute, value: Any, node: ast.AST) -> None:
@@ -246,7 +243,20 @@ class Statements(Expressions):
             self.state = join(then, self.state, choice)
             self.state.layers.update(then.layers)
         else:
+            otherwise_modes = self.state.modes
             self.state = join(then, self.state, choice)
+            if self.loop_nodes and not node.orelse and not then.dead:
+                self.left_in_eval(then.modes, otherwise_modes, self.loop_nodes[-1])
+
+    def left_in_eval(self, then: dict[Obj, Mode], before: dict[Obj, Mode], loop: Any) -> None:
+        """Objects that a branch without an other leaves in eval, and that the loop does not put in train first."""
+        for obj, mode in then.items():
+            held = before.get(obj)
+            trained = held.value == TRAIN if held is not None else obj.kind in SLOTS  # as a caller may have left it
+            if mode.value == EVAL and mode.node is not None and trained:
+                line = getattr(held.node, "lineno", 0) if held is not None and held.function is self.info else 0
+                if not loop.lineno <= line <= loop.end_lineno:
+                    self.state.modes[obj] = mode._replace(value=LEFT)
 
     def restore_narrowed(self, state: State, narrowed: dict[str, Any], before: State) -> None:
         """Forget what a test said of a name, behind its branch."""

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from batchnorm.diagnosis.source.conditions import passed
 from batchnorm.diagnosis.source.interpreter.forwards import Forwards
 from batchnorm.diagnosis.source.interpreter.mapping import Mapping
-from batchnorm.diagnosis.source.interpreter.objects import OPAQUE
-from batchnorm.diagnosis.source.project import FunctionInfo
+from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
+from batchnorm.diagnosis.source.project import FunctionInfo, in_module
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Freeze, Mode, Summary, Use
 from batchnorm.diagnosis.source.values import Form, Obj, Tuple, canonical, choice, objects_in, options
 
@@ -29,7 +29,6 @@ class Summaries(Forwards):
     ) -> Any:
         """Call a function: its arguments flow into its parameters, and its summary happens here."""
         bound = self.bound(info, owner, args, keywords)
-        info.callers += 1
         for name, value in bound.items():
             slot = info.params.get(name)
             if slot is None:
@@ -72,11 +71,15 @@ class Summaries(Forwards):
         }
         for use, obj in known.values():
             if obj.kind not in OPAQUE and obj.kind != "output":
-                self._happen(use, obj)
+                self._happen(use, obj, mapped.node)
 
-    def _happen(self, use: Use, obj: Obj) -> None:
+    def _happen(self, use: Use, obj: Obj, call: ast.Call) -> None:
         """A callee's forward of what is here `obj`."""
+        at = use.at
+        if at is None and in_module(use.event.function) and not in_module(self.info):
+            at = (call, self.info)
         use = use._replace(
+            at=at,
             slot=obj,
             no_grad=_either(use.no_grad, self.state.no_grad),
             one_rank=use.one_rank or self.ranks > 0,
@@ -98,7 +101,11 @@ class Summaries(Forwards):
         moving = use.layers is None or use.layers.value == TRAIN
         use.event.seen(
             context._replace(
-                one_rank=use.one_rank, frozen=use.frozen if moving else (), half=use.half, conditional=use.conditional
+                one_rank=use.one_rank,
+                frozen=use.frozen if moving else (),
+                half=use.half,
+                conditional=use.conditional,
+                at=use.at,
             )
         )
         self.state.version += mode.value != EVAL
@@ -119,11 +126,13 @@ class Summaries(Forwards):
         """The modes that the callee leaves its parameters in."""
         for obj, mode in s.modes.items():
             own = obj.kind == "self" and mapped.self_obj in (None, obj)
-            for target in mapped.objects(obj) if own or obj.kind in ("parameter", "attribute", "global") else ():
+            known = own or obj.kind in ("parameter", "attribute", "global")
+            targets = [*dict.fromkeys(mapped.objects(obj))] if known else []
+            for target in targets:
                 if mode.value == UNKNOWN:
                     self.state.modes[target] = mode
                 else:
-                    self.switch(target, mode)
+                    self.switch(target, mode._replace(sure=mode.sure and len(targets) == 1))
 
     def _set_parts(self, s: Summary, mapped: Mapping) -> None:
         """What the callee did to layers, to requires_grad, to the precision and to the weights."""

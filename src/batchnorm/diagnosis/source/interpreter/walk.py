@@ -1,26 +1,19 @@
-"""What a walk of one function carries: its state, its events, what it asks of the rest."""
+"""What a walk of one function carries: its state, its events, and who an object is."""
 
 from __future__ import annotations
 
 import ast
 from typing import Any
 
+from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.program import Program
-from batchnorm.diagnosis.source.names import (
-    WITHOUT_GRADIENTS,
-)
-from batchnorm.diagnosis.source.project import FunctionInfo
-from batchnorm.diagnosis.source.trace import (
-    Event,
-    State,
-    Summary,
-    Test,
-)
-from batchnorm.diagnosis.source.values import (
-    Atom,
-    Form,
-    Obj,
-)
+from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS
+from batchnorm.diagnosis.source.project import Class, ClassInfo, FunctionInfo
+from batchnorm.diagnosis.source.trace import Event, State, Summary, Test
+from batchnorm.diagnosis.source.values import Atom, Const, External, Form, Obj, canonical, options, root, within
+
+DEEPEST_CLASS = 6
+OPAQUE = ("iteration", "zip", "list", "dict", "state", "layer", "key", "optimizer", "class attribute")
 
 
 class Walk:
@@ -40,7 +33,6 @@ class Walk:
         self.returned: list[Test] = []  # and what a `return` has
         self.globals: set[str] = set()
         self.born: dict[Obj, tuple[Test, ...]] = {}  # the conditions that objects are made under
-        self.closure: dict[str, FunctionInfo] = {}
         self.pending: dict[Atom, tuple[ast.AST, Form, Form, dict[str, Any]]] = {}
         self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner
         self.read_through: dict[Obj, Obj] = {}  # a layer, and the attribute of a model that it was last read from
@@ -76,3 +68,75 @@ class Walk:
             found.data["no_grad"] = self.state.no_grad
             self.program.events[key] = found
         return found
+
+    def inside(self, inner: Obj, outer: Obj) -> bool:
+        """Whether an object is another or a part of it, by its path or because it was put there."""
+        at: Obj | None = inner
+        for _ in range(8):
+            if at is None or within(at, outer):
+                return at is not None
+            top: Obj = at
+            while top.kind == "attribute" and top.parent is not None:
+                top = canonical(top.parent)
+            at = self.held.get(top)
+        return False
+
+    def class_of(self, obj: Obj) -> ClassInfo | None:
+        """The class of an object, if all that flows into it agrees."""
+        found = self.classes_of(obj)
+        return found[0] if len(found) == 1 else None
+
+    def classes_of(self, obj: Obj) -> list[ClassInfo]:
+        """The classes of the linted files that an object may be of; worked out again once more has flowed."""
+        held = self.program.classes.get(obj)
+        if held is None or held[0] != Obj.flows:
+            found: dict[ClassInfo, None] = {}
+            self._classes(obj, found, set(), 0)
+            held = self.program.classes[obj] = (Obj.flows, [*found])
+        return held[1]
+
+    def _classes(self, obj: Obj, found: dict[ClassInfo, None], seen: set[Obj], depth: int) -> None:
+        if obj.kind == "wrapper" and isinstance(obj.info, Obj):
+            self._classes(obj.info, found, seen, depth + 1)
+        elif obj.kind in ("instance", "self") and isinstance(obj.info, ClassInfo):
+            found[obj.info] = None
+        elif depth <= DEEPEST_CLASS and obj.kind not in OPAQUE and obj not in seen:
+            seen.add(obj)
+            for option in (o for source in inflow(obj)[:8] for o in options(source)):
+                if isinstance(option, Obj):
+                    self._classes(option, found, seen, depth + 1)
+
+    def slot_of(self, base: Obj, name: str) -> Any:
+        """An attribute's slot, or the one value that is known to be in it."""
+        slot = base.attr(name)
+        info = base.info if base.kind in ("self", "instance") and isinstance(base.info, ClassInfo) else None
+        flows = inflow(slot) if info is not None else slot.sources
+        if len(flows) == 1:
+            (only,) = flows
+            if isinstance(only, Const) or (
+                isinstance(only, Obj) and only.kind in ("list", "dict", "iteration", "zip", "state")
+            ):
+                return only
+            if isinstance(only, External | Class):
+                return only
+        elif flows and all(isinstance(f, Const) for f in flows) and len(flows) <= 2 and info is not None:
+            return None if name == "training" else slot
+        return slot
+
+    def statistic(self, owner: Obj, name: str) -> Form:
+        """A running statistic as a tensor."""
+        self.read_through[root(owner)] = owner
+        return Form({Atom("statistic", root(owner), name): {(): 1.0}}, live=True)
+
+    def remembered_statistic(self, owner: Obj, name: str) -> Form | None:
+        """`self.running_mean` of a class that keeps a layer's buffer under that name."""
+        if not isinstance(owner.info, ClassInfo) or owner.kind != "self" or owner.info.is_module:
+            return None
+        for source in owner.attr(name).sources:
+            if isinstance(source, Form) and source.live:
+                return Form(dict(source.terms), live=True)
+        return None
+
+    def unknown_tensor(self, obj: Obj) -> Form:
+        """An object that is used as a tensor."""
+        return Form({Atom("element", obj): {(): 1.0}}, live=True)

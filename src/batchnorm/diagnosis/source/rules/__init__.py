@@ -8,6 +8,7 @@ from batchnorm.diagnosis.findings import Rule
 from batchnorm.diagnosis.findings import Said as Told
 from batchnorm.diagnosis.source.facts import Facts, Said
 from batchnorm.diagnosis.source.rules import (
+    always_batch,
     as_weights,
     averages,
     domains,
@@ -64,6 +65,8 @@ RULES: dict[str, tuple[str, Look]] = {
     "BN433": ("trainable in Keras", keras.trainable),
     "BN434": ("batches of two loaders one after the other", domains.two_loaders),
     "BN435": ("batch norm that no process shares", processes.not_synchronized),
+    "BN436": ("batch norm that eval() does not reach", always_batch.ignores_eval),
+    "BN437": ("a graph traced in train mode", always_batch.traced_in_train),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
 from batchnorm.diagnosis.source.rules.averages import level_of, takes_off, takes_some
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Poly
@@ -26,12 +26,10 @@ def moved_as_weights(facts: Facts) -> Iterator[Said]:
         level = level_of(facts, event)
         if level in (YES, LIKELY):
             seen.add(id(loop))
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"every entry of the state is {'decayed' if decays else 'moved by a difference'}, running_mean, "
-                "running_var and the counter too, "
-                "as if they were weights: the statistics fit no network",
+                "running_var and the counter too, as if they were weights: the statistics fit no network",
                 "take named_parameters() only, and the statistics of one model or their average",
                 sure=level == YES and (decays or _used(facts, event)),
             )

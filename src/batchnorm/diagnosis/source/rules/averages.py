@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said, spelled
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Atom, Form, Obj, canonical, objects_in
@@ -88,9 +88,8 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
         functions.add(id(event.function))
         loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), event.node)
         if shadow:
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 "an average over named_parameters() leaves out the running statistics: the averaged weights are "
                 "evaluated with the statistics of other weights",
                 "average state_dict() entries that are floating, or batchnorm.recalibrate(averaged, loader)",
@@ -186,12 +185,10 @@ def counter_too(facts: Facts) -> Iterator[Said]:
         if level is None:
             continue
         seen.add(id(outer))
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             "every entry of the state dict is averaged, the integer num_batches_tracked too: torch refuses a fraction "
-            "in place, and truncates "
-            "it when the state is loaded or copied into",
+            "in place, and truncates it when the state is loaded or copied into",
             "average floating entries only: if value.is_floating_point()",
             sure=level == YES and event.data.get("in_place") != "copy_",
             edit=_guard(event.node, outer),
@@ -334,10 +331,4 @@ def update_bn_with_dropout(facts: Facts) -> Iterator[Said]:
         frozen = any(c.layers is not None and c.layers.value == "eval" for c in event.contexts)
         if dropout or frozen:
             what = "switches dropout on while it measures" if dropout else "resets layers that were frozen by eval()"
-            yield Said(
-                event.function.module,
-                event.node,
-                f"update_bn {what}",
-                "batchnorm.recalibrate(model, loader)",
-                sure=False,
-            )
+            yield said(event, f"update_bn {what}", "batchnorm.recalibrate(model, loader)", sure=False)

@@ -97,6 +97,3 @@ def _named_part(facts: Facts, part: Obj, words: Iterable[str]) -> bool:
     names |= {n for o in of if isinstance(o.info, ClassInfo) for n in o.info.self_obj.attrs}
     asked = [w for word in words for w in word.split(".") if w and w != "module"]
     return any(facts.has(part.attr(n)) == YES for n in sorted(names) if any(w in n for w in asked))
-
-
-__all__ = ["reaches", "trains_apart"]

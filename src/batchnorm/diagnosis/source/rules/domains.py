@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
 from batchnorm.diagnosis.source.rules.forwards import evaluated, training_forwards, words
 from batchnorm.diagnosis.source.rules.small_batches import LOADER
 from batchnorm.diagnosis.source.trace import EVAL, Event
@@ -19,10 +19,7 @@ PAIRS = (
         re.compile(r"(^|_)(src|source)(\d*)(_|$)|source|" + DATA + "_?s$"),
         re.compile(r"tgt|target|trg|" + DATA + "_?t$"),
     ),
-    (
-        re.compile(r"(^|_)(labell?ed|l|lb|x|sup)(_|$)"),
-        re.compile(r"(^|_)(un_?labell?ed|u|ul|ulb|unsup|unlab)(_|\d|$)"),
-    ),
+    (re.compile(r"(^|_)(labell?ed|l|lb|x|sup)(_|$)"), re.compile(r"(^|_)(un_?labell?ed|u|ul|ulb|unsup|unlab)(_|\d|$)")),
     (
         re.compile(r"(^|_)(nat|natural|clean|x|images?|inputs?|data)(_|$)"),
         re.compile(r"(^|_)(adv|adversarial|x_adv|perturbed)(_|$)"),
@@ -43,9 +40,8 @@ def two_loaders(facts: Facts) -> Iterator[Said]:
         for event in others:
             kinds = _kinds(facts, first, event) if event.function is first.function else None
             if kinds is not None:
-                yield Said(
-                    event.function.module,
-                    event.node,
+                yield said(
+                    event,
                     f"{called(event)} is trained on {kinds} one after the other (line {first.line}): each is "
                     "normalised with its own statistics, and evaluation uses one mixture",
                     "torch.cat of both batches in one forward, or batch norm layers for each domain",

@@ -5,18 +5,23 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called
+from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
+FORWARDS = ("forward", "__call__", "_forward_impl")
 NOISE = re.compile(
     r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
 )
+TAKES_DATA = re.compile(r"encoder|classif|feature|extract|backbone|embed|relation")
 MADE_UP = re.compile(
     r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
 )
+FILLS = ("uniform_", "normal_", "random_", "fill_", "zero_", "bernoulli_")
 TEACHER = re.compile(
     r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erence)?_model|frozen|old_model|model_old|prev(ious)?_model|pretrained"
 )
@@ -33,9 +38,7 @@ def forwards(facts: Facts, managed: bool = False) -> list[tuple[Event, Context, 
 def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int]]:
     for event in facts.of("forward"):
         owner = event.function.owner
-        if owner is not None and (
-            (owner.is_module and event.function.name in ("forward", "__call__", "_forward_impl")) or adapts(owner)
-        ):
+        if owner is not None and ((owner.is_module and event.function.name in FORWARDS) or adapts(owner)):
             continue
         for context in event.contexts:
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
@@ -57,19 +60,32 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a loaded model runs on data in files that train nothing, in the mode that it was made in."""
     if not c.loaded or c.mode.node is not None or facts.has(c.obj) != YES:
         return False
-    if any(facts.steps(f.module) for f in (event.function, c.function)):
-        return False
+    if may_load(facts, c) and not (event.data["loops"] or c.at):
+        return False  # a new model, as far as is known, that is tried once
+    # A model's method has callers of several kinds.
+    trains = facts.trains(event) if in_module(event.function) else facts.steps(event.function.module)
+    return not trains and not facts.steps(c.function.module) and not made_up(event)
+
+
+def may_load(facts: Facts, c: Context) -> bool:
+    """Whether weights are loaded under conditions alone."""
     same = {id(o) for o in facts.aliases(c.obj)}
     loads = [e for e in facts.of("load") if id(e.obj) in same]
-    if loads and all(e.data["conditional"] for e in loads):
-        return False
-    return not made_up(event)
+    return bool(loads) and all(e.data["conditional"] for e in loads)
 
 
 def made_up(event: Event) -> bool:
     """Whether a forward runs on numbers that are no data."""
-    made = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
-    return any(MADE_UP.search(v.info[0]) for v in made) or any(MADE_UP.search(w) for w in words(event))
+    return any(map(_filled, event.data["inputs"])) or any(MADE_UP.search(w) for w in words(event))
+
+
+def _filled(value: Any) -> bool:
+    """Whether a tensor is made of numbers: `torch.rand(...)`, `torch.FloatTensor(...).uniform_()`."""
+    while isinstance(value, Obj) and value.kind == "unknown":
+        if value.name in FILLS:
+            return True
+        value = value.info
+    return isinstance(value, Obj) and value.kind == "external" and bool(MADE_UP.search(value.info[0]))
 
 
 def measures(facts: Facts, event: Event, c: Context) -> bool:
@@ -97,7 +113,7 @@ def words(event: Event) -> set[str]:
 def generates(event: Event) -> bool:
     """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
     name = called(event).split(".")[-1].lower()
-    return (
+    return not TAKES_DATA.search(name) and (
         any(NOISE.match(w) for w in words(event))
         or name in ("g", "netg", "net_g", "gen", "generator", "decoder")
         or name.startswith(("g_", "gen_", "netg"))

@@ -6,16 +6,15 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.conditions import exclusive
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, file_of, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, file_of, said, spelled
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
-from batchnorm.diagnosis.source.rules.forwards import is_average, teaches, training_forwards
+from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
 from batchnorm.diagnosis.source.values import Obj, canonical, options, within
 
 FREEZE = "batchnorm.freeze({})"
 HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits")
-FORWARDS = ("forward", "__call__", "_forward_impl")
 AFFINE = ("bn", "norm", "batchnorm", "bias", "weight")
 
 
@@ -32,9 +31,8 @@ def _said(event: Event, part: str, where: str, sure: bool = True, how: str = "re
     loop = event.data.get("loop")
     over = loop.iter.func if isinstance(loop, ast.For) and isinstance(loop.iter, ast.Call) else None
     part = spelled(over.value) if isinstance(over, ast.Attribute) else part
-    return Said(
-        event.function.module,
-        event.node,
+    return said(
+        event,
         f"{how} stops weights, not the running statistics of {part}: they move in every forward in train mode{where}",
         FREEZE.format(part),
         sure=sure,

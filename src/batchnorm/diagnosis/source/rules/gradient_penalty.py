@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import Facts, Said, called
+from batchnorm.diagnosis.source.facts import Facts, Said, called, said
 from batchnorm.diagnosis.source.rules.forwards import evaluated
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event
 from batchnorm.diagnosis.source.values import Const
@@ -24,9 +24,8 @@ def through_batch_norm(facts: Facts) -> Iterator[Said]:
             if not _certain(facts, forward) or not _names(_inputs(event.node)) & _arguments(forward):
                 continue
             name = called(forward)
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"a penalty on the gradients of {name} with respect to its inputs runs through batch norm in train "
                 f"mode (forward in line {forward.line}): the gradient of each sample depends on the whole batch, which "
                 "is not what the penalty bounds",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import Facts, Said
+from batchnorm.diagnosis.source.facts import Facts, Said, said
 from batchnorm.diagnosis.source.values import Const, Obj
 
 
@@ -36,12 +36,10 @@ def flipped_tracking(facts: Facts) -> Iterator[Said]:
         restored = any(not (isinstance(e.data["value"], Const) and e.data["value"].value is False) for e in others)
         if without or restored:
             continue
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             "track_running_stats = False on a layer that has buffers: train mode then uses the batch and moves "
-            "nothing, eval mode still uses "
-            "the old buffers",
+            "nothing, eval mode still uses the old buffers",
             "batchnorm.pause(model) for a while, batchnorm.freeze(model) for good",
             sure=event.obj.kind in ("batch norm", "layer"),
         )
@@ -60,9 +58,8 @@ def by_name(facts: Facts) -> Iterator[Said]:
         names = facts.contents.layer_names(owner)
         missed = sorted(n for n in names or () if word.strip("._") not in n)
         if names and missed:
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"batch norm layers are told by {word!r} in their names, which misses "
                 f"{', '.join(repr(m) for m in missed[:3])}",
                 "isinstance(module, torch.nn.modules.batchnorm._BatchNorm) over model.modules()",

@@ -6,9 +6,10 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said, spelled
 from batchnorm.diagnosis.source.rules.forwards import forwards
-from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event
+from batchnorm.diagnosis.source.rules.freezing import AFFINE
+from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event, Test
 from batchnorm.diagnosis.source.values import Obj, canonical, options
 
 HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits", "last_layer", "output")
@@ -22,7 +23,7 @@ def left_out(facts: Facts) -> Iterator[Said]:
         if e.data["name"] in HEADS
         for o in options(e.data["value"])
     }
-    parts = [(e, p) for e in facts.optimizers for p in _heads(e, new)]
+    parts = [(e, p) for e in facts.optimizers for p in (*_heads(e, new), *_named(facts, e))]
     frozen = {id(o) for e in facts.of("freeze") for o in facts.aliases(e.obj)}
     seen: set[int] = set()
     for event, c, _ in forwards(facts) if parts else ():
@@ -31,8 +32,8 @@ def left_out(facts: Facts) -> Iterator[Said]:
         if facts.has(c.obj) != YES or c.layers is not None:
             continue
         same = {id(o) for o in facts.aliases(c.obj)}
-        if same & (frozen | facts.trained):
-            continue  # BN406 speaks of a frozen one
+        if same & frozen:
+            continue  # BN406 speaks of it
         for optimizer, owner in parts:
             made = owner.kind == "self" and any(o.info is owner.info for o in facts.aliases(c.obj))
             if id(optimizer.node) in seen or not (made or any(id(o) in same for o in facts.aliases(owner))):
@@ -43,9 +44,8 @@ def left_out(facts: Facts) -> Iterator[Said]:
             text = (
                 spelled(optimizer.node.args[0]) if isinstance(optimizer.node, ast.Call) and optimizer.node.args else ""
             )
-            yield Said(
-                optimizer.function.module,
-                optimizer.node,
+            yield said(
+                optimizer,
                 f"only {text} is trained, but every forward in train mode (line {event.line} of "
                 f"{event.function.module.path.rsplit('/', 1)[-1]}) normalises with the batch and moves the running "
                 f"statistics of all of {called(event)}",
@@ -68,9 +68,33 @@ def _heads(optimizer: Event, new: dict[int, Any]) -> list[Obj]:
     return found
 
 
+def _named(facts: Facts, optimizer: Event) -> list[Obj]:
+    """The models of which an optimizer was given the parameters whose names have a word, and no list has the rest."""
+    value = optimizer.data["args"][0] if optimizer.data["args"] else optimizer.data["keywords"].get("params")
+    lists = [o for o in options(value) if isinstance(o, Obj) and o.kind == "list"]
+    found = []
+    for owner in {id(e.obj): e.obj for e in facts.of("collect") if e.data["into"] in lists}.values():
+        each = [e for e in facts.of("collect") if e.obj is owner]
+        asked = [[t for t in e.data["tests"] if _words(t)] for e in each]
+        otherwise = {(id(t.node), t.holds) for tests in asked for t in tests}
+        if all(asked) and not any((node, not holds) in otherwise for node, holds in otherwise):
+            found.append(canonical(owner))
+    return found
+
+
+def _words(test: Test) -> list[str]:
+    """The words of names that a test asks for; none where it is about weights, biases and norms."""
+    words = [n.value for n in ast.walk(test.node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return [] if any(a in w.lower() for w in words for a in AFFINE) else words
+
+
 def _others(facts: Facts, optimizer: Event, new: dict[int, Any]) -> bool:
     """Whether another optimizer of the file has, or may have, the rest."""
     for other in facts.optimizers:
-        if other is not optimizer and other.function.module is optimizer.function.module and not _heads(other, new):
+        if (
+            other is not optimizer
+            and other.function.module is optimizer.function.module
+            and not (_heads(other, new) or _named(facts, other))
+        ):
             return True
     return any(e.data["name"] == "add_param_group" for e in facts.of("method"))

@@ -6,7 +6,8 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, said, spelled
+from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.forwards import (
     TEACHER,
     forwards,
@@ -14,11 +15,11 @@ from batchnorm.diagnosis.source.rules.forwards import (
     infers,
     is_average,
     made_up,
+    may_load,
     measures,
     teaches,
-    training_forwards,
 )
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event
+from batchnorm.diagnosis.source.trace import EVAL, LEFT, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, canonical
 
 SECOND = re.compile(r"ema|teacher|target|momentum|avg|average|key")
@@ -52,7 +53,7 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         here = c.mode.function is event.function and c.mode.node is not None
         quiet = (c.no_grad is True or infers(facts, event, c)) and not here and not facts.trains(event)
         unused = not quiet and _unused(facts, event, c)
-        if not (quiet or unused) or measures(facts, event, c) or generates(event):
+        if not (quiet or unused) or measures(facts, event, c) or generates(event) or made_up(event):
             continue
         if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
@@ -62,14 +63,17 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             if c.mode.node is not None
             else ", as a new model is"
         )
+        call, function = c.at or (event.node, event.function)
         name = called(event)
+        func = call.func if c.at is not None and isinstance(call, ast.Call) else None
+        owner = spelled(func.value) if isinstance(func, ast.Attribute) else name
         yield Said(
-            event.function.module,
-            event.node,
+            function.module,
+            call,
             f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running "
             "statistics",
-            f"{name}.eval() before, {name}.train() after",
-            sure=level == YES and always and (quiet or _tests(event)),
+            f"{owner}.eval() before, {owner}.train() after",
+            sure=level == YES and always and (_tests(event) or (quiet and not may_load(facts, c))),
         )
 
 
@@ -113,9 +117,8 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
                 if c.mode.node is not None
                 else ""
             )
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"{name} {what}{line}: it moves the running statistics",
                 f"with batchnorm.pause({name}): ..., or {name}.eval()",
                 sure=level == YES and not trains and c.no_grad is True and here,
@@ -129,10 +132,9 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         ) or not event.data["name"].endswith(".summary"):
             continue
         for c in event.contexts:
-            if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded:
-                yield Said(
-                    event.function.module,
-                    event.node,
+            if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded and _looked_at(facts, c):
+                yield said(
+                    event,
                     "a summary runs the model forward in train mode on random numbers: it moves the running "
                     "statistics that were loaded",
                     f"{spelled(event.node.args[0])}.eval() before"
@@ -140,6 +142,12 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
                     else "eval() before",
                 )
                 break
+
+
+def _looked_at(facts: Facts, c: Context) -> bool:
+    """Whether a model has weights for certain, or is there for more than a look at its layers."""
+    on_data = any(o.obj is c.obj and not made_up(e) for e, o, _ in forwards(facts))
+    return on_data or (c.obj.kind != "result" and not may_load(facts, c))
 
 
 def _aside(facts: Facts, event: Event, c: Context) -> str:
@@ -178,9 +186,8 @@ def _in_hooks(facts: Facts) -> Iterator[Said]:
         if top.kind != "parameter" or top.name not in ("pl_module", "module", "model") or event.contexts:
             continue
         if facts.likely(obj) and not facts.uses(event.function, "eval"):
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"{called(event)} runs forward under no_grad in the train mode of the step that {event.function.name} "
                 "belongs to: it moves the running statistics",
                 f"{top.name}.eval() before, {top.name}.train() after",
@@ -201,50 +208,54 @@ def never_back(facts: Facts) -> Iterator[Said]:
         if not c.second:
             first.setdefault((id(event.node), id(c.obj)), set()).add(c.mode.value)
     for event, c, level in forwards(facts):
-        if c.mode.value != EVAL or not c.second or c.no_grad is not False or c.mode.node is None:
+        if c.mode.value not in (EVAL, LEFT) or not c.second or c.no_grad is not False or c.mode.node is None:
             continue
-        if TRAIN not in first.get((id(event.node), id(c.obj)), set()) or c.layers is not None:
+        same = {id(o) for o in facts.aliases(c.obj)} if c.mode.value == LEFT else {id(c.obj)}
+        before = set[str]().union(*(first.get((id(event.node), o), ()) for o in same))
+        if TRAIN not in before or c.layers is not None:
             continue
         fate = facts.fate(event)
         if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
             continue
         name = called(event)
         where = getattr(c.mode.node, "lineno", 0)
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             f"{name} is trained in eval mode from the second round on: eval() in line {where} of {_file(c)} is never "
-            "followed by train(), so "
-            "batch norm's statistics stop there",
+            "followed by train(), so batch norm's statistics stop there",
             f"{name}.train() at the start of every epoch",
-            sure=level == YES,
+            sure=level == YES and c.mode.sure and (c.mode.value == EVAL or _evaluates(facts, c)),
         )
+
+
+def _evaluates(facts: Facts, c: Context) -> bool:
+    """Whether the eval() is there for an evaluation."""
+    return any(o.mode.node is c.mode.node and o.mode.value == EVAL for _, o, _ in forwards(facts))
 
 
 def second_network(facts: Facts) -> Iterator[Said]:
     """BN419: a trained network that teaches another one, in train mode."""
-    yield from _put_in_train(facts)
+    averages = any(AVERAGES.search(name.lower()) for name in facts.called)
+    yield from _put_in_train(facts) if not averages else ()
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or not facts.trains(event) or c.second:
             continue
-        if (
-            is_average(facts, c.obj)
-            or any(id(o) in facts.trained for o in facts.aliases(c.obj))
-            or c.layers is not None
-        ):
+        if is_average(facts, c.obj) or facts.trains_part(c.obj) or c.layers is not None:
             continue
         named = teaches(event)
         taught = c.loaded and (c.no_grad is True or named)
         taught |= named and c.no_grad is True and c.obj.kind in ("instance", "external", "result")
-        if not taught and not (REFERENCE.search(called(event)) and _others_train(facts, event)):
+        apart = c.loaded and (facts.knows_trained or any(part is c.obj for part, _ in c.frozen))
+        apart = apart and not in_module(event.function) and not averages and facts.trains_beside(event)
+        taught |= apart and not facts.measures(event.function)
+        if not taught and not (REFERENCE.search(called(event)) and facts.trains_beside(event)):
             continue
-        if c.mode.node is not None and c.mode.function is event.function:
+        if c.mode.node is not None and c.mode.function is event.function and not apart:
             continue  # train() was called on it on purpose; BN412 speaks of that
         name = called(event)
-        yield Said(
-            event.function.module,
-            event.node,
-            f"{name} is not trained here, and was never put in eval: it normalises with the batch, and its running "
+        yield said(
+            event,
+            f"{name} is not trained here, and is not in eval: it normalises with the batch, and its running "
             "statistics move",
             f"{name}.eval()",
             sure=level == YES and c.loaded,
@@ -253,7 +264,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
 
 def _put_in_train(facts: Facts) -> Iterator[Said]:
     """`teacher.train()` in a training step, of a network that no optimizer has and that is no average."""
-    if not facts.trained or any(AVERAGES.search(name.lower()) for name in facts.called):
+    if not facts.trained:
         return
     for event in facts.of("mode"):
         call, obj = event.node, event.obj
@@ -280,15 +291,6 @@ def _loaded(facts: Facts, event: Event) -> bool:
     return loads or any(c.loaded for c in event.contexts)
 
 
-def _others_train(facts: Facts, event: Event) -> bool:
-    """Whether the same function trains another network, that an optimizer has."""
-    return any(
-        any(id(o) in facts.trained for o in facts.aliases(c.obj))
-        for other, c, _ in training_forwards(facts)
-        if other.function is event.function and other is not event
-    )
-
-
 def on_one_rank(facts: Facts) -> Iterator[Said]:
     """BN423: the DistributedDataParallel wrapper runs forward on one rank alone."""
     for event in facts.of("forward"):
@@ -299,12 +301,10 @@ def on_one_rank(facts: Facts) -> Iterator[Said]:
                 level = facts.has(c.obj)
                 if level in (YES, LIKELY):
                     name = called(event)
-                    yield Said(
-                        event.function.module,
-                        event.node,
+                    yield said(
+                        event,
                         f"{name} is DistributedDataParallel and runs on one rank alone: a forward broadcasts the "
-                        "running statistics, for which it "
-                        "waits on the other ranks",
+                        "running statistics, for which it waits on the other ranks",
                         f"{name}.module(...), or evaluate on every rank",
                         sure=level == YES and c.mode.value == EVAL,
                     )

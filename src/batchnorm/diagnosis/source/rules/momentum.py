@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from batchnorm.diagnosis.source.facts import Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import Facts, Said, said, spelled
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import FLAX, KERAS, OTHER_LAYERS, is_torch_layer, last
 from batchnorm.diagnosis.source.trace import Event
+from batchnorm.diagnosis.source.values import Const
 
 FREEZE = "batchnorm.freeze(model)"
 LARGE, CERTAIN = 0.5, 0.9  # a torch momentum that looks like another framework's, and one that can hardly be meant
@@ -35,59 +36,41 @@ def layers(facts: Facts) -> Iterator[Numbers]:
         if not isinstance(call, ast.Call):
             continue
         name: str = event.data["name"]
-        framework = (
-            "Keras"
-            if KERAS.match(name)
-            else "Flax"
-            if FLAX.match(name)
-            else "torch"
-            if is_torch_layer(name) or last(name) in OTHER_LAYERS
-            else ""
-        )
+        torch = is_torch_layer(name) or last(name) in OTHER_LAYERS
+        framework = "Keras" if KERAS.match(name) else "Flax" if FLAX.match(name) else "torch" if torch else ""
         if not framework or (
             event.data["subclass"] is not None and event.data["subclass"].method("__init__") is not None
         ):
             continue
         args, keywords = event.data["args"], event.data["keywords"]
+        tracked = keywords.get("track_running_stats", args[4] if len(args) > 4 else None) != Const(False)
         starred = any(isinstance(a, ast.Starred) for a in call.args)
 
-        def given(
-            word: str, at: int, args: list[Any] = args, keywords: dict[str, Any] = keywords, starred: bool = starred
-        ) -> list[float]:
-            value = keywords.get(word, args[at] if 0 <= at < len(args) and not starred else None)
-            return facts.numbers(value)
-
+        at = {"torch": 2, "Keras": 1, "Flax": -1}[framework]
+        momentum = keywords.get("momentum", args[at] if 0 <= at < len(args) and not starred else None)
+        eps = keywords.get("eps", args[1] if framework == "torch" and len(args) > 1 and not starred else None)
         plain = framework == "torch" and not starred
         eps_node = call.args[1] if plain and len(call.args) > 1 else None
-        yield Numbers(
-            event,
-            call,
-            framework,
-            given("momentum", {"torch": 2, "Keras": 1, "Flax": -1}[framework]),
-            given("eps", 1 if framework == "torch" else -1),
-            eps_node,
-        )
+        numbers = facts.numbers(momentum) if tracked else []
+        yield Numbers(event, call, framework, numbers, facts.numbers(eps), eps_node)
 
 
 def torch_momentum(facts: Facts) -> Iterator[Said]:
     """BN403: a momentum of 0.5 or more in torch; 1, which few-shot code means, is a note."""
     for layer in layers(facts):
         if layer.framework == "torch" and 1.0 in layer.momentum:
-            yield Said(
-                layer.event.function.module,
-                layer.call,
+            yield said(
+                layer.event,
                 "momentum=1 keeps the statistics of the last batch alone, and eval mode normalises with those",
                 "momentum=0.1; or track_running_stats=False where every batch is to be normalised by itself",
                 sure=False,
             )
             continue
         for value in {v for v in layer.momentum if LARGE <= v < 1} if layer.framework == "torch" else ():
-            yield Said(
-                layer.event.function.module,
-                layer.call,
+            yield said(
+                layer.event,
                 f"momentum={value:g} is the weight of the NEW batch in torch: the running statistics are nearly those "
-                "of the last "
-                f"batch. Keras or Flax mean the weight of the old value, which would be {1 - value:g} here",
+                f"of the last batch. Keras or Flax mean the weight of the old value, which would be {1 - value:g} here",
                 f"momentum={1 - value:g}",
                 sure=value >= CERTAIN,
             )
@@ -95,12 +78,8 @@ def torch_momentum(facts: Facts) -> Iterator[Said]:
     for event in facts.of("attribute"):
         if event.data["name"] == "momentum" and event.obj is not None and event.obj.kind == "batch norm":
             for value in {v for v in facts.numbers(event.data["value"]) if CERTAIN <= v < 1}:
-                yield Said(
-                    event.function.module,
-                    event.node,
-                    f"momentum={value:g} is the weight of the NEW batch in torch",
-                    f"{1 - value:g}",
-                    sure=False,
+                yield said(
+                    event, f"momentum={value:g} is the weight of the NEW batch in torch", f"{1 - value:g}", sure=False
                 )
 
 
@@ -108,9 +87,8 @@ def other_momentum(facts: Facts) -> Iterator[Said]:
     """BN404: a momentum of 0.5 or less in Keras or Flax."""
     for layer in layers(facts):
         for value in {v for v in layer.momentum if 0 <= v <= SMALL} if layer.framework in ("Keras", "Flax") else ():
-            yield Said(
-                layer.event.function.module,
-                layer.call,
+            yield said(
+                layer.event,
                 f"momentum={value:g} is the weight of the OLD value in {layer.framework}: the moving statistics are "
                 "nearly those of the last "
                 f"batch. Torch means the weight of the new batch, which would be {1 - value:g} here",
@@ -124,12 +102,10 @@ def momentum_outside(facts: Facts) -> Iterator[Said]:
     """BN416: a momentum below 0 or above 1."""
     for layer in layers(facts):
         for value in {v for v in layer.momentum if not 0 <= v <= 1}:
-            yield Said(
-                layer.event.function.module,
-                layer.call,
-                f"momentum={value:g} is accepted silently, but must be in [0, 1]: the old value weighs "
-                f"{1 - value:g}, and the statistics "
-                "swing past the data or away from it",
+            yield said(
+                layer.event,
+                f"momentum={value:g} is accepted silently, but must be in [0, 1]: the old value weighs {1 - value:g}, "
+                "and the statistics swing past the data or away from it",
                 "momentum=0.1, and batchnorm.recalibrate(model, loader) for what is trained already",
             )
             break
@@ -139,11 +115,10 @@ def eps_not_positive(facts: Facts) -> Iterator[Said]:
     """BN425: an eps of 0 or below."""
     for layer in layers(facts):
         for value in [v for v in layer.eps if v <= 0][:1] if layer.framework == "torch" else ():
-            said = "is refused from torch 2.13 on, and gives NaN before"
-            yield Said(
-                layer.event.function.module,
-                layer.call,
-                f"eps={value:g} {said}" if value < 0 else f"eps=0 in training {said} where a channel is constant",
+            why = "is refused from torch 2.13 on, and gives NaN before"
+            yield said(
+                layer.event,
+                f"eps={value:g} {why}" if value < 0 else f"eps=0 in training {why} where a channel is constant",
                 "eps=1e-5",
                 value < 0,
             )
@@ -167,12 +142,10 @@ def eps_for_momentum(facts: Facts) -> Iterator[Said]:
         instead = "" if no_momentum else ", not momentum"
         written = shown if meant is None else f"{meant:g}"
         second = "" if len(layer.call.args) <= 2 and not layer.momentum else ", and momentum is given too"
-        yield Said(
-            layer.event.function.module,
-            layer.call,
-            f"the second argument is eps{instead}: eps={shown} is added to every variance, which flattens "
-            "channels with "
-            f"small variance, and momentum stays {layer.momentum[0] if layer.momentum else 0.1:g}{second}",
+        yield said(
+            layer.event,
+            f"the second argument is eps{instead}: eps={shown} is added to every variance, which flattens channels "
+            f"with small variance, and momentum stays {layer.momentum[0] if layer.momentum else 0.1:g}{second}",
             "leave the second argument out" if no_momentum else f"momentum={written}",
             edit=None if second or no_momentum else _renamed(layer.call, node, written),
         )
@@ -194,8 +167,7 @@ def frozen_by_momentum(facts: Facts) -> Iterator[Said]:
     """BN407: momentum 0, not put back."""
     message = (
         "momentum 0 stops the update, but train mode still normalises with the batch: the network is not trained with "
-        "the statistics that "
-        "inference uses"
+        "the statistics that inference uses"
     )
     for layer in layers(facts):
         if layer.framework == "torch" and 0.0 in layer.momentum:

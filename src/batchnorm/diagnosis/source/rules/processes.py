@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, said, spelled
+from batchnorm.diagnosis.source.names import last
+from batchnorm.diagnosis.source.project import FunctionInfo
 
 SYNCHRONIZED = (
     "SyncBatchNorm",
@@ -16,6 +18,7 @@ SYNCHRONIZED = (
 )
 
 
+BUFFERS = ("buffers", "named_buffers", "running_mean", "running_var")
 DISTRIBUTED = ("DistributedDataParallel", "DDP", "init_process_group", "init_distributed", "Accelerator", "Trainer")
 
 
@@ -24,20 +27,47 @@ def not_synchronized(facts: Facts) -> Iterator[Said]:
     wrapped = [e for e in facts.of("ddp") if e.obj is not None and facts.has(e.obj) == YES]
     if wrapped and not any(True for _ in facts.of("sync")) and facts.mentioned.isdisjoint(SYNCHRONIZED):
         for event in wrapped:
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"{spelled(event.node)} holds batch norm that is not synchronized: each process normalises with its "
                 "own samples, and the statistics that are saved are those of rank 0",
                 "nn.SyncBatchNorm.convert_sync_batchnorm(model) before it, where a process has few samples",
                 sure=False,
             )
+    yield from _gradients_alone(facts)
     if facts.mentioned.isdisjoint(DISTRIBUTED) and "DataParallel" in facts.mentioned:
         for event in facts.of("sync"):
-            yield Said(
-                event.function.module,
-                event.node,
+            yield said(
+                event,
                 f"{spelled(event.node)} needs a process for each device, and DataParallel runs in one: nothing is "
                 "synchronized, each device normalises with its own samples",
                 "DistributedDataParallel, or a batch norm made for DataParallel",
             )
+
+
+def _gradients_alone(facts: Facts) -> Iterator[Said]:
+    """Gradients that are averaged over processes by hand, or by Horovod, and buffers that are not."""
+    if not facts.speaks or not facts.mentioned.isdisjoint((*SYNCHRONIZED, *BUFFERS)):
+        return
+    if any(True for _ in facts.of("ddp")):
+        return
+    for event in facts.of("outside"):
+        name = event.data["name"]
+        by_hand = name.endswith("distributed.all_reduce") and facts.uses(event.function, "grad")
+        if by_hand or (name.startswith("horovod") and name.endswith(".DistributedOptimizer")):
+            function = _outermost(event.function)
+            yield Said(
+                event.function.module,
+                function.node if by_hand and function.name else event.node,
+                f"{function.name if by_hand else last(name)} shares gradients, not the running statistics: each "
+                "process keeps its own, evaluates with them, and those of one are saved",
+                "average buffers() over processes before each evaluation, or SyncBatchNorm",
+                sure=False,
+            )
+
+
+def _outermost(function: FunctionInfo) -> FunctionInfo:
+    """The function of a file's top, or of a class, that a function is in."""
+    while function.outer is not None and function.outer.name:
+        function = function.outer
+    return function

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
 from batchnorm.diagnosis.source.rules.forwards import forwards, generates, infers, is_average, measures, words
 from batchnorm.diagnosis.source.trace import TRAIN, Event
 
@@ -30,9 +30,8 @@ def sampled_in_train(facts: Facts) -> Iterator[Said]:
             continue
         name = called(event)
         only = c.loaded and c.mode.node is None and not any(facts.steps(f.module) for f in (event.function, c.function))
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             f"{name} is sampled in train mode: each sample depends on the others of its batch, and every call moves "
             "the running statistics" + ("" if only else ", unless this is on purpose"),
             f"{name}.eval() before" + ("" if only else f", {name}.train() after"),

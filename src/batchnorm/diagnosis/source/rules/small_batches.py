@@ -36,10 +36,16 @@ def small_batches(facts: Facts) -> Iterator[Said]:
             largest = int(max(sizes))
             one = largest == 1
             where = f"(line {event.line} of {file_of(event)})"
+            option = next((o for v in _size(loader, through) for o in map(facts.option, facts.aliases(v)) if o), None)
+            by = (
+                ""
+                if option is None
+                else f"--{option.name} of the loader in line {loader.line} is {largest} by default: "
+            )
             yield Said(
-                loader.function.module,
-                call,
-                f"{called(event)} is trained on batches of {largest} {where}: batch norm "
+                loader.function.module if option is None else option.module,
+                call if option is None else option.node,
+                f"{by}{called(event)} is trained on batches of {largest} {where}: batch norm "
                 + (
                     "normalises each sample with its own mean and variance, and eval mode with the running ones: "
                     "another function"
@@ -62,9 +68,15 @@ def _loaders(
                 isinstance(call, ast.Call)
                 and id(call) in loaders
                 and path[:1] == ("[]",)
-                and (len(path) <= 2 or path[2] == "[]")
+                and (len(path) <= 2 or path[2] == "[]" or _nested(value))
             ):
                 yield loaders[id(call)], call, through
+
+
+def _nested(value: Any) -> bool:
+    """Whether an element of a batch is a list of tensors: others than the first are taken out of it too."""
+    parents = (o.parent for o in options(value) if isinstance(o, Obj) and o.kind == "attribute")
+    return any(p is not None and len(p.attrs.keys() - {"[0]", "[]"}) > 0 for p in parents)
 
 
 def _alternatives(one: tuple[Event, tuple[Obj, ...]], other: tuple[Event, tuple[Obj, ...]]) -> bool:
@@ -93,18 +105,27 @@ def _chosen(loader: Event, made: Obj) -> bool | None:
     return False if False in found else None if None in found else True
 
 
+def _size(loader: Event, through: tuple[Obj, ...]) -> tuple[Any, ...]:
+    """What a loader's batch size may be, in these calls of the functions around it."""
+    keywords, args = loader.data["keywords"], loader.data["args"]
+    value: Any = keywords.get("batch_size", args[1] if len(args) > 1 else Const(1))
+    for call in through:
+        if isinstance(value, Obj) and value.kind == "parameter" and value.info is call.info:
+            value = call.given.get(value.name) or value
+    return options(value)
+
+
 def _sizes(facts: Facts, loader: Event, node: ast.Call, through: tuple[Obj, ...]) -> list[float]:
     """The literal batch sizes that a loader may have; none where one is unknown or the batches are put together."""
-    keywords, args = loader.data["keywords"], loader.data["args"]
+    keywords = loader.data["keywords"]
     if not keywords.keys().isdisjoint(("batch_sampler", "collate_fn")) or any(
         isinstance(a, ast.Starred) for a in node.args
     ):
         return []
     if any(k.arg is None for k in node.keywords) and "batch_size" not in keywords:
         return []
-    value: Any = keywords.get("batch_size", args[1] if len(args) > 1 else Const(1))
-    for call in through:
-        if isinstance(value, Obj) and value.kind == "parameter" and value.info is call.info:
-            value = call.given.get(value.name) or value
-    each = [facts.numbers(option) for option in options(value)]
-    return [n for numbers in each for n in numbers] if all(each) else []
+    each = [(option, facts.numbers(option)) for option in _size(loader, through)]
+    named = {o.name for o, numbers in each if numbers and isinstance(o, Obj)}
+    # Options that are read back from a checkpoint are those of the command line of another day.
+    each = [(o, numbers) for o, numbers in each if numbers or not (isinstance(o, Obj) and o.name in named)]
+    return [n for _, numbers in each for n in numbers] if all(numbers for _, numbers in each) else []

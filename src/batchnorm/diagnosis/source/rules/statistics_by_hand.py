@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import Facts, Said
+from batchnorm.diagnosis.source.facts import Facts, Said, said
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Atom, Const, Form, Obj
@@ -28,9 +28,8 @@ def changes_nothing(facts: Facts) -> Iterator[Said]:
         after_eval = any(mode is not None and mode.value == EVAL for _, _, mode in event.data["values"])
         what = "mixed with themselves: m * r + (1 - m) * r is r" if mixed else "written with their own values"
         since = ", and after eval() no forward moves them either" if after_eval else ""
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             f"running statistics are {what}, so nothing changes{since}",
             f"delete the line: a forward in train mode moves them, {RECALIBRATE} measures them anew",
             edit=_without(event.node),
@@ -68,9 +67,8 @@ def after_eval(facts: Facts) -> Iterator[Said]:
             continue
         if _restores(event):
             continue
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             f"{atom.name} is updated by hand after eval(): the layer itself updates it in every forward in train mode",
             RECALIBRATE,
         )

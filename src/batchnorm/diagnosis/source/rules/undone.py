@@ -8,13 +8,22 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.contents import NO
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, file_of, spelled
-from batchnorm.diagnosis.source.project import FunctionInfo
+from batchnorm.diagnosis.source.project import FunctionInfo, in_module
 from batchnorm.diagnosis.source.rules.forwards import forwards, training_forwards
 from batchnorm.diagnosis.source.rules.freezing import FREEZE, belongs
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event, Mode
 from batchnorm.diagnosis.source.values import Obj
 
 FREEZES = re.compile(r"fix|freez|frozen|eval|no_?train|lock", re.IGNORECASE)
+BY_OTHERS = re.compile(r"freez|fix_?bn|bn_?eval|eval_?bn")
+FREEZERS = (
+    "FrozenBatchNorm2d",
+    "track_running_stats",
+    "freeze_batch_norm_2d",
+    "set_bn_eval",
+    "frozen_bn",
+    "no_grad_bn",
+)
 OPTIONS = re.compile(r"^(fix|freeze|frozen)_?(bn|batch_?norm)|(bn|batch_?norm)_?(fix|freeze|frozen|eval)|norm_eval")
 
 
@@ -176,12 +185,36 @@ def _hidden_by(function: FunctionInfo) -> ast.Assign | None:
 
 
 def _never_read(facts: Facts) -> Iterator[Said]:
-    """Options of a command line that promise to freeze batch norm."""
+    """Options of a command line that promise to freeze batch norm, and no line does it."""
     for module, call, name in facts.options:
-        if OPTIONS.search(name) and name not in facts.mentioned and not facts.spreads:
+        if not OPTIONS.search(name) or facts.spreads:
+            continue
+        read = name in facts.mentioned
+        if not read or not _freezes(facts):
             yield Said(
                 module,
                 call,
-                f"{name} is an option of the command line that nothing reads: batch norm is trained as without it",
+                f"{name} is an option of the command line, and "
+                + ("no line that runs puts batch norm in eval for it" if read else "nothing reads it")
+                + ": its statistics move as without it",
                 "if args." + name + ": " + FREEZE.format("model"),
+                sure=not read or any(_hidden_by(e.function) for e in facts.of("layer mode")),
             )
+
+
+def _freezes(facts: Facts) -> bool:
+    """Whether some line of the files that are in use stops batch norm's statistics, or calls what may do so."""
+    used = {m for module in facts.project.modules.values() for m in module.imported}
+    used |= {e.function.module for e, _, _ in training_forwards(facts, managed=True)}
+    for event in facts.of("layer mode", "mode"):
+        layers = event.kind == "layer mode" or in_module(event.function) or (event.obj and facts.is_layer(event.obj))
+        alive = event.function.name in facts.called and _hidden_by(event.function) is None
+        if (
+            event.data["mode"] == EVAL
+            and layers
+            and event.function.module in used
+            and (alive or not event.function.name)
+        ):
+            return True
+    defined = {f.name for m in facts.project.modules.values() for f in m.functions}
+    return any(BY_OTHERS.search(name) for name in facts.called - defined) or not facts.mentioned.isdisjoint(FREEZERS)

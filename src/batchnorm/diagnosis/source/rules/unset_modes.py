@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, said, spelled
 from batchnorm.diagnosis.source.values import Const
 
 
@@ -13,12 +13,7 @@ def sets_no_mode(facts: Facts) -> Iterator[Said]:
     for event in facts.of("mode not called"):
         if event.obj is not None and facts.has(event.obj) == YES:
             text = spelled(event.node)
-            yield Said(
-                event.function.module,
-                event.node,
-                f"{text} without brackets calls nothing: the mode stays what it was",
-                f"{text}()",
-            )
+            yield said(event, f"{text} without brackets calls nothing: the mode stays what it was", f"{text}()")
     for event in facts.of("attribute"):
         value = event.data["value"]
         if event.data["name"] != "training" or not isinstance(value, Const) or not isinstance(value.value, bool):
@@ -32,9 +27,8 @@ def sets_no_mode(facts: Facts) -> Iterator[Said]:
         if any(id(o) in same for e in set_too for o in facts.aliases(e.obj)):
             continue  # train() or eval() sees to the layers
         name = event.obj.path
-        yield Said(
-            event.function.module,
-            event.node,
+        yield said(
+            event,
             f"training = {value.value} reaches {name} alone and none of the layers inside: batch norm stays in the "
             "mode that it has",
             f"{name}.train({value.value})",
