@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said, spelled
 from batchnorm.diagnosis.source.names import FLAX, KERAS, last
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
@@ -103,7 +103,7 @@ def _keras(facts: Facts) -> Iterator[Said]:
         yield said(
             event,
             "training=True is a constant: "
-            + ("the layer" if layer else spelled(call.func))
+            + ("the layer" if layer else called(event))
             + " normalises with the batch in inference too, and each call moves the moving statistics",
             "training=training" if layer else "training=False",
             sure=layer,
@@ -144,7 +144,7 @@ def _asks_mode(event: Event) -> bool:
 def traced_in_train(facts: Facts) -> Iterator[Said]:
     """BN437: a trace or an export of a model in train mode."""
     for event in facts.of("export"):
-        name = event.data["name"]
+        name, call = event.data["name"], spelled(event.node).split("(")[0]
         for c in event.contexts:
             asked = event.data["keywords"].get("training")
             trains = isinstance(asked, External) and last(asked.name) == "TRAINING"
@@ -160,7 +160,7 @@ def traced_in_train(facts: Facts) -> Iterator[Said]:
             onnx = name == "torch.onnx.export" and not trains  # older ones put the model in eval themselves
             yield said(
                 event,
-                f"{spelled(event.node.func)} of a model in train mode: what is exported normalises with each batch"
+                f"{call} of a model in train mode: what is exported normalises with each batch"
                 + ("; older exporters put it in eval themselves" if onnx else ""),
                 "model.eval() before" + (", training=torch.onnx.TrainingMode.EVAL" if trains else ""),
                 sure=trains or (not onnx and (c.loaded or c.mode.node is not None)),

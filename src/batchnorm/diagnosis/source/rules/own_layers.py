@@ -36,7 +36,7 @@ def no_buffers(facts: Facts) -> Iterator[Said]:
 
 def _statistics(owner: ClassInfo) -> set[str]:
     """The attributes that hold running statistics: by their names, or given to F.batch_norm."""
-    found = set(STATISTICS)
+    found: set[str] = {*STATISTICS}
     for n in ast.walk(owner.node):
         if isinstance(n, ast.Call) and spelled(n.func).rsplit(".", 1)[-1] == "batch_norm":
             given = [*n.args[1:3], *(k.value for k in n.keywords if k.arg in ("running_mean", "running_var"))]

@@ -49,7 +49,7 @@ def _in_a_constructor(facts: Facts) -> Iterator[Said]:
     lightning = any(m.method("training_step") is not None for n in facts.project.modules.values() for m in n.classes)
     for event in facts.of("layer mode", "mode"):
         function, owner, obj = _maker(facts, event), event.function.owner, event.obj
-        if function is not None:
+        if function is not None and function.owner is not None:
             owner, obj = function.owner, next((a for a in facts.aliases(obj) if belongs(facts, function.owner, a)), obj)
         if event.data["mode"] != EVAL or owner is None or not owner.is_module or owner.method("train") is not None:
             continue

@@ -16,7 +16,7 @@ def reset_and_evaluated(facts: Facts) -> Iterator[Said]:
     """BN440: reset_running_stats(), and then a forward in eval mode."""
     for event in facts.of("unmeasured"):
         by = event.data["by"]
-        if facts.uses(event.function, "track_running_stats") or not facts.likely(event.obj):
+        if facts.uses(event.function, "track_running_stats") or event.obj is None or not facts.likely(event.obj):
             continue
         yield said(
             event,
