@@ -152,7 +152,7 @@ CASES = {
         PAIR.replace("net(A).sum() + net(B).sum()", "net(torch.cat([x_source, x_target])).sum()"),
         PAIR.replace("net(A).sum() + net(B).sum()", "net(x_source).sum() + F.cross_entropy(net(x), target)"),
         PAIR.replace("A", "images_src").replace("net(B)", "other(images_tgt)"),
-        PAIR.replace("net.train()", "net.eval()").replace("A", "images_src").replace("B", "images_tgt"),
+        PAIR.replace("net.train()", "net.load_state_dict(torch.load('a.pt'))\nnet.eval()").replace("A", "images_src").replace("B", "images_tgt"),
         "critic = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8))\n" + PAIR.replace("net", "critic").replace("A", "images_src").replace("B", "images_tgt"),
         "G = nn.Sequential(nn.Linear(3, 3))\n" + PAIR.replace("A", "imgs").replace("B", "G(z)").replace("net.eval()\n", ""),
     ]),

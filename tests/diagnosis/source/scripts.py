@@ -101,6 +101,6 @@ CASES = {
         ("traced = torch.jit.trace(Net(), torch.rand(1, 3, 8, 8))", "note"),
     ], [
         LOADED + "net.eval()\ntorch.jit.trace(net, torch.rand(1, 3, 8, 8)).save('a.pt')",
-        LOADED + "torch.onnx.export(net, torch.rand(1, 3, 8, 8), 'a.onnx')",
+        LOADED + "torch.onnx.export(net.eval(), torch.rand(1, 3, 8, 8), 'a.onnx')",
     ]),
 }  # fmt: skip

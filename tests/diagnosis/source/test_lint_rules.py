@@ -6,6 +6,7 @@ import pytest
 from batchnorm.diagnosis.source.rules import LOOKS
 from tests.diagnosis.source import cases, conditional, programs, purposes, scripts, spellings, training
 from tests.diagnosis.source.read_code import found
+from tests.diagnosis.source.textbook import KINDS
 
 WRONG = [
     (code, source.HEAD, *(w if isinstance(w, tuple) else (w, "warning")))
@@ -57,9 +58,9 @@ def test_is_silent_where_the_model_is_used_as_it_should_be(code, at, model):
 
 
 def test_every_rule_has_cases():
-    assert {"BN401", "BN410", *cases.CASES, *training.CASES, *programs.CASES, *scripts.CASES, *spellings.MODES} == set(
-        LOOKS
-    )
+    textbook = {code for kind in KINDS for code in kind.WRONG}
+    written = {code for source in (cases, training, programs, scripts) for code in source.CASES}
+    assert {"BN401", "BN410", *written, *spellings.MODES, *textbook} == set(LOOKS)
 
 
 def test_update_bn_with_dropout():

@@ -39,11 +39,9 @@ class Located(NamedTuple):
 def check(project: Project, config: Config | None = None) -> list[Located]:
     """All findings by file and line; of notes of one rule in a file the first, which names the other lines."""
     config = config or Config()
-    if not any(CONCERNED.search(module.text) for module in project.modules.values()):
-        return []
+    concerned = [part for part in project.connected() if any(CONCERNED.search(m.text) for m in part.modules.values())]
     with _deep():
-        facts = Facts(project)
-        said = [(code, s) for code, (_, look) in LOOKS.items() for s in look(facts)]
+        said = [(code, s) for part in concerned for code, s in _said(part)]
     silenced = {id(m): Silenced(m.text) for m in {id(s.module): s.module for _, s in said}.values()}
     grouped: dict[tuple[str, str, bool], list[Said]] = defaultdict(list)
     for code, s in said:
@@ -52,6 +50,14 @@ def check(project: Project, config: Config | None = None) -> list[Located]:
             grouped[s.module.path, code, s.sure].append(s)
     found = [f for (path, code, sure), group in grouped.items() for f in _findings(path, code, sure, group)]
     return sorted(found, key=lambda f: (f.path, f.line, f.finding.code))
+
+
+def _said(project: Project) -> Iterator[tuple[str, Said]]:
+    """What the rules say of files that belong together."""
+    facts = Facts(project)
+    for code, (_, look) in LOOKS.items():
+        for s in look(facts):
+            yield code, s
 
 
 def _findings(path: str, code: str, sure: bool, group: list[Said]) -> Iterator[Located]:

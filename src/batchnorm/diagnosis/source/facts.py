@@ -195,6 +195,25 @@ class Facts:
         """Whether one of these names occurs in a function or module."""
         return not self.words(info).isdisjoint(names)
 
+    def uses_in(self, owner: ClassInfo, *names: str) -> bool:
+        """Whether one of these names occurs in a class, or is one of its methods."""
+        return not self._words_in(owner.node).isdisjoint(names)
+
+    @cached_property
+    def statements(self) -> set[int]:
+        """The calls whose values nothing uses, by id."""
+        nodes = (n for m in self.project.modules.values() for n in m.nodes)
+        return {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
+
+    def only_constructs(self, function: FunctionInfo) -> bool:
+        """Whether a function is a constructor, or is called by constructors alone."""
+        if function.name == "__init__":
+            return True
+        modules = [m for m in self.project.modules.values() if function.name in m.text]
+        calls = {id(n) for m in modules for n in m.nodes if calls_by_name(n, function.name)}
+        made = {id(n) for m in modules for f in m.functions if f.name == "__init__" for n in ast.walk(f.node)}
+        return bool(calls) and calls <= made
+
     @cached_property
     def called(self) -> frozenset[str]:
         """The names of all functions and methods that the linted files call."""
@@ -545,6 +564,12 @@ def _default(info: FunctionInfo, name: str) -> Any:
         if arg.arg == name and default is not None:
             return info.module.static(default)
     return None
+
+
+def calls_by_name(node: ast.AST, name: str) -> bool:
+    """Whether a node calls a function or method of that name."""
+    func = node.func if isinstance(node, ast.Call) else None
+    return (isinstance(func, ast.Attribute) and func.attr == name) or (isinstance(func, ast.Name) and func.id == name)
 
 
 def spelled(node: ast.AST, longest: int = 60) -> str:

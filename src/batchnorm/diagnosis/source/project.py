@@ -77,8 +77,26 @@ class ClassInfo:
         """A class attribute's value."""
         for ancestor in self.ancestors():
             if isinstance(ancestor, ClassInfo) and name in ancestor.constants:
-                return ancestor.module.static(ancestor.constants[name])
+                return ancestor.dicts.get(name) or ancestor.module.static(ancestor.constants[name])
         return None
+
+    @cached_property
+    def dicts(self) -> dict[str, Obj]:
+        """The constants that are dicts of literals, `{"momentum": 0.9}` or `dict(momentum=0.9)`."""
+        found: dict[str, Obj] = {}
+        for name, node in self.constants.items():
+            pairs = []
+            if isinstance(node, ast.Dict):
+                pairs = [
+                    (k.value, v) for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant)
+                ]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+                pairs = [(k.arg, k.value) for k in node.keywords]
+            if pairs:
+                found[name] = Obj("dict", name, node=node)
+                for key, value in pairs:
+                    found[name].attr(f"[{key}]").flows_from(self.module.static(value))
+        return found
 
     @property
     def is_module(self) -> bool:
@@ -105,6 +123,7 @@ class Module:
         self.names: dict[str, Any] = {}
         self.assigned: dict[str, list[ast.expr]] = {}
         self.stars: list[str] = []
+        self.imports: list[str] = []
         self.slots: dict[str, Obj] = {}
         self.functions: list[FunctionInfo] = [self.body]
         self.classes: list[ClassInfo] = []
@@ -165,8 +184,11 @@ class Module:
             for alias in node.names:
                 name = alias.name if alias.asname else alias.name.split(".")[0]
                 self.names[alias.asname or name] = ("import", name, "")
+                self.imports.append(alias.name)
             return
         base = "." * node.level + (node.module or "")
+        self.imports.append(base)
+        self.imports += [f"{base}{'' if base.endswith('.') else '.'}{alias.name}" for alias in node.names]
         for alias in node.names:
             if alias.name == "*":
                 self.stars.append(base)
@@ -382,11 +404,13 @@ class Project:
         name = ".".join(part.replace(".", "_") for part in parts if part not in ("/", ".."))
         while name in self.modules:
             name += "_"
-        module = Module(name, str(path), text, tree, self)
-        self.modules[name] = module
-        tail = name.split(".")
+        return self._take(Module(name, str(path), text, tree, self))
+
+    def _take(self, module: Module) -> Module:
+        self.modules[module.name] = module
+        tail = module.name.split(".")
         for at in range(len(tail)):
-            self._suffixes.setdefault(".".join(tail[at:]), []).append(name)
+            self._suffixes.setdefault(".".join(tail[at:]), []).append(module.name)
         return module
 
     def find(self, name: str, near: Module) -> Module | None:
@@ -424,6 +448,29 @@ class Project:
         ]
         best = max(reached or (candidates if len(candidates) == 1 else []), key=shared, default=None)
         return None if best is None else self.modules[best]
+
+    def connected(self) -> list[Project]:
+        """The files that belong together, through imports or in a package: what others do says nothing of them."""
+        group = {name: name for name in self.modules}
+
+        def of(name: str) -> str:
+            while group[name] != name:
+                name = group[name]
+            return name
+
+        for name, module in self.modules.items():
+            found = [m.name for m in (self.find(i, module) for i in module.imports) if m is not None]
+            if module.path.endswith("__init__.py"):
+                found += [other for other in self.modules if name == "__init__" or other.startswith(f"{name}.")]
+            if "import_module(" in module.text or "__import__(" in module.text:
+                found += self.modules  # by names that are not known
+            for other in found:
+                group[of(other)] = of(name)
+        parts: dict[str, Project] = {}
+        for name, module in self.modules.items():
+            module.project = parts.setdefault(of(name), Project(self.root))
+            module.project._take(module)
+        return list(parts.values())
 
     def inside(self, module: Module, name: str) -> Any:
         """A module inside a package."""

@@ -12,9 +12,15 @@ from batchnorm.diagnosis.source.values import Obj
 
 TRAIN, EVAL, UNKNOWN = "train", "eval", "unknown"
 SWITCHED = "switched"  # train() in one branch, eval() in the other, as in `if phase == "train"`
-LEFT = "left"  # eval() in one branch, and what train() or a constructor gave in the other
 MOST_USES = 200  # of a summary
 MOST_CONTEXTS = 24  # of an event
+
+
+class Test(NamedTuple):
+    """A condition that code is under, and whether it holds there."""
+
+    node: ast.expr
+    holds: bool
 
 
 class Mode(NamedTuple):
@@ -24,13 +30,8 @@ class Mode(NamedTuple):
     node: ast.AST | None = None
     function: FunctionInfo | None = None
     sure: bool = True  # not of one of several objects
-
-
-class Test(NamedTuple):
-    """A condition that code is under, and whether it holds there."""
-
-    node: ast.expr
-    holds: bool
+    lapse: Mode | None = None  # the eval() of one of two branches that differ
+    test: ast.expr | None = None  # what they depend on
 
 
 class Freeze(NamedTuple):
@@ -101,6 +102,7 @@ class Summary:
 
     uses: dict[tuple[Any, ...], Use] = field(default_factory=dict)
     modes: dict[Obj, Mode] = field(default_factory=dict)
+    inside: dict[Obj, Mode] = field(default_factory=dict)  # the modes at a `yield`
     layers: dict[Obj, Mode] = field(default_factory=dict)
     frozen: dict[Obj, Freeze] = field(default_factory=dict)
     thawed: set[Obj] = field(default_factory=set)
@@ -187,14 +189,13 @@ _ABSENT = object()
 
 
 def _switched(a: Mode, b: Mode) -> Mode:
-    """The mode after two branches that differ; its call is the one that trains, or the eval() that may be left."""
-    left = next((m for m in (a, b) if m.value == LEFT), None)
-    if left is not None:
-        return left if UNKNOWN not in (a.value, b.value) else Mode(UNKNOWN)
+    """The mode after two branches that differ; its call is the one that trains."""
     trains = next((m for m in (a, b) if m.value in (TRAIN, SWITCHED)), None)
+    evals = next((m for m in (a, b) if m.value == EVAL), a.lapse or b.lapse)
+    test = a.test or b.test
     if trains is None or UNKNOWN in (a.value, b.value) or trains.node is None:
-        return Mode(UNKNOWN)
-    return Mode(SWITCHED, trains.node, trains.function)
+        return Mode(UNKNOWN, lapse=evals, test=test)
+    return Mode(SWITCHED, trains.node, trains.function, lapse=evals, test=test)
 
 
 def _join_modes(a: dict[Obj, Mode], b: dict[Obj, Mode], out: dict[Obj, Mode]) -> None:
@@ -202,6 +203,7 @@ def _join_modes(a: dict[Obj, Mode], b: dict[Obj, Mode], out: dict[Obj, Mode]) ->
         x, y = a.get(obj), b.get(obj)
         if x is None or y is None:
             only = x or y
-            out[obj] = only if only is not None and obj.kind not in SLOTS else Mode(UNKNOWN)
+            lapse = only if only is not None and only.value == EVAL else None
+            out[obj] = only if only is not None and obj.kind not in SLOTS else Mode(UNKNOWN, lapse=lapse)
         else:
             out[obj] = x if x.value == y.value else _switched(x, y)

@@ -54,6 +54,7 @@ class ClassName(NamedTuple):
     """`m.__class__.__name__`, or the module's name in `named_modules()`."""
 
     obj: Any
+    of_class: bool = False
 
 
 class Choice(NamedTuple):

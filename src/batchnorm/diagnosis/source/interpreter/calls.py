@@ -13,6 +13,7 @@ from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, Funct
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Mode, join
 from batchnorm.diagnosis.source.values import (
     Choice,
+    Const,
     External,
     Form,
     Obj,
@@ -20,7 +21,6 @@ from batchnorm.diagnosis.source.values import (
     Tuple,
     canonical,
     choice,
-    objects_in,
     options,
 )
 
@@ -75,13 +75,7 @@ class Calls(Methods):
 
     def _spread(self, value: Any) -> dict[str, Any]:
         """`**settings`, of a dict whose entries are known."""
-        found: dict[str, Any] = {}
-        for obj in objects_in(value):
-            if obj.kind == "dict":
-                for name, slot in obj.attrs.items():
-                    if name.startswith("[") and len(slot.sources) == 1:
-                        found[name[1:-1]] = slot.sources[0]
-        return found
+        return {name: entry for name, entry in self.entries(value).items() if entry is not None}
 
     def inherited(self, node: ast.Call, info: ClassInfo, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         """`super().name(...)`: the method of the nearest base that has it."""
@@ -185,6 +179,8 @@ class Calls(Methods):
             return self.item(base, args[0])
         if name in NO_PARTS:
             return None
+        if name in ("get", "pop") and args and isinstance(args[0], Const) and args[0].value in self.entries(base):
+            return self.item(base, args[0])
         held = self.state.heap.get((base, name))
         if held is None and base.kind in ("self", "instance"):
             held = self.slot_of(base, name)
@@ -194,6 +190,8 @@ class Calls(Methods):
             self.state.heap[base, "[-1]"] = args[0]
             return None
         if base.kind in ("list", "dict") and name in CONTAINERS:
+            for key, value in (self.entries(choice(args)) | keywords if name == "update" else {}).items():
+                base.attr(f"[{key}]").flows_from(value)
             self.collected(node, base, args)
             for value in args:
                 if name in ("extend", "update"):

@@ -20,9 +20,11 @@ from batchnorm.diagnosis.source.values import (
     Tuple,
     canonical,
     choice,
+    objects_in,
     options,
 )
 
+DEEPEST_DICT = 5  # dicts inside dicts, and names of dicts
 ITERATIONS = (
     "parameters",
     "named_parameters",
@@ -92,10 +94,30 @@ class Containers(Modes):
             slot.flows_from(source) if base.kind in ("list", "dict") else None
         return slot
 
+    def entries(self, value: Any, depth: int = 0) -> dict[str, Any]:
+        """What dicts hold under literal names; several values, or None where one is not known."""
+        found: dict[str, Any] = {}
+        for obj in objects_in(value) if depth < DEEPEST_DICT else ():
+            if obj.kind == "dict":
+                for name, slot in obj.attrs.items():
+                    if name[:2] == "[*":
+                        found.update(self.entries(choice(list(slot.sources)), depth + 1))
+                    elif name.startswith("["):
+                        found[name[1:-1]] = choice(list(slot.sources))
+            elif obj.kind in ("global", "attribute", "parameter", "result"):
+                for source in inflow(obj)[:4] if obj.kind != "result" else obj.sources[:4]:
+                    found.update(self.entries(source, depth + 1))
+            elif obj.kind == "copy":
+                found.update(self.entries(choice(list(obj.sources)), depth + 1))
+        return found
+
     def dictionary(self, node: ast.AST, entries: list[tuple[Any, Any]]) -> Obj:
         """A dict with these entries; keys that are no literals stay unknown."""
         made = self.program.obj((node, "dict"), lambda: Obj("dict", "dict", node=node))
-        for key, value in entries:
+        for at, (key, value) in enumerate(entries):
+            if key is None:  # **others
+                for option in options(value):
+                    made.attr(f"[*{at}]").flows_from(option)
             if isinstance(key, Const):
                 self.state.heap[made, f"[{key.value}]"] = value
                 made.attr(f"[{key.value}]").flows_from(value)

@@ -86,7 +86,7 @@ class Expressions(Calls):
         if isinstance(base, Form):
             return base if name in ("data", "T") else None
         if not isinstance(base, Obj):
-            return None
+            return base if isinstance(base, ClassName) and name == "__name__" else None
         if name == "module" and base.kind == "wrapper":
             return base.info
         if (base, name) in self.state.heap:
@@ -101,7 +101,7 @@ class Expressions(Calls):
             mode = self.mode(base)
             return Flag(base, None if mode is None else mode.value)
         if name == "__class__":
-            return ClassName(base)
+            return ClassName(base, True)
         if name == "module" and base.kind in (
             "parameter",
             "attribute",
@@ -153,6 +153,8 @@ class Expressions(Calls):
             return arithmetic(node.op, left, right)
         if isinstance(node.op, ast.Add) and isinstance(left, Tuple) and isinstance(right, Tuple):
             return Tuple((*left.items, *right.items))
+        if isinstance(node.op, ast.BitOr) and self.entries(left) and self.entries(right):
+            return self.dictionary(node, [(None, left), (None, right)])
         if isinstance(node.op, ast.Add) and all(isinstance(v, Obj) and v.kind in PARTS for v in (left, right)):
             return self.together(node, [left, right])
         # An unknown tensor meets one that is known to be one.
@@ -170,7 +172,7 @@ class Expressions(Calls):
                 if not isinstance(value, Const)
                 else self.info.module.static(node)
             )
-        if isinstance(node.op, ast.Not) and isinstance(value, Const):
+        if isinstance(node.op, ast.Not) and isinstance(value, Const) and not isinstance(node.operand, ast.Attribute):
             return Const(not value.value)
         return None
 
@@ -278,6 +280,10 @@ class Expressions(Calls):
 
     def ev_Starred(self, node: ast.Starred) -> Any:
         return self.ev(node.value)
+
+    def ev_Yield(self, node: ast.Yield) -> Any:
+        self.summary.inside = self.summary.inside or dict(self.state.modes)
+        return self.ev(node.value) if node.value is not None else None
 
     def ev_Await(self, node: ast.Await) -> Any:
         return self.ev(node.value)

@@ -11,12 +11,12 @@ from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import (
     EVAL,
-    LEFT,
     MOST_USES,
     SLOTS,
     SWITCHED,
     TRAIN,
     UNKNOWN,
+    Event,
     Freeze,
     Mode,
     Use,
@@ -25,6 +25,7 @@ from batchnorm.diagnosis.source.trace import (
 from batchnorm.diagnosis.source.values import VOLATILE, Const, Form, Obj, canonical, objects_in, options
 
 MOST_INPUTS = 8  # of a forward
+MEASURED = "running statistics"  # where an object's heap says whether they were reset
 
 
 class Forwards(Narrowing):
@@ -153,19 +154,44 @@ class Forwards(Narrowing):
         del event.data["inputs"][MOST_INPUTS:]
         if base.kind == "wrapper":
             event.data["wrapper"] = base.name
-        mode = self.mode(obj)
-        if mode is None:
-            self._use(self._used(event, obj))
-        else:
-            event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
-            if mode.value in (TRAIN, EVAL, SWITCHED, LEFT) and mode.node is not None:
-                self._use(self._used(event, obj, mode))
+        mode = self.happens(event, obj)
         if mode is None or mode.value != EVAL:
             self.state.version += 1
         self.summary.moves = True
         output = self.program.obj((node, "output"), lambda: Obj("output", "output", node=node))
         output.info = event  # of this round
         return output
+
+    def happens(self, event: Event, obj: Obj) -> Mode | None:
+        """An event whose meaning depends on the mode of an object, which is returned."""
+        mode = self.mode(obj)
+        self.measured(obj, mode, event)
+        if mode is None:
+            self._use(self._used(event, obj))
+        else:
+            event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
+            if mode.value in (TRAIN, EVAL, SWITCHED) and mode.node is not None:
+                self._use(self._used(event, obj, mode))
+        return mode
+
+    def measured(self, obj: Obj, mode: Mode | None, event: Event) -> None:
+        """A forward in eval mode with statistics that were reset, or one that moves them."""
+        if not self.program.resets:
+            return
+        if mode is None or mode.value != EVAL or self.layers_mode(obj) is not None:
+            self.remeasured(obj)
+        for part, reset in self._resets(obj):
+            for option in options(reset):
+                if isinstance(option, Mode) and option.node is not None:
+                    self.event("unmeasured", option.node, part, by=event)
+
+    def remeasured(self, obj: Obj) -> None:
+        """New statistics for an object and its parts."""
+        for part, _ in [*self._resets(obj), (obj, None)] if self.program.resets else ():
+            self.state.heap[part, MEASURED] = Const(True)
+
+    def _resets(self, obj: Obj) -> list[tuple[Obj, Any]]:
+        return [(o, v) for (o, name), v in self.state.heap.items() if name == MEASURED and self.inside(o, obj)]
 
     def _used(self, event: Any, obj: Obj, mode: Any = None) -> Use:
         """The call as it stands here, in a mode if one is known."""

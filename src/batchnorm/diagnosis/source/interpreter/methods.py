@@ -10,10 +10,11 @@ from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.containers import ITERATIONS
+from batchnorm.diagnosis.source.interpreter.forwards import MEASURED
 from batchnorm.diagnosis.source.interpreter.outside import Outside
 from batchnorm.diagnosis.source.project import Function
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Mode
-from batchnorm.diagnosis.source.values import Const, External, Flag, Form, Obj, canonical, options
+from batchnorm.diagnosis.source.values import Const, External, Flag, Form, Obj, canonical, objects_in, options
 
 RETURNS_ITSELF = (
     "cuda",
@@ -117,6 +118,8 @@ class Methods(Outside):
                 if slot in summary.layers:
                     self.state.layers[canonical(base)] = Mode(summary.layers[slot].value, node, self.info)
                     self.event("layer mode", node, canonical(base), mode=summary.layers[slot].value)
+                if (slot, MEASURED) in summary.assigned:
+                    self.state.heap[canonical(base), MEASURED] = summary.assigned[slot, MEASURED]
                 if slot in summary.frozen:
                     self.state.frozen[canonical(base)] = self.under(summary.frozen[slot])
 
@@ -147,7 +150,13 @@ class Methods(Outside):
             strict=keywords.get("strict", args[1] if len(args) > 1 else Const(True)),
         )
         self.state.loaded |= {inner}
+        self.remeasured(inner)
         return None
+
+    def m_reset(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
+        owner = base.parent if base.kind == "batch norm" else base.info if base.kind == "layer" else base
+        for obj in map(canonical, objects_in(owner)):
+            self.state.heap[obj, MEASURED] = Mode(UNKNOWN, node, self.info)
 
     def m_forward(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         return self.forward(node, base, [*args, *keywords.values()])
@@ -158,6 +167,7 @@ STANDARD: dict[str, Any] = {
     "train": Methods.m_train,
     "state_dict": Methods.m_state,
     "load_state_dict": Methods.m_load,
+    "reset_running_stats": Methods.m_reset,
     "forward": Methods.m_forward,
     "__call__": Methods.m_forward,
     **dict.fromkeys(RETURNS_ITSELF, Methods.m_itself),

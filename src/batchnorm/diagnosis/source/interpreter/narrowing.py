@@ -120,11 +120,15 @@ class Narrowing(Containers):
     def compared(self, node: ast.Compare, left: Any, rights: list[Any]) -> None:
         """`'bn' in name`, of a name in named_modules() or named_parameters()."""
         if (
-            len(node.ops) == 1
-            and isinstance(node.ops[0], ast.In | ast.NotIn)
-            and isinstance(left, Const)
-            and isinstance(left.value, str)
-        ) and isinstance(rights[0], ClassName):
+            (
+                len(node.ops) == 1
+                and isinstance(node.ops[0], ast.In | ast.NotIn)
+                and isinstance(left, Const)
+                and isinstance(left.value, str)
+            )
+            and isinstance(rights[0], ClassName)
+            and not rights[0].of_class
+        ):
             self.event("name", node, None, word=left.value, of=rights[0].obj)
 
     def about_rank(self, test: ast.AST) -> bool:

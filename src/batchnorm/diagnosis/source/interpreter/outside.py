@@ -41,7 +41,25 @@ PASSES_THROUGH = (
     "torch.autograd.Variable",
     "torch.autograd.variable.Variable",
 )
-TRACES = ("torch.jit.trace", "torch.export.export", "torch.fx.experimental.proxy_tensor.make_fx")
+EXPORTS = (
+    "torch.jit.script",
+    "torch.jit.trace",
+    "torch.onnx.export",
+    "torch.onnx.dynamo_export",
+    "torch.export.export",
+)
+ATTRIBUTES = (
+    "SimpleNamespace",
+    "Namespace",
+    "EasyDict",
+    "edict",
+    "AttrDict",
+    "Munch",
+    "ConfigDict",
+    "Box",
+    "CfgNode",
+    "CN",
+)
 PREPARES = ("prepare", "initialize", "setup")
 CONVERTS_SYNC = ("convert_sync_batchnorm", "convert_syncbn_model", "convert_model")
 
@@ -61,12 +79,14 @@ class Outside(Summaries):
             return self._copied(node, first)
         if short == "Variable" and keywords.get("volatile") == Const(True):
             return VOLATILE
-        if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.compile"):
+        if name in EXPORTS:
+            self._exported(node, name, first if args else keywords.get("model"), args, keywords)
+        if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.jit.trace", "torch.compile"):
             return first if name != "set" else None
         if name in ("dict", "collections.OrderedDict") and isinstance(first, Obj) and first.kind == "iteration":
             return first
-        if name in ("dict", "collections.OrderedDict") and not args:
-            return self.dictionary(node, [(Const(k), v) for k, v in keywords.items()])
+        if name in ("dict", "collections.OrderedDict") and (not args or self.entries(first)):
+            return self.dictionary(node, [*((None, a) for a in args), *((Const(k), v) for k, v in keywords.items())])
         if name in ("zip", "itertools.izip", "izip"):
             return self.program.obj(
                 (node, "zip", *(id(a) for a in args)), lambda: Obj("zip", "zip", info=args, node=node)
@@ -138,9 +158,9 @@ class Outside(Summaries):
                     event.seen(
                         self.situation(canonical(obj), self.mode(obj) or Mode(UNKNOWN), no_grad=self.state.no_grad)
                     )
-        if name in TRACES:
-            return first
         if short in ("update_bn", "bn_update", "update_bn_stats", "recalibrate"):
+            for obj in (canonical(o) for a in args for o in objects_in(a)):
+                self.remeasured(obj)
             return None
         if name == "torch.load" or short in ("load_model", "load_from_checkpoint"):
             return self._made(node, name, args, Mode(UNKNOWN))
@@ -151,8 +171,13 @@ class Outside(Summaries):
             return made
         if not HARMLESS.match(name) and any(objects_in(a) for a in (*args, *keywords.values())):
             self._unknown(args, keywords)
-            return self._made(node, name, args, Mode(UNKNOWN))
-        return self._made(node, name, args, Mode(TRAIN) if self._constructs(name) else Mode(UNKNOWN))
+            return self._made(node, name, args, Mode(UNKNOWN), keywords)
+        return self._made(node, name, args, Mode(TRAIN) if self._constructs(name) else Mode(UNKNOWN), keywords)
+
+    def _exported(self, node: ast.Call, name: str, model: Any, args: list[Any], keywords: dict[str, Any]) -> None:
+        for obj in {id(o): o for o in map(canonical, objects_in(model)) if o.kind not in OPAQUE}.values():
+            event = self.event("export", node, obj, name=name, keywords=keywords)
+            self.happens(event, obj)
 
     def names_of(self, module: Module) -> Obj:
         """The classes and functions at the top of a file, as a dict."""
@@ -174,11 +199,16 @@ class Outside(Summaries):
     def _constructs(self, name: str) -> bool:
         return bool(FACTORIES.match(name) and not name.startswith("torch.hub")) or name.startswith("torch.nn.")
 
-    def _made(self, node: ast.Call, name: str, args: list[Any], mode: Mode) -> Obj:
+    def _made(
+        self, node: ast.Call, name: str, args: list[Any], mode: Mode, keywords: dict[str, Any] | None = None
+    ) -> Obj:
         first = args[0].value if args and isinstance(args[0], Const) and isinstance(args[0].value, str) else None
         if name.startswith("torch.hub") and len(args) > 1 and isinstance(args[1], Const):
             first = args[1].value
         made = self.program.obj((node, name), lambda: Obj("external", last(name), info=(name, first), node=node))
+        if last(name) in ATTRIBUTES:
+            for key, value in {**(self.entries(args[0]) if args else {}), **(keywords or {})}.items():
+                made.attr(key).flows_from(value)
         self.born.setdefault(made, tuple(self.tests))
         if name.startswith("torch.nn."):
             for value in args:

@@ -27,6 +27,7 @@ class Program:
         self.summaries: dict[int, Summary] = {}
         self.busy: set[int] = set()
         self.made: dict[tuple[Any, ...], Obj] = {}
+        self.resets = any("reset_running_stats" in m.text for m in project.modules.values())
         self.classes: dict[Obj, tuple[int, list[ClassInfo]]] = {}  # by the flows known then
 
     def run(self) -> list[Event]:

@@ -11,10 +11,21 @@ from typing import Any
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.expressions import Expressions
 from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, arithmetic
-from batchnorm.diagnosis.source.trace import EVAL, LEFT, SLOTS, TRAIN, Mode, State, Test, join
-from batchnorm.diagnosis.source.values import STATISTICS, Choice, Const, Form, Obj, Tuple, choice, options
+from batchnorm.diagnosis.source.trace import TRAIN, UNKNOWN, Mode, State, Test, join
+from batchnorm.diagnosis.source.values import (
+    STATISTICS,
+    Choice,
+    Const,
+    Flag,
+    Form,
+    Obj,
+    Tuple,
+    canonical,
+    choice,
+    options,
+)
 
-DEEPEST_LOOP = 2  # loops inside each other that get a second round
+DEEPEST_LOOP = 3  # loops inside each other that get a second round
 
 
 class Statements(Expressions):
@@ -89,7 +100,10 @@ class Statements(Expressions):
             self.loops[-1].append(self.state.copy())
         self.state.dead = True
 
-    on_Break = on_Continue
+    def on_Break(self, node: ast.stmt) -> None:
+        if self.loops:
+            self.broken[-1].append(self.state.copy())
+        self.state.dead = True
 
     def on_Assign(self, node: ast.Assign) -> None:
         value = self.ev(node.value)
@@ -215,7 +229,7 @@ class Statements(Expressions):
     on_ImportFrom = on_Import
 
     def on_If(self, node: ast.If) -> None:
-        self.ev(node.test)
+        tested = self.ev(node.test)
         narrowed, otherwise = self.narrow(node.test)
         before = self.state
         rank = self.about_rank(node.test)
@@ -243,20 +257,19 @@ class Statements(Expressions):
             self.state = join(then, self.state, choice)
             self.state.layers.update(then.layers)
         else:
-            otherwise_modes = self.state.modes
             self.state = join(then, self.state, choice)
-            if self.loop_nodes and not node.orelse and not then.dead:
-                self.left_in_eval(then.modes, otherwise_modes, self.loop_nodes[-1])
+        for obj, mode in self.state.modes.items():
+            if mode.lapse is not None and mode.test is None:
+                self.state.modes[obj] = mode._replace(test=node.test)
+        if isinstance(tested, Flag) and then.modes.get(canonical(tested.obj), Mode(UNKNOWN)).value == TRAIN:
+            self.back(canonical(tested.obj), tested.mode)
 
-    def left_in_eval(self, then: dict[Obj, Mode], before: dict[Obj, Mode], loop: Any) -> None:
-        """Objects that a branch without an other leaves in eval, and that the loop does not put in train first."""
-        for obj, mode in then.items():
-            held = before.get(obj)
-            trained = held.value == TRAIN if held is not None else obj.kind in SLOTS  # as a caller may have left it
-            if mode.value == EVAL and mode.node is not None and trained:
-                line = getattr(held.node, "lineno", 0) if held is not None and held.function is self.info else 0
-                if not loop.lineno <= line <= loop.end_lineno:
-                    self.state.modes[obj] = mode._replace(value=LEFT)
+    def back(self, obj: Obj, mode: str | None) -> None:
+        """`if was_training: model.train()`: the mode is what it was."""
+        if mode is None:
+            del self.state.modes[obj]
+        else:
+            self.state.modes[obj] = Mode(mode)
 
     def restore_narrowed(self, state: State, narrowed: dict[str, Any], before: State) -> None:
         """Forget what a test said of a name, behind its branch."""
@@ -282,6 +295,7 @@ class Statements(Expressions):
         modes, layers, version = dict(self.state.modes), dict(self.state.layers), self.state.version
         self.depth_of_loops += 1
         self.loop_nodes.append(node)
+        self.broken.append([])
         self.round(body, start)
         moved = self.state.modes != modes or self.state.layers != layers
         again = moved or (self.touches_tensors and self.state.version != version)
@@ -289,6 +303,8 @@ class Statements(Expressions):
             self.second += 1
             self.round(body, start)
             self.second -= 1
+        for state in self.broken.pop():
+            self.state = join(self.state, state, choice)
         self.loop_nodes.pop()
         self.depth_of_loops -= 1
         self.state.dead = False
@@ -307,16 +323,23 @@ class Statements(Expressions):
 
     def on_With(self, node: ast.With) -> None:
         kept = self.state.no_grad
+        after: dict[Obj, Mode | None] = {}
         for item in node.items:
             context = self.context(item.context_expr)
             if context is not None:
                 self.state.no_grad = context[0]
             else:
+                self.entered = {}
                 value = self.ev(item.context_expr)
+                after |= {o: self.state.modes.get(o) for o in self.entered}
+                self.state.modes |= self.entered
                 if item.optional_vars is not None:
                     self.bind(item.optional_vars, value, node)
         self.block(node.body)
         self.state.no_grad = kept
+        self.state.modes |= {o: mode for o, mode in after.items() if mode is not None}
+        for obj in [o for o, mode in after.items() if mode is None]:
+            self.state.modes.pop(obj, None)
 
     on_AsyncWith = on_With
 

@@ -6,12 +6,12 @@ import ast
 from typing import Any, TypeVar
 
 from batchnorm.diagnosis.source.conditions import passed
-from batchnorm.diagnosis.source.interpreter.forwards import Forwards
+from batchnorm.diagnosis.source.interpreter.forwards import MEASURED, Forwards
 from batchnorm.diagnosis.source.interpreter.mapping import Mapping
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
 from batchnorm.diagnosis.source.project import FunctionInfo, in_module
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Freeze, Mode, Summary, Use
-from batchnorm.diagnosis.source.values import Form, Obj, Tuple, canonical, choice, objects_in, options
+from batchnorm.diagnosis.source.values import Const, Form, Obj, Tuple, canonical, choice, objects_in, options
 
 T = TypeVar("T")
 MADE = ("external", "instance", "copy", "result")  # kinds of objects that a function makes
@@ -43,6 +43,7 @@ class Summaries(Forwards):
         self._assign(summary, mapped)
         self._write(summary, mapped)
         self.state.version += summary.moves
+        self.entered = {o: mode for slot, mode in summary.inside.items() for o in mapped.objects(slot)}
         return self._returned(node, info, summary, mapped)
 
     def bound(self, info: FunctionInfo, owner: Obj | None, args: list[Any], keywords: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +58,11 @@ class Summaries(Forwards):
         elif info.owner is not None and names and not static and names[0] == "self":
             names, args = names[1:], args[1:]
         found: dict[str, Any] = dict(zip(names, args, strict=False))
-        found.update({k: v for k, v in keywords.items() if k in names or k in [a.arg for a in node.args.kwonlyargs]})
+        named = {*names, *(a.arg for a in node.args.kwonlyargs)}
+        found.update({k: v for k, v in keywords.items() if k in named})
+        if node.args.kwarg is not None and not named.issuperset(keywords):
+            others = [(Const(k), v) for k, v in keywords.items() if k not in named]
+            found[node.args.kwarg.arg] = self.dictionary(node.args.kwarg, others)
         return found
 
     def _run(self, s: Summary, mapped: Mapping) -> None:
@@ -89,6 +94,7 @@ class Summaries(Forwards):
             conditional=use.conditional or self.conditions > 0,
         )
         mode = use.mode or self.mode(obj)
+        self.measured(obj, mode, use.event)
         if mode is None or use.mode is not None:
             self._use(use)
         if mode is None:
@@ -160,7 +166,7 @@ class Summaries(Forwards):
         for (obj, name), value in s.assigned.items():
             if obj.kind not in ("self", "parameter", "attribute", "instance"):
                 continue
-            targets = [t for t in objects_in(mapped(obj)) if t is not obj or obj.kind == "self"]
+            targets = [t for t in objects_in(mapped(obj)) if t is not obj or obj.kind == "self" or name == MEASURED]
             new = mapped(value) if targets else None
             for target in targets:
                 if isinstance(new, Form) and obj.kind == "self":

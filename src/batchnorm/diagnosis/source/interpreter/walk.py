@@ -9,7 +9,7 @@ from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.program import Program
 from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS
 from batchnorm.diagnosis.source.project import Class, ClassInfo, FunctionInfo
-from batchnorm.diagnosis.source.trace import Event, State, Summary, Test
+from batchnorm.diagnosis.source.trace import Event, Mode, State, Summary, Test
 from batchnorm.diagnosis.source.values import Atom, Const, External, Form, Obj, canonical, options, root, within
 
 DEEPEST_CLASS = 6
@@ -26,7 +26,8 @@ class Walk:
         self.state = State()
         self.summary = Summary()
         self.exits: list[State] = []
-        self.loops: list[list[State]] = []
+        self.loops: list[list[State]] = []  # the states at each `continue`
+        self.broken: list[list[State]] = []  # and at each `break`, which ends no round
         self.loop_nodes: list[ast.AST] = []
         self.tests: list[Test] = []
         self.skipped: list[Test] = []  # what a `continue` above has sorted out
@@ -34,6 +35,7 @@ class Walk:
         self.globals: set[str] = set()
         self.born: dict[Obj, tuple[Test, ...]] = {}  # the conditions that objects are made under
         self.pending: dict[Atom, tuple[ast.AST, Form, Form, dict[str, Any]]] = {}
+        self.entered: dict[Obj, Mode] = {}  # the modes inside of a `with` block of what was called last
         self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner
         self.read_through: dict[Obj, Obj] = {}  # a layer, and the attribute of a model that it was last read from
         self.conditions = self.ranks = self.second = self.depth_of_loops = 0

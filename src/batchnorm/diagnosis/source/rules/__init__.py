@@ -20,11 +20,14 @@ from batchnorm.diagnosis.source.rules import (
     loading,
     modes,
     momentum,
+    own_layers,
+    parameters_alone,
     processes,
     sampling,
     small_batches,
     statistics_by_hand,
     undone,
+    unmeasured,
     unset_modes,
 )
 
@@ -67,6 +70,11 @@ RULES: dict[str, tuple[str, Look]] = {
     "BN435": ("batch norm that no process shares", processes.not_synchronized),
     "BN436": ("batch norm that eval() does not reach", always_batch.ignores_eval),
     "BN437": ("a graph traced in train mode", always_batch.traced_in_train),
+    "BN438": ("running statistics that are no buffers", own_layers.no_buffers),
+    "BN439": ("a train() that loses the mode", own_layers.train_loses_the_mode),
+    "BN440": ("reset statistics in eval mode", unmeasured.reset_and_evaluated),
+    "BN441": ("single samples without running statistics", unmeasured.alone_without_statistics),
+    "BN442": ("parameters without their statistics", parameters_alone.without_statistics),
 }
 
 

@@ -6,14 +6,19 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said, spelled
+from batchnorm.diagnosis.source.names import FLAX, KERAS, last
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS
-from batchnorm.diagnosis.source.trace import TRAIN, Event
-from batchnorm.diagnosis.source.values import Const, Form
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
+from batchnorm.diagnosis.source.values import Const, External, Form
 
 FUNCTIONS = ("torch.nn.functional.batch_norm", "torch.batch_norm")
 TF = re.compile(r"(^|\.)(layers\.batch_normalization|layers\.batch_norm|slim\.batch_norm)$")
-TRACES = ("torch.jit.trace", "torch.export.export")
+MODES = re.compile(r"train|eval|infer|test|determinist")
+ADVERSARIES = re.compile(r"disc|critic|adversar|gan|generator", re.IGNORECASE)
+INFERS = re.compile(r"^test$|(^|_)(predict|infer\w*|evaluate|evaluation|validate|validation|serve|demo)(_|$)")
+TRAINS = re.compile(r"(^|[._])(is_)?train(ing)?$")
+SAVED = ("save", "export")
 SWITCH = {"training": 5, "is_training": -1}  # what says that it trains, and its place in torch's function
 
 
@@ -27,7 +32,8 @@ def ignores_eval(facts: Facts) -> Iterator[Said]:
         given = [keywords.get(w, args[at] if torch and 0 <= at < len(args) else None) for w, at in SWITCH.items()]
         if Const(True) not in given:
             continue
-        running = keywords.get("running_mean", args[1] if torch and len(args) > 1 else None)
+        at = 3 if event.data["name"] == "torch.batch_norm" else 1
+        running = keywords.get("running_mean", args[at] if torch and len(args) > at else None)
         if torch and not _own(running):
             continue
         yield said(
@@ -49,6 +55,9 @@ def ignores_eval(facts: Facts) -> Iterator[Said]:
             f"{part.path} is put in train mode in every forward: eval() on the model does not reach its batch norm",
             "leave the mode to model.train() and model.eval()",
         )
+    yield from _flax(facts)
+    yield from _keras(facts)
+    yield from _inverted(facts)
 
 
 def _asks(event: Event) -> bool:
@@ -61,18 +70,105 @@ def _own(value: object) -> bool:
     return isinstance(value, Form) and value.live and all(a.kind == "statistic" for a in value.terms)
 
 
-def traced_in_train(facts: Facts) -> Iterator[Said]:
-    """BN437: `torch.jit.trace(model, x)` in train mode."""
-    for event in facts.of("outside"):
-        if event.data["name"] not in TRACES or not isinstance(event.node, ast.Call):
+def _flax(facts: Facts) -> Iterator[Said]:
+    """`nn.BatchNorm(use_running_average=False)` of linen, whatever the mode."""
+    for event in facts.of("layer"):
+        name, owner = event.data["name"], event.function.owner
+        if not FLAX.match(name) or "nnx" in name or owner is None or _asks_mode(event):
             continue
-        for c in event.contexts:
-            if c.mode.value == TRAIN and c.layers is None and facts.has(c.obj) == YES:
+        first = (event.data["args"][:1] or [None])[0]
+        if event.data["keywords"].get("use_running_average", first) != Const(False):
+            continue
+        yield said(
+            event,
+            f"use_running_average=False is a constant: {owner.name} normalises with the batch in inference too, and "
+            "never uses batch_stats",
+            "use_running_average=not train",
+            sure=not ADVERSARIES.search(owner.name),
+        )
+
+
+def _keras(facts: Facts) -> Iterator[Said]:
+    """`BatchNormalization()(x, training=True)`, and `model(x, training=True)` in a function that predicts."""
+    for event in facts.of("forward"):
+        call = event.node
+        on = isinstance(call, ast.Call) and any(
+            k.arg == "training" and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords
+        )
+        if not on or _asks_mode(event) or event.function.name.startswith("test_"):
+            continue
+        layer = any(o.kind == "external" and KERAS.match(o.info[0]) for o in facts.aliases(event.obj))
+        if not layer and not (INFERS.search(event.function.name) and _of_keras(facts, event)):
+            continue
+        yield said(
+            event,
+            "training=True is a constant: "
+            + ("the layer" if layer else called(event))
+            + " normalises with the batch in inference too, and each call moves the moving statistics",
+            "training=training" if layer else "training=False",
+            sure=layer,
+        )
+
+
+def _inverted(facts: Facts) -> Iterator[Said]:
+    """`training=not self.training`, and `use_running_average=train` in Flax."""
+    for event in facts.of("outside", "layer", "forward"):
+        call, name = event.node, event.data.get("name", "")
+        for word in call.keywords if isinstance(call, ast.Call) else ():
+            value = word.value.operand if isinstance(word.value, ast.UnaryOp) else word.value
+            if not isinstance(value, ast.Name | ast.Attribute) or not TRAINS.search(spelled(value)):
+                continue
+            negated = isinstance(word.value, ast.UnaryOp) and isinstance(word.value.op, ast.Not)
+            flax = word.arg == "use_running_average" and not negated and FLAX.match(name)
+            keras = any(o.kind == "external" and KERAS.match(o.info[0]) for o in facts.aliases(event.obj))
+            if flax or (word.arg == "training" and negated and (keras or name in FUNCTIONS)):
                 yield said(
                     event,
-                    f"{spelled(event.node, 40)} keeps train mode in the graph: batch norm in it normalises with the "
-                    "batch for good, whatever eval() is called later",
-                    f"{c.obj.path}.eval() before",
-                    sure=c.loaded or c.mode.node is not None,
+                    f"{word.arg}={spelled(word.value)} is the wrong way round: training uses the running statistics, "
+                    "and evaluation the batch",
+                    f"{word.arg}={spelled(value)}" if negated else f"{word.arg}=not {spelled(value)}",
                 )
-                break
+
+
+def _of_keras(facts: Facts, event: Event) -> bool:
+    """Whether a function that makes no steps calls a Keras model, of files that have batch norm."""
+    text = event.function.module.text
+    return "GradientTape" not in ast.unparse(event.function.node) and "BatchNormalization" in text
+
+
+def _asks_mode(event: Event) -> bool:
+    """Whether a test around asks for the mode."""
+    return any(MODES.search(ast.unparse(t.node).lower()) for t in (*event.data["tests"], *event.data["returned"]))
+
+
+def traced_in_train(facts: Facts) -> Iterator[Said]:
+    """BN437: a trace or an export of a model in train mode."""
+    for event in facts.of("export"):
+        name, call = event.data["name"], spelled(event.node).split("(")[0]
+        for c in event.contexts:
+            asked = event.data["keywords"].get("training")
+            trains = isinstance(asked, External) and last(asked.name) == "TRAINING"
+            if facts.has(c.obj) != YES or c.layers is not None or not (c.mode.value == TRAIN or trains):
+                continue
+            if name == "torch.onnx.export" and isinstance(asked, External) and last(asked.name) == "EVAL":
+                continue
+            kept = facts.uses(event.function, *SAVED) or name.startswith("torch.onnx")
+            if name == "torch.jit.script" and (not kept or _evaluated_later(facts, event)):
+                continue
+            if not kept and name != "torch.jit.trace" and (not c.loaded or facts.steps(event.function.module)):
+                continue
+            onnx = name == "torch.onnx.export" and not trains  # older ones put the model in eval themselves
+            yield said(
+                event,
+                f"{call} of a model in train mode: what is exported normalises with each batch"
+                + ("; older exporters put it in eval themselves" if onnx else ""),
+                "model.eval() before" + (", training=torch.onnx.TrainingMode.EVAL" if trains else ""),
+                sure=trains or (not onnx and (c.loaded or c.mode.node is not None)),
+            )
+            break
+
+
+def _evaluated_later(facts: Facts, event: Event) -> bool:
+    """Whether a function puts something in eval after a call: a scripted model keeps a mode that can be set."""
+    modes = (e for e in facts.of("mode") if e.function is event.function)
+    return any(e.data["mode"] == EVAL and e.line > event.line for e in modes)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said, spelled
 from batchnorm.diagnosis.source.fixes import Edit
+from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Atom, Form, Obj, canonical, objects_in
 
@@ -74,15 +75,15 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
     for event, target, atoms in mixtures(facts):
         others = [a for a in atoms if a.owner is not target.owner and a.kind in ("parameter", "element")]
         owner = target.owner
-        if not isinstance(owner, Obj) or not _averages(event, target, owner, atoms, others):
+        if not isinstance(owner, Obj):
+            continue
+        if not _of_several(event, target) and not _averages(event, target, owner, atoms, others):
             continue
         if id(event.function) in functions or _buffers_too(facts, event, owner):
             continue
         shadow = target.kind == "shadow"
-        level = max(
-            0 if shadow else facts.has(owner) or 0,
-            *((facts.likely if shadow else facts.has)(a.owner) or 0 for a in others),
-        )
+        has = facts.likely if shadow else facts.has
+        level = max([0 if shadow else facts.has(owner) or 0, *(has(a.owner) or 0 for a in others)])
         if level not in (YES, LIKELY):
             continue
         functions.add(id(event.function))
@@ -111,12 +112,38 @@ def _averages(event: Event, target: Atom, owner: Obj, atoms: list[Atom], others:
     if target.kind not in ("parameter", "shadow") or not others:
         return False
     own = any(a.owner is owner for a in atoms)
-    if not own and (target.kind == "shadow" or event.data.get("in_place") != "add_"):
+    divided = any(now.divided for now, _, _ in event.data["values"])
+    if not own and (target.kind == "shadow" or (event.data.get("in_place") != "add_" and not divided)):
         return False
     if not all(isinstance(a.owner, Obj) for a in others):
         return False
     owners = {id(a.owner) for a in atoms if a.kind in ("parameter", "element")} | {id(owner)}
     return len(owners) <= 2 and not _subtracts(event)
+
+
+def _of_several(event: Event, target: Atom) -> bool:
+    """Whether a parameter becomes the mean of several models' ones: `torch.stack([...]).mean(0)`, `sum(...) / n`."""
+    loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), None)
+    if loop is None or target.kind != "parameter" or isinstance(event.node, ast.AugAssign):
+        return False
+    inner = [
+        n
+        for outer in ast.walk(loop)
+        if isinstance(outer, ast.Starred | ast.ListComp | ast.GeneratorExp)
+        for n in ast.walk(outer)
+    ]
+    own = {ast.unparse(n.value) for n in ast.walk(loop.iter) if _parameters(n) and n not in inner}
+    others = any(_parameters(n) and ast.unparse(n.value) not in own for n in inner)
+    words = {
+        n.attr if isinstance(n, ast.Attribute) else n.id
+        for n in ast.walk(event.node)
+        if isinstance(n, ast.Attribute | ast.Name)
+    }
+    return others and not words.isdisjoint(("mean", "sum", "average", "stack")) and "grad" not in words
+
+
+def _parameters(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    return isinstance(node, ast.Attribute) and node.attr in ("parameters", "named_parameters")
 
 
 def _subtracts(event: Event) -> bool:
@@ -157,13 +184,27 @@ def _buffers_too(facts: Facts, event: Event, owner: Obj) -> bool:
             and (other.function.module is event.function.module or is_it(atom.owner))
         ):
             return True
-    for forward in facts.of("forward"):
+    modes = {e.data["mode"] for e in facts.of("mode") if e.obj is not None and is_it(e.obj)}
+    holder = owner.parent.info if owner.parent is not None else None
+    stays = modes == {EVAL} and isinstance(holder, ClassInfo) and not holder.is_module
+    for forward in facts.of("forward") if not stays else ():
         # Without a situation that is known, it runs as its owner does: in train mode while that trains.
         if forward.obj is not None and not forward.contexts and is_it(forward.obj):
             return True
         if any(c.mode.value != EVAL and is_it(c.obj) for c in forward.contexts):
             return True
     return not facts.called.isdisjoint(RECALIBRATE)
+
+
+def soft_copies(facts: Facts) -> Iterator[Obj]:
+    """Models whose parameters follow another's, and whose statistics nothing writes."""
+    for event, target, atoms in mixtures(facts):
+        others = [a for a in atoms if a.owner is not target.owner and a.kind in ("parameter", "element")]
+        owner = target.owner
+        if not isinstance(owner, Obj) or not _averages(event, target, owner, atoms, others):
+            continue
+        if not facts.uses(event.function, *BUFFERS) and facts.has(owner) == YES:
+            yield owner
 
 
 def counter_too(facts: Facts) -> Iterator[Said]:

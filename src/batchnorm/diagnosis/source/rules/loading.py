@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import Any
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said, spelled
-from batchnorm.diagnosis.source.project import Function, Module, nodes_of
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, calls_by_name, said, spelled
+from batchnorm.diagnosis.source.project import Function, Module
+from batchnorm.diagnosis.source.rules.averages import BUFFERS
 from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.trace import TRAIN
-from batchnorm.diagnosis.source.values import Const, Form, Obj, objects_in, options
+from batchnorm.diagnosis.source.values import Const, Form, Obj, canonical, objects_in, options
 
+SAVES = ("torch.save", "pickle.dump", "safetensors.torch.save_file", "numpy.save", "numpy.savez")
 LOST = ("running_mean", "running_var", "running_", "running", ".running_mean", ".running_var")
 
 
@@ -21,17 +24,17 @@ def filtered_statistics(facts: Facts) -> Iterator[Said]:
         if dropped or any(map(_keeps_parameters, event.data["tests"])):
             yield _left_out(event.function.module, event.node, _loaded(facts, event.obj))
     for module in facts.project.modules.values():
-        for function in module.functions if "running" in module.text and "strict" in module.text else ():
-            inside = (ast.FunctionDef, ast.ClassDef) if isinstance(function.node, ast.Module) else ()
-            body = function.node.body if isinstance(function.node.body, list) else []
-            nodes = [n for s in body if not isinstance(s, inside) for n in nodes_of(s)]
-            if any(isinstance(n, ast.Call) and _not_strict(n) for n in nodes):
-                yield from (_left_out(module, n, True) for n in nodes if _skips(n))
+        for function in module.functions if "running" in module.text and "torch" in module.text else ():
+            if facts.uses(function, "load_state_dict", "load", "save", "copy_"):
+                loops = [n for n in ast.walk(function.node) if isinstance(n, ast.For) and _drops(n)]
+                sure = bool(loops) and any(isinstance(n, ast.Call) and _not_strict(n) for n in ast.walk(function.node))
+                if sure or not facts.uses(function, "load_state_dict"):  # else torch refuses what is missing
+                    yield from (_left_out(module, loop, sure) for loop in loops)
     for event in facts.of("outside"):
-        value = event.data["args"][0] if event.data["name"] == "torch.save" and event.data["args"] else None
-        for option in options(value):
-            if _parameters_of(facts, option):
-                yield _left_out(event.function.module, event.node, True)
+        if event.data["name"] not in SAVES or facts.uses(event.function, *BUFFERS):
+            continue
+        if any(facts.has(o) == YES for a in event.data["args"][:2] for o in _parameters_of(a)):
+            yield _left_out(event.function.module, event.node, True)
 
 
 def _left_out(module: Module, node: ast.AST, sure: bool) -> Said:
@@ -56,36 +59,58 @@ def _keeps_parameters(test: ast.AST) -> bool:
 
 def _not_strict(call: ast.Call) -> bool:
     """`load_state_dict(..., strict=False)`."""
-    no = any(k.arg == "strict" and isinstance(k.value, ast.Constant) and k.value.value is False for k in call.keywords)
+    given = [k.value for k in call.keywords if k.arg == "strict"] + call.args[1:2]
+    no = any(isinstance(v, ast.Constant) and v.value is False for v in given)
     return no and isinstance(call.func, ast.Attribute) and call.func.attr == "load_state_dict"
 
 
-def _skips(node: ast.AST) -> bool:
-    """`if "running_mean" in k: continue`, or a removal of the entry."""
-    if not isinstance(node, ast.If) or _words_in(node.test).isdisjoint(LOST):
-        return False
-    gone = (ast.Continue, ast.Delete)
-    pops = any(isinstance(n, ast.Attribute) and n.attr == "pop" for s in node.body for n in ast.walk(s))
-    return pops or isinstance(node.body[-1], gone)
+def _drops(loop: ast.For) -> bool:
+    """Whether a loop over keys deletes, or does not take, those of running statistics."""
+    over = {n.id for n in ast.walk(loop.iter) if isinstance(n, ast.Name)}
+    everything = [*ast.walk(loop)]
+    tests = [(n.test, n.body, n.orelse) for n in everything if isinstance(n, ast.If)]
+    chosen = [t for n in ast.walk(loop.iter) if isinstance(n, ast.comprehension) for t in n.ifs]
+    for test, body, otherwise in (*tests, *((t, loop.body, []) for t in chosen)):
+        inside = [n for statement in body for n in ast.walk(statement)]
+        kept = {c.value for c in _dropped(test)}
+        words = {n.value for n in ast.walk(test) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        named = not (words - kept).isdisjoint(LOST)
+        if named and any(isinstance(n, ast.Delete) or calls_by_name(n, "pop") for n in inside):
+            return True
+        if named and any(isinstance(n, ast.Continue) for n in inside) and _takes(everything, over):
+            return True
+        if not kept.isdisjoint(LOST) and not otherwise and _takes(inside, over):
+            return True
+    return False
 
 
-def _words_in(node: ast.AST) -> set[str]:
-    return {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+def _takes(nodes: list[ast.AST], over: set[str]) -> bool:
+    """Whether entries are put into another dict than the one that a loop is over, or copied into a model's own."""
+    stores = [n.value for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.ctx, ast.Store)]
+    return any(spelled(s) not in over for s in stores) or any(calls_by_name(n, "copy_") for n in nodes)
 
 
-def _parameters_of(facts: Facts, value: object) -> bool:
-    """Whether what is saved are the parameters of a model with batch norm, and nothing else."""
-    if isinstance(value, Obj) and value.kind == "iteration" and "parameters" in value.name:
-        return facts.has(value.info[0]) == YES
-    if not isinstance(value, Obj) or value.kind not in ("dict", "list") or not value.sources:
-        return False
-    forms = [s for s in value.sources if isinstance(s, Form)]
-    atoms = [a for f in forms for a in f.terms]
-    return (
-        len(forms) == len(value.sources)
-        and bool(atoms)
-        and all(a.kind == "parameter" and facts.has(a.owner) == YES for a in atoms)
-    )
+def _parameters_of(value: Any, depth: int = 0) -> Iterator[Obj]:
+    """The models of which a value holds all parameters and nothing else."""
+    for obj in objects_in(value) if depth < 3 else ():
+        if obj.kind == "iteration" and obj.name in ("parameters", "named_parameters"):
+            yield canonical(obj.info[0])
+        node = obj.node
+        if obj.kind == "dict" and isinstance(node, ast.Dict | ast.Call) and not any(_spread(node)):
+            for source in obj.sources:
+                yield from _parameters_of(source, depth + 1)
+        if isinstance(node, ast.DictComp | ast.ListComp) and not node.generators[0].ifs:
+            over = node.generators[0].iter
+            if isinstance(over, ast.Call) and isinstance(over.func, ast.Attribute) and "parameters" in over.func.attr:
+                forms = [o for s in obj.sources for o in options(s) if isinstance(o, Form)]
+                yield from (
+                    a.owner for f in forms for a in f.terms if a.kind == "parameter" and isinstance(a.owner, Obj)
+                )
+
+
+def _spread(node: ast.AST) -> Iterator[bool]:
+    if isinstance(node, ast.Dict):
+        yield from (k is None for k in node.keys)
 
 
 def _dropped(test: ast.AST) -> Iterator[ast.Constant]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, said, spelled
 from batchnorm.diagnosis.source.project import in_module
+from batchnorm.diagnosis.source.rules.averages import soft_copies
 from batchnorm.diagnosis.source.rules.forwards import (
     TEACHER,
     forwards,
@@ -19,18 +20,21 @@ from batchnorm.diagnosis.source.rules.forwards import (
     measures,
     teaches,
 )
-from batchnorm.diagnosis.source.trace import EVAL, LEFT, TRAIN, Context, Event
+from batchnorm.diagnosis.source.rules.freezing import belongs
+from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Context, Event, Mode
 from batchnorm.diagnosis.source.values import Obj, canonical
 
 SECOND = re.compile(r"ema|teacher|target|momentum|avg|average|key")
 AVERAGES = re.compile(
     r"(^|_)ema(_|$)|moving_average|average_(param|weight)|(update|sync|copy)_(teacher|target|key|param)"
 )
+TARGET = re.compile(r"target|tgt|_t$|slow|delayed|lagged")
 REFERENCE = re.compile(r"(global|old|prev\w*|source|src)_?(model|net)$")
 NETWORKS = re.compile(r"encoder|backbone|model|net$|forward")  # what a method that runs one is called
 EVALUATES = re.compile(
     r"(^|_|\b)(test|tests|val|valid|validate|validation|eval|evaluate|evaluation|dev|query|infer|predict)(_|\d|\b|$)|test(_?(set|data|load))|val(_?(set|data|load))"
 )
+ENDS = re.compile(r"last|done|stop|final|finish|end$|patience|converged")
 PAUSES = (
     "pause",
     "preserve_stats",
@@ -103,7 +107,10 @@ def _file(c: Context) -> str:
 def moves_without_gradients(facts: Facts) -> Iterator[Said]:
     """BN412: a forward in train mode that no weight is trained by, or a summary of a trained model."""
     for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or c.second or c.layers is not None or event.function.name == "__init__":
+        if c.mode.value != TRAIN or c.second or c.layers is not None:
+            continue
+        if event.function.owner is not None and facts.only_constructs(event.function):
+            yield from _probes(facts, event, c)
             continue
         if measures(facts, event, c) or generates(event) or is_average(facts, c.obj) or _restored(facts, event):
             continue
@@ -142,6 +149,20 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
                     else "eval() before",
                 )
                 break
+
+
+def _probes(facts: Facts, event: Event, c: Context) -> Iterator[Said]:
+    """A constructor that learns a shape from made-up numbers, and a part of its own."""
+    owner = event.function.owner
+    own = owner is not None and event.obj is not None and belongs(facts, owner, event.obj)
+    if own and made_up(event) and facts.has(c.obj) == YES:
+        yield said(
+            event,
+            f"{called(event)} runs forward on made-up data in the train mode of a new model: the running statistics "
+            "start from these",
+            f"{called(event)}.eval() before, {called(event)}.train() after",
+            sure=False,
+        )
 
 
 def _looked_at(facts: Facts, c: Context) -> bool:
@@ -203,40 +224,78 @@ def _restored(facts: Facts, event: Event) -> bool:
 
 def never_back(facts: Facts) -> Iterator[Said]:
     """BN418: trained in train mode in the first round of a loop, and in eval mode from the second on."""
+    yield from _never_trained(facts)
     first: dict[tuple[int, int], set[str]] = {}
     for event, c, _ in forwards(facts):
         if not c.second:
             first.setdefault((id(event.node), id(c.obj)), set()).add(c.mode.value)
     for event, c, level in forwards(facts):
-        if c.mode.value not in (EVAL, LEFT) or not c.second or c.no_grad is not False or c.mode.node is None:
+        evals = c.mode if c.mode.value == EVAL else c.mode.lapse
+        if evals is None or evals.node is None or not c.second or c.no_grad is not False or c.layers is not None:
             continue
-        same = {id(o) for o in facts.aliases(c.obj)} if c.mode.value == LEFT else {id(c.obj)}
-        before = set[str]().union(*(first.get((id(event.node), o), ()) for o in same))
-        if TRAIN not in before or c.layers is not None:
+        test = c.mode.test if evals is not c.mode else None
+        same = facts.aliases(c.obj) if evals is not c.mode else (c.obj,)
+        before = set[str]().union(*(first.get((id(event.node), id(o)), ()) for o in same))
+        if c.obj.kind in SLOTS and c.function is event.function:
+            before |= {o.mode.value for o in event.contexts if o.function is not c.function}
+        if TRAIN not in before or (test is not None and _once(test)):
             continue
         fate = facts.fate(event)
         if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
             continue
         name = called(event)
-        where = getattr(c.mode.node, "lineno", 0)
+        where = f"line {getattr(evals.node, 'lineno', 0)}"
+        if evals.function is not None and evals.function.module is not event.function.module:
+            where += f" of {evals.function.module.path.rsplit('/', 1)[-1]}"
+        since = "from the second round on" if test is None else f"once {spelled(test)} has held"
         yield said(
             event,
-            f"{name} is trained in eval mode from the second round on: eval() in line {where} of {_file(c)} is never "
-            "followed by train(), so batch norm's statistics stop there",
-            f"{name}.train() at the start of every epoch",
-            sure=level == YES and c.mode.sure and (c.mode.value == EVAL or _evaluates(facts, c)),
+            f"{name} is trained in eval mode {since}: eval() in {where} is never followed by train(), so batch norm's "
+            "statistics stop there",
+            f"{name}.train() after it, or before every step",
+            sure=level == YES and evals.sure and (test is None or _evaluates(facts, evals)),
         )
 
 
-def _evaluates(facts: Facts, c: Context) -> bool:
-    """Whether the eval() is there for an evaluation."""
-    return any(o.mode.node is c.mode.node and o.mode.value == EVAL for _, o, _ in forwards(facts))
+def _evaluates(facts: Facts, evals: Mode) -> bool:
+    """Whether an eval() is there for an evaluation."""
+    return any(o.mode.node is evals.node and o.mode.value == EVAL for _, o, _ in forwards(facts))
+
+
+def _never_trained(facts: Facts) -> Iterator[Said]:
+    """A new model that its first training step finds in eval, and that nothing puts in train mode."""
+    put = {id(o) for e in facts.of("mode") if e.data["mode"] == TRAIN for o in facts.aliases(e.obj)}
+    for event, c, level in forwards(facts):
+        if c.mode.value != EVAL or c.mode.node is None or c.no_grad is not False or c.layers is not None or c.loaded:
+            continue
+        if level != YES or c.obj.kind != "instance" or id(c.obj) not in facts.trained or id(c.obj) in put:
+            continue
+        if any(o.mode.value == TRAIN for o in event.contexts) or not facts.fate(event).trains:
+            continue
+        yield said(
+            event,
+            f"{called(event)} is new and is trained in eval mode, since eval() in line "
+            f"{getattr(c.mode.node, 'lineno', 0)} of {_file(c)}: batch norm's statistics stay 0 and 1",
+            f"{called(event)}.train() before every epoch",
+        )
+
+
+def _once(test: ast.expr) -> bool:
+    """Whether a condition may hold in the last round alone: `epoch == last`, `if done`."""
+    words = {
+        n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(test) if isinstance(n, ast.Name | ast.Attribute)
+    }
+    if any(isinstance(n, ast.Mod) for n in ast.walk(test)):
+        return False
+    equal = isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq)
+    return equal or any(ENDS.search(w.lower()) for w in words)
 
 
 def second_network(facts: Facts) -> Iterator[Said]:
     """BN419: a trained network that teaches another one, in train mode."""
     averages = any(AVERAGES.search(name.lower()) for name in facts.called)
     yield from _put_in_train(facts) if not averages else ()
+    yield from _follows_in_train(facts)
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or not facts.trains(event) or c.second:
             continue
@@ -262,6 +321,24 @@ def second_network(facts: Facts) -> Iterator[Said]:
         )
 
 
+def _follows_in_train(facts: Facts) -> Iterator[Said]:
+    """A target network whose parameters follow those of another, and which normalises with its own batches."""
+    copies = {id(o) for owner in soft_copies(facts) for o in facts.aliases(owner)}
+    if not copies or any(e.obj is not None and id(canonical(e.obj)) in copies for e in facts.of("mode")):
+        return
+    for event in facts.of("forward"):
+        if event.obj is None or copies.isdisjoint(map(id, facts.aliases(event.obj))) or not facts.trains(event):
+            continue
+        if event.data["no_grad"] is True and TARGET.search(called(event).lower()):
+            yield said(
+                event,
+                f"{called(event)} follows the parameters of another network and was never put in eval: it normalises "
+                "with its own batches, and its running statistics are its own",
+                f"{called(event)}.eval(), and copy the buffers with the parameters",
+                sure=False,
+            )
+
+
 def _put_in_train(facts: Facts) -> Iterator[Said]:
     """`teacher.train()` in a training step, of a network that no optimizer has and that is no average."""
     if not facts.trained:
@@ -274,9 +351,8 @@ def _put_in_train(facts: Facts) -> Iterator[Said]:
         if not TEACHER.search(name.lower().rsplit(".", 1)[-1]) or is_average(facts, obj):
             continue
         if facts.likely(obj) and not any(id(o) in facts.trained for o in facts.aliases(obj)):
-            yield Said(
-                event.function.module,
-                call,
+            yield said(
+                event,
                 f"{name} is not trained here, and is put in train mode: it normalises with the batch, and its running "
                 "statistics move",
                 f"{name}.eval()",

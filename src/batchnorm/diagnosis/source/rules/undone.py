@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.contents import NO
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, file_of, spelled
-from batchnorm.diagnosis.source.project import FunctionInfo, in_module
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, calls_by_name, file_of, said, spelled
+from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, in_module
 from batchnorm.diagnosis.source.rules.forwards import forwards, training_forwards
 from batchnorm.diagnosis.source.rules.freezing import FREEZE, belongs
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event, Mode
-from batchnorm.diagnosis.source.values import Obj
+from batchnorm.diagnosis.source.values import Obj, canonical, options
 
 FREEZES = re.compile(r"fix|freez|frozen|eval|no_?train|lock", re.IGNORECASE)
 BY_OTHERS = re.compile(r"freez|fix_?bn|bn_?eval|eval_?bn")
@@ -48,31 +48,57 @@ def _in_a_constructor(facts: Facts) -> Iterator[Said]:
     trained = [e for e in facts.of("mode") if e.data["mode"] == TRAIN and e.obj is not None]
     lightning = any(m.method("training_step") is not None for n in facts.project.modules.values() for m in n.classes)
     for event in facts.of("layer mode", "mode"):
-        function, owner, obj = event.function, event.function.owner, event.obj
+        function, owner, obj = _maker(facts, event), event.function.owner, event.obj
+        if function is not None and function.owner is not None:
+            owner, obj = function.owner, next((a for a in facts.aliases(obj) if belongs(facts, function.owner, a)), obj)
         if event.data["mode"] != EVAL or owner is None or not owner.is_module or owner.method("train") is not None:
             continue
         of_self = event.kind == "layer mode" and obj is owner.self_obj
-        part = event.kind == "mode" and obj is not None and belongs(facts, owner, obj) and facts.has(obj) == YES
-        if not (of_self or part) or not _made_only(facts, function, obj):
+        part = obj is not None and not of_self and _belongs(facts, owner, obj) and facts.has(obj) == YES
+        if not (of_self or part) or not _made_only(facts, event.function, event.obj):
             continue
         known = [e for e in trained if facts.holds(e.obj, owner)]
         others = [e for e in trained if facts.has(e.obj) != NO and _made(e.obj)]
         if (
             not (facts.steps_anywhere or lightning)
             or not (known or others or lightning)
-            or owner.name not in facts.mentioned
+            or (owner.name not in facts.mentioned and owner.method("training_step") is None)
         ):
             continue
         undo = (known or others or [None])[0]
         where = f" in line {undo.line} of {file_of(undo)}" if undo is not None else " of the trainer"
-        yield Said(
-            function.module,
-            event.node,
+        yield said(
+            event,
             f"{spelled(event.node)}, which only the constructor calls, does not last: train(){where} puts it back in "
             "train mode with the rest",
             "def train(self, mode=True) that puts it in eval again, or " + FREEZE.format("model"),
             sure=bool(known) or (of_self and bool(others)),
         )
+
+
+def _maker(facts: Facts, event: Event) -> FunctionInfo | None:
+    """The constructor that alone calls a helper which puts layers in eval."""
+    helper = event.function
+    if helper.owner is not None or not helper.name or event.data["mode"] != EVAL:
+        return None
+    makers = [
+        f
+        for m in facts.project.modules.values()
+        if helper.name in m.text
+        for f in m.functions
+        if f.name == "__init__" and f.owner is not None and any(calls_by_name(n, helper.name) for n in ast.walk(f.node))
+    ]
+    return makers[0] if makers else None
+
+
+def _belongs(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
+    """Whether an object is in an attribute of its owner, or in a part of one."""
+    if belongs(facts, owner, part):
+        return True
+    if part.kind == "attribute" and part.parent is not None:
+        return _belongs(facts, owner, canonical(part.parent))
+    holders = [e.obj.info for e in facts.of("attribute") if e.obj is not None and part in options(e.data["value"])]
+    return any(isinstance(c, ClassInfo) and c is not owner and facts.holds(owner.self_obj, c) for c in holders)
 
 
 def _made(obj: Obj | None) -> bool:
@@ -82,22 +108,16 @@ def _made(obj: Obj | None) -> bool:
 
 def _made_only(facts: Facts, function: FunctionInfo, obj: Obj | None) -> bool:
     """Whether only constructors run a function, and nothing else puts the same object, or layers, in eval."""
+    same = facts.aliases(obj)
     elsewhere = [
         e
         for e in facts.of("layer mode", "mode")
-        if e.data["mode"] == EVAL and e.function is not function and e.obj is obj and e.function.name != "__init__"
+        if e.data["mode"] == EVAL
+        and e.function is not function
+        and any(a in same for a in facts.aliases(e.obj))
+        and e.function.name != "__init__"
     ]
-    if function.name == "__init__" or elsewhere:
-        return not elsewhere
-    modules = [m for m in facts.project.modules.values() if function.name in m.text]
-    calls = {id(n) for m in modules for n in m.nodes if _calls(n, function.name)}
-    made = {id(n) for m in modules for f in m.functions if f.name == "__init__" for n in ast.walk(f.node)}
-    return bool(calls) and calls <= made
-
-
-def _calls(node: ast.AST, name: str) -> bool:
-    """Whether a node calls a method of that name."""
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
+    return not elsewhere and facts.only_constructs(function)
 
 
 def _undone(event: Event) -> Iterator[Said]:

@@ -1,0 +1,83 @@
+"""BN442: parameters put into a model, or a layer, without the statistics that belong to them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, said, spelled
+from batchnorm.diagnosis.source.rules.averages import BUFFERS
+from batchnorm.diagnosis.source.trace import EVAL, Event
+from batchnorm.diagnosis.source.values import Obj
+
+FIX = "torch.save(model.state_dict(), path) and model.load_state_dict(torch.load(path))"
+
+
+def without_statistics(facts: Facts) -> Iterator[Said]:
+    """BN442: parameters of a file copied into a model that evaluates, and layers copied without statistics."""
+    yield from _copied_layers(facts)
+    for event in facts.of("write"):
+        owner = event.data["atom"].owner
+        if event.data["atom"].kind != "parameter" or not isinstance(owner, Obj) or facts.has(owner) != YES:
+            continue
+        if facts.uses(event.function, *BUFFERS, "load_state_dict") or not facts.uses(event.function, "load"):
+            continue
+        if not _replaces(event) or not _evaluated(facts, event, owner):
+            continue
+        yield said(
+            event,
+            f"parameters alone are loaded into {owner.path}, which is put in eval: its running statistics are not "
+            "those of these weights",
+            FIX,
+        )
+
+
+def _copied_layers(facts: Facts) -> Iterator[Said]:
+    """`if isinstance(a, BatchNorm2d): b.weight.data = a.weight.data[keep]`, and nothing of the statistics."""
+    for module in facts.project.modules.values():
+        for test in module.nodes if "BatchNorm" in module.text and "isinstance" in module.text else ():
+            if not isinstance(test, ast.If) or "BatchNorm" not in spelled(test.test, 200):
+                continue
+            copies = [n for s in test.body for n in ast.walk(s) if isinstance(n, ast.Assign) and _copies(n)]
+            text = " ".join(ast.unparse(s) for s in test.body)
+            if {_names(n)[1] for n in copies} >= {"weight", "bias"} and "running_" not in text and "state" not in text:
+                yield Said(
+                    module,
+                    copies[0],
+                    f"weight and bias of a batch norm layer are copied to {_names(copies[0])[0]}, without "
+                    "running_mean and running_var",
+                    "copy running_mean and running_var too, or batchnorm.recalibrate(model, loader)",
+                    sure=False,
+                )
+
+
+def _names(node: ast.Assign) -> list[str]:
+    """`b` and `weight` of `b.weight.data = ...`."""
+    return spelled(node.targets[0], 200).removesuffix(".data").rsplit(".", 1)
+
+
+def _copies(node: ast.Assign) -> bool:
+    """Whether an assignment copies the same parameter of another layer."""
+    to = _names(node)
+    if len(to) != 2 or to[1] not in ("weight", "bias"):
+        return False
+    read = (n for n in ast.walk(node.value) if isinstance(n, ast.Attribute) and n.attr == to[1])
+    return any(spelled(n.value, 200) != to[0] for n in read)
+
+
+def _replaces(event: Event) -> bool:
+    """Whether a parameter becomes something that is no model's."""
+    loops = any(isinstance(n, ast.For) for n in event.data["loops"])
+    forms = [now for now, _, _ in event.data["values"]]
+    return loops and bool(forms) and all(a.kind in ("other", "element", "shadow") for f in forms for a in f.terms)
+
+
+def _evaluated(facts: Facts, event: Event, owner: Obj) -> bool:
+    """Whether the same function puts the model in eval afterwards, and it was given no weights otherwise."""
+    same = {id(o) for o in facts.aliases(owner)}
+    if facts.pretrained(owner) or any(id(o) in same for e in facts.of("load") for o in facts.aliases(e.obj)):
+        return False
+    return any(
+        e.data["mode"] == EVAL and e.function is event.function and any(id(o) in same for o in facts.aliases(e.obj))
+        for e in facts.of("mode")
+    )

@@ -1,0 +1,13 @@
+"""Textbook spellings of mistakes, and sound code that looks like them, for every kind in small programs."""
+
+from tests.diagnosis.source.textbook import (
+    constructors,
+    exports_and_constants,
+    followers,
+    own_modes,
+    settings,
+    states,
+    trained_in_eval,
+)
+
+KINDS = (constructors, exports_and_constants, followers, own_modes, settings, states, trained_in_eval)
