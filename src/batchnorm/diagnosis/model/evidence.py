@@ -44,6 +44,7 @@ class Evidence:
     eval_gap: Effect = field(default_factory=lambda: Effect("evaluation data", 0))
     eval_exact: Effect = field(default_factory=lambda: Effect(RECALIBRATE, 0))
     eval_undone: Effect | None = None
+    eval_applied: Effect | None = None
     served: Effect | None = None
     by_call: Effect | None = None
     another_eps: AnotherEps | None = None

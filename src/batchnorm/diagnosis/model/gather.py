@@ -126,7 +126,7 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     _padding(evidence, lab, data)
     _several_calls(evidence, lab, data)
     if others is not None:
-        _evaluate(evidence, lab, sample, others, exact)
+        _evaluate(evidence, lab, data, sample, others, exact)
     _served(evidence, lab, data, others)
     # The model is called with the batch's first tensor as it is: a hook can change it.
     evidence.feeds_tensors = lab.forward_fn is None and _passed_as_it_is(next(iter(data))[1])
@@ -247,7 +247,9 @@ def _served(evidence: Evidence, lab: Laboratory, data: Data, others: Data | None
         evidence.served = effect("running statistics at evaluation", served, after, lab.scorer)
 
 
-def _evaluate(evidence: Evidence, lab: Laboratory, sample: Sample, others: Data, exact: Statistics | None) -> None:
+def _evaluate(
+    evidence: Evidence, lab: Laboratory, data: Data, sample: Sample, others: Data, exact: Statistics | None
+) -> None:
     """The evaluation data under stored, exact and their own statistics."""
     outcomes, received = evidence.outcomes, {name: Received() for name in lab.layers}
     own_sample = Sample()
@@ -263,11 +265,15 @@ def _evaluate(evidence: Evidence, lab: Laboratory, sample: Sample, others: Data,
     # What the loader's own statistics repair is not the evaluation data's doing.
     base = "exact" if evidence.statistics.helps and evidence.eval_exact.helps else "stored"
     evidence.eval_gap = _unpaired(outcomes[base], outcomes[f"eval_{base}"], lab.scorer)
-    line = evidence.difference.line
-    if line is not None and line[0] and lab.scorer is not None and not others.out_of_time:
-        with undone(lab, line):
+    found = evidence.difference
+    if found.undo is not None and lab.scorer is not None and not others.out_of_time:
+        with changed(lab, found.undo):
             after = lab.run(others, "eval_undone")
         evidence.eval_undone = effect("undone", outcomes["eval_stored"], after, lab.scorer)
+    if found.apply is not None and data.room(0.5):
+        with changed(lab, found.apply):
+            after = lab.tried(data, "applied", nullcontext())
+        evidence.eval_applied = effect("the same done to the loader's inputs", outcomes["stored"], after, lab.scorer)
     own, said = lab.recalibrated(others) if not others.out_of_time else (None, "")
     if own is not None:
         outcomes["eval_own"] = lab.run(others, "eval_own", swapped(lab.active, own))
@@ -276,12 +282,12 @@ def _evaluate(evidence: Evidence, lab: Laboratory, sample: Sample, others: Data,
 
 
 @contextmanager
-def undone(lab: Laboratory, line: tuple[float, float]) -> Iterator[None]:
-    """The model is given `(x - b) / a` for the x of its first floating input."""
+def changed(lab: Laboratory, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """The model is given other values in the place of its first floating input."""
     before = lab.forward_fn
 
     def forward(model: nn.Module, batch: Any) -> Any:
-        return call(model, replaced(batch, lambda x: (x - line[1]) / line[0]), before)
+        return call(model, replaced(batch, lambda x: change(x) if x.is_floating_point() else x), before)
 
     lab.forward_fn = forward
     try:

@@ -16,7 +16,7 @@ from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules.examples import batches, network
 from batchnorm.diagnosis.rules.grounds import SURE as SURE
-from batchnorm.diagnosis.rules.grounds import above
+from batchnorm.diagnosis.rules.grounds import above, ruled_out
 
 if TYPE_CHECKING:
     from batchnorm.diagnosis.model.evidence import Evidence
@@ -30,9 +30,20 @@ FIX = "{code}use one preprocessing{undo}{advice}"
 
 
 def predicts(e: Evidence) -> Effect | None:
-    """How much worse the metric is on the evaluation data, or how much their own statistics help there."""
+    """How much worse the metric is on the evaluation data, or what undoing the difference does there.
+
+    A difference that, done to the loader's inputs, does no harm is not what makes the metric worse; nor is one that
+    augmentation explains as well, unless undoing it helps.
+    """
+    applied, undone = e.eval_applied, e.eval_undone
     if not e.eval_gap.measured:
-        return None
+        return applied if e.difference.usual else None
+    if undone is not None and undone.measured and undone.helps:
+        return undone
+    if applied is not None and applied.measured and e.difference.words:
+        return e.eval_gap if applied.harms else ruled_out(e.eval_gap)
+    if e.difference.usual:
+        return ruled_out(e.eval_gap)
     return e.evaluation if e.evaluation.helps and not e.eval_gap.helps else e.eval_gap
 
 
@@ -54,30 +65,16 @@ def look(e: Evidence) -> Said:
 
 
 def _fix(e: Evidence) -> dict[str, str]:
-    own, line = e.evaluation, e.difference.line
-    undo = ""
-    if line is not None and line[0]:
-        undo = f": (x {_minus(line[1])}) / {line[0]:.3g}"
-    back = e.eval_undone
+    own, back, code = e.evaluation, e.eval_undone, e.difference.code
     better = back is not None and back.measured and back.helps and (own.gain or 0.0) <= (back.gain or 0.0)
-    if line is not None and better and e.feeds_tensors:
-        undone = f"((args[0] {_minus(line[1])}) / {line[0]:.4g}, *args[1:])"
-        code = f"model.register_forward_pre_hook(lambda module, args: {undone})  # on such data, or "
-        return {"code": code, "undo": "", "advice": ""}
+    if code and better and e.feeds_tensors:
+        hook = f"model.register_forward_pre_hook(lambda module, args: ({code}, *args[1:]))"
+        return {"code": f"{hook}  # on such data, or ", "undo": "", "advice": ""}
+    undo = f": {code}, for the model's args" if code else ""
     if own.measured and own.helps:
         return {"code": f"{own.what}  # or ", "undo": undo, "advice": ""}
-    if own.harms:
-        return {
-            "code": "",
-            "undo": undo,
-            "advice": "; do not recalibrate on evaluation data",
-        }
     advice = "" if own.measured else "; if the data are meant to differ, recalibrate on unlabelled evaluation data"
-    return {"code": "", "undo": undo, "advice": advice}
-
-
-def _minus(value: float) -> str:
-    return f"{'-' if value >= 0 else '+'} {abs(value):.4g}"
+    return {"code": "", "undo": undo, "advice": "; do not recalibrate on evaluation data" if own.harms else advice}
 
 
 def broken() -> Example:
