@@ -201,11 +201,12 @@ def _of_values(x: View, y: View) -> Change | None:
     before = apart(x, y)
     far, limit = distances(x, y)
     which = far > limit
-    everything = torch.ones_like(which)
     few = not x.spatial and float(which.double().mean()) < 0.7
     lines = [by_line(x, y)] + ([by_line(x, y, -1)] if _turned_over(x, y) else [])
     lines += [c for c in (by_order(x, y),) if c is not None] + turns(x)
-    own = [by_channel(x, y, which if few or x.x.shape[1] > 4 else everything)] if bool(which.any()) else []
+    own = [by_channel(x, y, which)] if bool(which.any()) else []
+    # Chance hides a channel that hardly moves: with few of them all are tried as well.
+    own += [by_channel(x, y, torch.ones_like(which))] if own and len(which) <= 4 and not bool(which.all()) else []
     tried = [*own, *lines] if few else [*lines, *own]
     tried += [by_curve(x, y, which)] if bool(which.any()) else []
     left: list[float] = []

@@ -25,7 +25,7 @@ from batchnorm.diagnosis.experiments.differing import Sample
 from batchnorm.diagnosis.experiments.outcome import Outcome, first_output
 from batchnorm.diagnosis.experiments.padding import at_layer, padded_positions
 from batchnorm.diagnosis.experiments.received import Received
-from batchnorm.diagnosis.experiments.scores import Scorer
+from batchnorm.diagnosis.experiments.scores import Scorer, agreement, labels
 from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.models.batches import call, count_samples
 from batchnorm.models.find import batch_norm_layers
@@ -101,6 +101,9 @@ class Laboratory:
 
     def _take(self, outcome: Outcome, output: Any, batch: Any, number: int) -> None:
         """Score one batch's output and keep both."""
+        if self.scorer is None and outcome.condition == "stored" and not outcome.batches:
+            # Nobody gave a metric, but the loader gives classes.
+            self.scorer = None if labels(output, batch) is None else Scorer(agreement, given=False)
         units = None if self.scorer is None else self.scorer.score(outcome.condition, output, batch, number)
         outcome.take(number, output, count_samples(batch), units)
 

@@ -14,7 +14,7 @@ LEAST = 8  # positions an axis
 ROUGH = 0.3  # log ratio of power
 SURE = 4.0  # standard errors
 FITS = {"noise": 0.25, "without": 0.25, "rate": 0.34, "blur": 0.5}  # of the distance before, in log power
-RATES = (0.25, 1 / 3, 0.4, 0.5, 0.625, 2 / 3, 0.75, 0.8, 1.25, 4 / 3, 1.5, 1.6, 2.0, 2.5, 3.0, 4.0)
+RATES = [2 ** (k / 8) for k in range(-16, 17) if abs(k) > 1]
 MOST = 4.0  # by which a frequency is raised where blur is undone
 
 
@@ -33,13 +33,15 @@ def by_spectrum(x: View, y: View) -> tuple[Change | None, float]:
     beyond = ((step - low).abs() - torch.clamp(SURE * error, min=ROUGH)).clamp_min(0)
     if not bool((beyond > 0).any()):
         return None, 0.0
-    return _named(a.mean(0), b.mean(0), step - low, used), float(beyond.mean())
+    return _named(a.mean(0), b.mean(0), step - low, used, x.x.dim() == 3), float(beyond.mean())
 
 
-def _named(a: Tensor, b: Tensor, step: Tensor, used: Tensor) -> Change:
+def _named(a: Tensor, b: Tensor, step: Tensor, used: Tensor, sequences: bool) -> Change:
     """The model that fits best: noise in the one or the other, another rate, blur; else rougher or smoother."""
     before = _misfit(a, b)
-    found = [(*_noise(a, b), "noise"), (*_noise(b, a), "without"), (*_rate(a, b), "rate"), (*_blur(a, b, used), "blur")]
+    found = [(*_noise(a, b), "noise"), (*_noise(b, a), "without"), (*_blur(a, b, used), "blur")]
+    # The spectra of images fall evenly, so that another scale is hardly more than a gain.
+    found += [(*_rate(a, b), "rate")] if sequences else []
     named = [one for one in found if one[0] < FITS[one[2]] * before]
     _, value, kind = min(named, key=lambda one: one[0], default=(0.0, 0.0, ""))
     if kind == "noise":
@@ -50,7 +52,7 @@ def _named(a: Tensor, b: Tensor, step: Tensor, used: Tensor) -> Change:
         words = f"training inputs have noise (standard deviation {value**0.5:.2g}) that evaluation inputs have not"
         return Change(words, _filter(a, b, used), lambda v: v + value**0.5 * _random(v), usual=True)
     if kind == "rate":
-        words = f"evaluation inputs run {1 / value:.2g} times as fast: another sample rate or scale"
+        words = f"evaluation inputs run about {1 / value:.2g} times as fast: another sample rate or scale"
         return Change(words, lambda v: stretched(v, 1 / value), lambda v: stretched(v, value))
     top = math.exp(float(step[-max(1, len(step) // 4) :].mean()))
     how = "smoother" if top < 1 else "rougher"
@@ -60,9 +62,10 @@ def _named(a: Tensor, b: Tensor, step: Tensor, used: Tensor) -> Change:
 
 
 def _misfit(a: Tensor, b: Tensor) -> float:
-    """Root mean square of the log ratio, but for a gain."""
-    ratio = b.log() - a.log()
-    return float((ratio - ratio.median()).square().mean().sqrt())
+    """Root mean square of the log ratio but for a gain, frequencies with more power counting more."""
+    ratio, weight = b.log() - a.log(), (a / a.mean() + b / b.mean()).sqrt()
+    gain = (weight * ratio).sum() / weight.sum()
+    return float(((weight * (ratio - gain).square()).sum() / weight.sum()).sqrt())
 
 
 def _noise(a: Tensor, b: Tensor) -> tuple[float, float]:

@@ -66,6 +66,7 @@ class Evidence:
     padding_varies: float = 0.0
     images: bool = False
     padding_effect: Effect | None = None
+    labelled: bool = False
     sync_refused: bool = False
     feeds_tensors: bool = False
     exact: Statistics = field(default_factory=dict)
