@@ -24,7 +24,8 @@ class Evidence:
     (recalibrated on them) on the evaluation data. statistics is what recalibrating does, by_batch what the
     batch's statistics do instead of exact ones, evaluation what recalibrating on the evaluation data
     does there, after what the loader's statistics repair. served is what running statistics do instead of what
-    `model.eval()` leaves, by_call what statistics of each call's own do where a layer has several calls.
+    `model.eval()` leaves, by_domain what statistics of each kind's own do where the batches are of two kinds (domains
+    says which is of the second), by_call what statistics of each call's own do where a layer has several calls.
     output_gap is the relative distance between the outputs with the batch's statistics and with
     the stored ones, everything else in eval; rest_gap the distance that everything but batch norm makes
     when it alone is in train mode.
@@ -47,6 +48,9 @@ class Evidence:
     eval_applied: Effect | None = None
     served: Effect | None = None
     by_call: Effect | None = None
+    by_domain: Effect | None = None
+    frozen: Effect | None = None
+    domains: list[bool] = field(default_factory=list)
     another_eps: AnotherEps | None = None
     new_statistics: Effect | None = None
     as_batch_norm: Effect | None = None

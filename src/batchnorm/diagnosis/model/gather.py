@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from batchnorm.diagnosis.experiments.another_eps import another_eps
 from batchnorm.diagnosis.experiments.attribution import shares
-from batchnorm.diagnosis.experiments.conditions import Statistics, as_batch_norm, swapped, sync_on_cpu
+from batchnorm.diagnosis.experiments.conditions import Statistics, as_batch_norm, swapped, sync_on_cpu, write
 from batchnorm.diagnosis.experiments.data import PASSES, Data, limits
 from batchnorm.diagnosis.experiments.differing import Sample, difference
 from batchnorm.diagnosis.experiments.effect import Effect
@@ -25,7 +25,7 @@ from batchnorm.diagnosis.experiments.slices import replaced
 from batchnorm.diagnosis.experiments.training_step import left_in_eval, left_in_train, training_step
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence, compare, stored
-from batchnorm.diagnosis.rules.grounds import UNLIKE
+from batchnorm.diagnosis.rules.grounds import TWO_GROUPS, UNLIKE, unlike
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm
 from batchnorm.models.batches import call, progress_bar
@@ -125,6 +125,8 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
         _attribute(evidence, lab, data, exact)
     _padding(evidence, lab, data)
     _several_calls(evidence, lab, data)
+    _two_kinds(evidence, lab, data)
+    _frozen(evidence, lab, data)
     if others is not None:
         _evaluate(evidence, lab, data, sample, others, exact)
     _served(evidence, lab, data, others)
@@ -225,6 +227,40 @@ def _several_calls(evidence: Evidence, lab: Laboratory, data: Data) -> None:
     tried = outcomes["by_call"] = lab.by_call(data, {name: pairs for name, pairs in own.items() if pairs})
     before = outcomes["exact" if evidence.statistics.helps else "stored"]
     evidence.by_call = effect("statistics of their own for each call", before, tried, lab.scorer)
+
+
+def _two_kinds(evidence: Evidence, lab: Laboratory, data: Data) -> None:
+    """Where the batches are of two kinds: what statistics of each kind's own do."""
+    groups = [layer.inputs.two_groups() for layer in evidence.layers.values() if layer.spread > UNLIKE]
+    explained, kinds = max(groups, key=lambda group: group[0], default=(0.0, []))
+    if explained <= TWO_GROUPS or len(kinds) != data.batches:
+        return
+    evidence.domains = kinds
+    if not data.room(3):
+        return
+    own = [lab.recalibrated(data, lambda i, kind=kind: kinds[i] is kind)[0] for kind in (False, True)]
+    if own[0] is None or own[1] is None:
+        return
+
+    def before(index: int) -> None:
+        for name, pair in own[kinds[index]].items():  # pyright: ignore[reportOptionalMemberAccess]
+            write(lab.active[name], *pair)
+
+    outcomes = evidence.outcomes
+    tried = outcomes["by_domain"] = lab.run(data, "by_domain", swapped(lab.active, own[0]), before)
+    start = outcomes["exact" if evidence.statistics.helps else "stored"]
+    evidence.by_domain = effect("statistics of their own for each kind of batch", start, tried, lab.scorer)
+
+
+def _frozen(evidence: Evidence, lab: Laboratory, data: Data) -> None:
+    """Where frozen layers receive what they do not store: what exact statistics in them do."""
+    names = [name for name, layer in evidence.layers.items() if layer.frozen and layer.reached]
+    if lab.scorer is None or not any(unlike(evidence.layers[name]) for name in names) or not data.room(1):
+        return
+    layers = {name: lab.layers[name] for name in names}
+    exact = lab.normalised(data, layers)
+    tried = lab.tried(data, "frozen", swapped(layers, exact))
+    evidence.frozen = effect("exact statistics in the frozen layers", evidence.outcomes["stored"], tried, lab.scorer)
 
 
 def _served(evidence: Evidence, lab: Laboratory, data: Data, others: Data | None) -> None:
