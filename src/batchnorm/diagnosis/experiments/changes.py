@@ -52,11 +52,16 @@ def _fitted(p: Tensor, q: Tensor, weight: Tensor) -> tuple[float, float]:
         return float((weight * (q - a * p - b).square()).mean().sqrt())
 
     centre, aim = (float((weight * v).sum() / weight.sum()) for v in (p, q))
-    a = float((weight * (p - centre) * (q - aim)).sum() / (weight * (p - centre).square()).sum().clamp_min(1e-30)) or 1.0
+    a = (
+        float((weight * (p - centre) * (q - aim)).sum() / (weight * (p - centre).square()).sum().clamp_min(1e-30))
+        or 1.0
+    )
     scale = float((weight * p * q).sum() / (weight * p.square()).sum().clamp_min(1e-30))
     free = (a, aim - a * centre)
     enough = left(*free) + AS_WELL * float((weight * (q - aim).square()).mean().sqrt())
-    near = [f for f in FACTORS if abs(math.log(max(scale, 1e-30) / f)) < NEAR or abs(math.log(max(scale, 1e-30) * f)) < NEAR]
+    near = [
+        f for f in FACTORS if abs(math.log(max(scale, 1e-30) / f)) < NEAR or abs(math.log(max(scale, 1e-30) * f)) < NEAR
+    ]
     exact = [(f if scale > 1 else 1 / f, 0.0) for f in near]
     plain = [one for one in ((1.0, aim - centre), *exact, (scale, 0.0)) if one[0] > 0 and left(*one) <= enough]
     return plain[0] if plain else free
@@ -96,8 +101,12 @@ def by_channel(x: View, y: View, which: Tensor) -> Change:
 
 def _normalisation(x: View, y: View) -> str:
     """Whether one of the two has mean 0 and deviation 1 in every channel, and the other lies within 0 and 1, or 255."""
-    one, other = (bool((v.mean(1).abs() < 0.6).all() and ((v.std(1).log2()).abs() < 1).all()) for v in (x.quantiles, y.quantiles))
-    plain, also = (float(v.min()) >= 0 and (float(v.max()) <= 1 or 2 < float(v.max()) <= 255) for v in (x.quantiles, y.quantiles))
+    one, other = (
+        bool((v.mean(1).abs() < 0.6).all() and ((v.std(1).log2()).abs() < 1).all()) for v in (x.quantiles, y.quantiles)
+    )
+    plain, also = (
+        float(v.min()) >= 0 and (float(v.max()) <= 1 or 2 < float(v.max()) <= 255) for v in (x.quantiles, y.quantiles)
+    )
     if one and also and not other:
         return "without the training inputs' normalisation (mean and standard deviation left out): "
     if other and plain and not one:
@@ -154,12 +163,12 @@ def _interpolated(v: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 TURNS: dict[str, Function] = {
-    "turned by 90 degrees": lambda v: v.rot90(1, (2, 3)),
-    "turned by 180 degrees": lambda v: v.flip(2, 3),
-    "turned by 270 degrees": lambda v: v.rot90(3, (2, 3)),
     "upside down": lambda v: v.flip(2),
     "mirrored": lambda v: v.flip(3),
     "transposed": lambda v: v.transpose(2, 3),
+    "turned by 90 degrees": lambda v: v.rot90(1, (2, 3)),
+    "turned by 180 degrees": lambda v: v.flip(2, 3),
+    "turned by 270 degrees": lambda v: v.rot90(3, (2, 3)),
 }
 BACK = {"turned by 90 degrees": "turned by 270 degrees", "turned by 270 degrees": "turned by 90 degrees"}
 REVERSED: dict[str, Function] = {"reversed in time": lambda v: v.flip(2)}
@@ -168,7 +177,9 @@ REVERSED: dict[str, Function] = {"reversed in time": lambda v: v.flip(2)}
 def turns(x: View) -> list[Change]:
     """Ways to turn or mirror inputs that keep their shape."""
     found = TURNS if x.x.dim() == 4 and x.x.shape[2] == x.x.shape[3] else REVERSED if x.x.dim() == 3 else {}
-    return [Change(f"evaluation inputs are {n}", f, found[BACK.get(n, n)], usual="mirrored" == n) for n, f in found.items()]
+    return [
+        Change(f"evaluation inputs are {n}", f, found[BACK.get(n, n)], usual=n == "mirrored") for n, f in found.items()
+    ]
 
 
 def turned(x: View, y: View) -> list[Change]:
@@ -181,7 +192,9 @@ def turned(x: View, y: View) -> list[Change]:
     if not (moved > max(SLANT, SURE * error) and left < 0.34 * moved):
         return []
     turn = TURNS["transposed"]
-    return [Change("rows and columns of evaluation inputs are exchanged: transposed, or turned by 90 degrees", turn, turn)]
+    return [
+        Change("rows and columns of evaluation inputs are exchanged: transposed, or turned by 90 degrees", turn, turn)
+    ]
 
 
 def resized(x: Tensor, y: Tensor) -> Change:

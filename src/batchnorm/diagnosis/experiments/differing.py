@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from batchnorm.diagnosis.experiments.changes import (
-    Change, Function, by_channel, by_curve, by_line, by_order, resized, turned, turns,
+    Change,
+    Function,
+    by_channel,
+    by_curve,
+    by_line,
+    by_order,
+    resized,
+    turned,
+    turns,
 )  # fmt: skip
 from batchnorm.diagnosis.experiments.padding import padded_positions
 from batchnorm.diagnosis.experiments.spectra import by_spectrum
@@ -282,13 +290,15 @@ def _dead(x: Tensor, y: Tensor) -> list[Change]:
     one, other = ((v == v[:1]).flatten(2).all(1).all(0).double().mean() if v.dim() > 2 else 0.0 for v in (x, y))
     if other - one <= PADDING:
         return []
-    return [Change(f"{other:.0%} of the positions are the same in all evaluation inputs (padding), {one:.0%} in training")]
+    return [
+        Change(f"{other:.0%} of the positions are the same in all evaluation inputs (padding), {one:.0%} in training")
+    ]
 
 
 def _tokens(training: Sample, evaluation: Sample) -> str:
     """Whether numbers of words occur with other frequencies, beyond what two halves of the training data show."""
-    if not training.inputs or not evaluation.inputs or any(t.is_floating_point() or t.dim() != 2 for t in
-                                                           (*training.inputs, *evaluation.inputs)):  # fmt: skip
+    every = [*training.inputs, *evaluation.inputs]
+    if not training.inputs or not evaluation.inputs or any(t.is_floating_point() or t.dim() != 2 for t in every):
         return ""
     rows = [row for t in training.inputs for row in t]
     parts = [torch.cat(v) for v in (rows[::2], rows[1::2], [row for t in evaluation.inputs for row in t])]
@@ -301,7 +311,10 @@ def _tokens(training: Sample, evaluation: Sample) -> str:
     chance *= (0.25 + 0.25 * len(rows) / max(evaluation.count, 1)) ** 0.5
     if far < max(CLASSES, 2 * chance):
         return ""
-    return f"tokens occur with other frequencies in evaluation inputs (total variation {far:.2f}; chance {chance:.2f}): another vocabulary, tokenizer or language"
+    return (
+        f"tokens occur with other frequencies in evaluation inputs (total variation {far:.2f}; chance {chance:.2f}): "
+        "another vocabulary, tokenizer or language"
+    )
 
 
 def _only_classes(a: Tensor, b: Tensor, training: Sample, evaluation: Sample) -> bool:

@@ -86,6 +86,15 @@ class Scorer:
             if len(guess[0]) == len(parts[0]):
                 found += list(zip(parts[0], guess[0], strict=True))
 
+    def knows(self, condition: str) -> float:
+        """How far the metric lies from that of outputs held against other samples, in deviations of a unit's."""
+        table = torch.tensor(self._guesses.get(condition, []), dtype=torch.float64).reshape(-1, 2)
+        table = table[torch.isfinite(table).all(1)]
+        if len(table) < 2:
+            return math.inf
+        apart, spread = (table[:, 0] - table[:, 1]).mean().abs(), table[:, 1].std()
+        return float(apart / spread) if spread > 0 else math.inf
+
     def chance(self) -> float | None:
         """What guessing gives, under the condition that is surest to be better or worse."""
         best = self._surest()

@@ -13,7 +13,7 @@ from batchnorm.diagnosis.experiments.views import BANDS, View, bands
 LEAST = 8  # positions an axis
 ROUGH = 0.3  # log ratio of power
 SURE = 4.0  # standard errors
-FITS = {"noise": 0.25, "without": 0.25, "rate": 0.34, "blur": 0.5}  # of the distance before, in log power
+FITS = {"noise": 0.25, "without": 0.25, "rate": 0.5, "blur": 0.5}  # of the distance before, in log power
 RATES = [2 ** (k / 8) for k in range(-16, 17) if abs(k) > 1]
 MOST = 4.0  # by which a frequency is raised where blur is undone
 
@@ -49,7 +49,10 @@ def _named(a: Tensor, b: Tensor, step: Tensor, used: Tensor, sequences: bool) ->
         return Change(f"evaluation inputs have noise (standard deviation {std:.2g}) that training inputs have not",
                       lambda v: v + std * _random(v), _filter(b, a, used))  # fmt: skip
     if kind == "without":
-        words = f"training inputs have noise (standard deviation {value**0.5:.2g}) that evaluation inputs have not"
+        words = (
+            f"training inputs have noise or detail (standard deviation {value**0.5:.2g}) that evaluation inputs have "
+            "not: noise as augmentation, or evaluation inputs that are blurred or resized"
+        )
         return Change(words, _filter(a, b, used), lambda v: v + value**0.5 * _random(v), usual=True)
     if kind == "rate":
         words = f"evaluation inputs run about {1 / value:.2g} times as fast: another sample rate or scale"

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-LEVELS = torch.linspace(0.02, 0.98, 33, dtype=torch.float64)
+LEVELS = torch.linspace(0.05, 0.95, 31, dtype=torch.float64)
 VALUES = 8192  # of a channel
 SIDE = 16  # positions an axis
 BANDS = 16  # of frequency, from 0 to half a cycle a position
@@ -69,6 +69,10 @@ class View:
         """`(N, bands)`: the mean power a frequency, over channels; white noise has its variance in each."""
         axes = tuple(range(2, self.x.dim()))
         x = self.x - self.x.mean(axes, keepdim=True)
+        for axis in axes:
+            # Without a window the step from one end to the other fills all frequencies.
+            window = torch.hann_window(x.shape[axis] + 2, periodic=False)[1:-1]
+            x = x * (window / window.square().mean().sqrt()).view([-1] + [1] * (x.dim() - axis - 1))
         found = torch.fft.fftn(x, dim=axes, norm="ortho").abs().square().mean(1).flatten(1).double()
         band = bands(self.x.shape[2:])
         used = band >= 0

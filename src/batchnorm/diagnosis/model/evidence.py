@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -74,6 +75,7 @@ class Evidence:
     sync_refused: bool = False
     feeds_tensors: bool = False
     exact: Statistics = field(default_factory=dict)
+    knows: Callable[[str], float] = lambda condition: math.inf
     attempt: Callable[[str, Statistics], Effect | None] | None = None
 
     @property

@@ -142,6 +142,8 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
         evidence.step = training_step(lab.model, lab.layers, first[1], lab.forward_fn)
         for name, moved in evidence.step.moved.items():
             rows[name].modes = {"train": 1} if moved or name not in evidence.left_in_eval else {"eval": 1}
+    if lab.scorer is not None:
+        evidence.knows = lab.scorer.knows
     evidence.labelled = lab.scorer is not None and not lab.scorer.given
     evidence.passes = data.passes
     evidence.exact = exact or {}

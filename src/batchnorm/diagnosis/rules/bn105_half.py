@@ -35,7 +35,10 @@ def look(e: Evidence) -> Said:
                 f"statistics are {str(layer.dtype)[6:]}: small updates round away, and float16 overflows at 65504",
             )
         elif layer.weight is not None and not _rounded(layer.weight) and _rounded(layer.mean) and _rounded(layer.var):
-            yield layer.name, "all statistics are numbers of bfloat16: they were kept so, and small updates rounded away"
+            yield (
+                layer.name,
+                "all statistics are numbers of bfloat16: they were kept so, and small updates rounded away",
+            )
 
 
 def _rounded(values: Tensor) -> bool:

@@ -1,16 +1,21 @@
-"""Given `eval_loader`: the evaluation inputs are not like the loader's, and the metric on them is worse.
+"""Given `eval_loader`: the evaluation inputs are not like the loader's, and that makes the metric worse.
 
-Compared are the model's own inputs at a grid of positions (means beyond {SHIFT} standard deviations, spread beyond a
-factor of 1.3, roughness) and what the first layer receives with the stored statistics (mean beyond {SHIFT} standard
-deviations, variance beyond a factor of 1.6), each beyond {SURE} standard errors. What differs is said where it
-shows: a scale and an offset, another normalisation by channel, size, blur, noise, another curve. Recalibrating on the
-evaluation data is tried there and advised only where it helps. Other shares of the classes are BN131.
+Compared are the model's own inputs, each against its sampling error: quantiles by channel or column (beyond {APART}
+deviations), means by position (beyond {SHIFT}), power by frequency (beyond a factor of 1.35), sizes, padding and the
+frequencies of tokens; and what the first layer receives (mean beyond {SHIFT} deviations, variance beyond a factor of
+1.6). What was done to them is the simplest that explains it: a line (a x + b), the training inputs' normalisation left
+out, channels in another order, a line for single channels or columns, a curve, turned, noise, blur, another rate. It is
+tried: undone on the evaluation data, and done to the loader's inputs. A warning where undoing it helps, or doing it
+harms; where it cannot be tried, where the metric is worse, unless augmentation of the training inputs (crops, noise,
+mixup) explains the difference as well. Recalibrating on the evaluation data is advised only where it helps. Other shares
+of the classes are BN131.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batchnorm.diagnosis.experiments.differing import APART as APART
 from batchnorm.diagnosis.experiments.differing import SHIFT as SHIFT
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
@@ -26,7 +31,7 @@ LOG_RATIO = 0.5  # of the variance
 CODES = {"model": "BN121"}
 TITLE = "evaluation data differ from training data"
 SEVERITY = "warning"
-FIX = "{code}use one preprocessing{undo}{advice}"
+FIX = "{code}evaluate with the training's preprocessing{undo}{advice}"
 
 
 def predicts(e: Evidence) -> Effect | None:
@@ -61,7 +66,7 @@ def look(e: Evidence) -> Said:
     if e.difference.by_class or not (words or by_layer):
         return
     said = "; ".join(part for part in (words, by_layer) if part)
-    yield layer, f"{said}: other preprocessing, augmentation or another source", _fix(e)
+    yield layer, said if words else f"{said}: other preprocessing, augmentation or another source", _fix(e)
 
 
 def _fix(e: Evidence) -> dict[str, str]:
