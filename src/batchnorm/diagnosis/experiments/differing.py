@@ -49,6 +49,8 @@ class Sample:
     classes: list[Tensor] = field(default_factory=list)
     padding: list[Tensor] = field(default_factory=list)
     seen: int = 0
+    count: int = 0
+    bytes: int = 0
     stride: int = 1
 
     def add(self, batch: Any, output: Tensor | None) -> None:
@@ -63,22 +65,17 @@ class Sample:
             self.classes.append(output.argmax(1)[rows].cpu())
         self.padding.append(_sides(padded_positions(batch), len(x))[rows])
         self.inputs.append(x.detach()[rows].cpu().clone())
+        self.count += len(self.inputs[-1])
+        self.bytes += self.inputs[-1].numel() * x.element_size()
         if self.count > 2 * ROWS or (self.count > FEWEST and self.bytes > KEPT_BYTES):
             self.stride *= 2
-            for kept in (self.inputs, self.classes, self.padding):
-                at = 0
-                for index, part in enumerate(kept):
-                    kept[index], at = part[at % 2 :: 2].clone(), at + len(part)
-
-    @property
-    def count(self) -> int:
-        """How many samples are kept."""
-        return sum(map(len, self.inputs))
-
-    @property
-    def bytes(self) -> int:
-        """What they take."""
-        return sum(t.numel() * t.element_size() for t in self.inputs)
+            for name in ("inputs", "classes", "padding"):
+                at, kept = 0, []
+                for part in getattr(self, name):
+                    kept.append(part[at % 2 :: 2].clone())
+                    at += len(part)
+                setattr(self, name, [part for part in kept if len(part)])
+            self.count, self.bytes = (self.count + 1) // 2, self.bytes // 2
 
     @property
     def table(self) -> Tensor | None:
