@@ -71,7 +71,10 @@ def by_line(x: View, y: View, sign: int = 1) -> Change:
     """One line `a x + b` for all channels, by least squares over their quantiles."""
     p, q = x.quantiles if sign > 0 else x.quantiles.flip(1), y.quantiles
     # Equal weight for every column, in its own deviations.
-    a, b = _fitted(p, q, (1 / x.spread.clamp_min(1e-30).square())[:, None].expand_as(p))
+    wide = p.std(1)[:, None].expand_as(p)
+    # A column that is constant says nothing of a.
+    known = wide > 0 if bool((wide > 0).any()) else wide == 0
+    a, b = _fitted(p[known], q[known], torch.where(wide > 0, 1 / wide.clamp_min(1e-30).square(), 1.0)[known])
     said = _line(a, b, float(y.spread.mean())) + ("" if b else _usual(a))
     words = f"evaluation inputs are {_normalisation(x, y) if b else ''}{said} of the training inputs x"
     return Change(words, lambda v: a * v + b, lambda v: (v - b) / a, f"(args[0] {_minus(b)}) / {a:.4g}")

@@ -159,9 +159,10 @@ def _through(functions: Iterable[Any], v: Tensor) -> Tensor:
 def distances(x: View, y: View) -> tuple[Tensor, float]:
     """Per channel the mean distance of quantiles, in deviations, and what chance makes of the farthest."""
     p, q = x.quantiles, y.quantiles
-    # A channel that is constant in training has no deviation of its own.
-    least = 1e-6 * p.abs().mean(1).clamp_min(1e-12)
-    far = (p - q).abs().mean(1) / torch.where(x.spread > least, x.spread, least)
+    # A channel that is constant in training has no deviation of its own: the others' median.
+    live = x.spread[x.spread > 1e-6 * p.abs().mean(1).clamp_min(1e-12)]
+    wide = torch.where(x.spread > 1e-6 * p.abs().mean(1), x.spread, live.median() if len(live) else 1.0)
+    far = (p - q).abs().mean(1) / wide
     return far, max(APART, CHANCE * (1 / len(x) + 1 / len(y)) ** 0.5)
 
 
@@ -220,7 +221,7 @@ def _of_values(x: View, y: View) -> Change | None:
         if left[-1] == 0:
             return change
     # The first that leaves much less than before, and hardly more than the best.
-    return next((c for c, v in zip(tried, left, strict=True) if v <= min(EXPLAINS * before, 2 * min(left))), None)
+    return next((c for c, v in zip(tried, left, strict=True) if v <= min(EXPLAINS * before, 2 * max(limit, min(left)))), None)
 
 
 def _left(change: Change, x: View, y: View) -> float:
@@ -230,7 +231,7 @@ def _left(change: Change, x: View, y: View) -> float:
 def _turned_over(x: View, y: View) -> bool:
     """Whether the mean inputs, or else the quantiles, say that dark became light."""
     (a, wide), (b, _) = x.places, y.places
-    if x.spatial and float(a.std()) > 0.2 * float(wide.mean().sqrt()):
+    if len(a) >= FEWEST and float(a.std()) > 0.2 * float(wide.mean().sqrt()):
         return float(((a - a.mean()) * (b - b.mean())).sum()) < 0
     return _left(by_line(x, y, -1), x, y) < 0.5 * _left(by_line(x, y), x, y)
 
