@@ -219,9 +219,10 @@ def _of_values(x: View, y: View) -> Change | None:
     for change in tried:
         left.append(_left(change, x, y))
         if left[-1] == 0:
-            return change
-    # The first that leaves much less than before, and hardly more than the best.
-    return next((c for c, v in zip(tried, left, strict=True) if v <= min(EXPLAINS * before, 2 * max(limit, min(left)))), None)
+            break
+    # The first that leaves much less than before, and hardly more than the best or than chance does.
+    most = min(EXPLAINS * before, 2 * max(limit, min(left)))
+    return next((c for c, v in zip(tried, left, strict=False) if v <= most), None)
 
 
 def _left(change: Change, x: View, y: View) -> float:
