@@ -7,8 +7,8 @@ frequencies of tokens; and what the first layer receives (mean beyond {SHIFT} de
 out, channels in another order, a line for single channels or columns, a curve, turned, noise, blur, another rate. It is
 tried: undone on the evaluation data, and done to the loader's inputs. A warning where undoing it helps, or doing it
 harms; where it cannot be tried, where the metric is worse, unless augmentation of the training inputs (crops, noise,
-mixup) explains the difference as well. Recalibrating on the evaluation data is advised only where it helps. Other shares
-of the classes are BN131.
+mixup) explains the difference as well. Recalibrating on the evaluation data is advised only where it helps. Other
+shares of the classes are BN131.
 """
 
 from __future__ import annotations
