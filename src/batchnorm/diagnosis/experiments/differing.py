@@ -220,8 +220,8 @@ def _of_values(x: View, y: View) -> Change | None:
         left.append(_left(change, x, y))
         if left[-1] == 0:
             break
-    # The first that leaves much less than before, and hardly more than the best or than chance does.
-    most = min(EXPLAINS * before, 2 * max(limit, min(left)))
+    # The first that leaves much less than before, and hardly more than the best; one of many columns is off by chance.
+    most = min(EXPLAINS * before, 2 * max(0.0 if x.spatial else limit, min(left)))
     return next((c for c, v in zip(tried, left, strict=False) if v <= most), None)
 
 
