@@ -262,15 +262,19 @@ def compared(change, first=images, **options):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda x: x / 255, "0.0039 x of"),
+        (lambda x: x / 255, "0.0039 x (bytes against 0 to 1: 255 times smaller) of"),
         (lambda x: x * 3 - 1, "3 x - 1"),
         (lambda x: 1 - x, "-1 x + 1"),
-        (lambda x: 0.5 * x + 2, "0.5 x + 2"),
+        (lambda x: 0.5 * x + 2, "0.51 x + 2"),
         (lambda x: (x - torch.tensor([0.2, 0.5, 0.8])[:, None, None]) / torch.tensor([0.1, 0.2, 0.4])[:, None, None],
-         "by channel 10 x - 2, 5 x - 2.5, 2.5 x - 2"),
+         "channel 0 is 10 x - 2, channel 1 is 5 x - 2.5, channel 2 is 2.6 x - 2"),
         (lambda x: nn.functional.avg_pool2d(nn.functional.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1), "smoother"),
         (lambda x: x**3, "another curve"),
-        (lambda x: x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2)), "rougher"),
+        (lambda x: x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2)),
+         "have noise (standard deviation 0.2)"),
+        (lambda x: x.flip(1), "in another order: training's 2, 1, 0"),
+        (lambda x: x.transpose(2, 3), "transposed"),
+        (lambda x: x.flip(2), "upside down"),
         (lambda x: x[:, :, :16, :16], "are 16 x 16, training inputs 24 x 24"),
         (lambda x: x, ""),
     ],
@@ -286,9 +290,13 @@ def rows(count=300, seed=0):
 
 
 def test_features_that_differ():
-    assert compared(lambda x: x * 0.03, rows).line == pytest.approx((0.03, 0.0), abs=0.02)
+    smaller = compared(lambda x: x * 0.03, rows)
+    assert "0.03 x" in smaller.words
+    torch.testing.assert_close(smaller.undo(rows() * 0.03), rows(), rtol=0.05, atol=0.1)
     assert compared(lambda x: x, rows).words == ""
-    assert "standard deviations" in compared(lambda x: x + 5 * (torch.arange(10) % 2), rows).words
+    moved = compared(lambda x: torch.cat([x[:, :3], x[:, 3:4] * 1.8 + 32, x[:, 4:]], 1), rows)
+    assert "column 3 is 1.9 x + 32" in moved.words
+    assert "column 2" not in moved.words
 
 
 def test_heavy_tails_do_not_differ_from_themselves():

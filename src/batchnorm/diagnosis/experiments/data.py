@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -130,18 +130,20 @@ class Data:
         """Whether the seconds given are spent."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def as_loader(self) -> Again:
-        """The same as a loader, for verbs that take one."""
-        return Again(self)
+    def as_loader(self, chosen: Callable[[int], bool] = lambda index: True) -> Again:
+        """The same as a loader, for verbs that take one; or some of its batches."""
+        return Again(self, chosen)
 
 
 class Again:
     """Data as a loader that can be iterated again; what is read so counts as forwarded."""
 
-    def __init__(self, data: Data) -> None:
-        self._data = data
+    def __init__(self, data: Data, chosen: Callable[[int], bool]) -> None:
+        self._data, self._chosen = data, chosen
 
     def __iter__(self) -> Iterator[Any]:
-        for _, batch in self._data:
+        for index, batch in self._data:
+            if not self._chosen(index):
+                continue
             self._data.forwarded += count_samples(batch)
             yield batch

@@ -1,258 +1,322 @@
-"""How evaluation inputs differ from the training inputs: scale and offset, contrast, noise, blur, size, or classes."""
+"""How evaluation inputs differ from the training inputs, and what was done to them: the least that explains it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from batchnorm.diagnosis.experiments.changes import (
+    Change,
+    Function,
+    by_channel,
+    by_curve,
+    by_line,
+    by_order,
+    resized,
+    turned,
+    turns,
+)  # fmt: skip
+from batchnorm.diagnosis.experiments.padding import padded_positions
+from batchnorm.diagnosis.experiments.spectra import by_spectrum
+from batchnorm.diagnosis.experiments.views import View
 from batchnorm.models.batches import tensors
 
 ROWS = 1024  # samples that are kept
-SIDE = 16  # positions an axis
-WIDE = 1024  # features of a row
+KEPT_BYTES = 16 << 20
+FEWEST = 8  # samples
 SHIFT = 0.25  # standard deviations
 SCALE = 0.25  # log ratio of the standard deviations
-ROUGH = 0.3  # log ratio of roughness
-BENT = 0.04  # of the range, between a curve of quantiles and the line that fits it best
-NOTHING = 0.02  # standard deviations: an offset that is not said
+APART = 0.15  # mean distance of quantiles, in standard deviations
 SURE = 4.0  # standard errors
+CHANCE = 5.0  # times sqrt(1 / n + 1 / m), of the farthest of many columns
+EXPLAINS = 0.34  # of the distance before
 CLASSES = 0.15  # total variation between the predicted classes
+PADDING = 0.1  # of the positions
+WORDS = 1 << 20  # numbers beyond are no tokens
 
 
 @dataclass
 class Sample:
-    """Rows of the model's own input at a grid of positions, each sample's roughness, and its predicted class."""
+    """The model's own inputs as far as there is room, their predicted classes, sizes, and the padding on each side."""
 
-    rows: list[Tensor] = field(default_factory=list)
-    rough: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
     classes: list[Tensor] = field(default_factory=list)
-    shape: tuple[int, ...] | None = None
-    channels: int = 1
+    padding: list[Tensor] = field(default_factory=list)
+    seen: int = 0
     count: int = 0
+    bytes: int = 0
     stride: int = 1
 
     def add(self, batch: Any, output: Tensor | None) -> None:
         """One batch; where there is no more room, of all batches so far every second sample is kept."""
         x = next(tensors(batch), None)
-        if x is None or not x.is_floating_point() or x.dim() < 2 or not x.shape[0]:
+        if x is None or x.is_complex() or x.dtype == torch.bool or x.dim() < 2 or not x.numel():
             return
         labelled = output is not None and output.dim() == 2 and output.shape[0] == x.shape[0] and output.shape[1] > 1
-        found = output.argmax(1)[:: self.stride].cpu() if labelled and output is not None else None
-        x = x.detach()[:: self.stride].float()
-        self.shape = tuple(x.shape[1:])
-        self.channels = x.shape[1] if x.dim() > 2 else 1
-        grid = x
-        for axis in range(2, x.dim()):
-            size = x.shape[axis]
-            pick = torch.linspace(0, size - 1, min(SIDE, size)).round().long()
-            grid = grid.index_select(axis, pick.to(x.device))
-        flat = grid.flatten(1)
-        self.rows.append(flat[:, :WIDE].cpu())
-        if x.dim() > 2:
-            self.rough.append(_roughness(x).cpu())
-        if found is not None:
-            self.classes.append(found)
-        self.count += x.shape[0]
-        if self.count > 2 * ROWS:
+        rows = slice(-self.seen % self.stride, None, self.stride)
+        self.seen += len(x)
+        if labelled and output is not None:
+            self.classes.append(output.argmax(1)[rows].cpu())
+        self.padding.append(_sides(padded_positions(batch), len(x))[rows])
+        self.inputs.append(x.detach()[rows].cpu().clone())
+        self.count += len(self.inputs[-1])
+        self.bytes += self.inputs[-1].numel() * x.element_size()
+        if self.count > 2 * ROWS or (self.count > FEWEST and self.bytes > KEPT_BYTES):
             self.stride *= 2
-            for name in ("rows", "rough", "classes"):
-                kept = getattr(self, name)
-                setattr(self, name, [torch.cat(kept)[::2]] if kept else [])
-            self.count = len(self.rows[0])
+            for name in ("inputs", "classes", "padding"):
+                at, kept = 0, []
+                for part in getattr(self, name):
+                    kept.append(part[at % 2 :: 2].clone())
+                    at += len(part)
+                setattr(self, name, [part for part in kept if len(part)])
+            self.count, self.bytes = (self.count + 1) // 2, self.bytes // 2
 
     @property
-    def table(self) -> Tensor:
-        """All rows."""
-        return torch.cat(self.rows).double()
+    def table(self) -> Tensor | None:
+        """All inputs, cropped to the least size of any batch; None where they are too few, or no numbers."""
+        kinds = {(t.dim(), t.shape[1] if t.dim() > 2 else 0) for t in self.inputs}
+        if len(kinds) != 1 or self.count < FEWEST:
+            return None
+        if not self.inputs[0].is_floating_point() and self.inputs[0].dim() < 4:
+            return None
+        least = [min(sizes) for sizes in zip(*(t.shape[1:] for t in self.inputs), strict=True)]
+        x = torch.cat([t[(slice(None), *map(slice, least))] for t in self.inputs]).float()
+        finite = torch.isfinite(x.flatten(1)).all(1)
+        return x[finite] if int(finite.sum()) >= FEWEST else None
 
-
-def _roughness(x: Tensor) -> Tensor:
-    """Per sample the log of the mean squared step between neighbours over the variance within the sample."""
-    steps = x.new_zeros(x.shape[0])
-    for axis in range(2, x.dim()):
-        if x.shape[axis] > 1:
-            steps = steps + x.diff(dim=axis).square().flatten(1).mean(1)
-    spread = x.flatten(2).var(2, correction=0).mean(1)
-    return ((steps + 1e-12) / (spread + 1e-12)).log()
+    def sizes(self) -> set[torch.Size]:
+        """Of positions, of all batches."""
+        return {t.shape[2:] for t in self.inputs if t.dim() > 2}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs, in words; nothing where nothing does. line is `(a, b)` of a x + b."""
+    """What differs, in words; nothing where nothing does.
+
+    apply makes training inputs like the evaluation inputs, undo the reverse, in words of Python code.
+    usual says that augmentation of the training inputs explains it as well: then only harm that was measured counts.
+    """
 
     words: str = ""
-    line: tuple[float, float] | None = None
-    shift: float = 0.0
     by_class: bool = False
+    apply: Function | None = None
+    undo: Function | None = None
+    code: str = ""
+    usual: bool = False
 
 
 def difference(training: Sample, evaluation: Sample) -> Difference:
-    """Compare the two."""
-    if training.shape is None or evaluation.shape is None or not training.rows or not evaluation.rows:
-        return Difference()
-    if training.shape[0] != evaluation.shape[0] or len(training.shape) != len(evaluation.shape):
-        return Difference()
-    if training.shape[1:] != evaluation.shape[1:] and len(training.shape) == 3:
-        sizes = " x ".join(map(str, evaluation.shape[1:])), " x ".join(map(str, training.shape[1:]))
-        return Difference(f"evaluation inputs are {sizes[0]}, training inputs {sizes[1]}", shift=math.inf)
-    a, b = training.table, evaluation.table
-    if a.shape[1] != b.shape[1] or len(a) < 8 or len(b) < 8:
-        return Difference()
-    return _compare(a, b, training, evaluation)
+    """Compare the two: tokens, size, padding, values, spectrum, in that order; unless other classes explain it."""
+    words = _tokens(training, evaluation)
+    x, y = training.table, evaluation.table
+    if x is None or y is None or x.dim() != y.dim() or x.shape[1] != y.shape[1]:
+        return _said([Change(words)] if words else [*_padding(training, evaluation)])
+    found: list[Change] = []
+    if x.dim() > 2 and not training.sizes() & evaluation.sizes() and len(training.sizes()) == 1:
+        found.append(resized(x, y))
+        y = found[0].undo(y)  # pyright: ignore[reportOptionalCall]
+    elif x.shape != y.shape:
+        least = [min(sizes) for sizes in zip(x.shape[1:], y.shape[1:], strict=True)]
+        x, y = (v[(slice(None), *map(slice, least))] for v in (x, y))
+    found += _padding(training, evaluation) or _dead(x, y)
+    padded = bool(found) and "padding" in found[-1].words
+    a, b = View(x), View(y)
+    if not padded and (apart(a, b) > 0 or by_spectrum(a, b)[1] > 0):
+        if _only_classes(a.grid.double(), b.grid.double(), training, evaluation):
+            return Difference("the classes have other shares", by_class=True)
+        found += _explained(a, b, spectra=not found)
+    elif not found:
+        found += turned(a, b)
+    return _said(found)
 
 
-def _compare(a: Tensor, b: Tensor, training: Sample, evaluation: Sample) -> Difference:
-    live = (a.std(0) > 1e-9) | (b.std(0) > 1e-9)
-    if not bool(live.any()):
+def _said(found: list[Change]) -> Difference:
+    """Changes one after the other, as one."""
+    if not found:
         return Difference()
-    a, b = a[:, live], b[:, live]
-    mean_a, mean_b = a.mean(0), b.mean(0)
-    std = a.std(0).square().mean().sqrt().clamp_min(1e-12)
-    noise = (a.var(0) / len(a) + b.var(0) / len(b)) / std.square()
-    moved = ((mean_b - mean_a) / std).square()
-    excess = float((moved - noise).mean())
-    error = float((noise.square().sum() * 2).sqrt() / len(noise))
-    shift = math.sqrt(max(excess, 0.0)) if excess > SURE * error else 0.0
-    scale, scale_error = _log_scale(a, b)
-    rough, rough_error = _log_rough(training, evaluation)
-    differs = shift > SHIFT
-    differs |= abs(scale) > max(SCALE, SURE * scale_error)
-    differs |= abs(rough) > max(ROUGH, SURE * rough_error)
-    if not differs:
-        return Difference(shift=shift)
-    if _only_classes(a, b, training, evaluation, shift, scale):
-        return Difference("the classes have other shares", shift=shift, by_class=True)
-    line, fits = _line(a, b, mean_a, mean_b)
-    smooth = abs(rough) <= max(ROUGH, SURE * rough_error)
-    changed = abs(line[0] - 1) > 0.1 or abs(line[1]) > 0.1 * float(std)
-    if fits and smooth and changed:
-        said = _shown(line, float(b.std(0).square().mean().sqrt()))
-        return Difference(f"evaluation inputs are {said} of the training inputs x", line, shift)
-    channels = _channels(a, b, live, training.channels) if smooth else None
-    if channels is not None:
-        return Difference(channels, shift=shift)
-    if rough > max(ROUGH, SURE * rough_error):
-        return Difference(
-            f"evaluation inputs are rougher ({math.exp(rough):.2g} times the squared step between neighbours): noise, "
-            "compression or another resampling",
-            shift=shift,
-        )
-    if rough < -max(ROUGH, SURE * rough_error):
-        return Difference(
-            f"evaluation inputs are smoother ({math.exp(rough):.2g} times the squared step between neighbours): "
-            "blurred or resized",
-            shift=shift,
-        )
-    bent = _bent(a, b)
-    if bent > BENT and training.channels <= 4 and len(training.shape or ()) > 1:
-        return Difference(
-            "the values of evaluation inputs follow another curve (contrast, gamma, clipping)", shift=shift
-        )
-    factor = math.exp(scale)
+    applied, undone = [c.apply for c in found], [c.undo for c in reversed(found)]
     return Difference(
-        f"evaluation inputs lie {shift:.2f} standard deviations from the training inputs, spread {factor:.2g} times as "
-        "wide",
-        shift=shift,
+        "; ".join(c.words for c in found),
+        apply=None if None in applied else lambda v: _through(applied, v),
+        undo=None if None in undone else lambda v: _through(undone, v),
+        code=found[0].code if len(found) == 1 else "",
+        usual=all(c.usual for c in found),
     )
 
 
-def _shown(line: tuple[float, float], std: float) -> str:
-    """`a x + b` in two digits, which is what it is known to; without b where that is nothing."""
-    offset = f" {'+' if line[1] >= 0 else '-'} {abs(line[1]):.2g}" if abs(line[1]) > NOTHING * std else ""
-    return f"{line[0]:.2g} x{offset}"
+def _through(functions: Iterable[Any], v: Tensor) -> Tensor:
+    for function in functions:
+        v = function(v)
+    return v
 
 
-def _spread(x: Tensor) -> Tensor:
-    """Per feature the distance between two quantiles, which outliers do not move; the deviation where it is 0."""
-    wide = torch.quantile(x, 0.9, dim=0) - torch.quantile(x, 0.1, dim=0)
-    return torch.where(wide > 0, wide, x.std(0))
+def distances(x: View, y: View) -> tuple[Tensor, float]:
+    """Per channel the mean distance of quantiles, in deviations, and what chance makes of the farthest."""
+    p, q = x.quantiles, y.quantiles
+    # A channel that is constant in training has no deviation of its own: the others' median.
+    live = x.spread[x.spread > 1e-6 * p.abs().mean(1).clamp_min(1e-12)]
+    wide = torch.where(x.spread > 1e-6 * p.abs().mean(1), x.spread, live.median() if len(live) else 1.0)
+    far = (p - q).abs().mean(1) / wide
+    return far, max(APART, CHANCE * (1 / len(x) + 1 / len(y)) ** 0.5)
 
 
-def _log_scale(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """The median over features of the log ratio of their spreads, and its error."""
-    first, second = _spread(a), _spread(b)
-    used = (first > 0) & (second > 0)
-    if not bool(used.any()):
-        return 0.0, math.inf
-    ratio = (second[used] / first[used]).log()
-    # Of one feature; features hang together, so their number is no help.
-    return float(ratio.median()), (1 / len(a) + 1 / len(b)) ** 0.5
+def apart(x: View, y: View) -> float:
+    """How far values and their places lie apart beyond chance; 0 where they do not."""
+    far, limit = distances(x, y)
+    values, places = float(far.max()), _places(x, y)
+    return max(values if values > limit else 0.0, places if places > SHIFT else 0.0)
 
 
-def _log_rough(training: Sample, evaluation: Sample) -> tuple[float, float]:
-    if not training.rough or not evaluation.rough:
-        return 0.0, math.inf
-    a, b = torch.cat(training.rough).double(), torch.cat(evaluation.rough).double()
-    error = (a.var() / len(a) + b.var() / len(b)).sqrt()
-    return float(b.mean() - a.mean()), float(error)
+def _places(x: View, y: View) -> float:
+    """The distance of the mean inputs, root mean square over positions, in deviations, without what chance adds."""
+    if not x.spatial:
+        return 0.0
+    (mean, var), (other, wide) = x.places, y.places
+    power = var.mean().clamp_min(1e-24)
+    noise = (var / len(x) + wide / len(y)) / power
+    excess = float(((other - mean).square() / power - noise).mean())
+    error = float((noise.square().sum() * 2).sqrt() / len(noise))
+    return math.sqrt(excess) if excess > SURE * error else 0.0
 
 
-def _line(a: Tensor, b: Tensor, mean_a: Tensor, mean_b: Tensor) -> tuple[tuple[float, float], bool]:
-    """The a and b of `a x + b` that make the one of the other, and whether they do."""
-    spread = float(mean_a.std(correction=0)) if len(mean_a) > 1 else 0.0
-    inner = float(a.std(0).square().mean().sqrt())
-    ratio = float((b.std(0).square().sum() / a.std(0).square().sum()).sqrt())
-    if len(mean_a) >= 8 and spread > 0.2 * inner:
-        x, y = mean_a - mean_a.mean(), mean_b - mean_b.mean()
-        slope = float((x * y).sum() / x.square().sum())
-        residual = float((y - slope * x).square().sum() / y.square().sum().clamp_min(1e-30))
-        fits = residual < 0.1 and abs(math.log(max(abs(slope), 1e-30) / ratio)) < 0.25
-        slope = math.copysign(ratio, slope) if fits else slope
-    else:
-        slope, fits = ratio, True
-    offset = float((mean_b - slope * mean_a).mean())
-    made = slope * a + offset
-    off = float((made.mean(0) - mean_b).square().mean().sqrt()) / max(ratio * inner, 1e-30)
-    return (slope, offset), fits and off < 0.5 and _apart(made, b) < BENT
+def _explained(x: View, y: View, spectra: bool) -> list[Change]:
+    """The least that makes the one of the other: of values, of the spectrum, of both, or that nothing does."""
+    values, rough = apart(x, y), by_spectrum(x, y) if spectra else (None, 0.0)
+    change = _of_values(x, y) if values else None
+    if change is not None and change.apply is not None:
+        made = View(change.apply(x.x))
+        if not rough[1] or by_spectrum(made, y)[1] < EXPLAINS * rough[1]:
+            return [change]
+    if rough[0] is not None and rough[0].apply is not None:
+        made = View(rough[0].apply(x.x))
+        if apart(made, y) <= EXPLAINS * values:
+            return [rough[0]]
+        after = _of_values(made, y)
+        return [rough[0], after] if after is not None else [change or rough[0]]
+    return [change or _unexplained(x, y)]
 
 
-def _quantiles(x: Tensor) -> Tensor:
-    flat = x.flatten()
-    flat = flat[:: max(1, flat.numel() // 100_000)]
-    return torch.quantile(flat, torch.linspace(0.02, 0.98, 49, dtype=x.dtype))
+def _of_values(x: View, y: View) -> Change | None:
+    """What was done to the values, or to their places; None where nothing tried explains it."""
+    before = apart(x, y)
+    far, limit = distances(x, y)
+    which = far > limit
+    few = not x.spatial and float(which.double().mean()) < 0.7
+    lines = [by_line(x, y)] + ([by_line(x, y, -1)] if _turned_over(x, y) else [])
+    lines += [c for c in (by_order(x, y),) if c is not None] + turns(x)
+    own = [by_channel(x, y, which)] if bool(which.any()) else []
+    # Chance hides a channel that hardly moves: with few of them all are tried as well.
+    own += [by_channel(x, y, torch.ones_like(which))] if own and len(which) <= 4 and not bool(which.all()) else []
+    tried = [*own, *lines] if few else [*lines, *own]
+    tried += [by_curve(x, y, which)] if bool(which.any()) else []
+    left: list[float] = []
+    for change in tried:
+        left.append(_left(change, x, y))
+        if left[-1] == 0:
+            break
+    # The first that leaves much less than before, and hardly more than the best; one of many columns is off by chance.
+    most = min(EXPLAINS * before, 2 * max(0.0 if x.spatial else limit, min(left)))
+    return next((c for c, v in zip(tried, left, strict=False) if v <= most), None)
 
 
-def _apart(a: Tensor, b: Tensor) -> float:
-    first, second = _quantiles(a), _quantiles(b)
-    reach = max(float(second[-1] - second[0]), 1e-30)
-    return float((first - second).abs().mean()) / reach
+def _left(change: Change, x: View, y: View) -> float:
+    return apart(View(change.apply(x.x)), y) if change.apply else math.inf
 
 
-def _bent(a: Tensor, b: Tensor) -> float:
-    """How far the curve of quantiles is from its best line, as a part of its range."""
-    x, y = _quantiles(a), _quantiles(b)
-    xc, yc = x - x.mean(), y - y.mean()
-    slope = (xc * yc).sum() / xc.square().sum().clamp_min(1e-30)
-    return float((yc - slope * xc).abs().mean() / (y[-1] - y[0]).clamp_min(1e-30))
+def _turned_over(x: View, y: View) -> bool:
+    """Whether the mean inputs, or else the quantiles, say that dark became light."""
+    (a, wide), (b, _) = x.places, y.places
+    if len(a) >= FEWEST and float(a.std()) > 0.2 * float(wide.mean().sqrt()):
+        return float(((a - a.mean()) * (b - b.mean())).sum()) < 0
+    return _left(by_line(x, y, -1), x, y) < 0.5 * _left(by_line(x, y), x, y)
 
 
-def _channels(a: Tensor, b: Tensor, live: Tensor, channels: int) -> str | None:
-    """Lines that differ from channel to channel: normalised with another mean and standard deviation."""
-    if not 2 <= channels <= 4 or len(live) % channels or not bool(live.all()):
-        return None
-    parts = [(x.unflatten(1, (channels, -1)), x) for x in (a, b)]
-    one, two = parts[0][0], parts[1][0]
-    lines = []
-    for c in range(channels):
-        first, second = one[:, c], two[:, c]
-        slope = float(second.std() / first.std().clamp_min(1e-30))
-        offset = float(second.mean()) - slope * float(first.mean())
-        if _apart(slope * first + offset, second) > BENT:
-            return None
-        lines.append((slope, offset))
-    slopes, offsets = zip(*lines, strict=True)
-    apart = max(slopes) / max(min(slopes), 1e-30) > 1.1 or max(offsets) - min(offsets) > 0.1 * float(b.std())
-    if not apart:
-        return None
-    said = ", ".join(_shown(line, float(b.std())) for line in lines)
-    return f"evaluation inputs are normalised with another mean and standard deviation: by channel {said}"
+def _unexplained(x: View, y: View) -> Change:
+    far, limit = distances(x, y)
+    moved = max(_places(x, y), float((far * (far > limit)).square().mean().sqrt()))
+    wide = float((y.spread / x.spread.clamp_min(1e-30)).log().median().exp())
+    return Change(
+        f"evaluation inputs lie {moved:.2f} standard deviations from the training inputs, spread {wide:.2g} times as "
+        "wide", usual=not _outside(x, y)
+    )  # fmt: skip
 
 
-def _only_classes(a: Tensor, b: Tensor, training: Sample, evaluation: Sample, shift: float, scale: float) -> bool:
+def _outside(x: View, y: View) -> bool:
+    """Whether evaluation inputs lie where no training inputs do; augmentation makes the training inputs wider."""
+    a, held, b = x.grid[::2].double(), x.grid[1::2].double(), y.grid.double()
+    centre = a.mean(0)
+    _, s, v = torch.linalg.svd(a - centre, full_matrices=False)
+    used = s > 0.01 * s[0].clamp_min(1e-30)
+    axes, wide = v[used][: len(a) // 8 or 1], (s[used] / len(a) ** 0.5)[: len(a) // 8 or 1]
+
+    def far(z: Tensor) -> Tensor:
+        inside = (z - centre) @ axes.T
+        rest = ((z - centre).square().sum(1) - inside.square().sum(1)).clamp_min(0)
+        return torch.stack([(inside / wide).square().mean(1), rest], 1)
+
+    one, other = far(held), far(b)
+    error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
+    return bool((other.mean(0) - one.mean(0) > torch.maximum(SURE * error, 0.25 * one.mean(0))).any())
+
+
+def _sides(valid: Tensor | None, samples: int) -> Tensor:
+    """The shares of padded positions in front of each sample's data and behind them."""
+    if valid is None or valid.dim() != 2:
+        return torch.zeros(samples, 2)
+    before = valid.long().cumsum(1) == 0
+    return torch.stack([before.float().mean(1), (~valid & ~before).float().mean(1)], 1).cpu()
+
+
+def _padding(training: Sample, evaluation: Sample) -> list[Change]:
+    """Another share of padded positions, or the other side."""
+    a, b = torch.cat(training.padding).double(), torch.cat(evaluation.padding).double()
+    error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+    step = (b.mean(0) - a.mean(0)).abs()
+    if bool((step > torch.clamp(SURE * error, min=PADDING)).any()):
+        before, behind = (f"{v[0]:.0%} in front and {v[1]:.0%} behind" for v in (b.mean(0), a.mean(0)))
+        return [Change(f"padding takes up {before} of evaluation inputs, {behind} of training inputs")]
+    return []
+
+
+def _dead(x: Tensor, y: Tensor) -> list[Change]:
+    """Positions where all evaluation inputs are alike, and training inputs are not."""
+    one, other = ((v == v[:1]).flatten(2).all(1).all(0).double().mean() if v.dim() > 2 else 0.0 for v in (x, y))
+    if other - one <= PADDING:
+        return []
+    return [
+        Change(f"{other:.0%} of the positions are the same in all evaluation inputs (padding), {one:.0%} in training")
+    ]
+
+
+def _tokens(training: Sample, evaluation: Sample) -> str:
+    """Whether numbers of words occur with other frequencies, beyond what two halves of the training data show."""
+    every = [*training.inputs, *evaluation.inputs]
+    if not training.inputs or not evaluation.inputs or any(t.is_floating_point() or t.dim() != 2 for t in every):
+        return ""
+    rows = [row for t in training.inputs for row in t]
+    parts = [torch.cat(v) for v in (rows[::2], rows[1::2], [row for t in evaluation.inputs for row in t])]
+    if min(int(p.min()) for p in parts) < 0 or max(int(p.max()) for p in parts) > WORDS:
+        return ""
+    one, two, other = (torch.bincount(p) for p in parts)
+    size = max(len(one), len(two))
+    whole = sum(functional.pad(v, (0, size - len(v))) for v in (one, two))
+    far, chance = variation(whole, other), variation(one, two)  # pyright: ignore[reportArgumentType]
+    chance *= (0.25 + 0.25 * len(rows) / max(evaluation.count, 1)) ** 0.5
+    if far < max(CLASSES, 2 * chance):
+        return ""
+    return (
+        f"tokens occur with other frequencies in evaluation inputs (total variation {far:.2f}; chance {chance:.2f}): "
+        "another vocabulary, tokenizer or language"
+    )
+
+
+def _only_classes(a: Tensor, b: Tensor, training: Sample, evaluation: Sample) -> bool:
     """Whether other shares of the predicted classes explain the difference: within a class the inputs agree."""
     if not training.classes or not evaluation.classes:
         return False
@@ -262,23 +326,27 @@ def _only_classes(a: Tensor, b: Tensor, training: Sample, evaluation: Sample, sh
     if variation(torch.bincount(first), torch.bincount(second)) < CLASSES:
         return False
     std = a.std(0).square().mean().sqrt().clamp_min(1e-12)
+
+    def moved(x: Tensor, y: Tensor) -> float:
+        noise = (x.var(0) / len(x) + y.var(0) / len(y)) / std.square()
+        return float((((y.mean(0) - x.mean(0)) / std).square() - noise).mean())
+
     within, weight, wide = 0.0, 0.0, []
     for label in torch.unique(second):
         x, y = a[first == label], b[second == label]
         if len(x) < 8 or len(y) < 8:
             continue
-        noise = (x.var(0) / len(x) + y.var(0) / len(y)) / std.square()
-        within += len(y) * float((((y.mean(0) - x.mean(0)) / std).square() - noise).mean())
+        within += len(y) * moved(x, y)
         wide += [float((y.var(0).sum() / x.var(0).sum().clamp_min(1e-30)).log()) / 2] * len(y)
         weight += len(y)
     if weight < 0.5 * len(b):
         return False
-    apart = math.sqrt(max(within / weight, 0.0))
-    return apart < max(0.5 * shift, 0.1) and abs(sum(wide) / len(wide)) < SCALE
+    shift, left = (math.sqrt(max(v, 0.0)) for v in (moved(a, b), within / weight))
+    return left < max(0.5 * shift, 0.1) and abs(sum(wide) / len(wide)) < SCALE
 
 
 def variation(a: Tensor, b: Tensor) -> float:
     """The total variation between two counts of classes."""
     size = max(len(a), len(b))
-    p, q = (torch.nn.functional.pad(v.double(), (0, size - len(v))) for v in (a, b))
+    p, q = (functional.pad(v.double(), (0, size - len(v))) for v in (a, b))
     return float((p / p.sum() - q / q.sum()).abs().sum() / 2)

@@ -88,21 +88,23 @@ class Inputs:
         by_call = torch.stack([torch.stack([m[k] for m in rows]).mean(0) for k in range(calls)])
         return float((by_call.var(0, correction=0) / var.clamp_min(1e-30)).clamp(max=1).mean())
 
-    def two_groups(self) -> float:
-        """How well two groups explain the batches' means: 0.64 for a normal distribution, 1 for two points."""
+    def two_groups(self) -> tuple[float, list[bool]]:
+        """How well two groups explain the batches' means, and which batches are in the second.
+
+        0.64 for a normal distribution, 1 for two points.
+        """
         means = [m[0] for m in self.means if m]
         if len(means) < 6:
-            return 0.0
+            return 0.0, []
         table = torch.stack(means)
-        table = table - table.mean(0)
-        scores = torch.linalg.svd(table, full_matrices=False)
-        line = (scores.U[:, 0] * scores.S[0]).sort().values
-        total = float(line.square().sum())
-        if total == 0:
-            return 0.0
-        best = 0.0
-        for cut in range(2, len(line) - 1):
-            a, b = line[:cut].mean(), line[cut:].mean()
-            between = cut * (a - line.mean()) ** 2 + (len(line) - cut) * (b - line.mean()) ** 2
-            best = max(best, float(between) / total)
-        return best
+        scores = torch.linalg.svd(table - table.mean(0), full_matrices=False)
+        line = scores.U[:, 0] * scores.S[0]
+        ordered = line.sort().values
+        total = float(ordered.square().sum())
+        best, at = 0.0, 0.0
+        for cut in range(2, len(line) - 1) if total else ():
+            a, b = ordered[:cut].mean(), ordered[cut:].mean()
+            between = cut * a**2 + (len(line) - cut) * b**2
+            if float(between) > best * total:
+                best, at = float(between) / total, float(ordered[cut - 1])
+        return best, (line > at).tolist()

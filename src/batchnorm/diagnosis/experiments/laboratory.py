@@ -25,7 +25,7 @@ from batchnorm.diagnosis.experiments.differing import Sample
 from batchnorm.diagnosis.experiments.outcome import Outcome, first_output
 from batchnorm.diagnosis.experiments.padding import at_layer, padded_positions
 from batchnorm.diagnosis.experiments.received import Received
-from batchnorm.diagnosis.experiments.scores import Scorer
+from batchnorm.diagnosis.experiments.scores import Scorer, agreement, labels
 from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.models.batches import call, count_samples
 from batchnorm.models.find import batch_norm_layers
@@ -53,10 +53,16 @@ class Laboratory:
     valid: dict[int, Tensor] = field(default_factory=dict)
     widest: int = 0
 
-    def run(self, data: Data, condition: str, within: AbstractContextManager[Any] | None = None) -> Outcome:
+    def run(
+        self,
+        data: Data,
+        condition: str,
+        within: AbstractContextManager[Any] | None = None,
+        before: Callable[[int], None] = lambda index: None,
+    ) -> Outcome:
         """One pass in eval mode, within a context."""
         with modes(self.model, False), within or ExitStack():
-            return self._pass(data, condition)
+            return self._pass(data, condition, before=before)
 
     def _pass(
         self,
@@ -64,14 +70,14 @@ class Laboratory:
         condition: str,
         sample: Sample | None = None,
         every: int = 1,
-        before: Callable[[], None] = lambda: None,
+        before: Callable[[int], None] = lambda index: None,
     ) -> Outcome:
         """Score all batches, or every so many; before is called ahead of each."""
         outcome = self._begin(condition)
         for index, batch in data:
             if data.batches > 1 and index % every:
                 continue
-            before()
+            before(index)
             output = self.forward(data, batch, index)
             if sample is not None:
                 sample.add(batch, first_output(output))
@@ -101,6 +107,9 @@ class Laboratory:
 
     def _take(self, outcome: Outcome, output: Any, batch: Any, number: int) -> None:
         """Score one batch's output and keep both."""
+        if self.scorer is None and outcome.condition == "stored" and not outcome.batches:
+            # Nobody gave a metric, but the loader gives classes.
+            self.scorer = None if labels(output, batch) is None else Scorer(agreement, given=False)
         units = None if self.scorer is None else self.scorer.score(outcome.condition, output, batch, number)
         outcome.take(number, output, count_samples(batch), units)
 
@@ -166,7 +175,9 @@ class Laboratory:
                 self._take(outcome, output, batch, index)
         return outcome
 
-    def recalibrated(self, data: Data) -> tuple[Statistics | None, str]:
+    def recalibrated(
+        self, data: Data, chosen: Callable[[int], bool] = lambda index: True
+    ) -> tuple[Statistics | None, str]:
         """The statistics that `recalibrate` gives, undone; and the call that was made, or why there is none."""
         if not self.active:
             return None, "every layer is frozen" if self.layers else "no layer has running statistics"
@@ -175,7 +186,7 @@ class Laboratory:
         upstream = "population" if 3 * self.widest * max(data.samples, 1) <= room else "batch"
         try:
             result = recalibrate(
-                self.model, data.as_loader(), forward_fn=self.forward_fn, upstream=upstream, progress=False
+                self.model, data.as_loader(chosen), forward_fn=self.forward_fn, upstream=upstream, progress=False
             )
         except (BatchNormError, ValueError, RuntimeError) as error:
             return None, str(error)
@@ -275,7 +286,23 @@ class Laboratory:
             stack.enter_context(swapped(self.active, first))
             for name in statistics:
                 stack.callback(self.active[name].register_forward_pre_hook(before(name)).remove)
-            return self._pass(data, "by_call", before=lambda: count.update(dict.fromkeys(count, 0)))
+            return self._pass(data, "by_call", before=lambda index: count.update(dict.fromkeys(count, 0)))
+
+    def normalised(self, data: Data, layers: Layers) -> Statistics:
+        """What layers, frozen or not, receive where those before them have their batch's statistics; put back."""
+        received = {name: Received() for name in layers}
+        now = {name: (m.running_mean, m.running_var) for name, m in layers.items()}
+
+        def look(name: str, x: Tensor, weight: Tensor | None) -> None:
+            one = Received()
+            one.add(x, weight)
+            received[name].add(x, weight)
+            if one.values is not None:
+                write(layers[name], one.values.mean, one.values.var(0))
+
+        with modes(self.model, False), swapped(layers, now), self.hooks(layers, look):  # pyright: ignore
+            self._pass(data, "normalised", every=2)
+        return {n: (r.values.mean, r.values.var(1)) for n, r in received.items() if r.values is not None}
 
     def served(self, data: Data) -> Outcome | None:
         """A pass as `model.eval()` leaves the model; None where a batch is refused in train mode."""

@@ -91,7 +91,7 @@ def effect(what: str, before: Outcome, after: Outcome, scorer: Scorer | None, no
     moved = after.distance(before) if after.finite else before.distance(after)
     if not before.finite and after.finite:
         moved = math.inf
-    plain = Effect(what, after.samples, moved=moved, noise=noise, scored=scorer is not None)
+    plain = Effect(what, after.samples, moved=moved, noise=noise, scored=scorer is not None and scorer.given)
     if scorer is None or not scorer.direction:
         return plain
     shared = [index for index in before.units if index in after.units]

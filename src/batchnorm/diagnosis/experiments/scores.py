@@ -7,24 +7,26 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from batchnorm.diagnosis.experiments.slices import rows, sliceable
 from batchnorm.failures import one_number
-from batchnorm.models.batches import count_samples
+from batchnorm.models.batches import count_samples, tensors
 
 Metric = Callable[[Any, Any], Any]
 Units = tuple[list[float], list[int]]
 PIECES = 64  # a batch is cut into so many parts at most
 PAIRS = 512  # units whose outputs are held against other samples
 OUTPUTS = 16  # batches whose outputs are kept for that
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 SURE = 3.0  # standard errors, before it is said which way the metric goes
 
 
 class Scorer:
     """Applies a metric to outputs under several conditions, always to the same parts of the same batches."""
 
-    def __init__(self, metric: Metric, higher_is_better: bool | None = None) -> None:
-        self.metric, self.higher_is_better = metric, higher_is_better
+    def __init__(self, metric: Metric, higher_is_better: bool | None = None, given: bool = True) -> None:
+        self.metric, self.higher_is_better, self.given = metric, higher_is_better, given
         self.unit = "samples"
         self._outputs: list[tuple[Any, int]] = []
         self._guesses: dict[str, list[tuple[float, float]]] = {}
@@ -84,6 +86,15 @@ class Scorer:
             if len(guess[0]) == len(parts[0]):
                 found += list(zip(parts[0], guess[0], strict=True))
 
+    def knows(self, condition: str) -> float:
+        """How far the metric lies from that of outputs held against other samples, in deviations of a unit's."""
+        table = torch.tensor(self._guesses.get(condition, []), dtype=torch.float64).reshape(-1, 2)
+        table = table[torch.isfinite(table).all(1)]
+        if len(table) < 2:
+            return math.inf
+        apart, spread = (table[:, 0] - table[:, 1]).mean().abs(), table[:, 1].std()
+        return float(apart / spread) if spread > 0 else math.inf
+
     def chance(self) -> float | None:
         """What guessing gives, under the condition that is surest to be better or worse."""
         best = self._surest()
@@ -113,6 +124,21 @@ class Scorer:
                     sure = SURE
                 found.append((right, guessed, sure))
         return max(found, key=lambda row: row[2], default=None)
+
+
+def labels(output: Any, batch: Any) -> Tensor | None:
+    """The batch's class of each sample, where it has integers behind its input that fit the output's columns."""
+    if not torch.is_tensor(output) or output.dim() != 2 or not output.is_floating_point():
+        return None
+    found = [t for t in list(tensors(batch))[1:] if t.shape == output.shape[:1] and t.dtype in INTEGERS]
+    fits = len(found) == 1 and output.shape[1] > 1 and bool(((found[0] >= 0) & (found[0] < output.shape[1])).all())
+    return found[0] if fits else None
+
+
+def agreement(output: Any, batch: Any) -> float:
+    """The share of samples whose class has the largest output."""
+    found = labels(output, batch)
+    return math.nan if found is None else float((output.argmax(1) == found.to(output.device)).double().mean())
 
 
 def _agree(parts: Units, whole: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,7 +25,8 @@ class Evidence:
     (recalibrated on them) on the evaluation data. statistics is what recalibrating does, by_batch what the
     batch's statistics do instead of exact ones, evaluation what recalibrating on the evaluation data
     does there, after what the loader's statistics repair. served is what running statistics do instead of what
-    `model.eval()` leaves, by_call what statistics of each call's own do where a layer has several calls.
+    `model.eval()` leaves, by_domain what statistics of each kind's own do where the batches are of two kinds (domains
+    says which is of the second), by_call what statistics of each call's own do where a layer has several calls.
     output_gap is the relative distance between the outputs with the batch's statistics and with
     the stored ones, everything else in eval; rest_gap the distance that everything but batch norm makes
     when it alone is in train mode.
@@ -44,8 +46,12 @@ class Evidence:
     eval_gap: Effect = field(default_factory=lambda: Effect("evaluation data", 0))
     eval_exact: Effect = field(default_factory=lambda: Effect(RECALIBRATE, 0))
     eval_undone: Effect | None = None
+    eval_applied: Effect | None = None
     served: Effect | None = None
     by_call: Effect | None = None
+    by_domain: Effect | None = None
+    frozen: Effect | None = None
+    domains: list[bool] = field(default_factory=list)
     another_eps: AnotherEps | None = None
     new_statistics: Effect | None = None
     as_batch_norm: Effect | None = None
@@ -65,9 +71,11 @@ class Evidence:
     padding_varies: float = 0.0
     images: bool = False
     padding_effect: Effect | None = None
+    labelled: bool = False
     sync_refused: bool = False
     feeds_tensors: bool = False
     exact: Statistics = field(default_factory=dict)
+    knows: Callable[[str], float] = lambda condition: math.inf
     attempt: Callable[[str, Statistics], Effect | None] | None = None
 
     @property

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from batchnorm.diagnosis.experiments.another_eps import another_eps
 from batchnorm.diagnosis.experiments.attribution import shares
-from batchnorm.diagnosis.experiments.conditions import Statistics, as_batch_norm, swapped, sync_on_cpu
+from batchnorm.diagnosis.experiments.conditions import Statistics, as_batch_norm, swapped, sync_on_cpu, write
 from batchnorm.diagnosis.experiments.data import PASSES, Data, limits
 from batchnorm.diagnosis.experiments.differing import Sample, difference
 from batchnorm.diagnosis.experiments.effect import Effect
@@ -25,7 +25,7 @@ from batchnorm.diagnosis.experiments.slices import replaced
 from batchnorm.diagnosis.experiments.training_step import left_in_eval, left_in_train, training_step
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence, compare, stored
-from batchnorm.diagnosis.rules.grounds import UNLIKE
+from batchnorm.diagnosis.rules.grounds import TWO_GROUPS, UNLIKE, unlike
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import BatchNorm
 from batchnorm.models.batches import call, progress_bar
@@ -125,8 +125,10 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
         _attribute(evidence, lab, data, exact)
     _padding(evidence, lab, data)
     _several_calls(evidence, lab, data)
+    _two_kinds(evidence, lab, data)
+    _frozen(evidence, lab, data)
     if others is not None:
-        _evaluate(evidence, lab, sample, others, exact)
+        _evaluate(evidence, lab, data, sample, others, exact)
     _served(evidence, lab, data, others)
     # The model is called with the batch's first tensor as it is: a hook can change it.
     evidence.feeds_tensors = lab.forward_fn is None and _passed_as_it_is(next(iter(data))[1])
@@ -140,6 +142,9 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
         evidence.step = training_step(lab.model, lab.layers, first[1], lab.forward_fn)
         for name, moved in evidence.step.moved.items():
             rows[name].modes = {"train": 1} if moved or name not in evidence.left_in_eval else {"eval": 1}
+    if lab.scorer is not None:
+        evidence.knows = lab.scorer.knows
+    evidence.labelled = lab.scorer is not None and not lab.scorer.given
     evidence.passes = data.passes
     evidence.exact = exact or {}
     evidence.attempt = _attempts(evidence, lab, data)
@@ -226,6 +231,40 @@ def _several_calls(evidence: Evidence, lab: Laboratory, data: Data) -> None:
     evidence.by_call = effect("statistics of their own for each call", before, tried, lab.scorer)
 
 
+def _two_kinds(evidence: Evidence, lab: Laboratory, data: Data) -> None:
+    """Where the batches are of two kinds: what statistics of each kind's own do."""
+    groups = [layer.inputs.two_groups() for layer in evidence.layers.values() if layer.spread > UNLIKE]
+    explained, kinds = max(groups, key=lambda group: group[0], default=(0.0, []))
+    if explained <= TWO_GROUPS or len(kinds) != data.batches:
+        return
+    evidence.domains = kinds
+    if not data.room(3):
+        return
+    own = [lab.recalibrated(data, lambda i, kind=kind: kinds[i] is kind)[0] for kind in (False, True)]
+    if own[0] is None or own[1] is None:
+        return
+
+    def before(index: int) -> None:
+        for name, pair in own[kinds[index]].items():  # pyright: ignore[reportOptionalMemberAccess]
+            write(lab.active[name], *pair)
+
+    outcomes = evidence.outcomes
+    tried = outcomes["by_domain"] = lab.run(data, "by_domain", swapped(lab.active, own[0]), before)
+    start = outcomes["exact" if evidence.statistics.helps else "stored"]
+    evidence.by_domain = effect("statistics of their own for each kind of batch", start, tried, lab.scorer)
+
+
+def _frozen(evidence: Evidence, lab: Laboratory, data: Data) -> None:
+    """Where frozen layers receive what they do not store: what exact statistics in them do."""
+    names = [name for name, layer in evidence.layers.items() if layer.frozen and layer.reached]
+    if lab.scorer is None or not any(unlike(evidence.layers[name]) for name in names) or not data.room(1):
+        return
+    layers = {name: lab.layers[name] for name in names}
+    exact = lab.normalised(data, layers)
+    tried = lab.tried(data, "frozen", swapped(layers, exact))
+    evidence.frozen = effect("exact statistics in the frozen layers", evidence.outcomes["stored"], tried, lab.scorer)
+
+
 def _served(evidence: Evidence, lab: Laboratory, data: Data, others: Data | None) -> None:
     """What running statistics do instead of the batch's, where `model.eval()` leaves layers that use the batch's."""
     without = [m for m in batch_norm_layers(lab.model).values() if m.running_mean is None]
@@ -247,7 +286,9 @@ def _served(evidence: Evidence, lab: Laboratory, data: Data, others: Data | None
         evidence.served = effect("running statistics at evaluation", served, after, lab.scorer)
 
 
-def _evaluate(evidence: Evidence, lab: Laboratory, sample: Sample, others: Data, exact: Statistics | None) -> None:
+def _evaluate(
+    evidence: Evidence, lab: Laboratory, data: Data, sample: Sample, others: Data, exact: Statistics | None
+) -> None:
     """The evaluation data under stored, exact and their own statistics."""
     outcomes, received = evidence.outcomes, {name: Received() for name in lab.layers}
     own_sample = Sample()
@@ -263,11 +304,15 @@ def _evaluate(evidence: Evidence, lab: Laboratory, sample: Sample, others: Data,
     # What the loader's own statistics repair is not the evaluation data's doing.
     base = "exact" if evidence.statistics.helps and evidence.eval_exact.helps else "stored"
     evidence.eval_gap = _unpaired(outcomes[base], outcomes[f"eval_{base}"], lab.scorer)
-    line = evidence.difference.line
-    if line is not None and line[0] and lab.scorer is not None and not others.out_of_time:
-        with undone(lab, line):
+    found = evidence.difference
+    if found.undo is not None and lab.scorer is not None and not others.out_of_time:
+        with changed(lab, found.undo):
             after = lab.run(others, "eval_undone")
         evidence.eval_undone = effect("undone", outcomes["eval_stored"], after, lab.scorer)
+    if found.apply is not None and data.room(0.5):
+        with changed(lab, found.apply):
+            after = lab.tried(data, "applied", nullcontext())
+        evidence.eval_applied = effect("the same done to the loader's inputs", outcomes["stored"], after, lab.scorer)
     own, said = lab.recalibrated(others) if not others.out_of_time else (None, "")
     if own is not None:
         outcomes["eval_own"] = lab.run(others, "eval_own", swapped(lab.active, own))
@@ -276,12 +321,12 @@ def _evaluate(evidence: Evidence, lab: Laboratory, sample: Sample, others: Data,
 
 
 @contextmanager
-def undone(lab: Laboratory, line: tuple[float, float]) -> Iterator[None]:
-    """The model is given `(x - b) / a` for the x of its first floating input."""
+def changed(lab: Laboratory, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """The model is given other values in the place of its first floating input."""
     before = lab.forward_fn
 
     def forward(model: nn.Module, batch: Any) -> Any:
-        return call(model, replaced(batch, lambda x: (x - line[1]) / line[0]), before)
+        return call(model, replaced(batch, lambda x: change(x) if x.is_floating_point() else x), before)
 
     lab.forward_fn = forward
     try:

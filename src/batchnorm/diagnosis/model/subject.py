@@ -81,6 +81,7 @@ class ModelSubject:
         if effect.gain is not None and math.isfinite(effect.error):
             caption += f"; exact against stored: {effect.after - effect.before:+.3g} (+- {effect.error:.2g}, paired)"
         caption += self._explained()
+        caption += "; no metric= was given: predictions that agree with the loader's classes" if e.labelled else ""
         rows = [[words, f"{value:.4f}"] for words, value in self._rows()]
         return Table("the metric under each choice of statistics", ["normalised with", "metric"], rows, caption)
 

@@ -1,5 +1,7 @@
 """Statistics are float16, which overflows at 65504, or bfloat16, in which small updates are lost.
 
+Or they are float32 and hold numbers of bfloat16 alone, of which the weights hold others: they were kept so in training.
+
 `convert` keeps statistics float32 in a model of any type.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules.examples import batches, network
@@ -31,6 +34,16 @@ def look(e: Evidence) -> Said:
                 layer.name,
                 f"statistics are {str(layer.dtype)[6:]}: small updates round away, and float16 overflows at 65504",
             )
+        elif layer.weight is not None and not _rounded(layer.weight) and _rounded(layer.mean) and _rounded(layer.var):
+            yield (
+                layer.name,
+                "all statistics are numbers of bfloat16: they were kept so, and small updates rounded away",
+            )
+
+
+def _rounded(values: Tensor) -> bool:
+    """Whether numbers, not all alike, lose nothing in bfloat16."""
+    return bool(values.bfloat16().double().equal(values)) and bool((values != values[:1]).any())
 
 
 def broken() -> Example:

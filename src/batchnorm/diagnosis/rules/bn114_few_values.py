@@ -25,7 +25,7 @@ FEW = 16  # below, the batch variance is off by 35 % or more, sqrt(2 / n)
 CODES = {"model": "BN114"}
 TITLE = "too few values per channel"
 SEVERITY = "warning"
-FIX = "{code}use larger batches, or batchnorm.freeze(model)"
+FIX = "{code}train on with batchnorm.freeze(model), or use larger batches"
 
 
 def predicts(e: Evidence) -> Effect:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules.examples import batches, settle
+from batchnorm.diagnosis.rules.grounds import TWO_GROUPS as TWO_GROUPS
 from batchnorm.diagnosis.rules.grounds import UNLIKE as UNLIKE
 from batchnorm.diagnosis.rules.grounds import batch_is_better
 
@@ -22,17 +23,20 @@ if TYPE_CHECKING:
     from batchnorm.diagnosis.model.evidence import Evidence
 
 BETWEEN_CALLS = 0.1  # of the variance
-TWO_GROUPS = 0.93  # of the spread of batch means; two halves of a normal distribution explain 0.64
+
+BY_CALL = "one layer for each call, with shared weight and bias, or batchnorm.bank"
+BY_BATCH = "batchnorm.convert(model), and with batchnorm.bank(model, domain) around the batches of each kind"
 
 CODES = {"model": "BN116"}
 TITLE = "several distributions through one layer"
 SEVERITY = "warning"
-FIX = "give each its own statistics: one layer each, with shared weight and bias, or batchnorm.bank"
+FIX = "per-domain statistics: {how}"
 
 
 def predicts(e: Evidence) -> Effect:
-    """Each call's own statistics instead of shared ones, or the batch's instead of exact ones."""
-    return e.by_call if e.by_call is not None and e.by_call.measured else batch_is_better(e)
+    """Statistics of each call's or each kind's own instead of shared ones, or the batch's instead of exact ones."""
+    tried = [found for found in (e.by_call, e.by_domain) if found is not None and found.measured]
+    return tried[0] if tried else batch_is_better(e)
 
 
 def look(e: Evidence) -> Said:
@@ -47,18 +51,21 @@ def look(e: Evidence) -> Said:
                 layer.name,
                 f"{between:.0%} of the variance lies between the calls of one forward: several distributions share "
                 "one mean and variance, which fit none of them",
+                {"how": BY_CALL},
             )
         elif better and len(layer.by_call) > 1:
             yield (
                 layer.name,
                 f"the layer is called {len(layer.by_call)} times in a forward, and statistics of each call's own do "
                 "better: several distributions share one mean and variance, which fit none of them",
+                {"how": BY_CALL},
             )
-        elif layer.spread > UNLIKE and layer.inputs.two_groups() > TWO_GROUPS:
+        elif e.domains and layer.spread > UNLIKE and (explained := layer.inputs.two_groups()[0]) > TWO_GROUPS:
             yield (
                 layer.name,
-                f"the batches' means fall in two groups (which explain {layer.inputs.two_groups():.0%} of their "
+                f"the batches' means fall in two groups (which explain {explained:.0%} of their "
                 f"spread, {layer.spread:.0f} times that of shuffled batches): two kinds of data take turns",
+                {"how": BY_BATCH},
             )
 
 

@@ -25,7 +25,10 @@ PERSISTS = 0.05  # of the distance to guessing
 CODES = {"model": "BN119"}
 TITLE = "samples of a batch inform each other"
 SEVERITY = "warning"
-FIX = "train with shuffled batches, or with batchnorm.convert(model, 'renorm'), or frozen for the last fifth"
+FIX = (
+    "no statistics repair it, the weights need training on: a fifth of the steps with batchnorm.freeze(model), or "
+    "with shuffled batches, or batchnorm.convert(model, 'renorm')"
+)
 predicts = batch_is_better
 
 

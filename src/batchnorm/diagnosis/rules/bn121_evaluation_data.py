@@ -1,22 +1,27 @@
-"""Given `eval_loader`: the evaluation inputs are not like the loader's, and the metric on them is worse.
+"""Given `eval_loader`: the evaluation inputs are not like the loader's, and that makes the metric worse.
 
-Compared are the model's own inputs at a grid of positions (means beyond {SHIFT} standard deviations, spread beyond a
-factor of 1.3, roughness) and what the first layer receives with the stored statistics (mean beyond {SHIFT} standard
-deviations, variance beyond a factor of 1.6), each beyond {SURE} standard errors. What differs is said where it
-shows: a scale and an offset, another normalisation by channel, size, blur, noise, another curve. Recalibrating on the
-evaluation data is tried there and advised only where it helps. Other shares of the classes are BN131.
+Compared are the model's own inputs, each against its sampling error: quantiles by channel or column (beyond {APART}
+deviations), means by position (beyond {SHIFT}), power by frequency (beyond a factor of 1.35), sizes, padding and the
+frequencies of tokens; and what the first layer receives (mean beyond {SHIFT} deviations, variance beyond a factor of
+1.6). What was done to them is the simplest that explains it: a line (a x + b), the training inputs' normalisation left
+out, channels in another order, a line for single channels or columns, a curve, turned, noise, blur, another rate. It is
+tried: undone on the evaluation data, and done to the loader's inputs. A warning where undoing it helps, or doing it
+harms; where it cannot be tried, where the metric is worse, unless augmentation of the training inputs (crops, noise,
+mixup) explains the difference as well. Recalibrating on the evaluation data is advised only where it helps. Other
+shares of the classes are BN131.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batchnorm.diagnosis.experiments.differing import APART as APART
 from batchnorm.diagnosis.experiments.differing import SHIFT as SHIFT
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.rules.examples import batches, network
 from batchnorm.diagnosis.rules.grounds import SURE as SURE
-from batchnorm.diagnosis.rules.grounds import above
+from batchnorm.diagnosis.rules.grounds import above, ruled_out
 
 if TYPE_CHECKING:
     from batchnorm.diagnosis.model.evidence import Evidence
@@ -26,13 +31,24 @@ LOG_RATIO = 0.5  # of the variance
 CODES = {"model": "BN121"}
 TITLE = "evaluation data differ from training data"
 SEVERITY = "warning"
-FIX = "{code}use one preprocessing{undo}{advice}"
+FIX = "{code}evaluate with the training's preprocessing{undo}{advice}"
 
 
 def predicts(e: Evidence) -> Effect | None:
-    """How much worse the metric is on the evaluation data, or how much their own statistics help there."""
+    """How much worse the metric is on the evaluation data, or what undoing the difference does there.
+
+    A difference that, done to the loader's inputs, does no harm is not what makes the metric worse; nor is one that
+    augmentation explains as well, unless undoing it helps.
+    """
+    applied, undone = e.eval_applied, e.eval_undone
     if not e.eval_gap.measured:
-        return None
+        return applied if e.difference.usual else None
+    if undone is not None and undone.measured and undone.helps:
+        return undone
+    if applied is not None and applied.measured and e.difference.words:
+        return e.eval_gap if applied.harms else ruled_out(e.eval_gap)
+    if e.difference.usual:
+        return ruled_out(e.eval_gap)
     return e.evaluation if e.evaluation.helps and not e.eval_gap.helps else e.eval_gap
 
 
@@ -50,34 +66,20 @@ def look(e: Evidence) -> Said:
     if e.difference.by_class or not (words or by_layer):
         return
     said = "; ".join(part for part in (words, by_layer) if part)
-    yield layer, f"{said}: other preprocessing, augmentation or another source", _fix(e)
+    yield layer, said if words else f"{said}: other preprocessing, augmentation or another source", _fix(e)
 
 
 def _fix(e: Evidence) -> dict[str, str]:
-    own, line = e.evaluation, e.difference.line
-    undo = ""
-    if line is not None and line[0]:
-        undo = f": (x {_minus(line[1])}) / {line[0]:.3g}"
-    back = e.eval_undone
+    own, back, code = e.evaluation, e.eval_undone, e.difference.code
     better = back is not None and back.measured and back.helps and (own.gain or 0.0) <= (back.gain or 0.0)
-    if line is not None and better and e.feeds_tensors:
-        undone = f"((args[0] {_minus(line[1])}) / {line[0]:.4g}, *args[1:])"
-        code = f"model.register_forward_pre_hook(lambda module, args: {undone})  # on such data, or "
-        return {"code": code, "undo": "", "advice": ""}
+    if code and better and e.feeds_tensors:
+        hook = f"model.register_forward_pre_hook(lambda module, args: ({code}, *args[1:]))"
+        return {"code": f"{hook}  # on such data, or ", "undo": "", "advice": ""}
+    undo = f": {code}, for the model's args" if code else ""
     if own.measured and own.helps:
         return {"code": f"{own.what}  # or ", "undo": undo, "advice": ""}
-    if own.harms:
-        return {
-            "code": "",
-            "undo": undo,
-            "advice": "; do not recalibrate on evaluation data",
-        }
     advice = "" if own.measured else "; if the data are meant to differ, recalibrate on unlabelled evaluation data"
-    return {"code": "", "undo": undo, "advice": advice}
-
-
-def _minus(value: float) -> str:
-    return f"{'-' if value >= 0 else '+'} {abs(value):.4g}"
+    return {"code": "", "undo": undo, "advice": "; do not recalibrate on evaluation data" if own.harms else advice}
 
 
 def broken() -> Example:

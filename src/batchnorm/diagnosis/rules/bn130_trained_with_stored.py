@@ -6,8 +6,9 @@ Batch norm was in eval while the weights trained: `norm_eval` of detectors, `m.t
 step, a forgotten `.train()`, an actor. Keep the statistics: recalibrating, tried on a copy, makes it worse. A warning
 where a layer is in train mode now, so that the next forward moves them; else a note. Layers that a model's own
 `train()` leaves in eval count as frozen. Where recalibrating does not help, the statistics of a new layer, 0 and 1, are
-tried too: a model that was never put in train mode was trained with them, and may have been recalibrated since. Other
-statistics that were overwritten cannot be found again; a checkpoint from before has them.
+tried too: a model that was never put in train mode was trained with them, and may have been recalibrated since; then
+the metric lies more than {KNOWS} deviations from guessing. Other statistics that were overwritten cannot be found
+again; a checkpoint from before has them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 CODES = {"model": "BN130"}
 NEW = "new"  # the condition
+KNOWS = 0.3  # deviations from guessing: a network that was trained so is not near it
 TITLE = "trained with the stored statistics"
 SEVERITY = "warning"
 FIX = "{code}batchnorm.freeze(model)  # keep the statistics; do not recalibrate"
@@ -78,7 +80,7 @@ def with_new_statistics(e: Evidence) -> Effect | None:
         e.new_statistics = tried
     new = e.new_statistics
     # A change of the output alone does not tell which side is right.
-    return new if new is not None and new.measured and new.helps else None
+    return new if new is not None and new.measured and new.helps and e.knows(NEW) > KNOWS else None
 
 
 def broken() -> Example:

@@ -16,6 +16,7 @@ DRIFT = 0.1  # stored standard deviations
 LOG_RATIO = 0.2  # root mean square log variance ratio, about 20 %
 SURE = 4.0  # times the sampling error
 CLOSER = 0.34  # of the distance without dropout, with dropout on
+TWO_GROUPS = 0.93  # of the spread of batch means; two halves of a normal distribution explain 0.64
 UNLIKE = 3.0  # of the batches' means, in units of what shuffled batches would give
 ROUNDING = 0.01  # of the mean square: no cancellation leaves a variance further below zero
 MISPLACED = 0.35  # of the channels
@@ -26,8 +27,11 @@ def drifts(layer: LayerEvidence) -> bool:
 
     A layer whose stored statistics change nothing in the output (it does not read them) is not judged.
     """
-    if not layer.reached or layer.frozen or layer.damage == 0:
-        return False
+    return layer.reached and not layer.frozen and layer.damage != 0 and unlike(layer)
+
+
+def unlike(layer: LayerEvidence) -> bool:
+    """Whether what is stored is measurably not what is received."""
     drift, ratio = layer.drift, layer.var_log_ratio
     if layer.spread > UNLIKE and layer.eval_drift is not None and layer.eval_var_log_ratio is not None:
         # Batches that are not alike: what they are normalised to by themselves is no measure.
