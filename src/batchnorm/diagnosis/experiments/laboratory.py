@@ -29,9 +29,10 @@ from batchnorm.diagnosis.experiments.scores import Scorer, agreement, labels
 from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.models.batches import call, count_samples
 from batchnorm.models.find import batch_norm_layers
-from batchnorm.models.recalibration.batch_moments import received as received_by
 from batchnorm.models.recalibration.memory import available
 from batchnorm.models.recalibration.recalibrating import recalibrate
+from batchnorm.models.receiving import on_input
+from batchnorm.models.receiving import received as received_by
 from batchnorm.models.state import preserved
 
 REST_BATCHES = 4  # at least, that are run with everything but batch norm in train mode
@@ -127,7 +128,7 @@ class Laboratory:
             return see
 
         for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(hook(name), with_kwargs=True).remove)
+            stack.callback(on_input(layer, hook(name)).remove)
         return stack
 
     def stored(self, data: Data, evidence: dict[str, Any], sample: Sample, condition: str = "stored") -> Outcome:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import call
+from batchnorm.models.receiving import on_input, received
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 
@@ -134,8 +135,8 @@ def read(
     parts: dict[str, list[Samples]] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0].movedim(getattr(module, "channel_axis", 1), 1)
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x, _ = received(module, args, kwargs)
             if x.numel():
                 parts.setdefault(name, []).append(_moments(x))
 
@@ -143,7 +144,7 @@ def read(
 
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
+            stack.callback(on_input(layer, watch(name)).remove)
         found = outputs_of(model, batches, forward_fn)
     samples = {n: Samples(torch.cat([p.mean for p in ps]), torch.cat([p.var for p in ps])) for n, ps in parts.items()}
     for name, at_layer in samples.items():

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm import kernels
 from batchnorm.kernels.shapes import per_channel
-from batchnorm.layers import BatchNorm
-from batchnorm.layers.masks import MaskInput, weight_of
 
 # Above this ratio of mean^2 to variance the sum of squares loses more digits than float32 rounding.
 _LARGEST_OFFSET = 4.0
@@ -48,17 +44,6 @@ class Part:
     def var(self) -> Tensor:
         """The biased variance, which normalises."""
         return self.m2 / self.count
-
-
-def received(layer: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """A layer's input with its channels second, and its mask or sample weights `(N, 1, *)` if it has any."""
-    x: Tensor = args[0] if args else kwargs["input"]
-    x = x.detach()
-    if not isinstance(layer, BatchNorm):
-        return x, None
-    x = x.movedim(layer.channel_axis, 1)
-    mask = args[1] if len(args) > 1 else kwargs.get("mask")
-    return x, weight_of(layer, x, MaskInput(mask, kwargs.get("lengths"), kwargs.get("weights")))
 
 
 def part_of(x: Tensor, weight: Tensor | None) -> Part:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.models.batches import call
-from batchnorm.models.recalibration.batch_moments import received
 from batchnorm.models.recalibration.targets import Target
+from batchnorm.models.receiving import on_input, received
 
 
 class Enough(BaseException):
@@ -108,7 +108,7 @@ class Visits:
     @contextmanager
     def watching(self, targets: dict[str, Target]) -> Iterator[None]:
         """Let the layers report."""
-        handles = [t.layer.register_forward_pre_hook(self._hook(t), with_kwargs=True) for t in targets.values()]
+        handles = [on_input(t.layer, self._hook(t)) for t in targets.values()]
         try:
             yield
         finally:
