@@ -14,12 +14,11 @@ from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native, triton
 from batchnorm.layers import device, rule
 from batchnorm.layers.asserting import require, tracing, transformed
-from batchnorm.layers.backends import in_numbers, statistics_of
+from batchnorm.layers.backends import in_numbers, readable, ready_of, statistics_of
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.cross_iteration import look_back
 from batchnorm.layers.choices.inference import Inference
 from batchnorm.layers.choices.situation import Now, State
-from batchnorm.layers.device_call import Call
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving
@@ -228,33 +227,30 @@ class Normalising(Moving):
 
     def _after_moments(
         self, x: Tensor, sharing: Sharing, plan: Plan, batch: Moments, memory: Any, move: rule.Move | None
-    ) -> Native | Call | None:
-        """The native call that follows the moments, or None where the passes must serve.
+    ) -> Native | None:
+        """The call that follows the moments, or None where the passes must serve.
 
         With a move the running statistics move in it.
         """
-        if not x.is_cpu or triton.SWITCHES["interpreted"]:
-            return device.after_moments(self, x, sharing, plan, batch, memory, move)
+        on = None if x.is_cpu and not triton.SWITCHES["interpreted"] else device.KERNELS
         weight, bias = self.affine_part("weight"), self.affine_part("bias")
         if plan.for_few is not None or plan.statistics_of is not None or not x.shape[1]:
             return None
-        if not (native.enabled() and native.unwatched() and native.plain(x) and native.affine(weight, bias, x)):
-            return None
-        if not (sharing.weight is None or native.selects(sharing.weight)):
+        if not (native.serves(x, True) if on is None else on.serves(x)):
             return None
         numbers, vectors = plan.numbers_of(batch)
-        if not in_numbers(numbers, vectors, move or ()):
-            return None
         statistics = None if move is None else statistics_of(self)
-        if statistics is not None and not native.statistics(x, *statistics):
+        if not (in_numbers if on is None else on.takes)(numbers, vectors, move or rule.Move()):
             return None
-        x, last = native.arranged(x)
-        call = Native(self, last, sharing, numbers, vectors)
+        if not (readable if on is None else on.readable)(x, weight, bias, sharing.weight, statistics):
+            return None
+        call = (Native if on is None else on.call)(self, native.arranged(x)[1], sharing, numbers, vectors)
         call.detached, call.given_plan, call.memory = plan.detached, plan, memory
         call.statistics, call.moves = statistics, move is not None
-        call.saved = calls.Saved(sharing.groups, x.shape[1])
+        room = x.new_empty(calls.size(sharing.groups, x.shape[1]), dtype=torch.float64)
+        call.saved = calls.Saved(sharing.groups, x.shape[1], room)
         call.saved.take(batch.count, batch._squares(), batch.mean, batch.m2)
-        call.prepare(move or rule.Move(), self.recipe.policy.nonfinite)
+        call.prepare(move or rule.Move(), ready_of(self), x)
         return call
 
     def _look_back(self, x: Tensor, again: bool) -> dict[str, Tensor]:
