@@ -8,6 +8,7 @@ is what `serves` decides.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -16,9 +17,14 @@ from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from batchnorm.errors import BatchNormError, OperandError
-from batchnorm.kernels.extension import DTYPES
-from batchnorm.kernels.extension import extension as _native
 
+try:
+    # After torch, so that its OpenMP runtime is the one in memory; none where there was no compiler at installation.
+    from batchnorm.kernels import _native  # pyright: ignore[reportAttributeAccessIssue]
+except ImportError:
+    _native: Any = None
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _WEIGHTS = {torch.bool: 1, torch.float32: 2, torch.float64: 3}
 _INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -28,6 +34,9 @@ _C: Any = torch._C
 _PRE_DISPATCH = _C.DispatchKey.PreDispatch
 
 _state = {"on": _native is not None}
+if _native is not None and hasattr(os, "register_at_fork"):
+    # A forked child hangs in an OpenMP runtime that its parent has used.
+    os.register_at_fork(after_in_child=_native.serial)
 
 
 def built() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -32,11 +33,6 @@ _PLAIN, _STILL = (Numbers(), NOTHING), Move()
 class Ready:
     """What a layer's choices and settings come to in every call; found again when one of them is another."""
 
-    __slots__ = (
-        "coupling", "detached", "extent", "fixed", "key", "memory", "move", "reason", "recipe", "reliability",
-        "remembers", "sharing", "specs", "stored", "sync", "tracks",
-    )  # fmt: skip
-
     def __init__(self, layer: Any, key: tuple[Any, ...], has_statistics: bool) -> None:
         recipe = self.recipe = layer.recipe
         coupling, extent, estimator = recipe.coupling, recipe.extent, recipe.estimator
@@ -56,6 +52,7 @@ class Ready:
         # Whether a batch that enters is kept, in a memory of the estimator's or the coupling's.
         kept = type(estimator).remember is not Estimator.remember or type(coupling).remember is not Coupling.remember
         self.remembers = kept and bool(self.memory)
+        self.rereads = estimator.remembers_population or coupling.remembers_population
         self.fixed = self.move is not None and coupling.is_plain and not (self.stored or layer.memory_names)
 
 
@@ -133,7 +130,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
     sync = r.sync if r.sync is not None and r.sync.size() > 1 else None
     if sync is not None and (sample_weight is not None or not (r.fixed and r.extent is None and layer.training)):
         return "the statistics are shared over processes"
-    if not stored and sync is None and samples // groups * (n // samples) == 1:
+    if not stored and sync is None and fewest(shape, groups) == 1:
         return "a group has one value"
     inplace = layer.inplace and layer.training and not stored and sync is None
     if inplace and (residual is not None or sample_weight is not None):
@@ -147,7 +144,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
         weight, bias = own["weight"], own["bias"]
     else:
         weight, bias = layer.affine_part("weight"), layer.affine_part("bias")
-    statistics = statistics_of(layer) if stored or tracks else None
+    statistics: Any = statistics_of(layer) if stored or tracks else None
     if not (readable if on is None else on.readable)(x, weight, bias, sample_weight, statistics):
         return "weight, bias, mask, weights or running statistics cannot be read where they lie"
     if inplace and weight is not None:
@@ -155,7 +152,8 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
     again = tracks and graph_task() != -1 and recomputing()
     moves = tracks and not (layer.paused or layer.accumulating or again)
     (numbers, vectors), move, moving = _PLAIN, r.move, None
-    state, now, held = (None,) * 3
+    nothing: Any = None
+    state, now, held = nothing, nothing, nothing
     values = n // groups if sample_weight is None and samples % groups == 0 else None
     if stored:
         mean, var = (v.to(torch.float64, copy=True) for v in (statistics.mean, statistics.var))
@@ -175,7 +173,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
         else:
             now = Now(1.0, None, 0.0)
         if moves and r.remembers:
-            _ = state.mean, state.var, now.step  # as they are before they move
+            _ = (state.mean, state.var, now.step) if r.rereads or on is not None else now.step  # before they move
         now.values = values
         try:
             numbers, vectors = r.coupling.plan(state, now)
@@ -206,6 +204,11 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
         residual = native.like(residual if residual.shape == shape else residual.expand_as(x), x)
     after = None if not tracks or again or layer.paused else (state, moving) if r.remembers else ()
     return Whole(call, x, weight, bias, None if late else residual, late, after, sync)
+
+
+def fewest(shape: torch.Size, groups: int) -> int:
+    """How many values the smallest group of a channel holds."""
+    return shape[0] // groups * math.prod(shape[2:])
 
 
 def in_numbers(numbers: Numbers, vectors: Vectors, move: Any) -> bool:

@@ -99,8 +99,5 @@ class Call(Native):
 
     def rows(self) -> Rows:
         """What normalised, as the rule has it."""
-        row: Any = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
-        n, numbers = rule.or_one(row(0)), self.numbers
-        own_u, own_v = (0.0, 0.0) if self.detached or self.stored else (numbers.mean, row(7) * n)
         few = self.batch().few if self.few == POPULATION else None
-        return Rows(n, row(4), row(5), row(6), own_u, own_v, row(8), row(12), row(9), few)
+        return super().rows()._replace(few=few)

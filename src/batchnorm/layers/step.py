@@ -15,7 +15,7 @@ from batchnorm.layers import rule
 from batchnorm.layers.moments import Moments, SavedMoments
 from batchnorm.layers.operands import require_unchanged
 from batchnorm.layers.passing import Passing, Plan, Sharing, respelled
-from batchnorm.layers.rule import NOTHING, Move, Numbers, Pull, Rows, Vectors
+from batchnorm.layers.rule import Move, Numbers, Pull, Rows, Vectors
 
 
 class Native:
@@ -47,7 +47,8 @@ class Native:
 
     def prepare(self, move: Move, r: Any, x: Tensor) -> None:
         """Everything in the extension's terms."""
-        if self.vectors is not NOTHING or move.from_mean is not None:
+        pm, pv, rest = self.vectors
+        if pm is not None or pv is not None or rest is not None or move.from_mean is not None:
             self.handed_in = calls.Vectors(*self.vectors, move.from_mean, move.from_var)
         self.spec = calls.spec(
             *self.numbers, *move[:6], self.layer.eps, self.sharing.centres, self.stored,
@@ -81,10 +82,7 @@ class Native:
         def end(*everybodys: Tensor) -> tuple[Any, ...]:
             given = self.constant()
             if memory is not None:
-                brought = rule.told(self.rows(), self.batch(), weight, *everybodys)
-                at = memory.open()
-                given = memory.pull(at, self.numbers, brought)
-                memory.learn(at, self.numbers, brought, given)
+                given = memory.settle(self.numbers, rule.told(self.rows(), self.batch(), weight, *everybodys))
             dx, _, _, dr, *_ = kernel(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
             return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
 
@@ -98,10 +96,9 @@ class Native:
         """One call, or two around what needs the sums; in torch where something watches."""
         given, memory, ranks = self.constant(), self.memory, self.sharing.ranks
         told = self._told(g, x, weight, bias, y, needs) if ranks is None else None
-        at: Any = None
+        state: Any = None
         if told is not None and memory is not None:
-            at = memory.open()
-            given = memory.pull(at, self.numbers, None)
+            given, state = memory.pull(self.numbers)
         if told is None or (memory is not None and given is None):
             sums, end = self.begin(g, x, weight, bias, y, needs, learned)
             return end(*(sums if ranks is None else ranks.sums(*sums)))
@@ -109,7 +106,7 @@ class Native:
             dx, dw, db, dr, *_ = self.kernel(*told, pull=given)
         else:
             (dx, dw, db, dr), brought = self._brought(told, weight, given)
-            memory.learn(at, self.numbers, brought, given)
+            memory.learn(state, self.numbers, brought, given)
         return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
 
     def _brought(self, told: Any, weight: Any, given: Pull | None) -> tuple[Any, rule.Sums]:
@@ -117,7 +114,7 @@ class Native:
         *found, sums, finite = self.kernel(*told, pull=given, means=True)
         batch, rows = self.batch(), _Later(self.rows)
         some: Any = True if self.values is not None else batch.count > 0
-        return found, rule.Sums(rows, batch, weight, sums[0], sums[1], some, sums[2:], finite)  # pyright: ignore
+        return found, rule.Sums(rows, batch, weight, sums[0], sums[1], some, sums, finite)  # pyright: ignore
 
     def _told(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
         """What a native backward is told, or None where a kernel cannot read all of it: owners may have moved it since.
@@ -149,15 +146,12 @@ class Native:
     def rows(self) -> Rows:
         """What normalised, as the rule has it."""
         row: Any = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
-        numbers = self.numbers
+        numbers, is_number = self.numbers, rule.is_number
         n: Any = rule.or_one(row(0)) if self.values is None else self.values
-        own_u, own_v = (0.0, 0.0) if self.detached or self.stored else (numbers.mean, numbers.share)
-        if numbers.log:
-            own_v = row(7) * n
-        limited = not numbers.low == numbers.high == 1
-        ratio = row(8) if limited and not numbers.quiet else None
-        follow = row(12) if limited and numbers.quiet else None
-        offset = None if numbers.shift == 0 else row(9)
+        own_u, own_v = (0.0, 0.0) if self.constant() else (numbers.mean, row(7) * n if numbers.log else numbers.share)
+        limited = not (is_number(numbers.low, 1) and is_number(numbers.high, 1))
+        ratio, follow = (row(8), row(12)) if limited else (None, None)
+        offset = None if is_number(numbers.shift, 0) else row(9)
         return Rows(n, row(4), row(5), row(6), own_u, own_v, ratio, follow, offset)
 
     @property
