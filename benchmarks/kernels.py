@@ -390,7 +390,7 @@ def keep(rows: list[dict[str, Any]], about: dict[str, Any], out: Path) -> dict[s
         "torch": torch.__version__,
         **about,
         "allocator": allocator(),
-        "instruction set": native.instruction_set(),
+        "instruction set": native._native.instruction_set(),
         "OMP_PROC_BIND": os.environ.get("OMP_PROC_BIND"),
         "summary": summary(rows),
         "summary in bfloat16": summary(rows, "bfloat16"),

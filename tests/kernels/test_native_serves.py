@@ -158,7 +158,7 @@ def test_backends_say_which_serves_and_can_be_told():
             kernels.use("mmx")
     finally:
         kernels.use()
-    assert native.instruction_set() == native.instruction_sets()[-1]
+    assert native._native.instruction_set() == native.instruction_sets()[-1]
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -110,7 +110,7 @@ def keep_memory(on: bool = True) -> str:
     _set(_TRIM_THRESHOLD, _NEVER if on else _DEFAULT)
     _state["kept"] = on
     if not on:
-        _trim()
+        _library().malloc_trim(ctypes.c_size_t(0))
         return (
             f"glibc {version} returns freed memory again, unused memory went back now; its thresholds stay at 128 KiB, "
             "where by default they follow the sizes freed"
@@ -129,11 +129,7 @@ def _set(parameter: int, value: int) -> None:
         raise BatchNormError(f"glibc refused mallopt({parameter}, {value}); its memory settings are as they were")
 
 
-def _trim() -> None:
-    _library().malloc_trim(ctypes.c_size_t(0))
-
-
 def _trim_if_kept() -> None:
     """What lies unused would be copied, page by page, once parent and child write to it."""
     if _state["kept"]:
-        _trim()
+        _library().malloc_trim(ctypes.c_size_t(0))

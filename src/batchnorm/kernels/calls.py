@@ -42,7 +42,7 @@ class Saved:
         # What the extension was told about the tensor.
         self.data: Any = None
         if values is None:
-            values = torch.empty(ROWS * groups * channels, dtype=torch.float64, device="cpu")
+            values = torch.empty(size(groups, channels), dtype=torch.float64, device="cpu")
         self.values = values
 
     def row(self, index: int) -> Tensor:
@@ -102,19 +102,6 @@ def _wide(vectors: tuple[Tensor | None, ...], groups: int, channels: int, rows: 
     return kept, by_group
 
 
-def _lie(v: Tensor | None) -> int:
-    return 0 if v is None else v.data_ptr()
-
-
-def _lies(v: Tensor | None) -> int:
-    """Where a tensor's values lie at this moment, for one call: whatever owns the tensor may move them before the next.
-
-    Raises:
-        BatchNormError: a storage that has been freed under the tensor.
-    """
-    return 0 if v is None else v.data_ptr() or native.no_values(v)
-
-
 def forward(
     chosen: Any,
     x: Tensor,
@@ -134,31 +121,32 @@ def forward(
 
     With y given only the channel vectors are filled in; with saved given it holds the moments already.
     """
-    given, reduced, channels = y is not None, saved is not None, x.shape[1]
+    lies, given, reduced, channels = native.lies, y is not None, saved is not None, x.shape[1]
     y = native.blank(x) if y is None else y
     saved = Saved(groups, channels) if saved is None else saved
     saved.data = native.data(x, last, groups)
-    held, spread, kind = (None, 0, 0) if sample_weight is None else native.spread(sample_weight, x)
+    held, spread, kind = native.spread(sample_weight, x)
     lie, kept = _NONE, ()
     if vectors is not NONE:
         kept, by_group = _wide(vectors, groups, channels, 3)
-        lie = native._native.Vectors(*map(_lie, kept), by_group)
+        lie = native._native.Vectors(*map(lies, kept), by_group)
     mean, var, tracked, skipped = (None, None, None, None) if statistics is None else statistics
     affine = weight if weight is not None else bias
     status = native._native.forward(
-        chosen, saved.data, x.data_ptr() or native.no_values(x), 0 if given else y.data_ptr(), _lies(residual),
-        spread, kind, _lies(weight), _lies(bias), 0 if affine is None else native.DTYPES[affine.dtype],
-        saved.values.data_ptr(), lie, _lies(mean), _lies(var), mean is not None and mean.dtype is torch.float64,
-        _lies(tracked), _lies(skipped), moves, reduced,
+        chosen, saved.data, lies(x), 0 if given else y.data_ptr(), lies(residual), spread, kind, lies(weight),
+        lies(bias), 0 if affine is None else native.DTYPES[affine.dtype], saved.values.data_ptr(), lie, lies(mean),
+        lies(var), mean is not None and mean.dtype is torch.float64, lies(tracked), lies(skipped), moves, reduced,
     )  # fmt: skip
     del held, kept
     return y, saved, status
 
 
-def reduced(x: Tensor, last: bool, centred: bool) -> Saved:
+def reduced(x: Tensor, last: bool, centred: bool, groups: int = 1, sample_weight: Tensor | None = None) -> Saved:
     """The moments of x, which `native.arranged` has arranged, for a forward that follows."""
-    saved = Saved(1, x.shape[1])
-    native._native.reduce(native.data(x, last, 1), x.data_ptr(), 0, 0, saved.values.data_ptr(), centred)
+    saved, (held, spread, kind) = Saved(groups, x.shape[1]), native.spread(sample_weight, x)
+    told = native.data(x, last, groups), native.lies(x), spread, kind
+    native._native.reduce(*told, saved.values.data_ptr(), centred)
+    del held
     return saved
 
 
@@ -197,6 +185,7 @@ def backward(
     g has the strides of x (of y where x is found again). pull, as `Pull`, stands in for the derivative. The sums are
     `(2, groups, C)`; with means four rows follow, those of `rule.Sums`, and only then it is looked what is finite.
     """
+    lies: Any = native.lies
     pattern: Any = x if x is not None else y
     writes_dx, writes_sums = phase != SUMS, phase != REST
     dx = native.blank(pattern) if writes_dx and (wants[0] or source == OUTPUT) else None
@@ -205,28 +194,24 @@ def backward(
     dtype = torch.float64 if pattern.dtype is torch.float64 else torch.float32
     dw = _vector(saved.channels, dtype, weight) if writes_sums and wants[1] else None
     db = _vector(saved.channels, dtype, bias) if writes_sums and wants[2] else None
-    held, spread, kind = (None, 0, 0) if sample_weight is None else native.spread(sample_weight, pattern)
+    held, spread, kind = native.spread(sample_weight, pattern)
     if sums is None and (pull is not None or phase == SUMS):
         rows = 6 if means else 2
         sums = torch.empty(rows, saved.groups, saved.channels, dtype=torch.float64, device="cpu")
     told, kept = _DERIVATIVE, ()
     if pull is not None:
         kept, by_group = _wide((pull.base_u, pull.base_v), saved.groups, saved.channels, 2)
-        told = True, pull.own_u, pull.own_v, _lie(kept[0]), _lie(kept[1]), by_group
+        told = True, pull.own_u, pull.own_v, lies(kept[0]), lies(kept[1]), by_group
     affine = weight if weight is not None else bias
-    at = _lie(sums)
+    at = lies(sums)
     finite = native._native.backward(
-        chosen, saved.data or native.data(pattern, last, saved.groups), g.data_ptr() or native.no_values(g),
-        _lies(x), _lies(y), _lie(dx), _lie(dr), spread, kind, _lies(weight), _lies(bias),
-        0 if affine is None else native.DTYPES[affine.dtype], saved.values.data_ptr(), _lie(dw), _lie(db),
-        dtype is torch.float64, source, *told, at, phase,
+        chosen, saved.data or native.data(pattern, last, saved.groups), lies(g), lies(x), lies(y), lies(dx), lies(dr),
+        spread, kind, lies(weight), lies(bias), 0 if affine is None else native.DTYPES[affine.dtype],
+        saved.values.data_ptr(), lies(dw), lies(db), dtype is torch.float64, source, *told, at, phase,
         at + 16 * saved.groups * saved.channels if means else 0,
     )  # fmt: skip
     del held, kept
-    if weight is not None and dw is not None and dw.dtype is not weight.dtype:
-        dw = dw.to(weight.dtype)
-    if bias is not None and db is not None and db.dtype is not bias.dtype:
-        db = db.to(bias.dtype)
+    dw, db = (v if v is None or v.dtype is like.dtype else v.to(like.dtype) for v, like in ((dw, weight), (db, bias)))
     return dx, dw, db, dr, sums, finite
 
 

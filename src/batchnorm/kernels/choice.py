@@ -31,7 +31,7 @@ def backends() -> dict[str, str]:
     if not sets:
         line = "not built: no C++ compiler was found at installation, or BATCHNORM_PURE=1 said not to"
     elif native.enabled():
-        line = f"in use on the CPU with {native.instruction_set()}; this machine runs {', '.join(sets)}"
+        line = f"in use on the CPU with {native._native.instruction_set()}; this machine runs {', '.join(sets)}"
     else:
         line = "switched off by use('reference')"
     return {
@@ -63,7 +63,7 @@ def use(backend: Backend | None = None) -> None:
     native.enable(backend != "reference")
     triton.enable(backend != "reference")
     if sets and backend != "reference":
-        native.choose(backend if backend in sets else sets[-1])
+        native._native.choose(backend if backend in sets else sets[-1])
 
 
 def from_environment() -> None:

@@ -8,6 +8,7 @@ is what `serves` decides.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -16,17 +17,26 @@ from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from batchnorm.errors import BatchNormError, OperandError
-from batchnorm.kernels.extension import DTYPES
-from batchnorm.kernels.extension import extension as _native
 
+try:
+    # After torch, so that its OpenMP runtime is the one in memory; none where there was no compiler at installation.
+    from batchnorm.kernels import _native  # pyright: ignore[reportAttributeAccessIssue]
+except ImportError:
+    _native: Any = None
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _WEIGHTS = {torch.bool: 1, torch.float32: 2, torch.float64: 3}
 _INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NARROW = (torch.float16, torch.bfloat16)
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 _C: Any = torch._C
+_PRE_DISPATCH = _C.DispatchKey.PreDispatch
 
 _state = {"on": _native is not None}
+if _native is not None and hasattr(os, "register_at_fork"):
+    # A forked child hangs in an OpenMP runtime that its parent has used.
+    os.register_at_fork(after_in_child=_native.serial)
 
 
 def built() -> bool:
@@ -49,16 +59,6 @@ def instruction_sets() -> list[str]:
     return [] if _native is None else _native.instruction_sets()
 
 
-def instruction_set() -> str:
-    """The one in use."""
-    return _native.instruction_set()
-
-
-def choose(instruction_set: str) -> None:
-    """Run with another one of `instruction_sets`."""
-    _native.choose(instruction_set)
-
-
 def unwatched() -> bool:
     """Whether nothing is to see the operations themselves: no compiler, transform, mode or forward-mode AD."""
     return (
@@ -68,7 +68,7 @@ def unwatched() -> bool:
         and _C._len_torch_dispatch_stack() == 0
         and (_C._len_torch_function_stack() == 0 or _only_default_devices())
         and _C._get_tracing_state() is None
-        and torch._ops._len_torch_dispatch_stack_pre_dispatch() == 0
+        and not _C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
     )
 
 
@@ -143,9 +143,9 @@ def selects(sample_weight: Tensor) -> bool:
     return type(sample_weight) is Tensor and sample_weight.is_cpu and sample_weight.layout is torch.strided
 
 
-def serves(x: Tensor) -> bool:
-    """Whether the native passes may run on this tensor."""
-    return _state["on"] and unwatched() and plain(x) and x.dim() >= 2 and x.numel() > 0
+def serves(x: Tensor, empty: bool = False) -> bool:
+    """Whether the native passes may run on this tensor; on an empty one, only where that is no matter."""
+    return _state["on"] and unwatched() and plain(x) and x.dim() >= 2 and (empty or x.numel() > 0)
 
 
 def arranged(x: Tensor) -> tuple[Tensor, bool]:
@@ -161,11 +161,11 @@ def arranged(x: Tensor) -> tuple[Tensor, bool]:
 
 def blank(x: Tensor) -> Tensor:
     """Room for an output or a gradient beside an arranged x, in the strides that torch would give it."""
-    if suggests_innermost(x):
-        return torch.empty_like(x, memory_format=_INNERMOST[x.dim()])
-    # Axes of size 1 may have any stride in a contiguous tensor.
-    other = torch.contiguous_format if x.is_contiguous() else _INNERMOST.get(x.dim(), torch.preserve_format)
-    return torch.empty_like(x, memory_format=other)
+    contiguous = x.is_contiguous()
+    # One with a value a sample may be read both ways; and axes of size 1 may have any stride.
+    if contiguous and (x.numel() != x.shape[0] or not suggests_innermost(x)):
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.empty_like(x, memory_format=_INNERMOST.get(x.dim(), torch.preserve_format))
 
 
 def suggests_innermost(x: Tensor) -> bool:
@@ -185,30 +185,13 @@ def suggests_innermost(x: Tensor) -> bool:
 
 def innermost(x: Tensor) -> bool:
     """Whether the tensor is dense with channels innermost."""
-    dims = x.dim()
-    if dims == 4:
-        return x.is_contiguous(memory_format=torch.channels_last)
-    if dims == 5:
-        return x.is_contiguous(memory_format=torch.channels_last_3d)
-    return x.movedim(1, -1).is_contiguous()
+    layout = _INNERMOST.get(x.dim())
+    return x.movedim(1, -1).is_contiguous() if layout is None else x.is_contiguous(memory_format=layout)
 
 
 def laid_out(x: Tensor, last: bool) -> bool:
     """Whether `arranged` would leave this tensor as it is, and say the same of its layout."""
     return (x.is_contiguous() and last is (x.dim() == 2)) or (last and not x.is_contiguous() and innermost(x))
-
-
-def no_values(t: Tensor) -> int:
-    """The address of a tensor that has none: 0 for an empty one.
-
-    Raises:
-        BatchNormError: its storage has been freed, as sharded training does between steps.
-    """
-    if t.numel() == 0:
-        return 0
-    raise BatchNormError(
-        f"a tensor must have its values in memory; the storage of one of shape {tuple(t.shape)} is empty"
-    )
 
 
 def like(x: Tensor, pattern: Tensor) -> Tensor:
@@ -222,6 +205,22 @@ def data(x: Tensor, last: bool, groups: int) -> Any:
     """What the extension is told about a tensor, which may be without samples."""
     n, c, *rest = x.shape
     return _native.Data(DTYPES[x.dtype], n, c, math.prod(rest), last, groups, torch.get_num_threads())
+
+
+def lies(v: Tensor | None) -> int:
+    """Where a tensor's values lie at this moment, for one call: whatever owns it may move them before the next.
+
+    Raises:
+        BatchNormError: its storage has been freed, as sharded training does between steps.
+    """
+    if v is None:
+        return 0
+    address = v.data_ptr()
+    if address == 0 and v.numel():
+        raise BatchNormError(
+            f"a tensor must have its values in memory; the storage of one of shape {tuple(v.shape)} is empty"
+        )
+    return address
 
 
 def spread(weight: Tensor | None, x: Tensor) -> tuple[Tensor | None, int, int]:

@@ -6,19 +6,15 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import OperandError
-from batchnorm.kernels import native, reference
+from batchnorm.kernels import calls, native, reference
 from batchnorm.kernels.registry import Passes
 from batchnorm.kernels.shapes import RawMoments
 
 
 def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1, centred: bool = True) -> RawMoments:
     """As `reference.reduce`."""
-    x, last = native.arranged(x.detach())
-    held, address, kind = native.spread(weight, x)
-    rows = torch.empty(4, groups, x.shape[1], dtype=torch.float64, device="cpu")
-    native._native.reduce(native.data(x, last, groups), x.data_ptr(), address, kind, rows.data_ptr(), centred)
-    del held
-    return RawMoments(*rows.unbind(0))
+    saved = calls.reduced(*native.arranged(x.detach()), centred, groups, weight)
+    return RawMoments(*(saved.row(i) for i in range(4)))
 
 
 def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None = None) -> Tensor:

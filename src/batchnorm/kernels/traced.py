@@ -3,7 +3,6 @@
 Annotations are read at import to make the operators' schemas, so they are not postponed here.
 """
 
-from functools import lru_cache
 from typing import Any, Sequence  # noqa: UP035  (torch 2.5 reads no other)
 
 import torch
@@ -13,18 +12,13 @@ from batchnorm.errors import OperandError
 from batchnorm.kernels import calls, native
 
 
-@lru_cache(maxsize=256)
-def _flags(flags: tuple[int, ...]) -> tuple[Any, ...]:
-    log, quiet, root, correction, centred, activation, reliability, nonfinite = flags
-    return bool(log), bool(quiet), bool(root), correction, bool(centred), activation, bool(reliability), nonfinite
-
-
 def _spec(numbers: Tensor, flags: Sequence[int]) -> Any:
     """As `calls.spec` takes it: mean, share, spread, low, high, shift; gain, q, p, r; eps, slope; and the flags."""
     mean, share, spread, low, high, shift, gain, q, p, r, eps, slope = numbers.tolist()
-    log, quiet, root, correction, centred, activation, reliability, nonfinite = _flags(tuple(flags))
-    plan, move = (mean, share, spread, log, low, high, quiet, shift), (gain, q, p, r, root, correction)
-    return calls.spec(*plan, *move, eps, centred, False, activation, slope, reliability, nonfinite)
+    log, quiet, root, correction, centred, activation, reliability, nonfinite = flags
+    plan = mean, share, spread, bool(log), low, high, bool(quiet), shift
+    move = gain, q, p, r, bool(root), correction
+    return calls.spec(*plan, *move, eps, bool(centred), False, activation, slope, bool(reliability), nonfinite)
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -32,11 +33,6 @@ _PLAIN, _STILL = (Numbers(), NOTHING), Move()
 class Ready:
     """What a layer's choices and settings come to in every call; found again when one of them is another."""
 
-    __slots__ = (
-        "coupling", "detached", "extent", "fixed", "key", "memory", "move", "reason", "recipe", "reliability",
-        "remembers", "sharing", "specs", "stored", "sync", "tracks",
-    )  # fmt: skip
-
     def __init__(self, layer: Any, key: tuple[Any, ...], has_statistics: bool) -> None:
         recipe = self.recipe = layer.recipe
         coupling, extent, estimator = recipe.coupling, recipe.extent, recipe.estimator
@@ -56,6 +52,7 @@ class Ready:
         # Whether a batch that enters is kept, in a memory of the estimator's or the coupling's.
         kept = type(estimator).remember is not Estimator.remember or type(coupling).remember is not Coupling.remember
         self.remembers = kept and bool(self.memory)
+        self.rereads = estimator.remembers_population or coupling.remembers_population
         self.fixed = self.move is not None and coupling.is_plain and not (self.stored or layer.memory_names)
 
 
@@ -74,19 +71,16 @@ def ready_of(layer: Any) -> Ready:
 
 
 class Whole(NamedTuple):
-    """A call that is one native call forward and one backward, its operands, and what the layer does after it."""
+    """A call that is one call forward and one backward, its operands, and what the layer does after it."""
 
-    call: Native
+    call: Any
     x: Tensor
     weight: Tensor | None
     bias: Tensor | None
     residual: Tensor | None
-    # Activation and residual follow in torch.
-    late: bool
-    # What the choices were told, where the statistics are to move.
-    moving: Any
-    # With whom the statistics are shared.
-    sync: Any
+    late: bool  # activation and residual follow in torch
+    moving: Any  # what the choices were told, where the statistics are to move
+    sync: Any  # with whom the statistics are shared
 
 
 def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
@@ -117,59 +111,58 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
     return finished(layer, y, residual, sample_weight) if late else y
 
 
-def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Whole | str:
-    """The call, or why there is none."""
+def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | None, on: Any = None) -> Whole | str:
+    """The call, by the native kernels or a device's (`device.Kernels`), or why there is none."""
     r = ready_of(layer)
     stored, activation, tracks = r.stored, layer.activation, r.tracks
-    if stored and activation is None and residual is None and (x.numel() < _WORTHWHILE or not torch.is_grad_enabled()):
+    fuses = activation is not None or residual is not None
+    if stored and not fuses and (on is not None or x.numel() < _WORTHWHILE or not torch.is_grad_enabled()):
         # torch's kernel has nothing to measure here; only its backward over large tensors is slow.
         return "torch's kernel is as fast with stored statistics and nothing to fuse"
-    if not native.serves(x):
+    if on is None and not native.serves(x):
         return "the native kernels serve plain dense tensors on the CPU, outside compilers and transforms"
-    if r.reason is not None:
-        return r.reason
     shape = x.shape
-    samples, n = shape[0], x.numel() // shape[1]
+    samples, n = shape[0], x.numel() // (shape[1] or 1)
     groups = 1 if r.extent is None else r.extent.groups(samples)
+    why = r.reason if on is None else on.declined(layer, r, x, sample_weight, groups, fuses) or r.reason
+    if why is not None:
+        return why
     sync = r.sync if r.sync is not None and r.sync.size() > 1 else None
     if sync is not None and (sample_weight is not None or not (r.fixed and r.extent is None and layer.training)):
         return "the statistics are shared over processes"
-    if not stored and sync is None and samples // groups * (n // samples) == 1:
+    if not stored and sync is None and fewest(shape, groups) == 1:
         return "a group has one value"
     inplace = layer.inplace and layer.training and not stored and sync is None
     if inplace and (residual is not None or sample_weight is not None):
         return "the in-place form takes no residual, mask or weights"
-    late = False
+    late = fuses and sample_weight is not None
     if residual is not None:
-        late = not joins(layer, residual, x) or sample_weight is not None or not follows_residual(activation)
-    elif sample_weight is not None:
-        late = activation is not None
+        reads = native.plain if on is None else native.dense
+        late = not joins(layer, residual, x, reads) or late or not follows_residual(activation)
     own = layer._parameters
     if layer.active_bank is None and "weight" in own and "bias" in own:
         weight, bias = own["weight"], own["bias"]
     else:
         weight, bias = layer.affine_part("weight"), layer.affine_part("bias")
-    if not native.affine(weight, bias, x) or not (sample_weight is None or native.selects(sample_weight)):
-        return "weight, bias, mask or weights cannot be read where they lie"
-    statistics = statistics_of(layer)
-    if (stored or tracks) and not native.statistics(x, *statistics):
-        return "the running statistics cannot be read where they lie"
+    statistics: Any = statistics_of(layer) if stored or tracks else None
+    if not (readable if on is None else on.readable)(x, weight, bias, sample_weight, statistics):
+        return "weight, bias, mask, weights or running statistics cannot be read where they lie"
     if inplace and weight is not None:
         require_invertible(weight, layer)
     again = tracks and graph_task() != -1 and recomputing()
     moves = tracks and not (layer.paused or layer.accumulating or again)
     (numbers, vectors), move, moving = _PLAIN, r.move, None
-    state: Any = None
-    now: Any = None
-    held: Any = None
+    nothing: Any = None
+    state, now, held = nothing, nothing, nothing
+    values = n // groups if sample_weight is None and samples % groups == 0 else None
     if stored:
         mean, var = (v.to(torch.float64, copy=True) for v in (statistics.mean, statistics.var))
         numbers, vectors = STORED, Vectors(mean, rest=var)
-    elif not r.fixed:
+    elif on is not None or not r.fixed:
         again_later = "_forward" in layer.__dict__ and r.coupling.reads_population
         if tracks and again_later and r.memory:
             return "a forward that may run again keeps what its memory was"
-        if again_later and tracks:
+        if tracks and (again_later or on is not None):
             state, now = layer._situation(x.device, None, again)
         elif tracks:
             held = {"running_mean": statistics.mean, "running_var": statistics.var}
@@ -180,8 +173,8 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
         else:
             now = Now(1.0, None, 0.0)
         if moves and r.remembers:
-            _ = state.mean, state.var  # as they are before they move
-        now.values = n // groups if sample_weight is None and samples % groups == 0 else None
+            _ = (state.mean, state.var, now.step) if r.rereads or on is not None else now.step  # before they move
+        now.values = values
         try:
             numbers, vectors = r.coupling.plan(state, now)
             moving = now if sample_weight is not None or groups == 1 else now.having(values=n)
@@ -189,30 +182,33 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Te
                 move = r.recipe.estimator.move(state, moving)
         except AfterReduction:
             return "its numbers take the batch's moments"
-        if not in_numbers(numbers, vectors, move or _STILL):
-            return "its numbers are tensors"
+        if not (in_numbers if on is None else on.takes)(numbers, vectors, move or _STILL):
+            return "its numbers are tensors, learned, or differ between groups"
     x, last = native.arranged(x)
     plain = groups == 1 and sample_weight is None
     sharing = r.sharing if plain else Sharing(groups, sample_weight, r.reliability, r.coupling.centres)
-    call = Native(layer, last, sharing, numbers, vectors)
+    call: Any = (Native if on is None else on.call)(layer, last, sharing, numbers, vectors)
     call.activation, call.slope, call.inplace = None if late else activation, layer.negative_slope, inplace
-    call.stored, call.detached, call.moves = stored, r.detached, moves
-    call.values = n // groups if sample_weight is None and samples % groups == 0 else None
-    if moves:
+    call.stored, call.detached, call.moves, call.values = stored, r.detached, moves, values
+    if moves or on is not None:
         call.statistics = statistics
     if tracks and not r.coupling.exact:
         call.memory = Memory(layer, now, held)
-    spec = None if not r.fixed else r.specs.get((moves, late))
-    if spec is None:
-        call.prepare(move if moves and move else _STILL, r.recipe.policy.nonfinite)
-        if r.fixed:
-            r.specs[moves, late] = call.spec
+    specs = r.specs if on is None and r.fixed else {}
+    if (moves, late) in specs:
+        call.spec = specs[moves, late]
     else:
-        call.spec = spec
+        call.prepare(move if moves and move else _STILL, r, x)
+        specs[moves, late] = call.spec
     if residual is not None and not late:
         residual = native.like(residual if residual.shape == shape else residual.expand_as(x), x)
     after = None if not tracks or again or layer.paused else (state, moving) if r.remembers else ()
     return Whole(call, x, weight, bias, None if late else residual, late, after, sync)
+
+
+def fewest(shape: torch.Size, groups: int) -> int:
+    """How many values the smallest group of a channel holds."""
+    return shape[0] // groups * math.prod(shape[2:])
 
 
 def in_numbers(numbers: Numbers, vectors: Vectors, move: Any) -> bool:
@@ -220,6 +216,13 @@ def in_numbers(numbers: Numbers, vectors: Vectors, move: Any) -> bool:
     if not {*map(type, numbers), *map(type, move[:4])} <= _NUMBERS:
         return False
     return vectors is NOTHING or not any(v is not None and v.requires_grad for v in vectors)
+
+
+def readable(x: Tensor, weight: Any, bias: Any, sample_weight: Tensor | None, statistics: Any) -> bool:
+    """Whether all of them may be read, and the statistics written, where they lie."""
+    if not native.affine(weight, bias, x) or not (sample_weight is None or native.selects(sample_weight)):
+        return False
+    return statistics is None or native.statistics(x, *statistics)
 
 
 def statistics_of(layer: Any) -> Any:

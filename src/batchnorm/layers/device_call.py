@@ -10,11 +10,9 @@ from torch import Tensor
 from batchnorm.kernels import calls, native, triton
 from batchnorm.layers import rule
 from batchnorm.layers.asserting import require
-from batchnorm.layers.moments import Moments
 from batchnorm.layers.operands import require_unchanged
-from batchnorm.layers.passing import Plan, Sharing
-from batchnorm.layers.rule import Move, Numbers, Pull, Rows, Vectors
-from batchnorm.layers.step import in_two_calls
+from batchnorm.layers.rule import Move, Pull, Rows
+from batchnorm.layers.step import Native
 
 # What groups that a mask leaves with one value come to, as the kernels count them.
 OTHERS, POPULATION, REFUSED = 0, 1, 2
@@ -26,33 +24,29 @@ _REPEATS = (
 )
 
 
-class Call:
+class Call(Native):
     """A forward in three launches, or in the two that follow the moments where they are given; likewise backward."""
 
-    is_native, inplace, learned = True, False, ()
+    few = OTHERS
+    outcome: Tensor | None = None
 
-    def __init__(
-        self, layer: Any, last: bool, sharing: Sharing, numbers: Numbers, vectors: Vectors, plan: Plan
-    ) -> None:
-        self.layer, self.last, self.sharing, self.plan = layer, last, sharing, plan
-        self.numbers, self.vectors = numbers, vectors
-        self.activation: str | None = None
-        self.slope, self.stored, self.moves, self.few = 0.0, False, False, OTHERS
-        self.statistics: calls.Statistics | None = None
-        self.saved: calls.Saved | None = None
-        self.outcome: Tensor | None = None
-        self.memory: Any = None
+    @property
+    def kernel(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The backward, whole or in two calls."""
+        return triton.calls().backward
 
-    def prepare(self, move: Move, device: torch.device, frequency: bool = False) -> None:
+    def prepare(self, move: Move, r: Any, x: Tensor) -> None:
         """Everything in the kernels' terms."""
-        k, policy = move, self.layer.recipe.policy
+        judged = self.sharing.weight is not None and not self.stored and self.given_plan is None
+        if judged and not r.coupling.takes_one_value:
+            self.few = POPULATION if r.tracks and r.recipe.policy.too_few == "population" else REFUSED
         self.slope = self.slope if self.activation == "leaky_relu" else 0.0
-        self.vectors_told = calls.Vectors(*self.vectors, k.from_mean, k.from_var)
+        self.vectors_told = calls.Vectors(*self.vectors, move.from_mean, move.from_var)
         self.spec = triton.calls().spec(
-            *self.numbers, *k[:6], self.layer.eps, self.sharing.centres, self.stored,
+            *self.numbers, *move[:6], self.layer.eps, self.sharing.centres, self.stored,
             calls.ACTIVATIONS.index(self.activation), self.slope, self.sharing.reliability,
-            calls.NONFINITE.index(policy.nonfinite), device=device, few=self.few,
-            frequency=frequency,
+            calls.NONFINITE.index(r.recipe.policy.nonfinite), device=x.device, few=self.few,
+            frequency=judged and not r.reliability,
         )  # fmt: skip
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -81,29 +75,10 @@ class Call:
             require(self.outcome[3], _REPEATS, layer)
         return self.outcome[0] != 0
 
-    def begin(self, *told: Any) -> Any:
-        """As `Passing.begin`, around the sum over ranks."""
-        return in_two_calls(self, triton.calls().backward, *told)
-
-    def constant(self) -> Pull | None:
-        """What takes the derivative's place where the statistics are constants."""
-        return Pull() if self.plan.detached else None
-
-    def backward(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
-        """Three launches, or four around what needs the sums; in torch where something watches."""
-        given, memory, ranks = self.constant(), self.memory, self.sharing.ranks
-        told = self._told(g, x, weight, bias, y, needs) if ranks is None else None
-        at: Any = None
-        if told is not None and memory is not None:
-            at = memory.open()
-            given = memory.pull(at, self.numbers, None)
-        if told is None or (memory is not None and given is None):
-            sums, end = self.begin(g, x, weight, bias, y, needs, learned)
-            return end(*(sums if ranks is None else ranks.sums(*sums)))
-        dx, dw, db, dr, sums = triton.calls().backward(*told, pull=given)
-        if memory is not None:
-            memory.learn(at, self.numbers, self._brought(weight, sums), given)
-        return dx, dw, db, (g if dr is None else dr) if needs[3] else None, None
+    def _brought(self, told: Any, weight: Any, given: Pull | None) -> tuple[Any, rule.Sums]:
+        """The gradients, and all that the memory asks of the data."""
+        *found, sums = self.kernel(*told, pull=given)
+        return found, rule.told(self.rows(), self.batch(), weight, *sums)
 
     def _told(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
         """What a backward is told, or None where the kernels cannot read all of it.
@@ -122,20 +97,7 @@ class Call:
         g = native.like(g, x)
         return self.spec, g, x, y, self.last, weight, bias, self.sharing.weight, self.saved, wants
 
-    def batch(self) -> Moments:
-        """The moments of each group."""
-        row: Any = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
-        squares = None if self.sharing.weight is None and self.sharing.ranks is None else row(1)
-        return Moments(row(0), row(2), row(3), squares, self.sharing.reliability)
-
     def rows(self) -> Rows:
         """What normalised, as the rule has it."""
-        row: Any = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
-        n, numbers = rule.or_one(row(0)), self.numbers
-        own_u, own_v = (0.0, 0.0) if self.plan.detached else (numbers.mean, row(7) * n)
         few = self.batch().few if self.few == POPULATION else None
-        return Rows(n, row(4), row(5), row(6), own_u, own_v, row(8), row(12), row(9), few)
-
-    def _brought(self, weight: Any, sums: Any) -> rule.Sums:
-        """All that the memory asks of the data."""
-        return rule.told(self.rows(), self.batch(), weight, *sums)
+        return super().rows()._replace(few=few)

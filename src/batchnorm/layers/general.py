@@ -14,12 +14,10 @@ from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native, triton
 from batchnorm.layers import device, rule
 from batchnorm.layers.asserting import require, tracing, transformed
-from batchnorm.layers.backends import in_numbers, statistics_of
+from batchnorm.layers.backends import fewest, in_numbers, readable, ready_of, statistics_of
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.cross_iteration import look_back
-from batchnorm.layers.choices.inference import Inference
 from batchnorm.layers.choices.situation import Now, State
-from batchnorm.layers.device_call import Call
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.movement import Moving
@@ -40,11 +38,14 @@ class Normalising(Moving):
     def _normalised(self, x: Tensor, weight: Tensor | None) -> Tensor:
         if self.running_mean is not None and self.running_mean.dtype in NARROW:
             self._widen()
+        return self.recipe.coupling.finish(self._made(x, weight), weight)
+
+    def _made(self, x: Tensor, weight: Tensor | None) -> Tensor:
         recipe = self.recipe
         if (self.frozen or not self.training) and self.running_mean is not None:
             if recipe.inference.mixes and x.numel():
-                return recipe.coupling.finish(self._with_mixture(x, weight, recipe.inference), weight)
-            return recipe.coupling.finish(self._with_stored(x, weight), weight)
+                return self._spell_or_pass(x, *self._mixing(x, weight, recipe.inference))[0]
+            return self._with_stored(x, weight)
         # A paused layer keeps its coupling and moves nothing; one that does not track uses the batch.
         tracks = self.training and self.track_running_stats and self.running_mean is not None
         ranks = self._ranks() if self.training else None
@@ -53,41 +54,34 @@ class Normalising(Moving):
             return functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         coupling = recipe.coupling if tracks else recipe.coupling.untracked()
         groups = recipe.extent.groups(x.shape[0])
-        fewest = x.shape[0] // groups * math.prod(x.shape[2:])
         # With a mask or weights, what they leave decides.
-        if fewest == 1 and weight is None and not coupling.takes_one_value and (ranks is None or groups > 1):
+        alone = fewest(x.shape, groups) == 1 and (ranks is None or groups > 1)
+        if alone and weight is None and not coupling.takes_one_value:
             if tracks and recipe.policy.too_few == "population":
-                return recipe.coupling.finish(self._with_stored(x, weight), weight)
+                return self._with_stored(x, weight)
             raise BatchNormError(
                 f"Expected more than 1 value per channel when training, got input size {x.size()} in "
                 f"{describe(self)}; use a larger batch, drop the last one, or Policy(too_few='population')"
             )
         if coupling.is_plain and groups == 1 and weight is None and ranks is None:
-            return recipe.coupling.finish(self._plain(x, tracks))
+            return self._plain(x, tracks)
         uneven = weight is not None or ranks is not None
         sharing = Sharing(groups, weight, recipe.policy.weights == "reliability", coupling.centres, ranks, uneven)
-        return recipe.coupling.finish(self._coupled(x, sharing, coupling, tracks), weight)
+        return self._coupled(x, sharing, coupling, tracks)
 
     def _with_stored(self, x: Tensor, sample_weight: Tensor | None) -> Tensor:
         mean, var = self.stat("running_mean"), self.stat("running_var")
-        weight, bias = self.affine_part("weight"), self.affine_part("bias")
         if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or tracing()):
             # Backward holds its own copies: the buffers may move before it runs. (A trace must not go by gradients.)
             mean, var = mean.clone(), var.clone()
+        affine = self.affine_part("weight"), self.affine_part("bias")
         # CPU kernels refuse half-precision parameters beside float32 statistics.
-        if weight is not None and weight.dtype in NARROW:
-            weight = weight.to(mean.dtype)
-        if bias is not None and bias.dtype in NARROW:
-            bias = bias.to(mean.dtype)
+        weight, bias = [v if v is None or v.dtype not in NARROW else v.to(mean.dtype) for v in affine]
         if sample_weight is None:
             return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
         selected = sample_weight != 0
         y = functional.batch_norm(torch.where(selected, x, 0), mean, var, weight, bias, False, 0.0, self.eps)
         return torch.where(selected, y, 0)
-
-    def _with_mixture(self, x: Tensor, sample_weight: Tensor | None, inference: Inference) -> Tensor:
-        sharing, plan = self._mixing(x, sample_weight, inference)
-        return self._spell_or_pass(x, sharing, plan)[0]
 
     def _mixing(self, x: Tensor, sample_weight: Tensor | None, inference: Any) -> tuple[Sharing, Plan]:
         """Who shares statistics at inference, and how they mix with the stored ones."""
@@ -111,7 +105,7 @@ class Normalising(Moving):
     def _goes_in_place(self, x: Tensor, weight: Tensor | None) -> bool:
         """Whether the form that keeps its output serves this call; every other way activates afterwards."""
         plain = self.inplace and self.training and not self.frozen and weight is None
-        several = x.shape[0] * math.prod(x.shape[2:]) > 1
+        several = fewest(x.shape, 1) > 1
         coupled = self.recipe.coupling.is_plain and not self.recipe.extent.splits
         return plain and several and coupled and self._ranks() is None and not needs_spelling(x)
 
@@ -228,33 +222,30 @@ class Normalising(Moving):
 
     def _after_moments(
         self, x: Tensor, sharing: Sharing, plan: Plan, batch: Moments, memory: Any, move: rule.Move | None
-    ) -> Native | Call | None:
-        """The native call that follows the moments, or None where the passes must serve.
+    ) -> Native | None:
+        """The call that follows the moments, or None where the passes must serve.
 
         With a move the running statistics move in it.
         """
-        if not x.is_cpu or triton.SWITCHES["interpreted"]:
-            return device.after_moments(self, x, sharing, plan, batch, memory, move)
+        on = None if x.is_cpu and not triton.SWITCHES["interpreted"] else device.KERNELS
         weight, bias = self.affine_part("weight"), self.affine_part("bias")
         if plan.for_few is not None or plan.statistics_of is not None or not x.shape[1]:
             return None
-        if not (native.enabled() and native.unwatched() and native.plain(x) and native.affine(weight, bias, x)):
-            return None
-        if not (sharing.weight is None or native.selects(sharing.weight)):
+        if not (native.serves(x, True) if on is None else on.serves(x)):
             return None
         numbers, vectors = plan.numbers_of(batch)
-        if not in_numbers(numbers, vectors, move or ()):
-            return None
         statistics = None if move is None else statistics_of(self)
-        if statistics is not None and not native.statistics(x, *statistics):
+        if not (in_numbers if on is None else on.takes)(numbers, vectors, move or rule.Move()):
             return None
-        x, last = native.arranged(x)
-        call = Native(self, last, sharing, numbers, vectors)
+        if not (readable if on is None else on.readable)(x, weight, bias, sharing.weight, statistics):
+            return None
+        call = (Native if on is None else on.call)(self, native.arranged(x)[1], sharing, numbers, vectors)
         call.detached, call.given_plan, call.memory = plan.detached, plan, memory
         call.statistics, call.moves = statistics, move is not None
-        call.saved = calls.Saved(sharing.groups, x.shape[1])
+        room = x.new_empty(calls.size(sharing.groups, x.shape[1]), dtype=torch.float64)
+        call.saved = calls.Saved(sharing.groups, x.shape[1], room)
         call.saved.take(batch.count, batch._squares(), batch.mean, batch.m2)
-        call.prepare(move or rule.Move(), self.recipe.policy.nonfinite)
+        call.prepare(move or rule.Move(), ready_of(self), x)
         return call
 
     def _look_back(self, x: Tensor, again: bool) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,35 +14,44 @@ from batchnorm.layers.naming import describe
 from batchnorm.layers.rule import Numbers, Pull, Sums
 
 
-class Opened(NamedTuple):
-    """The buffers of a forward as its backward finds them, and copies of what they hold."""
-
-    held: dict[str, Tensor]
-    state: State
-
-
 class Memory:
     """The memory of one forward's coupling, for its backward.
 
-    By the time backward runs, the bank, the pause or the functional call of the forward may be over.
+    By the time backward runs, the bank, the pause or the functional call of the forward may be over, and then it still
+    belongs to the tensors of its forward. Or the layer's own tensors may be exchanged, by `.to()` or
+    `load_state_dict(assign=True)`: then it belongs to the ones that took their place. The layer counts such exchanges.
     """
 
-    __slots__ = ("_buffers", "_coupling", "_layer", "_moves", "_now")
+    __slots__ = ("_bank", "_coupling", "_exchanges", "_held", "_layer", "_moves", "_now", "_sizes")
 
     def __init__(self, layer: Any, now: Now, held: dict[str, Tensor] | None = None) -> None:
         self._layer, self._coupling, self._now, self._moves = layer, layer.recipe.coupling, now, not layer.paused
-        self._buffers = Buffers(layer, layer._held() if held is None else held)
+        self._bank, self._exchanges = layer.active_bank, layer.exchanges
+        self._held = layer._held() if held is None else held
+        self._sizes = [*map(Tensor.numel, self._held.values())]
 
-    def open(self) -> Opened:
-        """The buffers and what they hold, at this moment."""
-        held = self._buffers.now()
-        return Opened(held, self._layer._state(wide_dtype(held["running_mean"].device), held))
+    def pull(self, numbers: Numbers, sums: Sums | None = None) -> tuple[Pull | None, State]:
+        """What takes the derivative's place, None before the sums where it takes them; and what the buffers hold now.
 
-    def pull(self, at: Opened, numbers: Numbers, sums: Sums | None) -> Pull | None:
-        """What takes the derivative's place; None before the sums where it takes them."""
-        return self._coupling.pull(at.state, self._now, numbers, sums)
+        Raises:
+            OperandError: a buffer of another size than it had in the forward.
+        """
+        layer = self._layer
+        if layer.exchanges != self._exchanges:
+            found = {name: layer._named(self._bank, name) for name in self._held}
+            self._held = {name: held if found[name] is None else found[name] for name, held in self._held.items()}
+            self._exchanges = layer.exchanges
+        sizes = [*map(Tensor.numel, self._held.values())]
+        if sizes != self._sizes:
+            name, size, now = next(x for x in zip(self._held, self._sizes, sizes, strict=True) if x[1] != x[2])
+            raise OperandError(
+                f"{name} of {describe(layer)} must keep its {size} values between forward and backward; "
+                f"it has {now}, in shape {tuple(self._held[name].shape)}"
+            )
+        state = layer._state(wide_dtype(self._held["running_mean"].device), self._held)
+        return self._coupling.pull(state, self._now, numbers, sums), state
 
-    def learn(self, at: Opened, numbers: Numbers, sums: Sums, pull: Any) -> None:
+    def learn(self, state: State, numbers: Numbers, sums: Sums, pull: Any) -> None:
         """Move the memory, unless the gradient is not finite: an overflow of mixed precision must not stay for ever."""
         if not self._moves:
             return
@@ -60,41 +69,10 @@ class Memory:
             if not ok:
                 return
             ok = None
-        new = self._coupling.learn(at.state, self._now, numbers, sums, pull)
-        self._layer._write_memory(new, ok, at.held)
+        self._layer._write_memory(self._coupling.learn(state, self._now, numbers, sums, pull), ok, self._held)
 
-
-class Buffers:
-    """The buffers of one layer that a forward worked with, for its backward to find again.
-
-    Between the two a bank, a pause or `functional_call` may end, and then the backward still belongs to the tensors
-    of its forward. Or the layer's own tensors may be exchanged, by `.to()` or `load_state_dict(assign=True)`: then it
-    belongs to the ones that took their place. The layer counts such exchanges.
-    """
-
-    __slots__ = ("_bank", "_exchanges", "_held", "_layer", "_sizes")
-
-    def __init__(self, layer: Any, held: dict[str, Tensor]) -> None:
-        self._layer, self._bank, self._exchanges, self._held = layer, layer.active_bank, layer.exchanges, held
-        self._sizes = [t.numel() for t in held.values()]
-
-    def now(self) -> dict[str, Tensor]:
-        """The tensors by name, as they are at this moment.
-
-        Raises:
-            OperandError: a buffer of another size than it had in the forward.
-        """
-        if self._layer.exchanges != self._exchanges:
-            self._held = {name: self._successor(name, held) for name, held in self._held.items()}
-            self._exchanges = self._layer.exchanges
-        for (name, held), size in zip(self._held.items(), self._sizes, strict=True):
-            if held.numel() != size:
-                raise OperandError(
-                    f"{name} of {describe(self._layer)} must keep its {size} values between forward and backward; "
-                    f"it has {held.numel()}, in shape {tuple(held.shape)}"
-                )
-        return self._held
-
-    def _successor(self, name: str, held: Tensor) -> Tensor:
-        new = self._layer.stat_of(self._bank, name)
-        return held if new is None else new
+    def settle(self, numbers: Numbers, sums: Sums) -> Pull | None:
+        """Both, once the sums are there."""
+        pull, state = self.pull(numbers, sums)
+        self.learn(state, numbers, sums, pull)
+        return pull

@@ -25,7 +25,7 @@ from batchnorm.errors import ArgumentError, BatchNormError, check
 from batchnorm.kernels import triton
 from batchnorm.layers import backends, device, traced
 from batchnorm.layers.activation import Activation, check_activation, finished
-from batchnorm.layers.choices.recipe import Choices, Momentum, starting_momentum
+from batchnorm.layers.choices.recipe import Choices, Momentum, Recipe, starting_momentum
 from batchnorm.layers.choices.spelling import differences
 from batchnorm.layers.choices.table import Method, recipe_for
 from batchnorm.layers.general import Normalising
@@ -45,6 +45,13 @@ ARGUMENTS: dict[str, Kind] = {
     "activation": word(Activation),
     "negative_slope": number("a number"),
 }
+
+
+def started(method: Method, choices: Choices, momentum: Momentum, bias: bool) -> tuple[Recipe, Any, dict[str, bool]]:
+    """What a constructor makes of its arguments: the recipe, the first momentum, and what only newer torches take."""
+    recipe = recipe_for(method, **choices)
+    # bias= came to torch's layers after the oldest torch this package supports.
+    return recipe, starting_momentum(momentum, recipe), {} if bias else {"bias": bias}
 
 
 class BatchNorm(Normalising):
@@ -88,13 +95,10 @@ class BatchNorm(Normalising):
         inplace: bool = False,
         **choices: Unpack[Choices],
     ) -> None:
-        recipe = recipe_for(method, **choices)
+        recipe, start, extra = started(method, choices, momentum, bias)
         check_activation(activation, negative_slope, inplace)
         plain = recipe.coupling.is_plain and not recipe.extent.splits
         check(not inplace or plain, "inplace", "False with ghost groups or another coupling than the batch's", inplace)
-        start: Any = starting_momentum(momentum, recipe)
-        # bias= came to torch's layers after the oldest torch this package supports.
-        extra = {} if bias else {"bias": bias}
         super().__init__(num_features, eps, start, affine, track_running_stats, device, dtype, **extra)
         self.channel_axis, self.activation = channel_axis, activation
         self.negative_slope, self.inplace = negative_slope, inplace

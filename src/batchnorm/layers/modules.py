@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _LazyNormBase
 from batchnorm.arguments import arguments, told
 from batchnorm.errors import ArgumentError
 from batchnorm.layers.activation import Activation, check_activation
-from batchnorm.layers.choices.recipe import Choices, Momentum, starting_momentum
-from batchnorm.layers.choices.table import Method, recipe_for
-from batchnorm.layers.module import ARGUMENTS, BatchNorm
+from batchnorm.layers.choices.recipe import Choices, Momentum
+from batchnorm.layers.choices.table import Method
+from batchnorm.layers.module import ARGUMENTS, BatchNorm, started
 from batchnorm.layers.naming import describe
 
 
@@ -106,11 +106,8 @@ class _Lazy(_LazyNormBase):
         negative_slope: float = 0.01,
         **choices: Unpack[Choices],
     ) -> None:
-        recipe = recipe_for(method, **choices)
+        recipe, start, extra = started(method, choices, momentum, bias)
         check_activation(activation, negative_slope, False)
-        start: Any = starting_momentum(momentum, recipe)
-        # bias= came to torch's layers after the oldest torch this package supports.
-        extra = {} if bias else {"bias": bias}
         super().__init__(eps, start, affine, track_running_stats, device, dtype, **extra)
         self.recipe, self.activation, self.negative_slope = recipe, activation, negative_slope
 

@@ -142,10 +142,7 @@ class Passing(NamedTuple):
         def end(all_g: Tensor, all_gx: Tensor) -> tuple[Any, ...]:
             given = None
             if self.memory is not None:
-                sums = rule.told(rows, self.batch, weight, all_g, all_gx)
-                at = self.memory.open()
-                given = self.memory.pull(at, self.numbers, sums)
-                self.memory.learn(at, self.numbers, sums, given)
+                given = self.memory.settle(self.numbers, rule.told(rows, self.batch, weight, all_g, all_gx))
             scale, u, v = rule.pull(rows, weight, all_g, all_gx, given)
             statistics_of = self.plan.statistics_of
             if statistics_of is not None:

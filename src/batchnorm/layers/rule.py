@@ -337,7 +337,7 @@ class Sums(NamedTuple):
     sum_gx: Tensor
     # Which groups hold values, and have not met the running statistics: a tensor, or True.
     some: Any
-    # The four means, where the backward has made them, and whether the sums are finite.
+    # Both sums and the four means, where the backward has made them, and whether the sums are finite.
     means: Tensor | None = None
     finite: bool | None = None
 
@@ -349,12 +349,12 @@ class Sums(NamedTuple):
     @property
     def mean_g(self) -> Tensor:
         """The mean of g."""
-        return self._mean(self.sum_g) if self.means is None else self.means[0]
+        return self._mean(self.sum_g) if self.means is None else self.means[2]
 
     @property
     def mean_gx(self) -> Tensor:
         """The mean of g * xhat."""
-        return self._mean(self.sum_gx) if self.means is None else self.means[1]
+        return self._mean(self.sum_gx) if self.means is None else self.means[3]
 
     def _mean(self, value: Tensor) -> Tensor:
         return value * factor(self.rows, self.weight) / self.rows.n
@@ -362,13 +362,13 @@ class Sums(NamedTuple):
     @property
     def y1(self) -> Tensor:
         """The mean of xhat."""
-        return (self.batch.mean - self.rows.mean) * self.invstd if self.means is None else self.means[2]
+        return (self.batch.mean - self.rows.mean) * self.invstd if self.means is None else self.means[4]
 
     @property
     def y2(self) -> Tensor:
         """The mean of its square."""
         if self.means is not None:
-            return self.means[3]
+            return self.means[5]
         off = self.batch.mean - self.rows.mean
         return torch.addcmul(self.batch.m2 / self.rows.n, off, off) * self.invstd.square()
 

@@ -20,8 +20,6 @@ from batchnorm.layers.held import without_contexts
 
 NARROW = (torch.float16, torch.bfloat16)
 _STOCK = ("running_mean", "running_var", "num_batches_tracked")
-# Of what is left behind by a copy: what `accumulate` has collected so far.
-PENDING = ("pending_count", "pending_count_squared", "pending_mean", "pending_m2")
 
 
 class Statistics(_BatchNorm):
@@ -57,14 +55,14 @@ class Statistics(_BatchNorm):
 
     def __getstate__(self) -> dict[str, Any]:
         state = without_contexts(self, self.__dict__)
-        for name in ("accumulating", "_ready", *PENDING):
+        for name in ("accumulating", "_ready", "_pending"):
             state.pop(name, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # In 0.1.0 these were buffers.
-        for name in ("num_batches_skipped", *PENDING):
+        for name in ("num_batches_skipped", *(f"pending_{of}" for of in ("count", "count_squared", "mean", "m2"))):
             self._non_persistent_buffers_set.discard(name)
             held = self._buffers.pop(name, None)
             if held is not None and name == "num_batches_skipped":
@@ -155,10 +153,6 @@ class Statistics(_BatchNorm):
         buffers = self._buffers
         return buffers[key] if key in buffers else getattr(self, key, None)
 
-    def stat_of(self, bank: str | None, name: str) -> Any:
-        """A buffer of a bank, active or not; None where there is none."""
-        return self._buffers.get(_key(bank, name))
-
     def affine_part(self, name: str) -> Tensor | None:
         """Weight or bias: the active bank's own where it has one."""
         own = None if self.active_bank is None else getattr(self, _key(self.active_bank, name), None)
@@ -227,10 +221,8 @@ class Statistics(_BatchNorm):
                 buffer, value = buffer[value.seen % buffer.shape[0]], value.value
             if ok is not None:
                 value = torch.where(ok, value, buffer)
-            if isinstance(value, Tensor):
-                buffer.copy_(value)
-            else:
-                buffer.fill_(value)
+            # In place by the cheapest call for each.
+            buffer.copy_(value) if isinstance(value, Tensor) else buffer.fill_(value)
 
     # Dtypes, loading, reset --------------------------------------------------------------------------------
 
@@ -308,9 +300,10 @@ class Statistics(_BatchNorm):
                 self.stat(name).fill_(value)
         if self.running_mean is None:
             return
-        for name in PENDING:
-            if name in self.__dict__:
-                self.__dict__[name].zero_()
+        pending = self.__dict__.get("_pending")
+        if pending is not None:
+            for collected in (pending.count, pending.mean, pending.m2, pending.count_squared):
+                collected.zero_()
         skipped = self.num_batches_skipped
         if skipped is not None:
             skipped.zero_()
@@ -323,7 +316,7 @@ class Statistics(_BatchNorm):
 _OWN = (
     "recipe", "memory_names", "bank_names", "active_bank", "frozen", "paused", "accumulating", "channel_axis",
     "activation", "negative_slope", "inplace", "fused_from", "exchanges", "_record", "_given", "_before", "_partners",
-    "stock_momentum", "_skipped", "_ready", *PENDING,
+    "stock_momentum", "_skipped", "_ready", "_pending",
 )  # fmt: skip
 
 

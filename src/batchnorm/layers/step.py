@@ -15,7 +15,7 @@ from batchnorm.layers import rule
 from batchnorm.layers.moments import Moments, SavedMoments
 from batchnorm.layers.operands import require_unchanged
 from batchnorm.layers.passing import Passing, Plan, Sharing, respelled
-from batchnorm.layers.rule import NOTHING, Move, Numbers, Pull, Rows, Vectors
+from batchnorm.layers.rule import Move, Numbers, Pull, Rows, Vectors
 
 
 class Native:
@@ -28,6 +28,8 @@ class Native:
 
     is_native = True
     learned = ()
+    # The backward, whole or in two calls.
+    kernel: Any = staticmethod(calls.backward)
 
     def __init__(self, layer: Any, last: bool, sharing: Sharing, numbers: Numbers, vectors: Vectors) -> None:
         self.layer, self.last, self.sharing, self.numbers, self.vectors = layer, last, sharing, numbers, vectors
@@ -38,19 +40,20 @@ class Native:
         self.given_plan: Plan | None = None
         self.detached = self.inplace = self.moves = self.stored = False
         self.activation: str | None = None
-        self.slope, self.status = 0.0, 0
+        self.slope = 0.0
         # How many values a group holds, where it is the same number in all of them.
         self.values: float | None = None
         self.handed_in = calls.NONE
 
-    def prepare(self, move: Move, nonfinite: str) -> None:
+    def prepare(self, move: Move, r: Any, x: Tensor) -> None:
         """Everything in the extension's terms."""
-        if self.vectors is not NOTHING or move.from_mean is not None:
+        pm, pv, rest = self.vectors
+        if pm is not None or pv is not None or rest is not None or move.from_mean is not None:
             self.handed_in = calls.Vectors(*self.vectors, move.from_mean, move.from_var)
         self.spec = calls.spec(
             *self.numbers, *move[:6], self.layer.eps, self.sharing.centres, self.stored,
             calls.ACTIVATIONS.index(self.activation), self.slope if self.activation == "leaky_relu" else 0.0,
-            self.sharing.reliability, calls.NONFINITE.index(nonfinite),
+            self.sharing.reliability, calls.NONFINITE.index(r.recipe.policy.nonfinite),
         )  # fmt: skip
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -66,9 +69,24 @@ class Native:
         )  # fmt: skip
         return y
 
-    def begin(self, *told: Any) -> Any:
-        """As `Passing.begin`, in two calls."""
-        return in_two_calls(self, calls.backward, *told)
+    def begin(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
+        """As `Passing.begin`, in two calls; by the passes where the kernels cannot read all of it."""
+        told, kernel, memory = self._told(g, x, weight, bias, y, needs), self.kernel, self.memory
+        if told is None:
+            # g is no plain tensor (vmap over gradients, a mode).
+            given = self.sharing, self.plan, self.numbers, self.vectors, self.batch(), self.rows(), memory
+            passing = Passing(*given, (), self.activation, self.slope, self.inplace)
+            return passing.begin(g, x, weight, bias, y, needs, learned)
+        _, dw, db, _, sums, *_ = kernel(*told, phase=calls.SUMS)
+
+        def end(*everybodys: Tensor) -> tuple[Any, ...]:
+            given = self.constant()
+            if memory is not None:
+                given = memory.settle(self.numbers, rule.told(self.rows(), self.batch(), weight, *everybodys))
+            dx, _, _, dr, *_ = kernel(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
+            return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
+
+        return tuple(sums), end
 
     def constant(self) -> Pull | None:
         """What takes the derivative's place where the statistics are constants."""
@@ -78,21 +96,25 @@ class Native:
         """One call, or two around what needs the sums; in torch where something watches."""
         given, memory, ranks = self.constant(), self.memory, self.sharing.ranks
         told = self._told(g, x, weight, bias, y, needs) if ranks is None else None
-        at: Any = None
+        state: Any = None
         if told is not None and memory is not None:
-            at = memory.open()
-            given = memory.pull(at, self.numbers, None)
+            given, state = memory.pull(self.numbers)
         if told is None or (memory is not None and given is None):
             sums, end = self.begin(g, x, weight, bias, y, needs, learned)
             return end(*(sums if ranks is None else ranks.sums(*sums)))
-        dx, dw, db, dr, sums, finite = calls.backward(*told, pull=given, means=memory is not None)
-        if memory is not None:
-            batch = self.batch()
-            some: Any = True if self.values is not None else batch.count > 0
-            rows: Any = _Later(self.rows)
-            brought = rule.Sums(rows, batch, weight, sums[0], sums[1], some, sums[2:], finite)
-            memory.learn(at, self.numbers, brought, given)
+        if memory is None:
+            dx, dw, db, dr, *_ = self.kernel(*told, pull=given)
+        else:
+            (dx, dw, db, dr), brought = self._brought(told, weight, given)
+            memory.learn(state, self.numbers, brought, given)
         return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
+
+    def _brought(self, told: Any, weight: Any, given: Pull | None) -> tuple[Any, rule.Sums]:
+        """The gradients, and all that the memory asks of the data."""
+        *found, sums, finite = self.kernel(*told, pull=given, means=True)
+        batch, rows = self.batch(), _Later(self.rows)
+        some: Any = True if self.values is not None else batch.count > 0
+        return found, rule.Sums(rows, batch, weight, sums[0], sums[1], some, sums, finite)  # pyright: ignore
 
     def _told(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
         """What a native backward is told, or None where a kernel cannot read all of it: owners may have moved it since.
@@ -124,15 +146,12 @@ class Native:
     def rows(self) -> Rows:
         """What normalised, as the rule has it."""
         row: Any = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
-        numbers = self.numbers
+        numbers, is_number = self.numbers, rule.is_number
         n: Any = rule.or_one(row(0)) if self.values is None else self.values
-        own_u, own_v = (0.0, 0.0) if self.detached or self.stored else (numbers.mean, numbers.share)
-        if numbers.log:
-            own_v = row(7) * n
-        limited = not numbers.low == numbers.high == 1
-        ratio = row(8) if limited and not numbers.quiet else None
-        follow = row(12) if limited and numbers.quiet else None
-        offset = None if numbers.shift == 0 else row(9)
+        own_u, own_v = (0.0, 0.0) if self.constant() else (numbers.mean, row(7) * n if numbers.log else numbers.share)
+        limited = not (is_number(numbers.low, 1) and is_number(numbers.high, 1))
+        ratio, follow = (row(8), row(12)) if limited else (None, None)
+        offset = None if is_number(numbers.shift, 0) else row(9)
         return Rows(n, row(4), row(5), row(6), own_u, own_v, ratio, follow, offset)
 
     @property
@@ -157,31 +176,6 @@ class _Later:
 
 
 _CONSTANT = Pull()
-
-
-def in_two_calls(
-    call: Any, backward: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any
-) -> Any:
-    """As `Passing.begin`, of a call whose kernels go back in two; by the passes where they cannot read all of it."""
-    told = call._told(g, x, weight, bias, y, needs)
-    if told is None:
-        # g is no plain tensor (vmap over gradients, a mode).
-        given = call.sharing, call.plan, call.numbers, call.vectors, call.batch(), call.rows(), call.memory
-        passing = Passing(*given, (), call.activation, call.slope, call.inplace)
-        return passing.begin(g, x, weight, bias, y, needs, learned)
-    _, dw, db, _, sums, *_ = backward(*told, phase=calls.SUMS)
-
-    def end(*everybodys: Tensor) -> tuple[Any, ...]:
-        given, memory = call.constant(), call.memory
-        if memory is not None:
-            brought = rule.told(call.rows(), call.batch(), weight, *everybodys)
-            at = memory.open()
-            given = memory.pull(at, call.numbers, brought)
-            memory.learn(at, call.numbers, brought, given)
-        dx, _, _, dr, *_ = backward(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
-        return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
-
-    return tuple(sums), end
 
 
 class Step(torch.autograd.Function):

@@ -14,6 +14,7 @@ from torch import Tensor
 from batchnorm.kernels import calls, native, traced
 from batchnorm.layers.activation import follows_residual
 from batchnorm.layers.asserting import exporting
+from batchnorm.layers.backends import fewest
 from batchnorm.layers.operands import require
 from batchnorm.layers.rule import Move
 
@@ -27,9 +28,9 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
     if not _served(layer, x, sample_weight, residual):
         return None
     require(layer, x, residual)
-    recipe, n = layer.recipe, x.shape[0]
-    groups = recipe.extent.groups(n)
-    if n // groups * (x.numel() // (n * x.shape[1])) == 1:
+    recipe = layer.recipe
+    groups = recipe.extent.groups(x.shape[0])
+    if fewest(x.shape, groups) == 1:
         return None
     state, now = layer._situation(x.device, None, False)
     numbers, vectors = recipe.coupling.plan(state, now)
@@ -68,11 +69,10 @@ def _served(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
     if layer.accumulating or layer.active_bank is not None or layer.inplace or x.dim() < 2:
         return False
     recipe = layer.recipe
-    if recipe.extent.sync is not None or recipe.extent.requires is not None or recipe.extent.sequential:
+    if recipe.extent.sync is not None or recipe.extent.requires is not None or recipe.policy.nonfinite == "raise":
         return False
-    if not recipe.coupling.exact or recipe.coupling.looks_back or layer.memory_names or recipe.coupling.statistics:
-        return False
-    if recipe.policy.nonfinite == "raise" or recipe.coupling.finishes is not None:
+    split = recipe.splits_calls(recipe.coupling, True, False) is not None
+    if split or not recipe.coupling.exact or layer.memory_names:
         return False
     if residual is not None and (
         residual.dtype is not x.dtype

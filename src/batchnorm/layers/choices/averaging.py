@@ -22,12 +22,8 @@ from batchnorm.layers.moments import Moments
 from batchnorm.layers.rule import Numbers, Pull, Sums, Vectors, is_number, pick, times
 
 
-def _ring(state: State, rows: int, value: float = 0.0) -> Tensor:
-    return torch.full((rows, state.mean.shape[-1]), value, dtype=state.mean.dtype, device=state.mean.device)
-
-
-def _counter(state: State) -> Tensor:
-    return torch.zeros(1, dtype=torch.long, device=state.mean.device)
+def _ring(state: State, rows: int) -> Tensor:
+    return torch.zeros((rows, state.mean.shape[-1]), dtype=state.mean.dtype, device=state.mean.device)
 
 
 def _where(condition: Any, vector: Callable[[], Tensor]) -> Tensor | None:
@@ -43,11 +39,33 @@ class _SecondMoment(Coupling):
     centres = False
     exact = False
     counts_batches = True
+    remembers_population = False
+
+
+class _Windowed(_SecondMoment):
+    """With windows over the past batches, of the forward and of the backward, once they are full and warm."""
+
+    window: int
+    warmup: int
+
+    def _rings(self, state: State, rows: int) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name in ("forward_window", "backward_window"):
+            found[name] = _ring(state, rows)
+            found[f"{name}_seen"] = torch.zeros(1, dtype=torch.long, device=state.mean.device)
+        return found
+
+    def _full(self, state: State, now: Now, name: str) -> Any:
+        return (state.counter(f"{name}_seen", now) >= self.window - 1) & (now.step > self.warmup)
+
+    def _push(self, state: State, now: Now, name: str, value: Any) -> dict[str, Any]:
+        seen = state.counter(f"{name}_seen", now)
+        return {name: pushed(state.memory, name, seen, value), f"{name}_seen": seen + 1}
 
 
 @arguments(window=BATCHES, r_max=AT_LEAST_1, warmup=STEPS, correct_after=STEPS)
 @dataclass(frozen=True)
-class MABN(_SecondMoment):
+class MABN(_Windowed):
     """Moving-average batch norm: windows over the second moment and over the gradient's correlation with y.
 
     Example:
@@ -81,19 +99,13 @@ class MABN(_SecondMoment):
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The last second moments and the last gradient correlations."""
-        k = self.window - 1
-        return {
-            "forward_window": _ring(state, k),
-            "forward_window_seen": _counter(state),
-            "backward_window": _ring(state, k),
-            "backward_window_seen": _counter(state),
-        }
+        return self._rings(state, self.window - 1)
 
     def _window(self, state: State, now: Now, name: str) -> tuple[Any, Tensor | None]:
         """The share of a new value in its full window, and what the others add to it; all of it before that."""
         if self.window == 1:
             return 1.0, None
-        full = (state.counter(f"{name}_seen", now) >= self.window - 1) & (now.step > self.warmup)
+        full = self._full(state, now, name)
         return pick(full, 1 / self.window, 1.0), _where(full, lambda: state.all_of(name, now, 1 / self.window))
 
     def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
@@ -106,13 +118,7 @@ class MABN(_SecondMoment):
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Keep the batch's second moment."""
-        return self._push(state, now, "forward_window", batch.m2 / now.n)
-
-    def _push(self, state: State, now: Now, name: str, value: Tensor) -> dict[str, Any]:
-        if self.window == 1:
-            return {}
-        seen = state.counter(f"{name}_seen", now)
-        return {name: pushed(state.memory, name, seen, value), f"{name}_seen": seen + 1}
+        return {} if self.window == 1 else self._push(state, now, "forward_window", batch.m2 / now.n)
 
     def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The window's correlation in the place of the batch's."""
@@ -121,7 +127,7 @@ class MABN(_SecondMoment):
 
     def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """Keep the batch's correlation."""
-        return self._push(state, now, "backward_window", sums.pooled(sums.mean_gx))
+        return {} if self.window == 1 else self._push(state, now, "backward_window", sums.pooled(sums.mean_gx))
 
 
 @arguments(backward_decay=DECAY, warmup=STEPS)
@@ -176,7 +182,7 @@ class PowerNorm(_SecondMoment):
 
 @arguments(window=BATCHES, r_max=AT_LEAST_1, warmup=STEPS, backward_decay=DECAY, filter_outliers=a_flag)
 @dataclass(frozen=True)
-class UnifiedNorm(_SecondMoment):
+class UnifiedNorm(_Windowed):
     """The geometric mean of the last second moments; averaged gradient statistics; outliers left out.
 
     Example:
@@ -207,18 +213,14 @@ class UnifiedNorm(_SecondMoment):
     backward_decay: float = 0.9
     filter_outliers: bool = False
 
+    @property
+    def remembers_population(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether an outlier is replaced by the running variance."""
+        return self.filter_outliers
+
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """Both windows and the average over the second."""
-        return {
-            "forward_window": _ring(state, self.window),
-            "forward_window_seen": _counter(state),
-            "backward_window": _ring(state, self.window),
-            "backward_window_seen": _counter(state),
-            "backward_average": _ring(state, 1),
-        }
-
-    def _full(self, state: State, now: Now, name: str) -> Any:
-        return (state.counter(f"{name}_seen", now) >= self.window - 1) & (now.step > self.warmup)
+        return {**self._rings(state, self.window), "backward_average": _ring(state, 1)}
 
     def _outlier(self, square: Tensor, state: State, now: Now) -> Any:
         """Whether the window with this second moment has an outlier in any channel."""
@@ -246,13 +248,10 @@ class UnifiedNorm(_SecondMoment):
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Keep the batch's second moment, or the running one for an outlier."""
-        seen, square = state.counter("forward_window_seen", now), batch.m2 / now.n
+        square = batch.m2 / now.n
         if self.filter_outliers and self.window > 1:
             square = pick(self._outlier(square, state, now), state.var, square)
-        return {
-            "forward_window": pushed(state.memory, "forward_window", seen, square),
-            "forward_window_seen": seen + 1,
-        }
+        return self._push(state, now, "forward_window", square)
 
     def _backward(self, state: State, now: Now, numbers: Numbers) -> tuple[Any, Any]:
         """Whether the window of correlations takes part, and whether this batch was an outlier.
@@ -281,17 +280,14 @@ class UnifiedNorm(_SecondMoment):
         active, outlier = self._backward(state, now, numbers)
         if is_number(outlier, True):
             return {}
-        seen, own = state.counter("backward_window_seen", now), sums.mean_gx
+        own = sums.mean_gx
         average = times(pull.own_v, own) if pull.base_v is None else times(pull.own_v, own) + pull.base_v
         if not is_number(active, True):
             held = state.memory["backward_average"]
             early = self.backward_decay * held + (1 - self.backward_decay) * own
             average = pick(active, average, early)
-        new = {
-            "backward_window": pushed(state.memory, "backward_window", seen, sums.pooled(own)),
-            "backward_window_seen": seen + 1,
-            "backward_average": sums.pooled(average)[None],
-        }
+        new = self._push(state, now, "backward_window", sums.pooled(own))
+        new["backward_average"] = sums.pooled(average)[None]
         if is_number(outlier, False):
             return new
         return {name: pick(outlier, state.memory[name], value) for name, value in new.items()}

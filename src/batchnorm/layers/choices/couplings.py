@@ -23,6 +23,8 @@ class Coupling:
     exact: bool = True
     # Whether it needs the layer before, whose weights made the input.
     looks_back: bool = False
+    # Whether `remember` asks for the mean and variance of before the batch.
+    remembers_population: bool = True
     # Whether it keeps windows or warm-ups in units of batches.
     counts_batches: bool = False
     # Whether one value per channel is enough to normalise a group.
@@ -86,7 +88,7 @@ class Coupling:
 class BatchCoupling(Coupling):
     """Normalise with the batch's own mean and biased variance (Ioffe and Szegedy 2015, algorithm 1)."""
 
-    reads_population = False
+    reads_population = remembers_population = False
     is_plain = True
 
     def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:

@@ -30,6 +30,8 @@ class Estimator:
     streams: bool = False
     # Whether the gain goes by the number of batches.
     counts_batches: bool = True
+    # Whether `remember` asks for the mean and variance of before the batch.
+    remembers_population: bool = True
 
     @property
     def momentum(self) -> float | Schedule | None:
@@ -80,6 +82,7 @@ class _Average(Estimator):
             raise BatchNormError("give sigma or total, not both")
 
     streams = True
+    remembers_population = False
 
     def gain(self, state: State, now: Now) -> Gain:
         """The momentum, or 1 / step for None."""
@@ -272,6 +275,7 @@ class Pooled(Estimator):
     correction: Correction = 1
     total = True
     counts_values = True
+    remembers_population = False
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The number of values pooled; of statistics from elsewhere it is not known, so none."""
@@ -326,6 +330,7 @@ class Window(Estimator):
     size: int = 10
     total: bool = False
     correction: Correction = field(default=1, kw_only=True)
+    remembers_population = False
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The window's batches, and how many came by."""

@@ -77,9 +77,24 @@ class Ghost(Extent):
         return max(1, samples // self.size)
 
 
+@dataclass(frozen=True)
+class _Inside(Extent):
+    """Another extent with something added: what is not said here is as the extent within says."""
+
+    within: Extent = field(default_factory=Batch)
+
+    def groups(self, samples: int) -> int:
+        """As the extent within."""
+        return self.within.groups(samples)
+
+    sequential = property(lambda self: self.within.sequential)  # pyright: ignore
+    sync = property(lambda self: self.within.sync)  # pyright: ignore
+    splits = property(lambda self: self.within.splits)  # pyright: ignore
+
+
 @arguments(within=instance(Extent, "Batch() or Ghost(size)"), group=a_process_group, timeout=POSITIVE)
 @dataclass(frozen=True)
-class Sync(Extent):
+class Sync(_Inside):
     """All samples of all processes share statistics; in a single process this is the batch.
 
     Example:
@@ -103,7 +118,6 @@ class Sync(Extent):
         BatchNormError: another extent within, sequential updates, a timeout that is not positive.
     """
 
-    within: Extent = field(default_factory=Batch)
     group: Any = field(default=None, compare=False)
     timeout: float = 300.0
 
@@ -115,15 +129,6 @@ class Sync(Extent):
     def sync(self) -> Sync | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Itself."""
         return self
-
-    def groups(self, samples: int) -> int:
-        """As the extent within."""
-        return self.within.groups(samples)
-
-    @property
-    def splits(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the extent within."""
-        return self.within.splits
 
     def size(self) -> int:
         """How many processes share statistics now."""
@@ -137,7 +142,7 @@ class Sync(Extent):
 
 @arguments(within=instance(Extent, "an extent, such as batchnorm.layers.Ghost()"))
 @dataclass(frozen=True)
-class Masked(Extent):
+class Masked(_Inside):
     """Samples and positions where the mask is True, within another extent; a forward without a mask is an error.
 
     Example:
@@ -150,27 +155,7 @@ class Masked(Extent):
     Any layer takes `mask=`, `lengths=` or `weights=`; this extent makes forgetting it impossible.
     """
 
-    within: Extent = field(default_factory=Batch)
     requires: str | None = field(default="mask", init=False)
-
-    @property
-    def sequential(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the extent within."""
-        return self.within.sequential
-
-    @property
-    def sync(self) -> Sync | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the extent within."""
-        return self.within.sync
-
-    @property
-    def splits(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the extent within."""
-        return self.within.splits
-
-    def groups(self, samples: int) -> int:
-        """As the extent within."""
-        return self.within.groups(samples)
 
 
 @arguments(within=instance(Extent, "an extent, such as batchnorm.layers.Ghost()"))

@@ -13,7 +13,6 @@ from batchnorm.arguments import told
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import wide_dtype
 from batchnorm.kernels.recurrence import ring_sum
-from batchnorm.layers.choices.windows import others
 from batchnorm.layers.moments import Moments
 
 Gain = float | Tensor
@@ -41,7 +40,17 @@ class State:
 
         With log it is that of their logarithms; seen is how many were pushed so far.
         """
-        return others(self._raw(name, isinstance(seen, Tensor)), seen, scale, log)
+        counts = isinstance(seen, Tensor)
+        ring = self._raw(name, counts)
+        size = ring.shape[0]
+        if not counts:
+            full = seen >= size
+            left_out, kept = (seen % size, size - 1) if full else (-1, seen)
+            return ring_sum(ring, size if full else seen, left_out, scale, log), kept
+        rows = torch.arange(size, device=ring.device)
+        stays = (rows < seen) & (rows != seen % size)
+        shaped = stays.reshape(-1, *[1] * (ring.dim() - 1))
+        return torch.where(shaped, ring.log() if log else ring, 0.0).sum(0) * scale, stays.sum().reshape(1)
 
     def all_of(self, name: str, now: Now, scale: float) -> Tensor:
         """`scale` times the sum over a ring."""
@@ -118,7 +127,8 @@ class Now:
     group and the number of values in it, are known after the reduction; n before it too, where no weights decide.
     """
 
-    __slots__ = ("_counter", "_momentum", "_step", "_wide", "before", "each", "eps", "estimator", "moments", "values")
+    step: Any
+    momentum: Gain | None
 
     def __init__(
         self,
@@ -131,8 +141,16 @@ class Now:
         wide: torch.dtype | None = None,
     ) -> None:
         # With a counter of the steps done, step is read from it when it is asked for first; as a tensor of this dtype.
-        self._wide = wide
-        self._step, self._momentum, self.eps, self.estimator, self._counter = step, momentum, eps, estimator, counter
+        if counter is None:
+            self.step = step
+        else:
+            self._counter, self._wide = counter, wide
+        # A schedule is called when it is asked for first, whatever else momentum should not be is refused then.
+        if momentum is None or type(momentum) is float:
+            self.momentum = momentum
+        else:
+            self._momentum = momentum
+        self.eps, self.estimator = eps, estimator
         # What a coupling that looks back found out about the layer before.
         self.before = before
         # The moments of each group, or the number of values that a group is known to hold.
@@ -141,29 +159,23 @@ class Now:
         # Where groups move the statistics one by one: which update each one is.
         self.each: Tensor | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        # As cached_property, without its lock.
+        if name == "step":
+            done, wide = self._counter, self._wide
+            self.step = float(done.item() + 1) if wide is None else (done + 1).to(wide)
+            return self.step
+        if name == "momentum":
+            self.momentum = resolve(self._momentum, self.step)
+            return self.momentum
+        raise AttributeError(name)
+
     def having(self, **changes: Any) -> Now:
         """The same step with something else known."""
-        step = self._step if self._counter is None else self.step
-        new = Now(step, self._momentum, self.eps, self.estimator, self.before)
-        new.moments, new.values, new.each = self.moments, self.values, self.each
-        for name, value in changes.items():
-            setattr(new, name, value)
+        _ = self.step  # before its counter moves
+        new = Now.__new__(Now)
+        new.__dict__.update(self.__dict__, **changes)
         return new
-
-    @property
-    def step(self) -> Any:
-        """The number of this step."""
-        if self._counter is not None:
-            done, self._counter = self._counter, None
-            self._step = float(done.item() + 1) if self._wide is None else (done + 1).to(self._wide)
-        return self._step
-
-    @property
-    def momentum(self) -> Gain | None:
-        """The layer's momentum at this step."""
-        if callable(self._momentum) or isinstance(self._momentum, (str, list)):
-            self._momentum = resolve(self._momentum, self.step)
-        return self._momentum
 
     @property
     def update(self) -> Any:

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.recurrence import ring_sum
-
 
 class Slot(NamedTuple):
     """The value that takes the place of a ring's oldest, where the number of those before it is known."""
@@ -35,19 +33,3 @@ def replaced(ring: Tensor, seen: Any, value: Any) -> Tensor:
     here = torch.arange(len(ring), device=ring.device) == seen % len(ring)
     value = value.to(ring.dtype) if isinstance(value, Tensor) else value
     return torch.where(here.reshape(-1, *[1] * (ring.dim() - 1)), value, ring)
-
-
-def others(ring: Tensor, seen: Any, scale: float = 1.0, log: bool = False) -> tuple[Tensor, Any]:
-    """`scale` times the sum over the rows that stay when the next value is pushed, and how many those are.
-
-    With log it is that of their logarithms.
-    """
-    if not isinstance(seen, Tensor):
-        size = ring.shape[0]
-        if seen < size:
-            return ring_sum(ring, seen, -1, scale, log), seen
-        return ring_sum(ring, size, seen % size, scale, log), size - 1
-    rows = torch.arange(len(ring), device=ring.device)
-    stays = (rows < seen) & (rows != seen % len(ring))
-    shaped = stays.reshape(-1, *[1] * (ring.dim() - 1))
-    return torch.where(shaped, ring.log() if log else ring, 0.0).sum(0) * scale, stays.sum().reshape(1)
