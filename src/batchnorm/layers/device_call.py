@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,9 +26,11 @@ _REPEATS = (
     "Policy(weights='reliability') accepts any scale"
 )
 
+_ARRIVED: WeakKeyDictionary[Any, dict[torch.device, Tensor]] = WeakKeyDictionary()
+
 
 class Call:
-    """A forward in three launches, or in the two that follow the moments where they are given; likewise backward."""
+    """A forward in one launch or three, or in the two that follow the moments where they are given; likewise backward."""
 
     is_native, inplace, learned = True, False, ()
 
@@ -59,9 +62,16 @@ class Call:
         """The output; `saved` has the channel vectors then, `outcome` what became of the statistics."""
         y, self.saved, self.outcome = triton.calls().forward(
             self.spec, x, self.last, self.sharing.groups, weight, bias, residual, self.sharing.weight,
-            self.vectors_told, self.statistics, self.moves, self.saved,
+            self.vectors_told, self.statistics, self.moves, self.saved, self._arrived,
         )  # fmt: skip
         return y
+
+    def _arrived(self, device: torch.device) -> Tensor:
+        """The layer's count of programs, of one launch at a time; it lives as long as the layer, as in a graph."""
+        found = _ARRIVED.setdefault(self.layer, {})
+        if device not in found:
+            found[device] = torch.zeros((), dtype=torch.int32, device=device)
+        return found[device]
 
     @property
     def status(self) -> Tensor | None:
