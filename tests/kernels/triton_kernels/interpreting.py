@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 
 from batchnorm.kernels import triton as ours
 
@@ -34,23 +33,21 @@ def _quicken():
             known[of.name] = dtype_of(of)
         return known[of.name]
 
-    @functools.cache
-    def shaped(shape):
-        return core.tuple([core.constexpr(size) for size in shape]), core.constexpr(math.prod(shape))
-
     def make_tensor(self, handle, type):
         self.handle, self.type, self.dtype = handle, type, type.scalar
-        self.shape, self.numel = shaped(type.shape if type.is_block() else ())
+        self.shape, self.numel = type.of_tensors if type.is_block() else scalar
 
-    blocks = {}
+    scalar, blocks, same = (core.tuple([]), core.constexpr(1)), {}, core.tuple.__eq__
 
     def make_block(self, element_ty, shape):
         key = element_ty.name, *(getattr(size, "value", size) for size in shape)
         if key not in blocks:
             made(self, element_ty, shape)
-            blocks[key] = self.shape, self.numel, self.name
-        self.element_ty, (self.shape, self.numel, self.name) = element_ty, blocks[key]
+            sizes = core.tuple([core.constexpr(size) for size in self.shape])
+            blocks[key] = self.shape, self.numel, self.name, (sizes, core.constexpr(self.numel))
+        self.element_ty, (self.shape, self.numel, self.name, self.of_tensors) = element_ty, blocks[key]
 
+    core.tuple.__eq__ = lambda self, other: core.constexpr(True) if self is other else same(self, other)
     interpreter._get_np_dtype, core.tensor.__init__, core.block_type.__init__ = numpy_dtype, make_tensor, make_block
 
 

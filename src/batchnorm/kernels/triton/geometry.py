@@ -11,13 +11,14 @@ from torch import Tensor
 
 
 class Sizes(NamedTuple):
-    """Values of a tile, tiles that a program writes, programs that keep a device busy, chunks one merge takes.
+    """Values and channels of a tile, tiles that a program writes, programs that keep a device busy, chunks to merge.
 
     And channels and chunks that a program of the arithmetic on channel vectors holds at once; and the tiles of a
     channel, or block of channels, up to which one program does all that there is to do with it, in one launch.
     """
 
     tile: int = 1024
+    lanes: int = 64
     written: int = 4
     programs: int = 1024
     chunks: int = 512
@@ -85,7 +86,7 @@ def cut(x: Tensor, last: bool, groups: int) -> Cut:
 def _cut(n: int, c: int, s: int, last: bool, groups: int, wide: bool, sizes: Sizes) -> Cut:
     largest = _over(n, groups)
     outer, lanes = (largest * s, c) if last else (largest, s)
-    bl = min(_power(lanes), 64 if last else sizes.tile)
+    bl = min(_power(lanes), sizes.lanes if last else sizes.tile)
     br = min(_power(outer), max(1, sizes.tile // bl))
     blocks, across = (_over(c, bl), 1) if last else (c, _over(s, bl))
     tiles = _over(outer, br) * across
@@ -96,7 +97,7 @@ def _cut(n: int, c: int, s: int, last: bool, groups: int, wide: bool, sizes: Siz
     chunks = _over(tiles, span)
     bk, bc = _power(chunks), bl if last else 1
     if not alone:
-        bc = min(_power(c), max(1, sizes.held // bk), 64)
+        bc = min(_power(c), max(1, sizes.held // bk), sizes.lanes)
     constants = {"LAST": last, "WIDE": n * c * s >= 2**31 - sizes.tile, "BR": br, "BL": bl, "WIDER": wide}
     writers = _over(tiles, sizes.written)
     return Cut(n, c, s, groups, blocks, chunks, span, writers, sizes.written, alone, constants, bk, bc)
