@@ -83,7 +83,7 @@ class Call:
         if self.outcome is None:
             return None
         layer = self.layer
-        if self.spec.nonfinite == calls.NONFINITE.index("raise"):
+        if self.moves and self.spec.nonfinite == calls.NONFINITE.index("raise"):
             require(self.outcome[1], _NOT_FINITE, layer)
         if self.few == REFUSED:
             require(self.outcome[2], _ONE_VALUE, layer)

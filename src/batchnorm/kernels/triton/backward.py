@@ -7,7 +7,7 @@ import triton.language as tl
 
 from batchnorm.kernels.triton.activation import SILU, activated, gated
 from batchnorm.kernels.triton.rule import MEAN, at_or_0, few_of, or_1, slope_of
-from batchnorm.kernels.triton.tiles import over, place, read, rows_at, tile, weighed
+from batchnorm.kernels.triton.tiles import over, place, read, rows_at, tile, weighed, write
 
 
 @triton.jit
@@ -104,9 +104,9 @@ def pull_kernel(
             tl.store(out_ptr + row + at, u, mask=inside)
             tl.store(out_ptr + 2 * row + at, v, mask=inside)
     if dw_ptr is not None:
-        tl.store(dw_ptr + c, dw.to(dw_ptr.dtype.element_ty), mask=inside)
+        write(dw_ptr, c, dw, inside)
     if db_ptr is not None:
-        tl.store(db_ptr + c, db.to(db_ptr.dtype.element_ty), mask=inside)
+        write(db_ptr, c, db, inside)
 
 
 @triton.jit(do_not_specialize=["N", "groups", "blocks", "span"])
@@ -132,7 +132,7 @@ def gradient_kernel(
         x, g = read(x_ptr, at, inside, ACC), read(g_ptr, at, inside, ACC)
         g = behind(g, y_ptr, at, inside, (x - high) - low, seen, shift, slope, ACT, x_ptr.dtype.element_ty, ACC)
         if dr_ptr is not None:
-            tl.store(dr_ptr + at, tl.where(w != 0, g, 0.0).to(dr_ptr.dtype.element_ty), mask=inside)
+            write(dr_ptr, at, tl.where(w != 0, g, 0.0), inside)
         if dx_ptr is not None:
             dx = scale * g - w * (u + tl.where(v == 0, 0.0, v * ((x - middle) - rest)))
-            tl.store(dx_ptr + at, tl.where(w != 0, dx, 0.0).to(dx_ptr.dtype.element_ty), mask=inside)
+            write(dx_ptr, at, tl.where(w != 0, dx, 0.0), inside)

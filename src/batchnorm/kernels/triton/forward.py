@@ -7,7 +7,7 @@ import triton.language as tl
 
 from batchnorm.kernels.triton.activation import activated
 from batchnorm.kernels.triton.rule import FINITE, PRESENT, SEVERAL, SUMMED, slope_of
-from batchnorm.kernels.triton.tiles import place, read, rows_at, tile, weighed
+from batchnorm.kernels.triton.tiles import place, read, rows_at, tile, weighed, write
 
 # As `kernels.calls.NONFINITE` has them.
 PROPAGATE = tl.constexpr(1)
@@ -41,7 +41,7 @@ def apply_kernel(
         y = activated(y, slope, ACT)
         if w_ptr is not None:
             y = tl.where(weighed(w_ptr, beside, present, inside, ACC) != 0, y, 0.0)
-        tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+        write(y_ptr, at, y, inside)
 
 
 @triton.jit
@@ -71,8 +71,8 @@ def settle(
                 c = first + tl.arange(0, 1024)
                 mean = tl.load(next_ptr + c, mask=c < C, other=0)
                 var = tl.load(next_ptr + C + c, mask=c < C, other=0)
-                tl.store(running_mean_ptr + c, mean.to(running_mean_ptr.dtype.element_ty), mask=c < C)
-                tl.store(running_var_ptr + c, var.to(running_var_ptr.dtype.element_ty), mask=c < C)
+                write(running_mean_ptr, c, mean, c < C)
+                write(running_var_ptr, c, var, c < C)
         if tracked_ptr is not None:
             tl.store(tracked_ptr, tl.load(tracked_ptr) + entered)
         if skipped_ptr is not None:

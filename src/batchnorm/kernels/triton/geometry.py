@@ -13,8 +13,9 @@ from torch import Tensor
 class Sizes(NamedTuple):
     """Values and channels of a tile, tiles that a program writes, programs that keep a device busy, chunks to merge.
 
-    And channels and chunks that a program of the arithmetic on channel vectors holds at once; and the tiles of a
-    channel, or block of channels, up to which one program does all that there is to do with it, in one launch.
+    And channels and chunks that a program of the arithmetic on channel vectors holds at once; the tiles of a channel,
+    or block of channels, up to which one program does all that there is to do with it, in one launch; and how many
+    values offsets in int32 reach.
     """
 
     tile: int = 1024
@@ -24,6 +25,7 @@ class Sizes(NamedTuple):
     chunks: int = 512
     held: int = 1024
     alone: int = 8
+    narrow: int = 2**31
 
 
 SIZES = Sizes()
@@ -98,6 +100,6 @@ def _cut(n: int, c: int, s: int, last: bool, groups: int, wide: bool, sizes: Siz
     bk, bc = _power(chunks), bl if last else 1
     if not alone:
         bc = min(_power(c), max(1, sizes.held // bk), sizes.lanes)
-    constants = {"LAST": last, "WIDE": n * c * s >= 2**31 - sizes.tile, "BR": br, "BL": bl, "WIDER": wide}
+    constants = {"LAST": last, "WIDE": n * c * s >= sizes.narrow - sizes.tile, "BR": br, "BL": bl, "WIDER": wide}
     writers = _over(tiles, sizes.written)
     return Cut(n, c, s, groups, blocks, chunks, span, writers, sizes.written, alone, constants, bk, bc)

@@ -39,6 +39,14 @@ def read(ptr, at, inside, ACC: tl.constexpr):
 
 
 @triton.jit
+def write(ptr, at, value, inside):
+    """Store in the precision of what is there."""
+    if ptr.dtype.element_ty != tl.float64:
+        value = value.to(tl.float32)  # bfloat16 is made of that
+    tl.store(ptr + at, value.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def place(
     pid, N, C, S, groups, blocks, span, LAST: tl.constexpr, WIDE: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr
 ):
