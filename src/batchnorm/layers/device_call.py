@@ -30,7 +30,7 @@ _ARRIVED: WeakKeyDictionary[Any, dict[torch.device, Tensor]] = WeakKeyDictionary
 
 
 class Call:
-    """A forward in one launch or three, or in the two that follow the moments where they are given; likewise backward."""
+    """A forward in one launch or three, or in the two that follow the moments given; likewise backward."""
 
     is_native, inplace, learned = True, False, ()
 

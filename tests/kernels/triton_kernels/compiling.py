@@ -1,16 +1,19 @@
 """The kernels compiled, down to machine code, for cards that need not be here.
 
-`python -m tests.kernels.triton_kernels.compiling ARCHITECTURE [all]` launches nothing and reads no result: it notes what
-the tests of this folder would launch, and compiles all of it, or so much that each value of each constant and each kind
-of each argument is met. TRITON_INTERPRET must not be 1.
+`python -m tests.kernels.triton_kernels.compiling ARCHITECTURE [all]` launches nothing and reads no result: it
+notes what the tests of this folder would launch, and compiles all of it, or so much that each value of each constant
+and each kind of each argument is met. TRITON_INTERPRET must not be 1.
 """
 
+import inspect
 import itertools
 import sys
 import warnings
 from unittest import mock
 
 import torch
+
+import batchnorm
 
 
 class Card:
@@ -50,7 +53,7 @@ def noted(launches):
     with (
         mock.patch.object(JITFunction, "run", lambda *a, warmup, **k: run(*a, warmup=True, **k)),
         mock.patch.object(JITFunction, "_do_compile", compiled_later),
-        mock.patch.object(device_call, "require", lambda *_: None),
+        mock.patch.object(device_call, "require"),
         mock.patch.dict(triton.SWITCHES, interpreted=True),
     ):
         launches()
@@ -60,28 +63,34 @@ def noted(launches):
 def launches():
     """What the tests launch; what they assert of results is not looked at."""
     from batchnorm.kernels.triton import geometry
-    from tests.kernels.triton_kernels import conftest, test_whole, twins
+    from tests.kernels.triton_kernels import conftest, test_operands, test_whole, twins
 
     def step(layer, batches, device, dtype=torch.float32, last=False, times=4):
         for x, g, given in batches:
             twins._step(layer, x.to(dtype), g, given, device, last)
 
-    for sizes in conftest.SIZES.values():
+    for sizes in (*conftest.SIZES.values(), {"narrow": 0}, {"alone": 0, "narrow": 0}):
         with (
             mock.patch.object(geometry, "SIZES", geometry.Sizes(**sizes)),
             mock.patch.object(test_whole, "compare", step),
+            mock.patch.object(test_operands, "compare", step),
         ):
-            for test in [value for name, value in vars(test_whole).items() if name.startswith("test_")]:
+            tests = {**vars(test_whole), **vars(test_operands)}
+            for test in [value for name, value in tests.items() if name.startswith("test_")]:
                 for given in _parameters(test):
                     try:
                         test(**given, device="cpu")
                     except BaseException as error:
                         if type(error).__name__ not in ("AssertionError", "Failed"):
                             raise
+    with mock.patch.object(geometry, "SIZES", geometry.Sizes()):
+        # Of many chunks, in both layouts.
+        for shape, last in (((2048, 1, 33, 32), False), ((512, 70, 8, 9), True)):
+            step(batchnorm.BatchNorm2d(shape[1], method="renorm"), test_whole.batches(shape, 1), "cpu", last=last)
 
 
 def _parameters(test):
-    axes = []
+    axes = [[{}]] if "monkeypatch" not in inspect.signature(test).parameters else [[]]
     for mark in getattr(test, "pytestmark", []):
         if mark.name == "parametrize":
             names, values = mark.args

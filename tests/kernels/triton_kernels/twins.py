@@ -31,7 +31,9 @@ def compare(layer, batches, device, dtype=torch.float32, last=False, times=4):
         # Backward's memory is made of gradients in the data's dtype, statistics of the data alone.
         narrow = dtype if name.startswith("backward_") else torch.float32
         size = value.nan_to_num(0.0, 0.0, 0.0).abs().max().expand(len(by_channel(value)))
-        how = apart(buffer.cpu(), value, size, None if dtype is torch.float64 else rough.get_buffer(name), narrow, times)
+        how = apart(
+            buffer.cpu(), value, size, None if dtype is torch.float64 else rough.get_buffer(name), narrow, times
+        )
         assert how is None, (name, how)
 
 

@@ -61,7 +61,7 @@ def place(
     small, extra = N // groups, N % groups
     start = group * small + tl.minimum(group, extra)
     size = small + (group < extra).to(tl.int32)
-    if LAST:  # of two shapes
+    if LAST:  # noqa: SIM108  of two shapes
         channel = (block * BL + tl.arange(0, BL))[None, :]
     else:
         channel = block + tl.zeros([1, 1], tl.int32)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import calls, native
-from batchnorm.kernels.triton import backward as _backward
 from batchnorm.kernels.triton import alone, passes
+from batchnorm.kernels.triton import backward as _backward
 from batchnorm.kernels.triton.geometry import cut
 from batchnorm.kernels.triton.passes import numbers_of
 from batchnorm.kernels.triton.rule import step_kernel
