@@ -46,6 +46,7 @@ class Rig(NamedTuple):
     leak_steps: int
     # By the clock and on the CPU.
     dry: bool = False
+    pixels: int = 224
 
     def wait(self) -> None:
         if not self.dry:
@@ -272,7 +273,7 @@ def resnet(blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64) -> nn.Module
 def network(rig: Rig) -> dict[str, Any]:
     """A training step of ResNet-50 before and after `convert`, and with activations fused: eager, float32."""
     model = (resnet((1, 1), 4) if rig.dry else resnet()).to(rig.device).to(memory_format=torch.channels_last)  # pyright: ignore
-    x = torch.randn(rig.batches[0], 3, *[32 if rig.dry else 224] * 2, device=rig.device)
+    x = torch.randn(rig.batches[0], 3, *[rig.pixels] * 2, device=rig.device)
     x = x.contiguous(memory_format=torch.channels_last)
     twins = {"stock": model, "converted": batchnorm.convert(copy.deepcopy(model))}
     twins["fused"] = batchnorm.fuse_activations(copy.deepcopy(twins["converted"]))
@@ -354,7 +355,7 @@ def main() -> None:
         from batchnorm.kernels import triton
 
         triton.interpret(True)
-        rig, name = Rig("cpu", [(2, 2, 1)], (2,), 1, 2, True), "none: a dry run, whose times mean nothing"
+        rig, name = Rig("cpu", [(2, 2, 1)], (2,), 1, 2, True, 32), "none: a dry run, whose times mean nothing"
     elif torch.cuda.is_available():
         rig, name = Rig("cuda", RESNET50, (64, 256), 20, 10_000), torch.cuda.get_device_name()
     else:
