@@ -165,6 +165,8 @@ def test_stored_statistics_with_an_activation(device):
 def test_what_serves_is_said(device):
     model = torch.nn.Sequential(batchnorm.BatchNorm1d(2, method="renorm"), batchnorm.BatchNorm1d(2)).to(device)
     found = batchnorm.backends(model, torch.randn(4, 2, device=device))
-    assert found["0"] == "triton: three launches forward and three back"
+    assert found["0"] == "triton: one launch forward and one back"
+    large = batchnorm.backends(model[:1], torch.randn(4, 2, 3000, device=device))
+    assert large["0"] == "triton: three launches forward and three back"
     assert found["1"].startswith("torch's batch norm kernel: torch's kernel is as fast for plain batch norm")
     assert batchnorm.backends()["triton"].startswith("in use on")

@@ -20,28 +20,30 @@ from batchnorm.kernels.triton import reduction
 from batchnorm.kernels.triton.geometry import Cut, cut
 
 
+# A graph reads what it was told where that lay, when the cache may have let it go.
+_CAPTURED: list[Tensor] = []
+
+
 def numbers_of(values: list[Any], device: torch.device) -> Tensor:
     """A float64 vector on the device; what is a tensor of one value already is not read."""
+    found, parts = _constants(tuple(0.0 if isinstance(value, Tensor) else value for value in values), device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _CAPTURED.append(found)
     if not any(isinstance(value, Tensor) for value in values):
-        return _constants(tuple(values), device)
-    known = _parts(tuple(0.0 if isinstance(value, Tensor) else value for value in values), device)
-    parts = [
+        return found
+    mixed = [
         value.detach().to(device=device, dtype=torch.float64).reshape(()) if isinstance(value, Tensor) else part
-        for value, part in zip(values, known, strict=True)
+        for value, part in zip(values, parts, strict=True)
     ]
-    return torch.stack(parts)
+    return torch.stack(mixed)
 
 
 # A copy from the host, once: afterwards nothing is sent, so that a step can be captured in a graph.
 @lru_cache(maxsize=4096)
-def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _constants(values: tuple[float, ...], device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
     with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float64, device=device)
-
-
-@lru_cache(maxsize=1024)
-def _parts(values: tuple[float, ...], device: torch.device) -> tuple[Tensor, ...]:
-    return _constants(values, device).unbind(0)
+        found = torch.tensor(values, dtype=torch.float64, device=device)
+        return found, found.unbind(0)
 
 
 def here(x: Tensor) -> AbstractContextManager[Any]:
