@@ -126,8 +126,8 @@ def profiled(run: Callable[[], None], rig: Rig) -> dict[str, float]:
         run()
         rig.wait()
     if rig.dry:
-        return {"kernel_ms": 0.0, "launches": len(profile.events())}
-    kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        return {"kernel_ms": 0.0, "launches": len(profile.events() or ())}
+    kernels = [event for event in profile.events() or () if event.device_type == torch.autograd.DeviceType.CUDA]
     return {"kernel_ms": sum(e.device_time_total for e in kernels) / 1e3, "launches": len(kernels)}
 
 
@@ -367,11 +367,14 @@ def measure(rig: Rig, card: str, out: Path) -> None:
     """Everything, written after each part."""
     found: dict[str, Any] = {"card": card, "torch": torch.__version__, "cuda": torch.version.cuda}
     found |= {"backends": batchnorm.backends(), "copy_gb_per_s": tried(lambda: bandwidth(rig))}
-    for part in (layers, methods, network, leak, summary):
-        given = (found, rig) if part is summary else (rig,)
-        found[part.__name__] = tried(lambda part=part, given=given: part(*given))
+    parts: dict[str, Callable[[], Any]] = {
+        "layers": lambda: layers(rig), "methods": lambda: methods(rig), "network": lambda: network(rig),
+        "leak": lambda: leak(rig), "summary": lambda: summary(found, rig),
+    }  # fmt: skip
+    for name, part in parts.items():
+        found[name] = tried(part)
         out.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{part.__name__}: written to {out}", flush=True)
+        print(f"{name}: written to {out}", flush=True)
     if isinstance(found["summary"], str):
         raise SystemExit(found["summary"])
     for row in found["summary"]:

@@ -19,7 +19,6 @@ from batchnorm.kernels.triton import forward as _forward
 from batchnorm.kernels.triton import reduction
 from batchnorm.kernels.triton.geometry import Cut, cut
 
-
 # A graph reads what it was told where that lay, when the cache may have let it go.
 _CAPTURED: list[Tensor] = []
 
