@@ -96,11 +96,12 @@ $(TRITON): $(TEST)
 test-triton: $(TRITON)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-triton/bin/python -m pytest -n $(WORKERS) --dist loadgroup tests/kernels/triton_kernels
 
-# The same tests on a CUDA device, and what it measures: exit 2 where torch finds none.
+# The same tests on a CUDA device, and what it measures, also where tests fail: exit 2 where torch finds none.
 test-gpu: $(TEST)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or (print('make test-gpu needs a CUDA device; torch finds none'), sys.exit(2))"
-	BATCHNORM_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/kernels/triton_kernels tests/layers tests/methods tests/models tests/diagnosis tests/distributed
-	$(BIN)/python benchmarks/on_cuda.py
+	@failed=0; \
+	BATCHNORM_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/kernels/triton_kernels tests/layers tests/methods tests/models tests/diagnosis tests/distributed || failed=1; \
+	$(BIN)/python benchmarks/on_cuda.py && exit $$failed
 
 # Trainers and tools, likewise. torchvision is the one made for this torch: its own pin would bring a CUDA torch.
 $(TRAINERS): $(TEST)

@@ -1,4 +1,4 @@
-"""A call on a CUDA device by Triton's kernels: three launches forward and three back, and nothing is waited for."""
+"""A call on a CUDA device by Triton's kernels: one launch or three each way, and nothing is waited for."""
 
 from __future__ import annotations
 

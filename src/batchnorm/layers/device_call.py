@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -23,9 +24,11 @@ _REPEATS = (
     "Policy(weights='reliability') accepts any scale"
 )
 
+_ARRIVED: WeakKeyDictionary[Any, dict[torch.device, Tensor]] = WeakKeyDictionary()
+
 
 class Call(Native):
-    """A forward in three launches, or in the two that follow the moments where they are given; likewise backward."""
+    """A forward in one launch or three, or in the two that follow the moments given; likewise backward."""
 
     few = OTHERS
     outcome: Tensor | None = None
@@ -53,9 +56,16 @@ class Call(Native):
         """The output; `saved` has the channel vectors then, `outcome` what became of the statistics."""
         y, self.saved, self.outcome = triton.calls().forward(
             self.spec, x, self.last, self.sharing.groups, weight, bias, residual, self.sharing.weight,
-            self.vectors_told, self.statistics, self.moves, self.saved,
+            self.vectors_told, self.statistics, self.moves, self.saved, self._arrived,
         )  # fmt: skip
         return y
+
+    def _arrived(self, device: torch.device) -> Tensor:
+        """The layer's count of programs, of one launch at a time; it lives as long as the layer, as in a graph."""
+        found = _ARRIVED.setdefault(self.layer, {})
+        if device not in found:
+            found[device] = torch.zeros((), dtype=torch.int32, device=device)
+        return found[device]
 
     @property
     def status(self) -> Tensor | None:
@@ -67,7 +77,7 @@ class Call(Native):
         if self.outcome is None:
             return None
         layer = self.layer
-        if self.spec.nonfinite == calls.NONFINITE.index("raise"):
+        if self.moves and self.spec.nonfinite == calls.NONFINITE.index("raise"):
             require(self.outcome[1], _NOT_FINITE, layer)
         if self.few == REFUSED:
             require(self.outcome[2], _ONE_VALUE, layer)

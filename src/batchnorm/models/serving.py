@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from batchnorm import kernels
 from batchnorm.arguments import a_module, arguments, or_none
 from batchnorm.kernels import native, triton
+from batchnorm.kernels.triton.geometry import cut
 from batchnorm.layers import BatchNorm, device
 from batchnorm.layers.backends import Whole, ready_of, whole_call
 from batchnorm.layers.masks import MaskInput, weight_of
@@ -102,7 +103,8 @@ def _serves(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
 def _on_device(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None, settled: Any) -> str:
     found = whole_call(layer, x, sample_weight, residual, device.KERNELS)
     if not isinstance(found, str):
-        return "triton: three launches forward and three back"
+        n = "one" if cut(found.x, found.call.last, found.call.sharing.groups).alone else "three"
+        return f"triton: {n} launch{'' if n == 'one' else 'es'} forward and {n} back"
     alone = settled.sync is None or settled.sync.size() == 1
     plain = layer.recipe.coupling.is_plain and layer.recipe.extent.groups(len(x)) == 1 and sample_weight is None
     if (settled.stored and not layer.recipe.inference.mixes) or (plain and alone and not settled.stored):

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+from batchnorm.kernels.triton import geometry
 from tests.kernels.triton_kernels.interpreting import interpreted
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,6 +22,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/kernels/triton_kernels/" in item.nodeid:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+# As they are: small tensors take one launch each way. And so small that small tensors make many tiles and chunks.
+SMALL = {"tile": 16, "lanes": 4, "written": 2, "programs": 8, "chunks": 4, "held": 8, "alone": 0}
+SIZES = {"one launch": {}, "three launches": SMALL}
+
+
+@pytest.fixture(params=SIZES)
+def sizes(request, monkeypatch):
+    """How the work is cut."""
+    monkeypatch.setattr(geometry, "SIZES", geometry.Sizes(**SIZES[request.param]))
 
 
 @pytest.fixture

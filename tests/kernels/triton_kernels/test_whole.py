@@ -52,6 +52,7 @@ def batches(shape, count=2, far=1.0, **given):
     return [(torch.randn(shape) * scale + far + i, torch.randn(shape), given) for i in range(count)]
 
 
+@pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize("names", list(combined()), ids="-".join)
 def test_every_coupling_estimator_and_extent(names, device):
     coupling, estimator, extent = COUPLINGS[names[0]], ESTIMATORS[names[1]], EXTENTS[names[2]]
@@ -59,6 +60,7 @@ def test_every_coupling_estimator_and_extent(names, device):
     compare(layer, batches((5, 2, 3)), device, times=16 if names[0] == "online" else 8)
 
 
+@pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 2, 5, 7), (2, 3, 33, 32), (4, 65, 1, 2), (7, 1, 1, 1)])
@@ -68,6 +70,7 @@ def test_layouts_dtypes_and_odd_sizes(shape, dtype, last, activation, device):
     compare(layer, batches(shape, 1), device, dtype, last, times=8)
 
 
+@pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu"])
 @pytest.mark.parametrize("residual", [False, True])
@@ -77,6 +80,7 @@ def test_activations_and_residuals(activation, residual, last, device):
     compare(layer, batches((3, 2, 2, 3), **given), device, last=last, times=8)
 
 
+@pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize("too_few", ["raise", "population"])
 @pytest.mark.parametrize("kind", ["mask", "weights"])
 @pytest.mark.parametrize("method", ["batchnorm", "renorm", "ghost", "mabn", "window"])
@@ -91,6 +95,7 @@ def test_masks_and_weights(kind, method, too_few, device):
     compare(layer, [(a, b, given) for a, b, _ in x], device, times=8)
 
 
+@pytest.mark.usefixtures("sizes")
 def test_groups_of_one_value_meet_the_running_statistics(device):
     mask = torch.tensor([True, True, True, False])
     layer = batchnorm.BatchNorm1d(2, extent=Ghost(2), policy=Policy(too_few="population"))
@@ -102,6 +107,7 @@ def test_groups_of_one_value_meet_the_running_statistics(device):
         assert not refusing.running_mean.any()
 
 
+@pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("policy", ["skip", "propagate"])
 def test_values_that_are_not_finite(value, policy, device):
@@ -121,11 +127,13 @@ def test_empty_batches_move_nothing(device):
     assert int(layer.num_batches_tracked) == 0
 
 
+@pytest.mark.usefixtures("sizes")
 def test_a_large_mean_costs_no_digits(device):
     layer = batchnorm.BatchNorm1d(2, method="renorm", activation="relu")
     compare(layer, batches((64, 2, 40), 1, far=1e5), device, times=8)
 
 
+@pytest.mark.usefixtures("sizes")
 def test_the_bits_repeat(device):
     x = torch.randn(9, 3, 11, device=device)
     layer = batchnorm.BatchNorm1d(3, method="renorm", activation="silu").to(device)
@@ -140,6 +148,7 @@ def test_the_bits_repeat(device):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.usefixtures("sizes")
 def test_stored_statistics_with_an_activation(device):
     layer = batchnorm.BatchNorm1d(2, activation="silu").to(device).eval()
     with torch.no_grad():
@@ -156,6 +165,8 @@ def test_stored_statistics_with_an_activation(device):
 def test_what_serves_is_said(device):
     model = torch.nn.Sequential(batchnorm.BatchNorm1d(2, method="renorm"), batchnorm.BatchNorm1d(2)).to(device)
     found = batchnorm.backends(model, torch.randn(4, 2, device=device))
-    assert found["0"] == "triton: three launches forward and three back"
+    assert found["0"] == "triton: one launch forward and one back"
+    large = batchnorm.backends(model[:1], torch.randn(4, 2, 3000, device=device))
+    assert large["0"] == "triton: three launches forward and three back"
     assert found["1"].startswith("torch's batch norm kernel: torch's kernel is as fast for plain batch norm")
     assert batchnorm.backends()["triton"].startswith("in use on")

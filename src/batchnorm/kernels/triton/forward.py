@@ -6,48 +6,42 @@ import triton
 import triton.language as tl
 
 from batchnorm.kernels.triton.activation import activated
-from batchnorm.kernels.triton.rule import FINITE, PRESENT, SEVERAL, SLOPE, SUMMED
-from batchnorm.kernels.triton.tiles import channels_of, place, split, tile, tiles_of, weighed
+from batchnorm.kernels.triton.rule import FINITE, PRESENT, SEVERAL, SUMMED, slope_of
+from batchnorm.kernels.triton.tiles import place, read, rows_at, tile, weighed, write
 
 # As `kernels.calls.NONFINITE` has them.
 PROPAGATE = tl.constexpr(1)
 RAISE = tl.constexpr(2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "groups", "blocks", "span", "programs"])
 def apply_kernel(
     x_ptr, r_ptr, w_ptr, y_ptr, mean_ptr, scale_ptr, shift_ptr, num_ptr, N, C, S, groups, blocks, span,
     next_ptr, flags_ptr, running_mean_ptr, running_var_ptr, tracked_ptr, skipped_ptr, outcome_ptr, programs,
-    LAST: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, ACT: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr,
-    MOVES: tl.constexpr, NONFINITE: tl.constexpr,
+    LAST: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr,
+    ACT: tl.constexpr, MOVES: tl.constexpr, NONFINITE: tl.constexpr, pid=None,
 ):  # fmt: skip
     """`activation((x - mean) * scale + shift + residual)`, and the statistics."""
-    chunk, group, block, start, size = place(N, C, S, groups, blocks, LAST, WIDE)
     if flags_ptr is not None:  # noqa: SIM102  one is known when it is compiled, one when it runs
         if tl.program_id(0) == 0:
             settle(
                 next_ptr, flags_ptr, running_mean_ptr, running_var_ptr, tracked_ptr, skipped_ptr, outcome_ptr,
                 programs, C, MOVES, NONFINITE,
             )  # fmt: skip
-    tiles, across = tiles_of(size, S, LAST, BR, BL)
-    channel, there = channels_of(block, C, LAST, BL)
-    vector = group * C + channel
-    high, low = split(tl.load(mean_ptr + vector, mask=there, other=0), ACC)
-    scale = tl.load(scale_ptr + vector, mask=there, other=0).to(ACC)
-    shift = tl.load(shift_ptr + vector, mask=there, other=0).to(ACC)
-    slope = 0.0
-    if ACT != 0:
-        slope = tl.load(num_ptr + SLOPE).to(ACC)
-    for t in range(chunk * span, tl.minimum((chunk + 1) * span, tiles)):
+    block, start, size, across, first, last, _, group, channel, there = place(
+        pid, N, C, S, groups, blocks, span, LAST, WIDE, BR, BL
+    )
+    high, low, scale, shift = rows_at(mean_ptr, scale_ptr, shift_ptr, group * C + channel, there, ACC)
+    slope = slope_of(num_ptr, ACT, ACC)
+    for t in range(first, last):
         at, inside, beside, present = tile(t, across, block, start, size, C, S, LAST, BR, BL)
-        x = tl.load(x_ptr + at, mask=inside, other=0).to(ACC)
-        y = ((x - high) - low) * scale + shift
+        y = ((read(x_ptr, at, inside, ACC) - high) - low) * scale + shift
         if r_ptr is not None:
-            y += tl.load(r_ptr + at, mask=inside, other=0).to(ACC)
+            y += read(r_ptr, at, inside, ACC)
         y = activated(y, slope, ACT)
         if w_ptr is not None:
             y = tl.where(weighed(w_ptr, beside, present, inside, ACC) != 0, y, 0.0)
-        tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+        write(y_ptr, at, y, inside)
 
 
 @triton.jit
@@ -77,8 +71,8 @@ def settle(
                 c = first + tl.arange(0, 1024)
                 mean = tl.load(next_ptr + c, mask=c < C, other=0)
                 var = tl.load(next_ptr + C + c, mask=c < C, other=0)
-                tl.store(running_mean_ptr + c, mean.to(running_mean_ptr.dtype.element_ty), mask=c < C)
-                tl.store(running_var_ptr + c, var.to(running_var_ptr.dtype.element_ty), mask=c < C)
+                write(running_mean_ptr, c, mean, c < C)
+                write(running_var_ptr, c, var, c < C)
         if tracked_ptr is not None:
             tl.store(tracked_ptr, tl.load(tracked_ptr) + entered)
         if skipped_ptr is not None:

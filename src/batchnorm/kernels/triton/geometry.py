@@ -9,10 +9,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Values of a tile; tiles that a program writes; programs that are enough to keep a device busy; chunks one merge takes.
-_TILE, SPAN, _PROGRAMS, _CHUNKS = 1024, 4, 1024, 512
-# Channels and chunks that a program of the arithmetic on channel vectors holds at once.
-_HELD = 1024
+
+class Sizes(NamedTuple):
+    """Values and channels of a tile, tiles that a program writes, programs that keep a device busy, chunks to merge.
+
+    And channels and chunks that a program of the arithmetic on channel vectors holds at once; the tiles of a channel,
+    or block of channels, up to which one program does all that there is to do with it, in one launch; and how many
+    values offsets in int32 reach.
+    """
+
+    tile: int = 1024
+    lanes: int = 64
+    written: int = 4
+    programs: int = 1024
+    chunks: int = 512
+    held: int = 1024
+    alone: int = 8
+    narrow: int = 2**31
+
+
+SIZES = Sizes()
 
 
 class Cut(NamedTuple):
@@ -25,7 +41,10 @@ class Cut(NamedTuple):
     blocks: int
     chunks: int
     span: int
+    # Programs a group and block, and tiles a program, of a pass that writes.
+    writers: int
     written: int
+    alone: bool
     constants: dict[str, Any]
     bk: int
     bc: int
@@ -42,8 +61,8 @@ class Cut(NamedTuple):
 
     @property
     def writing(self) -> tuple[int]:
-        """The grid of a pass that writes, so many tiles a program."""
-        return (self.written * self.groups * self.blocks,)
+        """The grid of a pass that writes."""
+        return (self.writers * self.groups * self.blocks,)
 
     @property
     def channels(self) -> tuple[int]:
@@ -62,21 +81,25 @@ def _power(n: int) -> int:
 def cut(x: Tensor, last: bool, groups: int) -> Cut:
     """The cut of a dense tensor."""
     n, c, *rest = x.shape
-    return _cut(n, c, math.prod(rest), last, groups, x.dtype is torch.float64)
+    return _cut(n, c, math.prod(rest), last, groups, x.dtype is torch.float64, SIZES)
 
 
 @lru_cache(maxsize=4096)
-def _cut(n: int, c: int, s: int, last: bool, groups: int, wide: bool) -> Cut:
+def _cut(n: int, c: int, s: int, last: bool, groups: int, wide: bool, sizes: Sizes) -> Cut:
     largest = _over(n, groups)
     outer, lanes = (largest * s, c) if last else (largest, s)
-    bl = min(_power(lanes), 64 if last else _TILE)
-    br = min(_power(outer), _TILE // bl)
+    bl = min(_power(lanes), sizes.lanes if last else sizes.tile)
+    br = min(_power(outer), max(1, sizes.tile // bl))
     blocks, across = (_over(c, bl), 1) if last else (c, _over(s, bl))
     tiles = _over(outer, br) * across
-    chunks = max(1, min(_over(_PROGRAMS, groups * blocks), _over(tiles, SPAN), _CHUNKS))
+    alone = groups * tiles <= sizes.alone
+    most = 1 if alone else max(1, min(_over(sizes.programs, groups * blocks), sizes.chunks))
+    chunks = min(most, _over(tiles, sizes.written))
     span = _over(tiles, chunks)
     chunks = _over(tiles, span)
-    bk = _power(chunks)
-    bc = min(_power(c), max(1, _HELD // bk), 64)
-    constants = {"LAST": last, "WIDE": n * c * s >= 2**31 - _TILE, "BR": br, "BL": bl, "WIDER": wide}
-    return Cut(n, c, s, groups, blocks, chunks, span, _over(tiles, SPAN), constants, bk, bc)
+    bk, bc = _power(chunks), bl if last else 1
+    if not alone:
+        bc = min(_power(c), max(1, sizes.held // bk), sizes.lanes)
+    constants = {"LAST": last, "WIDE": n * c * s >= sizes.narrow - sizes.tile, "BR": br, "BL": bl, "WIDER": wide}
+    writers = _over(tiles, sizes.written)
+    return Cut(n, c, s, groups, blocks, chunks, span, writers, sizes.written, alone, constants, bk, bc)

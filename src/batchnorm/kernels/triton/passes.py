@@ -17,31 +17,32 @@ from batchnorm.kernels.shapes import RawMoments
 from batchnorm.kernels.triton import backward as _backward
 from batchnorm.kernels.triton import forward as _forward
 from batchnorm.kernels.triton import reduction
-from batchnorm.kernels.triton.geometry import SPAN, Cut, cut
+from batchnorm.kernels.triton.geometry import Cut, cut
+
+# A graph reads what it was told where that lay, when the cache may have let it go.
+_CAPTURED: list[Tensor] = []
 
 
 def numbers_of(values: list[Any], device: torch.device) -> Tensor:
     """A float64 vector on the device; what is a tensor of one value already is not read."""
+    found, parts = _constants(tuple(0.0 if isinstance(value, Tensor) else value for value in values), device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _CAPTURED.append(found)
     if not any(isinstance(value, Tensor) for value in values):
-        return _constants(tuple(values), device)
-    known = _parts(tuple(0.0 if isinstance(value, Tensor) else value for value in values), device)
-    parts = [
+        return found
+    mixed = [
         value.detach().to(device=device, dtype=torch.float64).reshape(()) if isinstance(value, Tensor) else part
-        for value, part in zip(values, known, strict=True)
+        for value, part in zip(values, parts, strict=True)
     ]
-    return torch.stack(parts)
+    return torch.stack(mixed)
 
 
 # A copy from the host, once: afterwards nothing is sent, so that a step can be captured in a graph.
 @lru_cache(maxsize=4096)
-def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _constants(values: tuple[float, ...], device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
     with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float64, device=device)
-
-
-@lru_cache(maxsize=1024)
-def _parts(values: tuple[float, ...], device: torch.device) -> tuple[Tensor, ...]:
-    return _constants(values, device).unbind(0)
+        found = torch.tensor(values, dtype=torch.float64, device=device)
+        return found, found.unbind(0)
 
 
 def here(x: Tensor) -> AbstractContextManager[Any]:
@@ -49,13 +50,15 @@ def here(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def _launched(at: Cut) -> dict[str, Any]:
+def launched(at: Cut) -> dict[str, Any]:
+    """What every kernel over data is compiled for."""
     constants = dict(at.constants)
     constants["ACC"] = tl.float64 if constants.pop("WIDER") else tl.float32
     return constants
 
 
-def _chunked(x: Tensor, at: Cut, rows: int) -> Tensor:
+def chunked(x: Tensor, at: Cut, rows: int) -> Tensor:
+    """Room for what a reduction leaves of each chunk."""
     return x.new_empty((rows, at.groups, at.chunks, at.c), dtype=torch.float64)
 
 
@@ -68,9 +71,9 @@ def spread(weight: Tensor | None, x: Tensor) -> Tensor | None:
 
 def reduced(x: Tensor, at: Cut, weight: Tensor | None, centred: bool) -> Tensor:
     """The moments of each chunk."""
-    part = _chunked(x, at, 4)
+    part = chunked(x, at, 4)
     reduction.reduce_kernel[at.reducing](
-        x, weight, part, *at.sizes, at.chunks, at.span, CENTRED=centred, **_launched(at)
+        x, weight, part, *at.sizes, at.chunks, at.span, CENTRED=centred, **launched(at)
     )
     return part
 
@@ -106,8 +109,8 @@ def applied(
 ) -> None:  # fmt: skip
     """Fill y, and move the statistics (next, flags, mean, var, counters and outcome) where there are any."""
     _forward.apply_kernel[at.writing](
-        x, residual, weight, y, *vectors, numbers, *at.sizes, SPAN, *statistics, programs,
-        ACT=activation, MOVES=moves, NONFINITE=nonfinite, **_launched(at),
+        x, residual, weight, y, *vectors, numbers, *at.sizes, at.written, *statistics, programs,
+        ACT=activation, MOVES=moves, NONFINITE=nonfinite, **launched(at),
     )  # fmt: skip
 
 
@@ -128,9 +131,9 @@ def backward_reduce(
 
 def summed(g: Tensor, x: Tensor, y: Any, weight: Any, at: Cut, vectors: Any, numbers: Any, activation: int) -> Tensor:
     """The sums of a backward of each chunk."""
-    part = _chunked(x, at, 2)
+    part = chunked(x, at, 2)
     _backward.sums_kernel[at.reducing](
-        g, x, y, weight, *vectors, numbers, part, *at.sizes, at.chunks, at.span, ACT=activation, **_launched(at)
+        g, x, y, weight, *vectors, numbers, part, *at.sizes, at.chunks, at.span, ACT=activation, **launched(at)
     )
     return part
 
@@ -160,5 +163,5 @@ def backward_apply(
 def sent(g: Tensor, x: Tensor, y: Any, weight: Any, dx: Any, dr: Any, at: Cut, vectors: Any, activation: int) -> None:
     """Fill dx, and the gradient of the residual."""
     _backward.gradient_kernel[at.writing](
-        g, x, y, weight, dx, dr, *vectors, *at.sizes, SPAN, ACT=activation, **_launched(at)
+        g, x, y, weight, dx, dr, *vectors, *at.sizes, at.written, ACT=activation, **launched(at)
     )

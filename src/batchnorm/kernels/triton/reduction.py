@@ -5,31 +5,47 @@
 import triton
 import triton.language as tl
 
-from batchnorm.kernels.triton.tiles import channels_of, finite, over, place, tile, tiles_of, weighed
+from batchnorm.kernels.triton.tiles import finite, over, place, read, tile, weighed
 
 
 @triton.jit
+def put(ptr, row, inside, n, n2, mean, m2):
+    """Store count, squared count, mean and m2, the first of so many rows."""
+    tl.store(ptr, n, mask=inside)
+    tl.store(ptr + row, n2, mask=inside)
+    tl.store(ptr + 2 * row, mean, mask=inside)
+    tl.store(ptr + 3 * row, m2, mask=inside)
+
+
+@triton.jit
+def taken(ptr, row, inside):
+    """What `put` stored."""
+    n, n2 = read(ptr, 0, inside, tl.float64), read(ptr, row, inside, tl.float64)
+    return n, n2, read(ptr, 2 * row, inside, tl.float64), read(ptr, 3 * row, inside, tl.float64)
+
+
+@triton.jit(do_not_specialize=["N", "groups", "blocks", "chunks", "span"])
 def reduce_kernel(
     x_ptr, w_ptr, part_ptr, N, C, S, groups, blocks, chunks, span,
-    LAST: tl.constexpr, WIDE: tl.constexpr, CENTRED: tl.constexpr, ACC: tl.constexpr,
-    BR: tl.constexpr, BL: tl.constexpr,
+    LAST: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr,
+    CENTRED: tl.constexpr, pid=None,
 ):  # fmt: skip
     """Count, squared count, mean and m2 of each chunk, `(4, groups, chunks, C)` in float64."""
-    chunk, group, block, start, size = place(N, C, S, groups, blocks, LAST, WIDE)
-    tiles, across = tiles_of(size, S, LAST, BR, BL)
-    first, last = chunk * span, tl.minimum((chunk + 1) * span, tiles)
+    block, start, size, across, first, last, chunk, group, channel, there = place(
+        pid, N, C, S, groups, blocks, span, LAST, WIDE, BR, BL
+    )
     n, n2 = tl.zeros([BR, BL], ACC), tl.zeros([BR, BL], ACC)
     s1, s2, shift = tl.zeros([BR, BL], ACC), tl.zeros([BR, BL], ACC), tl.zeros([BR, BL], ACC)
     if CENTRED and w_ptr is None:
         # A lane's first value is within sqrt(n) standard deviations of its mean; later ones take the tile's mean.
         at, inside, _, _ = tile(first, across, block, start, size, C, S, LAST, BR, BL)
-        x = tl.load(x_ptr + at, mask=inside, other=0).to(ACC)
+        x = read(x_ptr, at, inside, ACC)
         good = inside & finite(x)
         middle = over(tl.where(good, x, 0.0), LAST) / tl.maximum(over(good.to(ACC), LAST), 1.0)
         shift = tl.where(good, x, tl.where(finite(middle), middle, 0.0))
     for t in range(first, last):
         at, inside, beside, present = tile(t, across, block, start, size, C, S, LAST, BR, BL)
-        x = tl.load(x_ptr + at, mask=inside, other=0).to(ACC)
+        x = read(x_ptr, at, inside, ACC)
         w = weighed(w_ptr, beside, present, inside, ACC)
         if CENTRED and w_ptr is not None:
             shift = tl.where((w != 0) & (n == 0) & finite(x), x, shift)
@@ -58,13 +74,8 @@ def reduce_kernel(
     squares = total
     if w_ptr is not None:
         squares = over(n2.to(tl.float64), LAST)
-    channel, there = channels_of(block, C, LAST, BL)
-    to = part_ptr + (group * chunks + chunk) * C + channel
-    row = groups * chunks * C
-    tl.store(to, total, mask=there)
-    tl.store(to + row, squares, mask=there)
-    tl.store(to + 2 * row, middle, mask=there)
-    tl.store(to + 3 * row, m2, mask=there)
+    row = tl.cast(groups, tl.int64) * chunks * C
+    put(part_ptr + (group * chunks + chunk) * C + channel, row, there, total, squares, middle, m2)
 
 
 @triton.jit
@@ -73,11 +84,8 @@ def merged(part_ptr, group, groups, chunks, c, C, CENTRED: tl.constexpr, BK: tl.
     k = tl.arange(0, BK)
     at = part_ptr + (group * chunks + k)[:, None] * C + c[None, :]
     there = (k < chunks)[:, None] & (c < C)[None, :]
-    row = groups * chunks * C
-    n = tl.load(at, mask=there, other=0.0)
-    mean = tl.load(at + 2 * row, mask=there, other=0.0)
-    m2 = tl.load(at + 3 * row, mask=there, other=0.0)
-    total, squares = tl.sum(n, 0), tl.sum(tl.load(at + row, mask=there, other=0.0), 0)
+    n, n2, mean, m2 = taken(at, tl.cast(groups, tl.int64) * chunks * C, there)
+    total, squares = tl.sum(n, 0), tl.sum(n2, 0)
     if CENTRED:
         middle = tl.sum(tl.where(n > 0, n * mean, 0.0), 0) / tl.where(total > 0, total, 1.0)
         far = mean - middle[None, :]
@@ -89,14 +97,10 @@ def merged(part_ptr, group, groups, chunks, c, C, CENTRED: tl.constexpr, BK: tl.
         return total, squares, tl.zeros_like(total), tl.sum(m2, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "chunks"])
 def moments_kernel(part_ptr, rows_ptr, groups, chunks, C, CENTRED: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr):
     """The rows count, squared count, mean and m2, `(4, groups, C)`."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     for group in range(groups):
         n, n2, mean, m2 = merged(part_ptr, group, groups, chunks, c, C, CENTRED, BK)
-        to, row = rows_ptr + group * C + c, groups * C
-        tl.store(to, n, mask=c < C)
-        tl.store(to + row, n2, mask=c < C)
-        tl.store(to + 2 * row, mean, mask=c < C)
-        tl.store(to + 3 * row, m2, mask=c < C)
+        put(rows_ptr + group * C + c, groups * C, c < C, n, n2, mean, m2)

@@ -5,8 +5,9 @@
 import triton
 import triton.language as tl
 
-from batchnorm.kernels.triton.reduction import merged
-from batchnorm.kernels.triton.tiles import finite, times
+from batchnorm.kernels.triton.activation import LEAKY
+from batchnorm.kernels.triton.reduction import merged, put, taken
+from batchnorm.kernels.triton.tiles import finite, read, times
 
 # Where a step's numbers lie, as `kernels.traced` has them too.
 MEAN, SHARE, SPREAD, LOW, HIGH, SHIFT = (tl.constexpr(i) for i in range(6))
@@ -24,12 +25,21 @@ def limited(v, low, high):
 
 
 @triton.jit
+def slope_of(num_ptr, ACT: tl.constexpr, ACC: tl.constexpr):
+    """What multiplies negative outputs, where that is the activation."""
+    if ACT == LEAKY:
+        return tl.load(num_ptr + SLOPE).to(ACC)
+    else:
+        return 0.0
+
+
+@triton.jit
 def at_or_0(ptr, at, inside, like):
     """What a vector holds there, in float64; 0 where there is none."""
     if ptr is None:
         return tl.zeros_like(like)
     else:
-        return tl.load(ptr + at, mask=inside, other=0).to(tl.float64)
+        return read(ptr, at, inside, tl.float64)
 
 
 @triton.jit
@@ -38,7 +48,7 @@ def or_1(ptr, at, inside, like):
     if ptr is None:
         return tl.zeros_like(like) + 1.0
     else:
-        return tl.load(ptr + at, mask=inside, other=0).to(tl.float64)
+        return tl.load(ptr + at, mask=inside, other=1).to(tl.float64)
 
 
 @triton.jit
@@ -47,7 +57,7 @@ def few_of(n, n2):
     return (n > 0) & (n * n <= n2 * (1 + 1e-6))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "chunks"])
 def step_kernel(
     part_ptr, saved_ptr, num_ptr, gamma_ptr, beta_ptr, pm_ptr, pv_ptr, rest_ptr, from_mean_ptr, from_var_ptr,
     running_mean_ptr, running_var_ptr, next_ptr, flags_ptr, groups, chunks, C,
@@ -58,7 +68,7 @@ def step_kernel(
     """Fill the rows of `kernels.calls.Saved`, and work out the next running statistics and whether they may move."""
     pid = tl.program_id(0)
     c = pid * BC + tl.arange(0, BC)
-    inside, row = c < C, groups * C
+    inside, row = c < C, tl.cast(groups, tl.int64) * C
     share, spread, eps = tl.load(num_ptr + SHARE), tl.load(num_ptr + SPREAD), tl.load(num_ptr + EPS)
     weight = tl.load(num_ptr + MEAN)
     zero = tl.zeros([BC], tl.float64)
@@ -74,10 +84,7 @@ def step_kernel(
         if STORED:
             n, n2, mean, m2 = zero, zero, zero, zero
         elif REDUCED:
-            n = tl.load(saved, mask=inside, other=0)
-            n2 = tl.load(saved + row, mask=inside, other=0)
-            mean = tl.load(saved + 2 * row, mask=inside, other=0)
-            m2 = tl.load(saved + 3 * row, mask=inside, other=0)
+            n, n2, mean, m2 = taken(saved, row, inside)
         else:
             n, n2, mean, m2 = merged(part_ptr, group, groups, chunks, c, C, CENTRED, BK)
         safe = tl.where(n > 0, n, 1.0)
@@ -107,18 +114,15 @@ def step_kernel(
         put_mean, put_var = zero, zero + 1.0
         few = few_of(n, n2)
         if FEW == POPULATION:
-            put_mean = tl.where(few, tl.load(running_mean_ptr + c, mask=inside, other=0).to(tl.float64), put_mean)
-            put_var = tl.where(few, tl.load(running_var_ptr + c, mask=inside, other=0).to(tl.float64), put_var)
+            put_mean = tl.where(few, read(running_mean_ptr, c, inside, tl.float64), put_mean)
+            put_var = tl.where(few, read(running_var_ptr, c, inside, tl.float64), put_var)
             instead |= few
         used, centre = tl.where(instead, put_mean, used), tl.where(instead, put_mean, centre)
         var = tl.where(instead, put_var, var)
         ratio, follow = tl.where(instead, 1.0, ratio), tl.where(instead, 1.0, follow)
         offset, own_v = tl.where(instead, 0.0, offset), tl.where(instead, 0.0, own_v)
         invstd = 1.0 / tl.sqrt(var + eps)
-        tl.store(saved, n, mask=inside)
-        tl.store(saved + row, n2, mask=inside)
-        tl.store(saved + 2 * row, mean, mask=inside)
-        tl.store(saved + 3 * row, m2, mask=inside)
+        put(saved, row, inside, n, n2, mean, m2)
         tl.store(saved + 4 * row, used, mask=inside)
         tl.store(saved + 5 * row, invstd, mask=inside)
         tl.store(saved + 6 * row, centre, mask=inside)

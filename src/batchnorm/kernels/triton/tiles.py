@@ -33,39 +33,48 @@ def over(x, LAST: tl.constexpr):
 
 
 @triton.jit
-def place(N, C, S, groups, blocks, LAST: tl.constexpr, WIDE: tl.constexpr):
-    """The chunk, group and channel (or block of them) of this program; where its group begins, and how long it is."""
-    pid = tl.program_id(0)
-    block = pid % blocks
-    group = pid // blocks % groups
-    chunk = pid // blocks // groups
+def read(ptr, at, inside, ACC: tl.constexpr):
+    """What lies there, in the precision of the arithmetic; 0 outside."""
+    return tl.load(ptr + at, mask=inside, other=0).to(ACC)
+
+
+@triton.jit
+def write(ptr, at, value, inside):
+    """Store in the precision of what is there."""
+    if ptr.dtype.element_ty != tl.float64:
+        value = value.to(tl.float32)  # bfloat16 is made of that
+    tl.store(ptr + at, value.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def place(
+    pid, N, C, S, groups, blocks, span, LAST: tl.constexpr, WIDE: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr
+):
+    """What a program (None: this one) works on, a chunk of one group and of a block of channels, or of one.
+
+    The block, where its group begins, how long it is, how many tiles lie side by side; the chunk's tiles, from first
+    to before last; chunk and group; the channels of vectors, and which of them there are.
+    """
+    if pid is None:
+        pid = tl.program_id(0)
+    block, group, chunk = pid % blocks, pid // blocks % groups, pid // blocks // groups
     small, extra = N // groups, N % groups
     start = group * small + tl.minimum(group, extra)
     size = small + (group < extra).to(tl.int32)
-    if WIDE:
-        start, size, block = start.to(tl.int64), size.to(tl.int64), block.to(tl.int64)
-    if LAST:
-        start, size = start * S, size * S
-    return chunk, group, block, start, size
-
-
-@triton.jit
-def tiles_of(size, S, LAST: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr):
-    """How many tiles a group has, along one channel or block of channels, and how many side by side."""
-    across = 1
-    if not LAST:
-        across = (S + BL - 1) // BL
-    return (size + BR - 1) // BR * across, across
-
-
-@triton.jit
-def channels_of(block, C, LAST: tl.constexpr, BL: tl.constexpr):
-    """The channels of a program's vectors, and which of them there are."""
     if LAST:  # noqa: SIM108  of two shapes
         channel = (block * BL + tl.arange(0, BL))[None, :]
     else:
         channel = block + tl.zeros([1, 1], tl.int32)
-    return channel, channel < C
+    if WIDE:
+        start, size, block = start.to(tl.int64), size.to(tl.int64), block.to(tl.int64)
+    across = 1
+    if LAST:
+        start, size = start * S, size * S
+    else:
+        across = (S + BL - 1) // BL
+    tiles = (size + BR - 1) // BR * across
+    first, last = chunk * span, tl.minimum((chunk + 1) * span, tiles)
+    return block, start, size, across, first, last, chunk, group, channel, channel < C
 
 
 @triton.jit
@@ -93,10 +102,19 @@ def split(vector, ACC: tl.constexpr):
 
 
 @triton.jit
+def rows_at(mean_ptr, scale_ptr, shift_ptr, at, there, ACC: tl.constexpr):
+    """A mean, split, and the scale and shift, where there are any."""
+    high, low = split(read(mean_ptr, at, there, tl.float64), ACC)
+    scale, shift = high, low
+    if scale_ptr is not None:
+        scale, shift = read(scale_ptr, at, there, ACC), read(shift_ptr, at, there, ACC)
+    return high, low, scale, shift
+
+
+@triton.jit
 def weighed(w_ptr, at, present, inside, ACC: tl.constexpr):
     """The weight of each value of a tile, 0 outside of it."""
     if w_ptr is None:
         return inside.to(ACC)
     else:
-        w = tl.load(w_ptr + at, mask=present, other=0).to(ACC)
-        return tl.where(inside, w, 0.0)
+        return tl.where(inside, read(w_ptr, at, present, ACC), 0.0)

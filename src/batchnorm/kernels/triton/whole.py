@@ -1,4 +1,4 @@
-"""A whole step in three launches forward and three back, as `kernels.calls` does it natively: nothing is waited for."""
+"""A whole step in one launch or three each way, as `kernels.calls` does it natively: nothing is waited for."""
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import calls, native
+from batchnorm.kernels.triton import alone, passes
 from batchnorm.kernels.triton import backward as _backward
-from batchnorm.kernels.triton import passes
 from batchnorm.kernels.triton.geometry import cut
 from batchnorm.kernels.triton.passes import numbers_of
 from batchnorm.kernels.triton.rule import step_kernel
@@ -67,11 +67,13 @@ def forward(
     statistics: calls.Statistics | None,
     moves: bool,
     saved: calls.Saved | None = None,
+    arrived: Any = None,
 ) -> tuple[Tensor, calls.Saved, Tensor | None]:
     """Normalise x, which `native.arranged` has arranged; y, the channel vectors, and what happened.
 
     What happened is four integers on the device: whether the batch entered the statistics, and whether its values, the
-    sizes of its groups and its weights may be what they are. With saved given it holds the moments already.
+    sizes of its groups and its weights may be what they are. With saved given it holds the moments already. arrived
+    makes a counter, the layer's own, that is 0 between launches.
     """
     at, channels, reduced, k = cut(x, last, groups), x.shape[1], saved is not None, chosen
     y, held = native.blank(x), passes.spread(sample_weight, x)
@@ -82,23 +84,29 @@ def forward(
     given += [_spread(v, groups, channels, False) for v in vectors[3:]]
     settles = moves or k.few != 0 or k.frequency
     programs = at.channels[0]
-    next_, flags, outcome, buffers = None, None, None, (None,) * 4
+    next_, flags, outcome, buffers = None, None, None, statistics or (None,) * 4
     if settles:
         next_ = x.new_empty(2 * channels, dtype=torch.float64) if moves else None
         flags, outcome = x.new_empty(4 * programs, dtype=torch.int32), x.new_empty(4, dtype=torch.int32)
-    if statistics is not None:
-        buffers = statistics
+    moved = buffers if moves else (None,) * 4
+    step = (saved.values, k.numbers, weight, bias, *given, *buffers[:2], next_, flags)
+    flagged = {
+        "LOG": k.log, "QUIET": k.quiet, "ROOT": k.root, "CORRECTION": k.correction, "CENTRED": k.centred,
+        "RELIABILITY": k.reliability, "STORED": k.stored, "MOVES": moves, "FEW": k.few, "FREQUENCY": k.frequency,
+        "BY_GROUP": by_group, "BK": at.bk, "BC": at.bc,
+    }  # fmt: skip
     with passes.here(x):
+        if at.alone and not reduced:
+            alone.forward_kernel[at.channels](
+                x, residual, held, y, None if k.stored else passes.chunked(x, at, 4), *step, *moved[2:], outcome,
+                arrived(x.device) if settles else None, *at.sizes, at.span,
+                ACT=k.activation, NONFINITE=k.nonfinite, **flagged, **passes.launched(at),
+            )  # fmt: skip
+            return y, saved, outcome
         part = None if reduced or k.stored else passes.reduced(x, at, held, k.centred)
-        step_kernel[at.channels](
-            part, saved.values, k.numbers, weight, bias, *given, *buffers[:2], next_, flags,
-            groups, at.chunks, channels,
-            LOG=k.log, QUIET=k.quiet, ROOT=k.root, CORRECTION=k.correction, CENTRED=k.centred,
-            RELIABILITY=k.reliability, STORED=k.stored, REDUCED=reduced, MOVES=moves, FEW=k.few, FREQUENCY=k.frequency,
-            BY_GROUP=by_group, BK=at.bk, BC=at.bc,
-        )  # fmt: skip
+        step_kernel[at.channels](part, *step, groups, at.chunks, channels, REDUCED=reduced, **flagged)
         rows = (saved.row(4), saved.row(10), saved.row(11))
-        to = (next_, flags, *(buffers if moves else (None,) * 4), outcome)
+        to = (next_, flags, *moved, outcome)
         passes.applied(x, y, residual, held, at, rows, k.numbers, k.activation, to, programs, moves, k.nonfinite)
     return y, saved, outcome
 
@@ -135,15 +143,22 @@ def backward(
         pulled = numbers_of([pull.own_u, pull.own_v], x.device)
         by_group = _by_group(pull.base_u, pull.base_v)
         bases = [_spread(v, groups, channels, by_group) for v in (pull.base_u, pull.base_v)]
+    whole = at.alone and phase == calls.WHOLE and sums is None
     with passes.here(x):
         summed = sums is not None
-        part = None if summed else passes.summed(g, x, y, held, at, kept, numbers, act)
+        part = passes.chunked(x, at, 2) if whole else None
+        if not (whole or summed):
+            part = passes.summed(g, x, y, held, at, kept, numbers, act)
         if sums is None:
             sums = x.new_empty((2, groups, channels), dtype=torch.float64)
-        _backward.pull_kernel[at.channels](
-            part, saved.values, numbers, pulled, weight, *bases, out, sums, dw, db, groups, at.chunks, channels,
-            SUMMED=summed, FEW=chosen.few == 1, BY_GROUP=by_group, BK=at.bk, BC=at.bc,
-        )  # fmt: skip
+        pull_of = (part, saved.values, numbers, pulled, weight, *bases, out, sums, dw, db)
+        flagged = {"FEW": chosen.few == 1, "BY_GROUP": by_group, "BK": at.bk, "BC": at.bc}
+        if whole:
+            alone.backward_kernel[at.channels](
+                g, x, y, held, dx, dr, *pull_of, *at.sizes, at.span, ACT=act, **flagged, **passes.launched(at)
+            )
+            return dx, dw, db, dr, sums
+        _backward.pull_kernel[at.channels](*pull_of, groups, at.chunks, channels, SUMMED=summed, **flagged)
         if out is not None and (dx is not None or dr is not None):
             vectors = (*kept, numbers, saved.row(6), *out.unbind(0))
             passes.sent(g, x, y, held, dx, dr, at, vectors, act)
