@@ -69,11 +69,16 @@ struct Plan {
     bool centred;               // else moments are about zero
     bool stored;                // the population alone, which no moments are asked for
     bool reduced;               // saved has the moments already
+    bool planned;               // saved has mean, scale and shift of the output already
     bool summed;                // sum_g and sum_gx are given
     bool by_group;              // the vectors have groups x C values, not C
     const double *pm, *pv, *rest;  // null is 0
     Pulled pull;
 };
+
+// What a group's values weigh, the same for all channels, and the sum of the squares: in double, since a correction may
+// leave little of it.
+struct Count { double n, n2; };
 
 struct Call {
     int dtype;
@@ -88,19 +93,15 @@ struct Call {
     void* out_residual;     // the residual's gradient
     // Sample weights (n x s), float, or double for double data; null without.
     const void* weights;
+    const Count* counts;    // what each group's weigh; null without
     // Channel vectors.
     const double* gamma;    // C, or null
     const double* beta;
     double* saved;          // kRows rows of groups x C
-    // Rows of groups x C, for the single passes and the backward's sums.
+    // Rows of groups x C: the backward's sums, and what else may be given.
     double* sum_g;
     double* sum_gx;
-    const double* row_mean;
-    const double* row_scale;
-    const double* row_shift;
-    const double* row_centre;
-    const double* row_u;
-    const double* row_v;
+    const double* pull[4];  // centre, scale, u and v of the gradient, where they are given
     Plan plan;
     int activation;
     int source;
@@ -116,9 +117,6 @@ struct Table {
     void (*forward)(const Call&);
     void (*backward)(const Call&);
     void (*reduce)(const Call&);
-    void (*apply)(const Call&);
-    void (*backward_reduce)(const Call&);
-    void (*backward_apply)(const Call&);
 };
 
 const Table& table_base();
@@ -126,11 +124,34 @@ const Table& table_avx2();
 const Table& table_avx512();
 
 // A weight of 0 leaves the value out, be it NaN or infinite.
-inline double times(double weight, double v) { return weight == 0 ? 0 : weight * v; }
+static inline double times(double weight, double v) { return weight == 0 ? 0 : weight * v; }
 
 // Of a reduction: squares that are infinite already are those of infinite values, which have no variance.
-inline double about_zero(double n, double mean, double m2) { return m2 - m2 == 0 || m2 != m2 ? m2 + n * mean * mean : m2; }
-inline double about_mean(double mean, double m2) { return mean - mean == 0 ? m2 : __builtin_nan(""); }
+static inline double about_zero(double n, double mean, double m2) { return m2 - m2 == 0 || m2 != m2 ? m2 + n * mean * mean : m2; }
+static inline double about_mean(double mean, double m2) { return mean - mean == 0 ? m2 : __builtin_nan(""); }
+
+struct Range { int64_t first, last; };
+
+// Samples are split evenly, larger groups first.
+static inline Range group_range(const Shape& q, int64_t group) {
+    const int64_t small = q.n / q.groups, extra = q.n % q.groups;
+    const int64_t first = group * small + (group < extra ? group : extra);
+    return {first, first + small + (group < extra ? 1 : 0)};
+}
+
+// By four sums each, since one would wait for itself at every value.
+template <class A> static inline void weigh(const Shape& q, const A* w, Count* counts) {
+    for (int64_t g = 0; g < q.groups; ++g) {
+        const Range range = group_range(q, g);
+        double n[4] = {}, n2[4] = {};
+        for (int64_t i = range.first * q.s; i < range.last * q.s; ++i) {
+            const double v = static_cast<double>(w[i]);
+            n[i & 3] += v;
+            n2[i & 3] += v * v;
+        }
+        counts[g] = {(n[0] + n[1]) + (n[2] + n[3]), (n2[0] + n2[1]) + (n2[2] + n2[3])};
+    }
+}
 
 // Blocks are the units of merging; their number depends on the shape alone.
 struct Blocks {
@@ -140,7 +161,7 @@ struct Blocks {
     int64_t per_row;
 };
 
-inline Blocks blocks_of(const Shape& q) {
+static inline Blocks blocks_of(const Shape& q) {
     const int64_t big = q.groups > 0 ? (q.n + q.groups - 1) / q.groups : q.n;
     Blocks b{};
     const int64_t target = 131072;
@@ -168,10 +189,10 @@ inline Blocks blocks_of(const Shape& q) {
     return b;
 }
 
-// Doubles of scratch that any pass needs: five numbers a block and channel, float copies of vectors, the groups' counts.
-inline int64_t scratch_doubles(const Shape& q) {
+// Doubles of scratch that any pass needs: five numbers a block and channel, and float copies of vectors.
+static inline int64_t scratch_doubles(const Shape& q) {
     const Blocks b = blocks_of(q);
-    return q.groups * b.count * (5 * q.c + 4) + 8 * q.groups * q.c + 64 + 2 * q.groups;
+    return q.groups * b.count * (5 * q.c + 4) + 8 * q.groups * q.c + 64;
 }
 
 }  // namespace bn

@@ -11,8 +11,8 @@ template <class A> struct Loops {
     // Of a block of a channel, contiguous.
     Moments (*reduce)(const Call&, const Blocks&, int64_t, int64_t, int64_t);
     void (*apply)(const Call&, const Blocks&, int64_t, int64_t, int64_t, const Affine<A>&);
-    void (*sums)(const Call&, const Blocks&, int64_t, int64_t, int64_t, const Seen<A>&, A, double&, double&);
-    void (*pull)(const Call&, const Blocks&, int64_t, int64_t, int64_t, const Seen<A>&, const Pull<A>&);
+    void (*sums)(const Call&, const Blocks&, int64_t, int64_t, int64_t, const Affine<A>&, A, double&, double&);
+    void (*pull)(const Call&, const Blocks&, int64_t, int64_t, int64_t, const Affine<A>&, const Pull<A>&);
     // Of some rows, channels innermost.
     void (*reduce_rows)(const Call&, const Blocks&, int64_t, int64_t);
     void (*apply_rows)(const Call&, const Vectors<A>&, const Cols&, Range);

@@ -64,15 +64,12 @@ bool choose(const std::string& name) {
 // Data of one call as the caller describes them.
 struct Data {
     int dtype;
-    int64_t n, c, s;
-    bool last;
-    int64_t groups;
+    Shape shape;
     int threads;
+    int64_t values() const { return shape.n * shape.s; }  // of a channel
+    int64_t rows() const { return shape.groups * shape.c; }
+    bool wide() const { return dtype == kFloat64; }
 };
-
-int64_t bytes_of(const Data& d) {
-    return d.n * d.c * d.s * (d.dtype == kFloat64 ? 8 : d.dtype == kFloat32 ? 4 : 2);
-}
 
 // Values that make a thread worth its waking.
 constexpr int64_t kGrain = int64_t{1} << 16;
@@ -81,23 +78,6 @@ constexpr int64_t kGrain = int64_t{1} << 16;
 constexpr int64_t kStreams = int64_t{1} << 23;
 
 template <class T> T* at(Address p) { return reinterpret_cast<T*>(p); }
-
-Call call_of(const Data& d, double* scratch) {
-    Call q{};
-    q.dtype = d.dtype;
-    q.shape = {d.n, d.c, d.s, d.groups, d.last};
-    // A forked child would hang in the pool its parent used; little work is done before another thread has woken.
-    const int worth = static_cast<int>(std::min<int64_t>(d.threads, d.n * d.c * d.s / kGrain));
-    q.threads = forked.load(std::memory_order_relaxed) ? 1 : std::max(1, worth);
-    q.scratch = scratch;
-    q.wants_dx = q.wants_sums = true;
-    q.streams = bytes_of(d) >= kStreams;
-    return q;
-}
-
-std::unique_ptr<double[]> room(int64_t doubles) {
-    return std::unique_ptr<double[]>(new double[static_cast<size_t>(doubles > 0 ? doubles : 1)]);
-}
 
 double read(const void* p, int dtype, int64_t i) {
     switch (dtype) {
@@ -133,53 +113,68 @@ struct Weights {
     const void* data = nullptr;
 };
 
-template <class From, class To> void converted(const From* from, To* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(from[i]);
+template <class To> void converted(Address p, int kind, int64_t n, void* room) {
+    To* to = static_cast<To*>(room);
+    for (int64_t i = 0; i < n; ++i) {
+        // Bytes, not bool: any nonzero byte is data.
+        if (kind == 1) to[i] = at<const unsigned char>(p)[i] ? 1 : 0;
+        else to[i] = static_cast<To>(kind == 2 ? static_cast<double>(at<const float>(p)[i]) : at<const double>(p)[i]);
+    }
 }
 
 Weights weights_of(Address p, int kind, const Data& d) {
     Weights w;
     if (!kind) return w;
-    const bool wide = d.dtype == kFloat64;
-    const int64_t n = d.n * d.s;
-    if ((kind == 2 && !wide) || (kind == 3 && wide)) {
+    if (kind == (d.wide() ? 3 : 2)) {
         w.data = at<void>(p);
         return w;
     }
-    w.own.reset(new unsigned char[static_cast<size_t>(n) * (wide ? 8 : 4)]);
+    const int64_t n = d.values();
+    w.own.reset(new unsigned char[static_cast<size_t>(n) * (d.wide() ? 8 : 4)]);
     w.data = w.own.get();
-    float* f = reinterpret_cast<float*>(w.own.get());
-    double* g = reinterpret_cast<double*>(w.own.get());
-    if (kind == 1) {
-        // Bytes, not bool: any nonzero byte is data.
-        const unsigned char* b = at<const unsigned char>(p);
-        if (wide) for (int64_t i = 0; i < n; ++i) g[i] = b[i] ? 1 : 0;
-        else for (int64_t i = 0; i < n; ++i) f[i] = b[i] ? 1 : 0;
-    } else if (kind == 2) {
-        converted(at<const float>(p), g, n);
-    } else {
-        converted(at<const double>(p), f, n);
-    }
+    if (d.wide()) converted<double>(p, kind, n, w.own.get());
+    else converted<float>(p, kind, n, w.own.get());
     return w;
 }
 
+// A call with all that it needs room for: the caller's vectors of doubles, the scratch, weights, and what each group's weigh.
+struct Pass {
+    std::unique_ptr<double[]> room;
+    Weights weights;
+    std::vector<Count> counts;
+    Call q{};
+
+    Pass(const Data& d, Address x, Address w, int weight_kind, int64_t doubles)
+        : room(new double[static_cast<size_t>(doubles + scratch_doubles(d.shape))]), weights(weights_of(w, weight_kind, d)) {
+        const int64_t size = d.wide() ? 8 : d.dtype == kFloat32 ? 4 : 2, all = d.values() * d.shape.c;
+        q.dtype = d.dtype;
+        q.shape = d.shape;
+        // A forked child would hang in the pool its parent used; little work is done before another thread has woken.
+        const int worth = static_cast<int>(std::min<int64_t>(d.threads, all / kGrain));
+        q.threads = forked.load(std::memory_order_relaxed) ? 1 : std::max(1, worth);
+        q.scratch = room.get() + doubles;
+        q.wants_dx = q.wants_sums = true;
+        q.streams = all * size >= kStreams;
+        q.x = at<void>(x);
+        q.weights = weights.data;
+    }
+
+    // What a reduction asks of the weights.
+    void weigh_groups(const Data& d) {
+        if (!q.weights) return;
+        counts.resize(static_cast<size_t>(d.shape.groups));
+        if (d.wide()) weigh(d.shape, static_cast<const double*>(q.weights), counts.data());
+        else weigh(d.shape, static_cast<const float*>(q.weights), counts.data());
+        q.counts = counts.data();
+    }
+};
+
 // One value, or repetitions that sum to one: no variance corrected for its own mean.
-bool any_too_few(const Weights& w, const Data& d, bool reliability) {
-    const int64_t small = d.n / d.groups, extra = d.n % d.groups;
-    int64_t n = 0;
+bool any_too_few(const std::vector<Count>& counts, bool reliability) {
     double all = 0;
-    for (int64_t g = 0; g < d.groups; ++g) {
-        const int64_t end = n + small + (g < extra ? 1 : 0);
-        double count = 0, squares = 0;
-        for (int64_t i = n * d.s; i < end * d.s; ++i) {
-            const double v = d.dtype == kFloat64 ? static_cast<const double*>(w.data)[i]
-                                                 : static_cast<double>(static_cast<const float*>(w.data)[i]);
-            count += v;
-            squares += v * v;
-        }
-        if (count > 0 && squares > 0 && count * count / squares <= 1 + kSameWeight) return true;
-        all += count;
-        n = end;
+    for (const Count& k : counts) {
+        if (k.n > 0 && k.n2 > 0 && k.n * k.n / k.n2 <= 1 + kSameWeight) return true;
+        all += k.n;
     }
     return all > 0 && !reliability && all <= 1 + 1e-4;
 }
@@ -205,17 +200,16 @@ int forward(const Spec& spec, const Data& d, Address x, Address y, Address resid
             Address gamma, Address beta, int parameter_dtype, Address saved, const Vectors& v, Address mean, Address var,
             bool wide_statistics, Address tracked, Address skipped, bool moves, bool reduced) {
     nb::gil_scoped_release released;
-    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 4 * d.c);
-    double* vectors = memory.get();
-    Call q = call_of(d, vectors + 4 * d.c);
-    const Weights w = weights_of(weights, weight_kind, d);
-    if (w.data && !spec.stored && !reduced && any_too_few(w, d, spec.reliability)) return kTooFew;
-    q.weights = w.data;
-    q.x = at<void>(x);
+    const int64_t c = d.shape.c;
+    Pass pass(d, x, weights, weight_kind, 4 * c);
+    double* vectors = pass.room.get();
+    Call& q = pass.q;
+    if (!spec.stored && !reduced) pass.weigh_groups(d);
+    if (any_too_few(pass.counts, spec.reliability)) return kTooFew;
     q.out = at<void>(y);
     q.residual = at<void>(residual);
-    q.gamma = widened(gamma, parameter_dtype, d.c, vectors);
-    q.beta = widened(beta, parameter_dtype, d.c, vectors + d.c);
+    q.gamma = widened(gamma, parameter_dtype, c, vectors);
+    q.beta = widened(beta, parameter_dtype, c, vectors + c);
     q.saved = at<double>(saved);
     q.activation = spec.activation;
     q.slope = spec.slope;
@@ -225,18 +219,13 @@ int forward(const Spec& spec, const Data& d, Address x, Address y, Address resid
     q.plan.pm = at<double>(v.pm);
     q.plan.pv = at<double>(v.pv);
     q.plan.rest = at<double>(v.rest);
-    if (d.n * d.s > 0 || reduced) table().forward(q);
+    if (d.values() > 0 || reduced) table().forward(q);
     if (!moves) return kDone;
     const Stored to{at<void>(mean), at<void>(var), wide_statistics};
-    const int status = move(spec, q.shape, q.saved, to, at<double>(v.from_mean), at<double>(v.from_var), vectors + 2 * d.c);
+    const int status = move(spec, q.shape, q.saved, to, at<double>(v.from_mean), at<double>(v.from_var), vectors + 2 * c);
     if (status == kDone && tracked) ++*at<int64_t>(tracked);
     if (status == kSkipped && skipped) ++*at<int64_t>(skipped);
     return status;
-}
-
-void write(void* p, int dtype, int64_t i, double v) {
-    if (dtype == kFloat64) static_cast<double*>(p)[i] = v;
-    else static_cast<float*>(p)[i] = static_cast<float>(v);
 }
 
 // What a backward does: all, the sums alone, or what follows them.
@@ -269,20 +258,17 @@ bool backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
               Address dgamma, Address dbeta, bool wide_parameters, int source, bool pulls, double own_u, double own_v,
               Address base_u, Address base_v, bool by_group, Address sums, int phase, Address means) {
     nb::gil_scoped_release released;
-    const int64_t all = d.groups * d.c;
-    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + 2 * d.c + 2 * all);
-    double* vectors = memory.get();
-    Call q = call_of(d, vectors + 2 * d.c + 2 * all);
-    const Weights w = weights_of(weights, weight_kind, d);
-    q.weights = w.data;
+    const int64_t c = d.shape.c, all = d.rows();
+    Pass pass(d, x, weights, weight_kind, 2 * c + 2 * all);
+    double* vectors = pass.room.get();
+    Call& q = pass.q;
     q.g = at<void>(g);
-    q.x = at<void>(x);
     q.y_in = at<void>(y);
     q.out = at<void>(dx);
     q.out_residual = at<void>(dresidual);
-    q.gamma = widened(gamma, parameter_dtype, d.c, vectors);
-    q.beta = widened(beta, parameter_dtype, d.c, vectors + d.c);
-    q.sum_g = sums ? at<double>(sums) : vectors + 2 * d.c;
+    q.gamma = widened(gamma, parameter_dtype, c, vectors);
+    q.beta = widened(beta, parameter_dtype, c, vectors + c);
+    q.sum_g = sums ? at<double>(sums) : vectors + 2 * c;
     q.sum_gx = q.sum_g + all;
     q.saved = at<double>(saved);
     q.plan = plan_of(spec);
@@ -293,97 +279,82 @@ bool backward(const Spec& spec, const Data& d, Address g, Address x, Address y, 
     q.slope = spec.slope;
     q.source = source;
     q.wants_dx = dx != 0 && phase != kSums;
-    q.wants_sums = true;
-    if (d.n * d.s > 0) table().backward(q);
+    if (d.values() > 0) table().backward(q);
     else if (phase != kRest) std::fill_n(q.sum_g, 2 * all, 0.0);
     const bool finite = !means || means_of(q, at<double>(means));
     if (phase == kRest) return finite;
     const double *ratio = q.saved + kRatio * all, *offset = q.saved + kOffset * all;
-    for (int64_t c = 0; c < d.c; ++c) {
+    const Stored to{at<void>(dgamma), at<void>(dbeta), wide_parameters};
+    for (int64_t ch = 0; ch < c; ++ch) {
         double dg = 0, db = 0;
-        for (int64_t at_ = c; at_ < all; at_ += d.c) {
-            dg += q.sum_gx[at_] * ratio[at_] + q.sum_g[at_] * offset[at_];
-            db += q.sum_g[at_];
+        for (int64_t i = ch; i < all; i += c) {
+            dg += q.sum_gx[i] * ratio[i] + q.sum_g[i] * offset[i];
+            db += q.sum_g[i];
         }
-        if (dgamma) write(at<void>(dgamma), wide_parameters ? kFloat64 : kFloat32, c, dg);
-        if (dbeta) write(at<void>(dbeta), wide_parameters ? kFloat64 : kFloat32, c, db);
+        if (dgamma) to.set(to.mean, ch, dg);
+        if (dbeta) to.set(to.var, ch, db);
     }
     return finite;
 }
 
-// The single passes: channel vectors are rows of groups x C in double, at the addresses given.
+// The single passes are parts of these: channel vectors are rows of groups x C in double, at the addresses given.
 void reduce(const Data& d, Address x, Address weights, int weight_kind, Address rows, bool centred) {
     nb::gil_scoped_release released;
-    if (d.n * d.s == 0) {
-        std::fill_n(at<double>(rows), 4 * d.groups * d.c, 0.0);
+    const int64_t all = d.rows();
+    if (d.values() == 0) {
+        std::fill_n(at<double>(rows), 4 * all, 0.0);
         return;
     }
-    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}));
-    Call q = call_of(d, memory.get());
-    const Weights w = weights_of(weights, weight_kind, d);
-    q.weights = w.data;
-    q.x = at<void>(x);
-    q.saved = at<double>(rows);
-    table().reduce(q);
-    double *n = q.saved, *mean = n + kBatchMean * d.groups * d.c, *m2 = n + kM2 * d.groups * d.c;
-    for (int64_t i = 0; i < d.groups * d.c; ++i) {
+    Pass pass(d, x, weights, weight_kind, 0);
+    pass.weigh_groups(d);
+    pass.q.saved = at<double>(rows);
+    table().reduce(pass.q);
+    double *n = pass.q.saved, *mean = n + kBatchMean * all, *m2 = n + kM2 * all;
+    for (int64_t i = 0; i < all; ++i) {
         m2[i] = centred ? about_mean(mean[i], m2[i]) : about_zero(n[i], mean[i], m2[i]);
         if (!centred) mean[i] = 0;
     }
 }
 
-void apply(const Data& d, Address x, Address y, Address weights, int weight_kind, Address mean, Address scale,
-           Address shift) {
+// With the rows of `saved` that a pass reads, of those at the addresses given.
+Pass planned(const Data& d, Address x, Address weights, int weight_kind, std::initializer_list<std::pair<Row, Address>> given) {
+    const int64_t all = d.rows();
+    Pass pass(d, x, weights, weight_kind, kRows * all);
+    pass.q.saved = pass.room.get();
+    std::fill_n(pass.q.saved, kRows * all, 0.0);
+    for (const auto& [row, from] : given) std::copy_n(at<const double>(from), all, pass.q.saved + row * all);
+    pass.q.plan.reduced = pass.q.plan.planned = true;
+    return pass;
+}
+
+void apply(const Data& d, Address x, Address y, Address weights, int weight_kind, Address mean, Address scale, Address shift) {
     nb::gil_scoped_release released;
-    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}));
-    Call q = call_of(d, memory.get());
-    const Weights w = weights_of(weights, weight_kind, d);
-    q.weights = w.data;
-    q.x = at<void>(x);
-    q.out = at<void>(y);
-    q.row_mean = at<double>(mean);
-    q.row_scale = at<double>(scale);
-    q.row_shift = at<double>(shift);
-    table().apply(q);
+    Pass pass = planned(d, x, weights, weight_kind, {{kMean, mean}, {kScale, scale}, {kShift, shift}});
+    pass.q.out = at<void>(y);
+    table().forward(pass.q);
 }
 
 void backward_reduce(const Data& d, Address g, Address x, Address weights, int weight_kind, Address mean, Address invstd,
                      Address sum_g, Address sum_gx) {
     nb::gil_scoped_release released;
-    const int64_t all = d.groups * d.c;
-    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}) + kRows * all);
-    Call q = call_of(d, memory.get() + kRows * all);
-    const Weights w = weights_of(weights, weight_kind, d);
-    q.weights = w.data;
-    q.g = at<void>(g);
-    q.x = at<void>(x);
-    q.saved = memory.get();
-    for (int64_t i = 0; i < kRows * all; ++i) q.saved[i] = 0;
-    for (int64_t i = 0; i < all; ++i) {
-        q.saved[kMean * all + i] = at<double>(mean)[i];
-        q.saved[kInvstd * all + i] = at<double>(invstd)[i];
-    }
-    q.sum_g = at<double>(sum_g);
-    q.sum_gx = at<double>(sum_gx);
-    q.wants_dx = false;
-    table().backward_reduce(q);
+    Pass pass = planned(d, x, weights, weight_kind, {{kMean, mean}, {kInvstd, invstd}});
+    pass.q.g = at<void>(g);
+    pass.q.sum_g = at<double>(sum_g);
+    pass.q.sum_gx = at<double>(sum_gx);
+    pass.q.wants_dx = false;
+    table().backward(pass.q);
 }
 
 void backward_apply(const Data& d, Address g, Address x, Address dx, Address weights, int weight_kind, Address centre,
                     Address scale, Address u, Address v) {
     nb::gil_scoped_release released;
-    auto memory = room(scratch_doubles({d.n, d.c, d.s, d.groups, d.last}));
-    Call q = call_of(d, memory.get());
-    const Weights w = weights_of(weights, weight_kind, d);
-    q.weights = w.data;
-    q.g = at<void>(g);
-    q.x = at<void>(x);
-    q.out = at<void>(dx);
-    q.row_centre = at<double>(centre);
-    q.row_scale = at<double>(scale);
-    q.row_u = at<double>(u);
-    q.row_v = at<double>(v);
-    table().backward_apply(q);
+    Pass pass = planned(d, x, weights, weight_kind, {{kMean, centre}});
+    pass.q.g = at<void>(g);
+    pass.q.out = at<void>(dx);
+    pass.q.plan.summed = true;
+    const Address rows[] = {centre, scale, u, v};
+    for (int i = 0; i < 4; ++i) pass.q.pull[i] = at<const double>(rows[i]);
+    table().backward(pass.q);
 }
 
 }  // namespace
@@ -403,7 +374,7 @@ NB_MODULE(_native, m) {
         });
     nb::class_<Data>(m, "Data").def(
         "__init__", [](Data* d, int dtype, int64_t n, int64_t c, int64_t s, bool last, int64_t groups, int threads) {
-            new (d) Data{dtype, n, c, s, last, groups, threads};
+            new (d) Data{dtype, {n, c, s, groups, last}, threads};
         });
     m.attr("ROWS") = static_cast<int>(kRows);
     m.def("forward", &forward);

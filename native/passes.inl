@@ -39,45 +39,21 @@ template <class Body> BN_INLINE void each_block(const Call& q, const Blocks& b, 
     });
 }
 
-// What a group's values weigh, the same for all channels: in double, since a correction may leave little of it.
-struct Count { double n, n2; };
-
-// Of every group, in the scratch; null without weights.
-template <class A> static const Count* weigh(const Call& q) {
-    if (!q.weights) return nullptr;
-    Count* counts = reinterpret_cast<Count*>(q.scratch + scratch_doubles(q.shape)) - q.shape.groups;
-    const A* w = static_cast<const A*>(q.weights);
-    for (int64_t g = 0; g < q.shape.groups; ++g) {
-        const Range range = group_range(q.shape, g);
-        const int64_t last = range.last * q.shape.s;
-        double n[4] = {}, n2[4] = {};
-        for (int64_t i = range.first * q.shape.s; i < last; i += 4)
-            for (int64_t j = 0; j < least(4, last - i); ++j) {
-                const double v = static_cast<double>(w[i + j]);
-                n[j] += v;
-                n2[j] += v * v;
-            }
-        counts[g] = {(n[0] + n[1]) + (n[2] + n[3]), (n2[0] + n2[1]) + (n2[2] + n2[3])};
-    }
-    return counts;
-}
-
 // Tells `done(at, channel, moments, squared count)` of one channel.
 template <class Done>
-BN_INLINE void counted(const Count* counts, int64_t group, int64_t at, int64_t ch, Moments m, const Done& done) {
-    if (counts) m.n = counts[group].n;
-    done(at, ch, m, counts ? counts[group].n2 : m.n);
+BN_INLINE void counted(const Call& q, int64_t group, int64_t at, int64_t ch, Moments m, const Done& done) {
+    if (q.counts) m.n = q.counts[group].n;
+    done(at, ch, m, q.counts ? q.counts[group].n2 : m.n);
 }
 
 // The moments of every group and channel.
 template <class A, class Done> BN_INLINE void reduce_planes(const Call& q, const Blocks& b, const Loops<A>& l, const Done& done) {
     const int64_t c = q.shape.c;
-    const Count* counts = weigh<A>(q);
     if (!by_block(q, b)) {
         each_channel(q, l.bytes, [&](int64_t g, int64_t ch) {
             Moments m{0, 0, 0};
             for (int64_t k = 0; k < b.count; ++k) merge(m, l.reduce(q, b, g, ch, k));
-            counted(counts, g, g * c + ch, ch, m, done);
+            counted(q, g, g * c + ch, ch, m, done);
         });
         return;
     }
@@ -88,7 +64,7 @@ template <class A, class Done> BN_INLINE void reduce_planes(const Call& q, const
     for (int64_t at = 0; at < q.shape.groups * c; ++at) {
         Moments m{0, 0, 0};
         for (int64_t k = 0; k < b.count; ++k) merge(m, parts[at * b.count + k]);
-        counted(counts, at / c, at, at % c, m, done);
+        counted(q, at / c, at, at % c, m, done);
     }
 }
 
@@ -130,14 +106,12 @@ template <class A> static void backward_planes(const Call& q, const Loops<A>& l,
     typedef Channel<A> Ch;
     const Blocks b = blocks_of(q.shape);
     const int64_t c = q.shape.c, all = q.shape.groups * c;
-    const A slope = static_cast<A>(q.slope), inverse = slope != 0 ? 1 / slope : 0;
-    auto seen = [&](int64_t at, int64_t ch) -> Seen<A> { return {Ch::seen(q, at, ch), slope, inverse, q.activation}; };
     auto block_sums = [&](int64_t g, int64_t ch, int64_t k, double& sg, double& sx) {
-        l.sums(q, b, g, ch, k, seen(g * c + ch, ch), scale_on_the_way<A>(q, stored, g * c + ch, ch), sg, sx);
+        l.sums(q, b, g, ch, k, Ch::seen(q, g * c + ch, ch), scale_on_the_way<A>(q, stored, g * c + ch, ch), sg, sx);
     };
     const Call second = of_pull(q, stored);
     auto pulled = [&](int64_t g, int64_t ch, int64_t k) {
-        l.pull(second, b, g, ch, k, seen(g * c + ch, ch), Ch::pulled(q, g * c + ch, ch));
+        l.pull(second, b, g, ch, k, Ch::seen(q, g * c + ch, ch), Ch::pulled(q, g * c + ch, ch));
     };
     const bool pulls = q.wants_dx && stored != kDx;
     if (!q.plan.summed) for (int64_t at = 0; at < all; ++at) q.sum_g[at] = q.sum_gx[at] = 0;
@@ -198,7 +172,6 @@ template <class Body> BN_INLINE void each_merge(const Call& q, const Blocks& b, 
 }
 
 template <class A, class Done> BN_INLINE void reduce_all_rows(const Call& q, const Blocks& b, const Loops<A>& l, const Done& done) {
-    const Count* counts = weigh<A>(q);
     each_row_block(q, b, false, [&](int64_t g, int64_t k) { l.reduce_rows(q, b, g, k); });
     each_merge(q, b, [&](int64_t at, int64_t g, int64_t ch) {
         Moments m{0, 0, 0};
@@ -206,7 +179,7 @@ template <class A, class Done> BN_INLINE void reduce_all_rows(const Call& q, con
             const BlockSums<A> t = BlockSums<A>::at(q.scratch, g * b.count + k, q.shape.c);
             merge(m, Moments{*t.n, t.mean[ch], t.m2[ch]});
         }
-        counted(counts, g, at, ch, m, done);
+        counted(q, g, at, ch, m, done);
     });
 }
 
@@ -427,9 +400,6 @@ static void backward(const Call& given) {
     by_type(q.dtype, [&](auto t, auto a) { backward_with(q, going_back<decltype(t), decltype(a)>(q, stored), stored); });
 }
 
-// The sums alone are the backward without its second half.
-static void backward_reduce(const Call& q) { backward(q); }
-
 template <class A> static void reduce_with(const Call& q, const Loops<A>& l) {
     const Blocks b = blocks_of(q.shape);
     const int64_t all = q.shape.groups * q.shape.c;
@@ -454,53 +424,6 @@ template <class A> static void reduce_with(const Call& q, const Loops<A>& l) {
 
 static void reduce(const Call& q) {
     by_type(q.dtype, [&](auto t, auto a) { reduce_with(q, reducing<decltype(t), decltype(a)>(q)); });
-}
-
-template <class A> static void apply_with(const Call& q, const Loops<A>& l) {
-    const Blocks b = blocks_of(q.shape);
-    const int64_t c = q.shape.c;
-    auto at_row = [&](int64_t at) { return affine<A>(q.row_mean[at], q.row_scale[at], q.row_shift[at]); };
-    if (q.shape.last) {
-        for (int64_t at = 0; at < q.shape.groups * c; ++at) set_affine(vectors_of<A>(q, b, at / c), at % c, at_row(at));
-        apply_all_rows(q, b, l);
-        return;
-    }
-    each_block(q, b, l.bytes, [&](int64_t g, int64_t ch, int64_t k) { l.apply(q, b, g, ch, k, at_row(g * c + ch)); });
-}
-
-static void apply(const Call& q) {
-    by_type(q.dtype, [&](auto t, auto a) {
-        Loops<decltype(a)> l{};
-        l.bytes = sizeof(t);
-        choose_plain_apply<decltype(t)>(q, l);
-        apply_with(q, l);
-    });
-}
-
-template <class A> static void backward_apply_with(const Call& q, const Loops<A>& l) {
-    const Blocks b = blocks_of(q.shape);
-    const int64_t c = q.shape.c;
-    auto at_row = [&](int64_t at) { return pull<A>(q.row_centre[at], q.row_scale[at], q.row_u[at], q.row_v[at]); };
-    if (q.shape.last) {
-        for (int64_t at = 0; at < q.shape.groups * c; ++at) {
-            const Pull<A> f = at_row(at);
-            set_affine(vectors_of<A>(q, b, at / c), at % c, Affine<A>{f.centre, 0, 0});
-            set_pull(vectors_of<A>(q, b, at / c), at % c, f);
-        }
-        pull_all_rows(q, b, l);
-        return;
-    }
-    each_block(q, b, l.bytes, [&](int64_t g, int64_t ch, int64_t k) {
-        const Pull<A> f = at_row(g * c + ch);
-        l.pull(q, b, g, ch, k, Seen<A>{{f.centre, 0, 0}, 0, 0, kNone}, f);
-    });
-}
-
-static void backward_apply(const Call& given) {
-    Call q = given;
-    q.activation = kNone;
-    q.source = kRecompute;
-    by_type(q.dtype, [&](auto t, auto a) { backward_apply_with(q, going_back<decltype(t), decltype(a)>(q, kNothing)); });
 }
 
 }  // namespace BN_NS

@@ -3,7 +3,7 @@
 
 namespace bn {
 const Table& table_avx2() {
-    static const Table table{"avx2", avx2::forward, avx2::backward, avx2::reduce, avx2::apply, avx2::backward_reduce, avx2::backward_apply};
+    static const Table table{"avx2", avx2::forward, avx2::backward, avx2::reduce};
     return table;
 }
 }  // namespace bn

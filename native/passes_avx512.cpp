@@ -3,7 +3,7 @@
 
 namespace bn {
 const Table& table_avx512() {
-    static const Table table{"avx512", avx512::forward, avx512::backward, avx512::reduce, avx512::apply, avx512::backward_reduce, avx512::backward_apply};
+    static const Table table{"avx512", avx512::forward, avx512::backward, avx512::reduce};
     return table;
 }
 }  // namespace bn

@@ -3,7 +3,7 @@
 
 namespace bn {
 const Table& table_base() {
-    static const Table table{"base", base::forward, base::backward, base::reduce, base::apply, base::backward_reduce, base::backward_apply};
+    static const Table table{"base", base::forward, base::backward, base::reduce};
     return table;
 }
 }  // namespace bn

@@ -60,6 +60,7 @@ static void plan_channel(const Call& q, int64_t at, int64_t channel, double n, d
 
 // The same from moments that are there already, or from none.
 BN_INLINE void plan_known(const Call& q, int64_t at, int64_t channel) {
+    if (q.plan.planned) return;
     const int64_t rows = q.shape.groups * q.shape.c;
     const double* s = q.saved + at;
     if (q.plan.stored) plan_channel(q, at, channel, 0, 0, 0, 0);
@@ -136,6 +137,8 @@ template <class A> struct Channel {
     }
     BN_INLINE Pull<A> pulled(const Call& q, int64_t at, int64_t ch) {
         const int64_t all = q.shape.groups * q.shape.c;
+        const double* const* given = q.pull;
+        if (given[0]) return pull<A>(given[0][at], given[1][at], given[2][at], given[3][at]);
         double scale, u, v, centre = q.saved[kCentre * all + at];
         pull_channel(q, at, ch, q.sum_g[at], q.sum_gx[at], scale, u, v);
         if (q.source == kInvert) {

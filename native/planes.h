@@ -8,15 +8,6 @@
 namespace bn {
 namespace BN_NS {
 
-struct Range { int64_t first, last; };
-
-// Samples are split evenly, larger groups first.
-BN_INLINE Range group_range(const Shape& q, int64_t group) {
-    const int64_t small = q.n / q.groups, extra = q.n % q.groups;
-    const int64_t first = group * small + least(group, extra);
-    return {first, first + small + (group < extra ? 1 : 0)};
-}
-
 // Calls body(offset of the first value, number of values, offset in the weights) for each run of a block.
 template <class Body>
 BN_INLINE void runs_of(const Shape& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, Body&& body) {
@@ -98,28 +89,21 @@ BN_INLINE void apply_run(const Call& q, const Affine<A>& f, int64_t at, int64_t 
     T* y = static_cast<T*>(q.out) + at;
     const V mean = splat(f.mean), scale = splat(f.scale), shift = splat(f.shift);
     const A slope = static_cast<A>(q.slope);
-    auto whole = [&](int64_t i) __attribute__((always_inline)) -> V {
-        V v = (load(x + i) - mean) * scale + shift;
-        if (RES) v += load(r + i);
+    auto one = [&](int64_t i, int count, bool past) __attribute__((always_inline)) {
+        V v = (take(x + i, count, V{}) - mean) * scale + shift;
+        if (RES) v += take(r + i, count, V{});
         v = activated<ACT>(v, slope, q.activation);
-        return W ? (load(w + i) != 0 ? v : V{}) : v;
-    };
-    auto part = [&](int64_t i, int count) __attribute__((always_inline)) {
-        V v = (load(x + i, count, V{}) - mean) * scale + shift;
-        if (RES) v += load(r + i, count, V{});
-        v = activated<ACT>(v, slope, q.activation);
-        if (W) v = load(w + i, count, V{}) != 0 ? v : V{};
-        store(y + i, v, count);
+        if (W) v = take(w + i, count, V{}) != 0 ? v : V{};
+        put(y + i, v, count, past);
     };
     int64_t i = 0;
     if (q.streams) {
         i = least(until_aligned<T, L>(y), n);
-        if (i) part(0, static_cast<int>(i));
-        for (; i + L <= n; i += L) stream(y + i, whole(i));
-    } else {
-        for (; i + L <= n; i += L) store(y + i, whole(i));
+        if (i) one(0, static_cast<int>(i), false);
+        for (; i + L <= n; i += L) one(i, L, true);
     }
-    if (i < n) part(i, static_cast<int>(n - i));
+    for (; i + L <= n; i += L) one(i, L, false);
+    if (i < n) one(i, static_cast<int>(n - i), false);
 }
 
 template <class T, class A, bool W, int ACT, bool RES>
@@ -129,49 +113,40 @@ BN_LOOP void apply_block(const Call& q, const Blocks& b, int64_t group, int64_t 
     });
 }
 
-// What the backward's loops share: the data about its mean, and the gradient behind the activation.
-template <class A> struct Seen {
-    Affine<A> forward;   // for the sign; mean also centres the sums
-    A slope, inverse;
-    int activation;
-};
-
+// What the backward's loops read: the gradient behind the activation, and the data (or, inverted, z found again from y).
+// The addresses are held here, since the stores between two reads might, for all the compiler knows, change the call's.
 template <class T, class A, bool W, int ACT, int SRC> struct Gradient {
     typedef typename VecOf<A>::type V;
-    const T *g, *x, *y;
-    const A* w;
+    const T *g_at, *x_at, *y_at;
+    const A* w_at;
+    A slope, inverse;
+    int activation;
 
-    BN_INLINE Gradient at(const Call& q, int64_t at, int64_t wat) {
-        return {static_cast<const T*>(q.g) + at, SRC == kInvert ? nullptr : static_cast<const T*>(q.x) + at,
-                SRC == kRecompute ? nullptr : static_cast<const T*>(q.y_in) + at,
-                W ? static_cast<const A*>(q.weights) + wat : nullptr};
-    }
-    // x (or z found again from y), and g behind the activation.
-    BN_INLINE void read(const Gradient& d, const Seen<A>& k, int64_t i, int n, V& g, V& x, V& w) {
-        const V fill = splat(k.forward.mean);
-        const bool whole = n == width<A>();
-        g = whole ? load(d.g + i) : load(d.g + i, n, V{});
+    explicit Gradient(const Call& q, int64_t at = 0, int64_t wat = 0)
+        : g_at(static_cast<const T*>(q.g) + at), x_at(SRC == kInvert ? nullptr : static_cast<const T*>(q.x) + at),
+          y_at(SRC == kRecompute ? nullptr : static_cast<const T*>(q.y_in) + at),
+          w_at(W ? static_cast<const A*>(q.weights) + wat : nullptr), slope(static_cast<A>(q.slope)), inverse(slope != 0 ? 1 / slope : 0),
+          activation(q.activation) {}
+
+    // Lanes beyond n hold the mean, and no gradient.
+    __attribute__((always_inline)) void read(int64_t at, int n, V mean, V scale, V shift, V& g, V& x, V& w) const {
+        g = take(g_at + at, n, V{});
         if (SRC == kInvert) {
-            const V y = whole ? load(d.y + i) : load(d.y + i, n, fill);
-            g = gated<ACT, T>(g, y, k.slope, k.activation);
-            x = whole ? (y <= 0 ? y * k.inverse : y) : keep_row(y <= 0 ? y * k.inverse : y, n, fill);
+            const V y = take(y_at + at, n, V{});
+            g = gated<ACT, T>(g, y, slope, activation);
+            x = y <= 0 ? y * inverse : y;
             return;
         }
-        x = whole ? load(d.x + i) : load(d.x + i, n, fill);
+        x = take(x_at + at, n, mean);
         if (W) {
-            w = whole ? load(d.w + i) : load(d.w + i, n, V{});
-            x = w != 0 ? x : fill;
+            w = take(w_at + at, n, V{});
+            x = w != 0 ? x : mean;
             g = w != 0 ? g : V{};
         }
         if (ACT != kNone) {
-            const V y = SRC == kOutput ? (whole ? load(d.y + i) : load(d.y + i, n, V{}))
-                                       : (x - fill) * k.forward.scale + k.forward.shift;
-            g = gated<ACT, T>(g, y, k.slope, k.activation);
+            const V y = SRC == kOutput ? take(y_at + at, n, V{}) : (x - mean) * scale + shift;
+            g = gated<ACT, T>(g, y, slope, activation);
         }
-    }
-    BN_INLINE V keep_row(V v, int n, V fill) {
-        for (int j = n; j < width<A>(); ++j) v[j] = fill[j];
-        return v;
     }
 };
 
@@ -195,27 +170,21 @@ template <class A> struct Sums {
 
 // With OUT the gradient is stored on the way: where the batch has no share in the statistics it is g times a scale.
 template <class T, class A, bool W, int ACT, int SRC, bool OUT, bool RES>
-BN_INLINE void sums_run(const Call& q, const Seen<A>& k, A scale, int64_t at, int64_t n, int64_t wat, Sums<A>& t) {
+BN_INLINE void sums_run(const Call& q, const Affine<A>& k, A factor, int64_t from, int64_t n, int64_t wat, Sums<A>& t) {
     typedef typename VecOf<A>::type V;
-    typedef Gradient<T, A, W, ACT, SRC> G;
     constexpr int L = width<A>();
-    const G d = G::at(q, at, wat);
-    const V mean = splat(k.forward.mean), out = splat(scale);
+    const Gradient<T, A, W, ACT, SRC> gradient(q, from, wat);
+    const V mean = splat(k.mean), scale = splat(k.scale), shift = splat(k.shift), out = splat(factor);
     const int64_t ahead = q.shape.c * q.shape.s;
-    T* dx = OUT ? static_cast<T*>(q.out) + at : nullptr;
-    T* dr = OUT && RES ? static_cast<T*>(q.out_residual) + at : nullptr;
+    T* dx = OUT ? static_cast<T*>(q.out) + from : nullptr;
+    T* dr = OUT && RES ? static_cast<T*>(q.out_residual) + from : nullptr;
     auto one = [&](int64_t i, int count, int j) __attribute__((always_inline)) {
         V g, x, w;
-        G::read(d, k, i, count, g, x, w);
+        gradient.read(i, count, mean, scale, shift, g, x, w);
         t.s[j] += g;
         t.sx[j] += g * (x - mean);
-        if (OUT) {
-            V d = out * g;
-            if (W) d = w != 0 ? d : V{};
-            if (count == L) store(dx + i, d);
-            else store(dx + i, d, count);
-            if (RES) { if (count == L) store(dr + i, g); else store(dr + i, g, count); }
-        }
+        if (OUT) put(dx + i, W ? (w != 0 ? out * g : V{}) : out * g, count);
+        if (OUT && RES) put(dr + i, g, count);
     };
     for (int64_t begin = 0; begin < n;) {
         const int64_t end = least(begin + kLastTile - t.filled, n);
@@ -223,9 +192,9 @@ BN_INLINE void sums_run(const Call& q, const Seen<A>& k, A scale, int64_t at, in
         int64_t i = begin;
         for (; i + 4 * L <= end; i += 4 * L) {
             // A channel's next run is far away, beyond the hardware's prefetcher.
-            ask<4 * L>(d.g + i + ahead);
-            if (SRC != kInvert) ask<4 * L>(d.x + i + ahead);
-            if (SRC != kRecompute) ask<4 * L>(d.y + i + ahead);
+            ask<4 * L>(gradient.g_at + i + ahead);
+            if (SRC != kInvert) ask<4 * L>(gradient.x_at + i + ahead);
+            if (SRC != kRecompute) ask<4 * L>(gradient.y_at + i + ahead);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) one(i + j * L, L, j);
         }
@@ -241,46 +210,36 @@ BN_INLINE void sums_run(const Call& q, const Seen<A>& k, A scale, int64_t at, in
 }
 
 template <class T, class A, bool W, int ACT, int SRC, bool RES>
-BN_INLINE void pull_run(const Call& q, const Seen<A>& k, const Pull<A>& f, int64_t at, int64_t n, int64_t wat) {
+BN_INLINE void pull_run(const Call& q, const Affine<A>& k, const Pull<A>& f, int64_t from, int64_t n, int64_t wat) {
     typedef typename VecOf<A>::type V;
-    typedef Gradient<T, A, W, ACT, SRC> G;
     constexpr int L = width<A>();
-    const G d = G::at(q, at, wat);
-    T* dx = static_cast<T*>(q.out) + at;
-    T* dr = RES ? static_cast<T*>(q.out_residual) + at : nullptr;
+    const Gradient<T, A, W, ACT, SRC> gradient(q, from, wat);
+    T* dx = static_cast<T*>(q.out) + from;
+    T* dr = RES ? static_cast<T*>(q.out_residual) + from : nullptr;
+    const V mean = splat(k.mean), seen = splat(k.scale), shift = splat(k.shift);
     const V centre = splat(f.centre), scale = splat(f.scale), u = splat(f.u), v = splat(f.v);
-    auto one = [&](int64_t i, int count, bool past) __attribute__((always_inline)) -> V {
+    auto one = [&](int64_t i, int count, bool past) __attribute__((always_inline)) {
         V g, x, w;
-        G::read(d, k, i, count, g, x, w);
-        if (RES) {
-            if (past) stream(dr + i, g);
-            else if (count == L) store(dr + i, g);
-            else store(dr + i, g, count);
-        }
+        gradient.read(i, count, mean, seen, shift, g, x, w);
+        if (RES) put(dr + i, g, count, past);
         V through = unless_zero(v, (x - centre) * v + u, u);
-        if (W) {
-            through = w * through;
-            const V out = scale * g - through;
-            return w != 0 ? out : V{};
-        }
-        return scale * g - through;
+        if (W) through = w * through;
+        const V out = scale * g - through;
+        put(dx + i, W ? (w != 0 ? out : V{}) : out, count, past);
     };
     int64_t i = 0;
     if (q.streams && (!RES || until_aligned<T, L>(dr) == until_aligned<T, L>(dx))) {
         i = least(until_aligned<T, L>(dx), n);
-        if (i) store(dx, one(0, static_cast<int>(i), false), static_cast<int>(i));
-        for (; i + L <= n; i += L) stream(dx + i, one(i, L, true));
+        if (i) one(0, static_cast<int>(i), false);
+        for (; i + L <= n; i += L) one(i, L, true);
     }
-    for (; i + L <= n; i += L) store(dx + i, one(i, L, false));
-    if (i < n) {
-        const int rest = static_cast<int>(n - i);
-        store(dx + i, one(i, rest, false), rest);
-    }
+    for (; i + L <= n; i += L) one(i, L, false);
+    if (i < n) one(i, static_cast<int>(n - i), false);
 }
 
 // Both blocks' loops take what the activation saw, and what the gradient is scaled with.
 template <class T, class A, bool W, int ACT, int SRC, bool OUT, bool RES>
-BN_LOOP void sums_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, const Seen<A>& seen,
+BN_LOOP void sums_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, const Affine<A>& seen,
                         A scale, double& sum_g, double& sum_gx) {
     Sums<A> t;
     t.sum_g = t.sum_gx = 0;
@@ -294,7 +253,7 @@ BN_LOOP void sums_block(const Call& q, const Blocks& b, int64_t group, int64_t c
 }
 
 template <class T, class A, bool W, int ACT, int SRC, bool RES>
-BN_LOOP void pull_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, const Seen<A>& seen,
+BN_LOOP void pull_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, const Affine<A>& seen,
                         const Pull<A>& f) {
     runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t n, int64_t wat) {
         pull_run<T, A, W, ACT, SRC, RES>(q, seen, f, at, n, wat);

@@ -52,32 +52,17 @@ template <class A> BN_LOOP void flush_rows(const BlockSums<A>& t, int64_t c, dou
 template <class T, class A, int R>
 BN_INLINE void add_some_rows(const T* x, int64_t c, int64_t stride, const A* k, A* s1, A* s2) {
     typedef typename VecOf<A>::type V;
-    constexpr int L = width<A>();
-    int64_t i = 0;
-    for (; i + L <= c; i += L) {
-        const V shift = load(k + i);
-        V a = load(s1 + i), b = load(s2 + i);
-#pragma GCC unroll 8
+    each_part<A>(c, [&](int64_t i, int n) __attribute__((always_inline)) {
+        const V shift = take(k + i, n, V{});
+        V a = take(s1 + i, n, V{}), b = take(s2 + i, n, V{});
         for (int r = 0; r < R; ++r) {
-            const V d = load(x + r * stride + i) - shift;
+            const V d = take(x + r * stride + i, n, V{}) - shift;
             a += d;
             b += d * d;
         }
-        store(s1 + i, a);
-        store(s2 + i, b);
-    }
-    if (i < c) {
-        const int rest = static_cast<int>(c - i);
-        const V shift = load(k + i, rest, V{});
-        V a = load(s1 + i, rest, V{}), b = load(s2 + i, rest, V{});
-        for (int r = 0; r < R; ++r) {
-            const V d = load(x + r * stride + i, rest, V{}) - shift;
-            a += d;
-            b += d * d;
-        }
-        store(s1 + i, a, rest);
-        store(s2 + i, b, rest);
-    }
+        put(s1 + i, a, n);
+        put(s2 + i, b, n);
+    });
 }
 
 // Adds the rows from `first` to `end`, eight at a time.
@@ -90,20 +75,12 @@ BN_LOOP void add_rows(const T* x, int64_t first, int64_t end, int64_t c, int64_t
 template <class T, class A>
 BN_LOOP void add_weighted_row(const T* x, A weight, int64_t c, const A* k, A* s1, A* s2) {
     typedef typename VecOf<A>::type V;
-    constexpr int L = width<A>();
     const V w = splat(weight);
-    for (int64_t i = 0; i < c; i += L) {
-        if (i + L <= c) {
-            const V d = load(x + i) - load(k + i), wd = w * d;
-            store(s1 + i, load(s1 + i) + wd);
-            store(s2 + i, load(s2 + i) + wd * d);
-        } else {
-            const int n = static_cast<int>(c - i);
-            const V d = load(x + i, n, V{}) - load(k + i, n, V{}), wd = w * d;
-            store(s1 + i, load(s1 + i, n, V{}) + wd, n);
-            store(s2 + i, load(s2 + i, n, V{}) + wd * d, n);
-        }
-    }
+    each_part<A>(c, [&](int64_t i, int n) __attribute__((always_inline)) {
+        const V d = take(x + i, n, V{}) - take(k + i, n, V{}), wd = w * d;
+        put(s1 + i, take(s1 + i, n, V{}) + wd, n);
+        put(s2 + i, take(s2 + i, n, V{}) + wd * d, n);
+    });
 }
 
 template <class T, class A, bool W>
@@ -178,12 +155,7 @@ template <class T, int L> BN_INLINE bool streamable(const Call& q, const T* out,
 // A row of zeros: what a sample of no weight gets.
 template <class T, class A> BN_LOOP void zero_row(T* row, int64_t c) {
     typedef typename VecOf<A>::type V;
-    constexpr int L = width<A>();
-    for (int64_t i = 0; i < c; i += L) {
-        const int n = static_cast<int>(least(L, c - i));
-        if (n == L) store(row + i, V{});
-        else store(row + i, V{}, n);
-    }
+    each_part<A>(c, [&](int64_t i, int n) __attribute__((always_inline)) { put(row + i, V{}, n); });
 }
 
 template <class T, class A> static void clear_row(const Call& q, int64_t row) {
@@ -193,37 +165,22 @@ template <class T, class A> static void clear_row(const Call& q, int64_t row) {
 template <class T, class A, int ACT, bool RES>
 BN_LOOP void apply_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range rows) {
     typedef typename VecOf<A>::type V;
-    constexpr int L = width<A>();
     const int64_t c = k.count, stride = k.stride;
     const T* x = static_cast<const T*>(q.x) + k.first;
     const T* res = RES ? static_cast<const T*>(q.residual) + k.first : nullptr;
     T* y = static_cast<T*>(q.out) + k.first;
     const A slope = static_cast<A>(q.slope);
-    const bool streams = streamable<T, L>(q, static_cast<const T*>(q.out), k);
+    const bool streams = streamable<T, width<A>()>(q, static_cast<const T*>(q.out), k);
     auto some = [&](int64_t r, int count, bool past) __attribute__((always_inline)) {
-        int64_t i = 0;
-        for (; i + L <= c; i += L) {
-            const V mean = load(f.mean + i), scale = load(f.scale + i), shift = load(f.shift + i);
+        each_part<A>(c, [&](int64_t i, int n) __attribute__((always_inline)) {
+            const V mean = take(f.mean + i, n, V{}), scale = take(f.scale + i, n, V{}), shift = take(f.shift + i, n, V{});
             for (int j = 0; j < count; ++j) {
                 const int64_t at = (r + j) * stride + i;
-                V v = (load(x + at) - mean) * scale + shift;
-                if (RES) v += load(res + at);
-                v = activated<ACT>(v, slope, q.activation);
-                if (past) stream(y + at, v);
-                else store(y + at, v);
+                V v = (take(x + at, n, V{}) - mean) * scale + shift;
+                if (RES) v += take(res + at, n, V{});
+                put(y + at, activated<ACT>(v, slope, q.activation), n, past);
             }
-        }
-        if (i < c) {
-            const int n = static_cast<int>(c - i);
-            const V mean = load(f.mean + i, n, V{}), scale = load(f.scale + i, n, V{});
-            const V shift = load(f.shift + i, n, V{});
-            for (int j = 0; j < count; ++j) {
-                const int64_t at = (r + j) * stride + i;
-                V v = (load(x + at, n, V{}) - mean) * scale + shift;
-                if (RES) v += load(res + at, n, V{});
-                store(y + at, activated<ACT>(v, slope, q.activation), n);
-            }
-        }
+        });
     };
     int64_t r = rows.first;
     if (streams) for (; r + 4 <= rows.last; r += 4) some(r, 4, true);
@@ -240,72 +197,32 @@ BN_LOOP void apply_weighted_rows(const Call& q, const Vectors<A>& f, const Cols&
     }
 }
 
-// One vector of channels in one row: g behind the activation, and the data. The addresses are held here, since the stores
-// between two reads might, for all the compiler knows, change the call's.
-template <class T, class A, int ACT, int SRC> struct RowGradient {
-    typedef typename VecOf<A>::type V;
-    const T *g_at, *x_at, *y_at;
-    A slope, inverse;
-    int activation;
-
-    explicit RowGradient(const Call& q)
-        : g_at(static_cast<const T*>(q.g)), x_at(static_cast<const T*>(q.x)), y_at(static_cast<const T*>(q.y_in)),
-          slope(static_cast<A>(q.slope)), inverse(slope != 0 ? 1 / slope : 0), activation(q.activation) {}
-
-    __attribute__((always_inline)) void read(int64_t at, int n, V mean, V scale, V shift, V& g, V& x) const {
-        const bool whole = n == width<A>();
-        g = whole ? load(g_at + at) : load(g_at + at, n, V{});
-        if (SRC == kInvert) {
-            const V y = whole ? load(y_at + at) : load(y_at + at, n, V{});
-            g = gated<ACT, T>(g, y, slope, activation);
-            x = y <= 0 ? y * inverse : y;
-            return;
-        }
-        x = whole ? load(x_at + at) : load(x_at + at, n, V{});
-        if (ACT != kNone) {
-            V y;
-            if (SRC == kOutput) y = whole ? load(y_at + at) : load(y_at + at, n, V{});
-            else y = (x - mean) * scale + shift;
-            g = gated<ACT, T>(g, y, slope, activation);
-        }
-    }
-};
-
 // What a row's gradient is stored as, where the sums alone decide nothing of it (OUT): dx is g times a scale.
 template <class T, class A, int ACT, int SRC, bool OUT, bool RES>
 BN_LOOP void sums_of_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, Range rows, A* s1, A* s2) {
     typedef typename VecOf<A>::type V;
-    constexpr int L = width<A>();
-    const RowGradient<T, A, ACT, SRC> read_at(q);
+    const Gradient<T, A, false, ACT, SRC> gradient(q);
     const Vectors<A> f = vectors;
     const int64_t columns = k.count, stride = k.stride, begin = k.first;
     T* dx = static_cast<T*>(q.out);
     T* dr = static_cast<T*>(q.out_residual);
-    auto part = [&](int64_t r, int count, int64_t i, int n) __attribute__((always_inline)) {
-        const bool whole = n == L;
-        auto vec = [&](const A* p) __attribute__((always_inline)) -> V { return whole ? load(p + i) : load(p + i, n, V{}); };
-        const V mean = vec(f.mean), scale = vec(f.scale), shift = vec(f.shift);
-        const V out = OUT ? vec(f.pull_scale) : V{};
-        V a = vec(s1), ax = vec(s2);
-        for (int j = 0; j < count; ++j) {
-            const int64_t at = (r + j) * stride + begin + i;
-            V g, x;
-            read_at.read(at, n, mean, scale, shift, g, x);
-            a += g;
-            ax += g * (x - mean);
-            if (OUT) {
-                if (whole) store(dx + at, out * g);
-                else store(dx + at, out * g, n);
-                if (RES) { if (whole) store(dr + at, g); else store(dr + at, g, n); }
-            }
-        }
-        if (whole) { store(s1 + i, a); store(s2 + i, ax); }
-        else { store(s1 + i, a, n); store(s2 + i, ax, n); }
-    };
     auto some = [&](int64_t r, int count) __attribute__((always_inline)) {
-        int64_t i = 0;
-        for (; i + L <= columns; i += L) part(r, count, i, L);
-        if (i < columns) part(r, count, i, static_cast<int>(columns - i));
+        each_part<A>(columns, [&](int64_t i, int n) __attribute__((always_inline)) {
+            const V mean = take(f.mean + i, n, V{}), scale = take(f.scale + i, n, V{}), shift = take(f.shift + i, n, V{});
+            const V out = OUT ? take(f.pull_scale + i, n, V{}) : V{};
+            V a = take(s1 + i, n, V{}), ax = take(s2 + i, n, V{});
+            for (int j = 0; j < count; ++j) {
+                const int64_t at = (r + j) * stride + begin + i;
+                V g, x, w;
+                gradient.read(at, n, mean, scale, shift, g, x, w);
+                a += g;
+                ax += g * (x - mean);
+                if (OUT) put(dx + at, out * g, n);
+                if (OUT && RES) put(dr + at, g, n);
+            }
+            put(s1 + i, a, n);
+            put(s2 + i, ax, n);
+        });
     };
     int64_t r = rows.first;
     for (; r + 8 <= rows.last; r += 8) some(r, 8);
@@ -316,39 +233,28 @@ template <class T, class A, bool W, int ACT, int SRC, bool RES>
 BN_LOOP void pull_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, Range rows) {
     typedef typename VecOf<A>::type V;
     constexpr int L = width<A>();
-    const RowGradient<T, A, ACT, SRC> read_at(q);
+    const Gradient<T, A, false, ACT, SRC> gradient(q);
     const Vectors<A> f = vectors;
     const int64_t c = k.count, stride = k.stride, begin = k.first;
     const A* w = static_cast<const A*>(q.weights);
     T* dx = static_cast<T*>(q.out);
     T* dr = static_cast<T*>(q.out_residual);
     const bool streams = streamable<T, L>(q, dx, k) && (!RES || streamable<T, L>(q, dr, k));
-    auto part = [&](int64_t r, int count, A weight, int64_t i, int n, bool past) __attribute__((always_inline)) {
-        const bool whole = n == L;
-        auto vec = [&](const A* p) __attribute__((always_inline)) -> V { return whole ? load(p + i) : load(p + i, n, V{}); };
-        const V mean = vec(f.mean), scale = vec(f.scale), shift = vec(f.shift);
-        const V centre = vec(f.centre), out = vec(f.pull_scale), u = vec(f.u), v = vec(f.v);
-        for (int j = 0; j < count; ++j) {
-            const int64_t at = (r + j) * stride + begin + i;
-            V g, x;
-            read_at.read(at, n, mean, scale, shift, g, x);
-            if (RES) {
-                if (whole && past) stream(dr + at, g);
-                else if (whole) store(dr + at, g);
-                else store(dr + at, g, n);
-            }
-            V through = unless_zero(v, (x - centre) * v + u, u);
-            if (W) through = through * weight;
-            const V d = out * g - through;
-            if (whole && past) stream(dx + at, d);
-            else if (whole) store(dx + at, d);
-            else store(dx + at, d, n);
-        }
-    };
     auto some = [&](int64_t r, int count, A weight, bool past) __attribute__((always_inline)) {
-        int64_t i = 0;
-        for (; i + L <= c; i += L) part(r, count, weight, i, L, past);
-        if (i < c) part(r, count, weight, i, static_cast<int>(c - i), false);
+        each_part<A>(c, [&](int64_t i, int n) __attribute__((always_inline)) {
+            const V mean = take(f.mean + i, n, V{}), scale = take(f.scale + i, n, V{}), shift = take(f.shift + i, n, V{});
+            const V centre = take(f.centre + i, n, V{}), out = take(f.pull_scale + i, n, V{});
+            const V u = take(f.u + i, n, V{}), v = take(f.v + i, n, V{});
+            for (int j = 0; j < count; ++j) {
+                const int64_t at = (r + j) * stride + begin + i;
+                V g, x, none;
+                gradient.read(at, n, mean, scale, shift, g, x, none);
+                if (RES) put(dr + at, g, n, past);
+                V through = unless_zero(v, (x - centre) * v + u, u);
+                if (W) through = through * weight;
+                put(dx + at, out * g - through, n, past);
+            }
+        });
     };
     int64_t r = rows.first;
     if (W) {

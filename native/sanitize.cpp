@@ -67,23 +67,24 @@ void one(const Table& table) {
     q.plan.pull = {below(2) == 1, weight(), weight(), vector(), vector()};
     q.sum_g = vectors.data();
     q.sum_gx = q.sum_g + rows;
-    q.row_mean = q.row_centre = q.sum_gx + rows;
-    q.row_scale = q.row_mean + rows;
-    q.row_shift = q.row_u = q.row_scale + rows;
-    q.row_v = q.row_u + rows;
+    const double* rows_given = q.sum_gx + rows;
     q.wants_dx = below(4) != 0;
     q.wants_sums = below(4) != 0;
     q.slope = 0.1;
     q.weights = below(3) == 0 ? weights.get() : nullptr;
+    std::vector<Count> counts(static_cast<size_t>(q.shape.groups));
+    if (q.dtype == kFloat64) weigh(q.shape, static_cast<const double*>(weights.get()), counts.data());
+    else weigh(q.shape, static_cast<const float*>(weights.get()), counts.data());
+    if (q.weights) q.counts = counts.data();
     if (!q.weights) {
         q.activation = static_cast<int>(below(7));
         q.residual = below(2) ? res.get() : nullptr;
     }
     table.reduce(q);
-    table.apply(q);
-    table.backward_apply(q);
     table.forward(q);
     q.plan.reduced = true;
+    table.forward(q);
+    q.plan.planned = true;
     table.forward(q);
     if (q.residual && q.activation) {
         q.source = kOutput;
@@ -96,6 +97,8 @@ void one(const Table& table) {
     }
     table.backward(q);
     q.plan.summed = true;
+    table.backward(q);
+    for (int i = 0; i < 4; ++i) q.pull[i] = rows_given + i * rows;
     table.backward(q);
 }
 

@@ -217,6 +217,22 @@ BN_INLINE VF load(const F16* p, int n, VF fill) { return keep(from_f16(load_bits
 BN_INLINE void store(BF16* p, VF v, int n) { store_bits(&p->bits, to_bf16(v), n); }
 BN_INLINE void store(F16* p, VF v, int n) { store_bits(&p->bits, to_f16(v), n); }
 
+// Whole vectors where n is their width, known when this is compiled; else the part that there is.
+template <class T, class V> BN_INLINE V take(const T* p, int n, V fill) {
+    return n == static_cast<int>(sizeof(V) / sizeof(fill[0])) ? load(p) : load(p, n, fill);
+}
+template <class T, class V> BN_INLINE void put(T* p, V v, int n, bool past = false) {
+    if (n != static_cast<int>(sizeof(V) / sizeof(v[0]))) store(p, v, n);
+    else if (past) stream(p, v);
+    else store(p, v);
+}
+// body(i, width) for each whole vector of n values, and body(i, rest) for what is left.
+template <class A, class Body> BN_INLINE void each_part(int64_t n, const Body& body) {
+    int64_t i = 0;
+    for (; i + width<A>() <= n; i += width<A>()) body(i, width<A>());
+    if (i < n) body(i, static_cast<int>(n - i));
+}
+
 // Halves upon halves, in double: a chain of additions would take as long as a tile's arithmetic.
 template <int L> BN_INLINE double halved(double* t) {
     for (int half = L / 2; half; half /= 2)
