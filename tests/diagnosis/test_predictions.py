@@ -257,6 +257,35 @@ def test_a_layer_left_in_train_mode_is_a_note_where_batches_are_large():
     assert report.ok
 
 
+class TrainsInForward(nn.Module):
+    """Its forward puts its body in train mode, whatever it was in."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x):
+        self.body.train()
+        return self.body(x)
+
+
+def test_a_forward_that_switches_to_train_mode_is_seen_and_does_not_stand_in_for_the_stored_statistics():
+    model = TrainsInForward()
+    loader = labelled(model.body)
+    classes = torch.cat([y for _, y in loader]).argsort(stable=True)
+    sorted_ = [
+        (x, y) for x, y in zip(*(torch.cat(v)[classes].split(64) for v in zip(*loader, strict=True)), strict=True)
+    ]
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    report = batchnorm.diagnose(model, loader, accuracy, eval_loader=sorted_)
+    assert [(f.code, f.severity) for f in report.findings] == [("BN133", "warning")] * 2
+    assert report.evidence.metric("stored") == 1
+    assert report.evidence.served.before < 0.9 < report.evidence.served.after == 1
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    executed(report, model, loader=loader)
+    assert batchnorm.diagnose(model, loader, accuracy, eval_loader=sorted_).ok
+
+
 class TwoHeads(nn.Module):
     """A network that returns a second head's output while it trains."""
 

@@ -95,3 +95,14 @@ def test_hooks_come_in_order_and_leave_nothing():
     plain = nn.BatchNorm1d(4)
     on_input(plain, lambda *told: None).remove()
     assert not plain._forward_pre_hooks
+
+
+def test_the_diagnosis_with_a_metric_does_not_ask_such_a_class_for_torchs_forward():
+    model, data = network(Flattens), nodes(5)
+    batchnorm.recalibrate(model, data, progress=False)
+    loader = [(x, model(x).argmax(-1)[:, 0]) for x in data]
+    report = batchnorm.diagnose(
+        model, loader, lambda y, batch: (y[:, 0].argmax(1) == batch[1]).float().mean(), progress=False
+    )
+    assert report.ok
+    assert report.evidence.as_batch_norm is None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,21 @@ Layers = dict[str, _BatchNorm]
 
 @contextmanager
 def modes(model: nn.Module, training: bool, but: Iterable[nn.Module] = ()) -> Iterator[None]:
-    """Every module in one mode, those in `but` in the other, without gradients; their own flags afterwards."""
-    with in_mode(model, training, but), torch.no_grad():
+    """Every module in one mode, those in `but` in the other, without gradients; their own flags afterwards.
+
+    Batch norm in eval is held there, whatever a forward does.
+    """
+    others = list(but)
+    held = [m for m in model.modules() if isinstance(m, _BatchNorm) and (m in others) == training]
+    with in_mode(model, training, others), torch.no_grad(), ExitStack() as stack:
+        for layer in held:
+            stack.callback(layer.register_forward_pre_hook(_to_eval, prepend=True).remove)
         yield
+
+
+def _to_eval(layer: nn.Module, args: Any) -> None:
+    # One that does not track is asked for its batch's statistics.
+    layer.training = layer.training and not layer.track_running_stats
 
 
 @contextmanager

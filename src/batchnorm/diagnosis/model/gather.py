@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from batchnorm.diagnosis.experiments.training_step import left_in_eval, left_in_
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence, compare, stored
 from batchnorm.diagnosis.rules.grounds import TWO_GROUPS, UNLIKE, unlike
-from batchnorm.errors import BatchNormError
+from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.layers import BatchNorm
 from batchnorm.models.batches import call, progress_bar
 from batchnorm.models.find import batch_norm_layers, pointer
@@ -76,7 +77,6 @@ def gather(
     bar = progress_bar(range(int(PASSES) * _length(loader)), True, "diagnosing") if progress else nullcontext()
     with held(inner), sync_on_cpu(layers), bar as advance:
         evidence.left_in_eval = left_in_eval(inner, layers)
-        evidence.left_in_train = left_in_train(inner, layers)
         for name in evidence.left_in_eval:
             evidence.layers[name].frozen = True
         active = {n: m for n, m in layers.items() if not is_frozen(m) and n not in evidence.left_in_eval}
@@ -101,6 +101,8 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     rows, outcomes = evidence.layers, evidence.outcomes
     sample = Sample()
     outcomes["stored"] = lab.stored(data, {name: layer.in_eval for name, layer in rows.items()}, sample)
+    for _, batch in itertools.islice(data, 1):
+        evidence.left_in_train = left_in_train(lab.model, lab.layers, batch, lab.forward_fn)
     for layer in rows.values():
         if layer.frozen:
             # Frozen layers normalise with the stored statistics in either mode.
@@ -135,8 +137,9 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     evidence.another_eps = another_eps(lab, data, rows, outcomes["stored"])
     own = [m for m in lab.active.values() if _has_own_forward(m)]
     if own and lab.scorer is not None and data.room(0.5):
-        plain = lab.tried(data, "as batch norm", as_batch_norm(own))
-        evidence.as_batch_norm = effect("torch's batch norm", outcomes["stored"], plain, lab.scorer)
+        with suppress(UserCodeError):  # a class that turns its input first
+            plain = lab.tried(data, "as batch norm", as_batch_norm(own))
+            evidence.as_batch_norm = effect("torch's batch norm", outcomes["stored"], plain, lab.scorer)
     first = next(iter(data), None)
     if first is not None and outcomes["batch"].batches:
         evidence.step = training_step(lab.model, lab.layers, first[1], lab.forward_fn)

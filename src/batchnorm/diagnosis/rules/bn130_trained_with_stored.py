@@ -7,8 +7,8 @@ step, a forgotten `.train()`, an actor. Keep the statistics: recalibrating, trie
 where a layer is in train mode now, so that the next forward moves them; else a note. Layers that a model's own
 `train()` leaves in eval count as frozen. Where recalibrating does not help, the statistics of a new layer, 0 and 1, are
 tried too: a model that was never put in train mode was trained with them, and may have been recalibrated since; then
-the metric lies more than {KNOWS} deviations from guessing. Other statistics that were overwritten cannot be found
-again; a checkpoint from before has them.
+the metric lies more than {KNOWS} deviations from guessing, and with the stored ones at most {LOST} as far. Other
+statistics that were overwritten cannot be found again; a checkpoint from before has them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CODES = {"model": "BN130"}
 NEW = "new"  # the condition
 KNOWS = 0.3  # deviations from guessing: a network that was trained so is not near it
+LOST = 0.8  # of that distance: by less, 0 and 1 may be better by accident
 TITLE = "trained with the stored statistics"
 SEVERITY = "warning"
 FIX = "{code}batchnorm.freeze(model)  # keep the statistics; do not recalibrate"
@@ -80,7 +81,8 @@ def with_new_statistics(e: Evidence) -> Effect | None:
         e.new_statistics = tried
     new = e.new_statistics
     # A change of the output alone does not tell which side is right.
-    return new if new is not None and new.measured and new.helps and e.knows(NEW) > KNOWS else None
+    better = new is not None and new.measured and new.helps
+    return new if better and e.knows(NEW) > KNOWS and e.knows("stored") <= LOST * e.knows(NEW) else None
 
 
 def broken() -> Example:
