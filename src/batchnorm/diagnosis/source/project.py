@@ -14,6 +14,9 @@ from batchnorm.diagnosis.source.values import STATISTICS, Const, External, Obj
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+NO_ARGUMENTS = ast.arguments([], [], None, [], [], None, [])
+
+
 @dataclass(eq=False)
 class FunctionInfo:
     """A function, a method, or a module's own code."""
@@ -25,12 +28,44 @@ class FunctionInfo:
     outer: FunctionInfo | None = None
     params: dict[str, Obj] = field(default_factory=dict)
     inner: dict[str, FunctionInfo] = field(default_factory=dict)
-    given: dict[str, set[Any]] = field(default_factory=dict)
 
     @property
-    def line(self) -> int:
-        """Where it is defined."""
-        return getattr(self.node, "lineno", 1)
+    def arguments(self) -> ast.arguments:
+        """Its parameters as they are written; none of a module's own code."""
+        return NO_ARGUMENTS if isinstance(self.node, ast.Module) else self.node.args
+
+    @cached_property
+    def positional(self) -> list[str]:
+        """The parameters that may be given by their place."""
+        return [a.arg for a in (*self.arguments.posonlyargs, *self.arguments.args)]
+
+    @cached_property
+    def defaults(self) -> dict[str, ast.expr]:
+        """The default values by parameter."""
+        given, named = self.arguments.defaults, zip(self.arguments.kwonlyargs, self.arguments.kw_defaults, strict=True)
+        found = dict(zip(self.positional[len(self.positional) - len(given) :], given, strict=True))
+        return found | {arg.arg: default for arg, default in named if default is not None}
+
+    @cached_property
+    def literals(self) -> dict[str, Any]:
+        """The default values that are literals."""
+        return {n: d.value for n, d in self.defaults.items() if isinstance(d, ast.Constant)}
+
+    @cached_property
+    def static(self) -> bool:
+        """Whether it is a static method."""
+        return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in self.decorators)
+
+    @property
+    def decorators(self) -> list[ast.expr]:
+        """Its decorators."""
+        return getattr(self.node, "decorator_list", [])
+
+    @property
+    def body(self) -> list[ast.stmt]:
+        """Its statements; of a lambda, what it returns."""
+        body = self.node.body
+        return body if isinstance(body, list) else [ast.Return(body, lineno=getattr(self.node, "lineno", 1))]
 
 
 @dataclass(eq=False)
@@ -119,6 +154,7 @@ class Module:
     project: Project
 
     def __post_init__(self) -> None:
+        self.file = self.path.rsplit("/", 1)[-1]
         self.body = FunctionInfo("", self.tree, self)
         self.names: dict[str, Any] = {}
         self.assigned: dict[str, list[ast.expr]] = {}

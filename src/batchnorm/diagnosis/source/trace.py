@@ -33,6 +33,12 @@ class Mode(NamedTuple):
     lapse: Mode | None = None  # the eval() of one of two branches that differ
     test: ast.expr | None = None  # what they depend on
 
+    @property
+    def place(self) -> str:
+        """The line and the file of the call."""
+        file = self.function.module.file if self.function is not None else "the program"
+        return f"line {getattr(self.node, 'lineno', 0)} of {file}"
+
 
 class Freeze(NamedTuple):
     """Where an object was frozen by requires_grad, and under which conditions, callers' ones included."""
@@ -64,7 +70,7 @@ class Event:
     """Something that the program does to an object, once per place in the source."""
 
     kind: str
-    node: ast.AST
+    node: Any
     function: FunctionInfo
     obj: Obj | None = None
     data: dict[str, Any] = field(default_factory=dict)

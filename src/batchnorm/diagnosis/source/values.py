@@ -8,6 +8,7 @@ that takes its meaning from what flows into it (`sources`). A `Form` is a tensor
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -130,11 +131,6 @@ class Form:
     converted: bool = False
     divided: bool = False
 
-    @property
-    def atoms(self) -> list[Atom]:
-        """What it depends on."""
-        return list(self.terms)
-
 
 def number(value: Any) -> float | None:
     """The number that a value is, if it is one for certain."""
@@ -248,6 +244,13 @@ def root(obj: Obj) -> Obj:
             return obj if parent is obj.parent else parent.attr(obj.name)
         break
     return obj
+
+
+def owners(obj: Any) -> Iterator[Obj]:
+    """An object, what it is a part of, and so on."""
+    while isinstance(obj, Obj):
+        yield obj
+        obj = canonical(obj.parent) if obj.kind == "attribute" else None
 
 
 def within(inner: Obj, outer: Obj) -> bool:

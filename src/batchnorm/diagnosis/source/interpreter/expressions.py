@@ -141,12 +141,6 @@ class Expressions(Calls):
                 return base  # all samples of a batch
         return self.item(base, key)
 
-    def ev_Slice(self, node: ast.Slice) -> Any:
-        for part in (node.lower, node.upper, node.step):
-            if part is not None:
-                self.ev(part)
-        return None
-
     def ev_BinOp(self, node: ast.BinOp) -> Any:
         left, right = self.ev(node.left), self.ev(node.right)
         if isinstance(left, Const) and isinstance(right, Const):
@@ -278,21 +272,14 @@ class Expressions(Calls):
             self.event("filter", node, made, source=sources[0], tests=filtered)
         return made
 
-    def ev_Starred(self, node: ast.Starred) -> Any:
+    def ev_Starred(self, node: ast.Starred | ast.Await) -> Any:
         return self.ev(node.value)
+
+    ev_Await = ev_Starred
 
     def ev_Yield(self, node: ast.Yield) -> Any:
         self.summary.inside = self.summary.inside or dict(self.state.modes)
         return self.ev(node.value) if node.value is not None else None
-
-    def ev_Await(self, node: ast.Await) -> Any:
-        return self.ev(node.value)
-
-    def ev_JoinedStr(self, node: ast.JoinedStr) -> Any:
-        for part in node.values:
-            if isinstance(part, ast.FormattedValue):
-                self.ev(part.value)
-        return None
 
     def ev_Compare(self, node: ast.Compare) -> Any:
         left = self.ev(node.left)

@@ -9,7 +9,7 @@ from batchnorm.diagnosis.source.contents import Contents
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE, Walk
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, UNKNOWN, Context, Freeze, Mode
-from batchnorm.diagnosis.source.values import Obj, canonical, objects_in, within
+from batchnorm.diagnosis.source.values import Obj, canonical, objects_in, owners, within
 
 
 class Modes(Walk):
@@ -70,12 +70,8 @@ class Modes(Walk):
 
     def layers_mode(self, obj: Obj) -> Mode | None:
         """The mode of an object's batch norm layers, where it was set apart from the object's."""
-        at: Obj | None = canonical(obj)
-        while at is not None:
-            if at in self.state.layers:
-                return self.state.layers[at]
-            at = canonical(at.parent) if at.parent is not None and at.kind == "attribute" else None
-        return None
+        layers = self.state.layers
+        return next((layers[at] for at in owners(canonical(obj)) if at in layers), None) if layers else None
 
     def set_mode(self, value: Any, mode: str, node: ast.AST) -> None:
         """`x.train()` and `x.eval()`, for all that x can be."""

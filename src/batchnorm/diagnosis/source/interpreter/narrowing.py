@@ -9,6 +9,7 @@ from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.containers import Containers
 from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS, is_layer, last
 from batchnorm.diagnosis.source.project import Class
+from batchnorm.diagnosis.source.syntax import name_of
 from batchnorm.diagnosis.source.values import ClassName, Const, External, Obj, options
 
 RANKS = (
@@ -134,7 +135,7 @@ class Narrowing(Containers):
     def about_rank(self, test: ast.AST) -> bool:
         """Whether a test lets one process through."""
         for node in ast.walk(test):
-            name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+            name = name_of(node)
             if name in RANKS:
                 compared = [n for n in ast.walk(test) if isinstance(n, ast.Compare)]
                 if "rank" in name and "zero" not in name:

@@ -127,16 +127,9 @@ class Outside(Summaries):
             return self.names_of(self.info.module)
         if name == "eval" and first is not None and not isinstance(first, Const):
             return self.item(self.names_of(self.info.module), None)
-        if (
-            name == "setattr"
-            and len(args) == 3
-            and isinstance(args[1], Const)
-            and isinstance(args[1].value, str)
-            and isinstance(node.args[0], ast.expr)
-        ):
-            self.bind_attribute(
-                ast.copy_location(ast.Attribute(node.args[0], args[1].value, ast.Store()), node), args[2], node
-            )
+        if name == "setattr" and len(args) == 3 and isinstance(args[1], Const) and isinstance(args[1].value, str):
+            target = ast.Attribute(node.args[0], args[1].value, ast.Store())
+            self.bind(ast.copy_location(target, node), args[2], node)
             return None
         if name == "type" and isinstance(first, Obj):
             return ClassName(first)

@@ -215,9 +215,6 @@ class Statements(Expressions):
     def on_Global(self, node: ast.Global) -> None:
         self.globals.update(node.names)
 
-    def on_Nonlocal(self, node: ast.Nonlocal) -> None:
-        """Closures are not followed."""
-
     def on_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         """Names are indexed by the module."""
         for alias in node.names:
@@ -293,20 +290,18 @@ class Statements(Expressions):
     def around(self, node: ast.AST, body: list[ast.stmt], start: Any) -> None:
         """A loop's body, and once more if the first round has left another mode or tensor behind."""
         modes, layers, version = dict(self.state.modes), dict(self.state.layers), self.state.version
-        self.depth_of_loops += 1
         self.loop_nodes.append(node)
         self.broken.append([])
         self.round(body, start)
         moved = self.state.modes != modes or self.state.layers != layers
         again = moved or (self.touches_tensors and self.state.version != version)
-        if again and self.depth_of_loops <= DEEPEST_LOOP and not self.state.dead:
+        if again and len(self.loop_nodes) <= DEEPEST_LOOP and not self.state.dead:
             self.second += 1
             self.round(body, start)
             self.second -= 1
         for state in self.broken.pop():
             self.state = join(self.state, state, choice)
         self.loop_nodes.pop()
-        self.depth_of_loops -= 1
         self.state.dead = False
 
     def round(self, body: list[ast.stmt], start: Any) -> None:

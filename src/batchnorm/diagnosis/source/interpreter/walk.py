@@ -7,7 +7,6 @@ from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.program import Program
-from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS
 from batchnorm.diagnosis.source.project import Class, ClassInfo, FunctionInfo
 from batchnorm.diagnosis.source.trace import Event, Mode, State, Summary, Test
 from batchnorm.diagnosis.source.values import Atom, Const, External, Form, Obj, canonical, options, root, within
@@ -18,8 +17,6 @@ OPAQUE = ("iteration", "zip", "list", "dict", "state", "layer", "key", "optimize
 
 class Walk:
     """State of one function's walk."""
-
-    without_gradients = WITHOUT_GRADIENTS
 
     def __init__(self, program: Program, info: FunctionInfo, depth: int) -> None:
         self.program, self.info, self.depth = program, info, depth
@@ -38,7 +35,7 @@ class Walk:
         self.entered: dict[Obj, Mode] = {}  # the modes inside of a `with` block of what was called last
         self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner
         self.read_through: dict[Obj, Obj] = {}  # a layer, and the attribute of a model that it was last read from
-        self.conditions = self.ranks = self.second = self.depth_of_loops = 0
+        self.conditions = self.ranks = self.second = 0
         self.touches_tensors = info.module.touches_statistics
 
     def ev(self, node: ast.AST) -> Any:
@@ -51,10 +48,6 @@ class Walk:
 
     def bind(self, target: ast.AST, value: Any, node: ast.AST) -> None:
         """Give a name, an attribute, an element or several of them a value."""
-        raise NotImplementedError
-
-    def bind_attribute(self, target: ast.Attribute, value: Any, node: ast.AST) -> None:
-        """`x.name = value`."""
         raise NotImplementedError
 
     def event(self, kind: str, node: ast.AST, obj: Obj | None = None, **data: Any) -> Event:

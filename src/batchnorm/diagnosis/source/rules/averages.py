@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.syntax import spelled
 from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Atom, Form, Obj, canonical, objects_in
 

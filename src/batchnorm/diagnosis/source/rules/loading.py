@@ -6,10 +6,11 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, calls_by_name, said, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
 from batchnorm.diagnosis.source.project import Function, Module
 from batchnorm.diagnosis.source.rules.averages import BUFFERS
 from batchnorm.diagnosis.source.rules.forwards import forwards
+from batchnorm.diagnosis.source.syntax import calls_by_name, spelled
 from batchnorm.diagnosis.source.trace import TRAIN
 from batchnorm.diagnosis.source.values import Const, Form, Obj, canonical, objects_in, options
 
@@ -23,7 +24,7 @@ def filtered_statistics(facts: Facts) -> Iterator[Said]:
         dropped = any(c.value in LOST for test in event.data["tests"] for c in _dropped(test))
         if dropped or any(map(_keeps_parameters, event.data["tests"])):
             yield _left_out(event.function.module, event.node, _loaded(facts, event.obj))
-    for module in facts.project.modules.values():
+    for module in facts.modules:
         for function in module.functions if "running" in module.text and "torch" in module.text else ():
             if facts.uses(function, "load_state_dict", "load", "save", "copy_"):
                 loops = [n for n in ast.walk(function.node) if isinstance(n, ast.For) and _drops(n)]
