@@ -266,7 +266,9 @@ class _Scan:
     def _call(self, node: ast.Call, certain: int) -> bool:
         """A call of a function of the linted files, with the literal switches that it is given."""
         value = self._static(node.func) if isinstance(node.func, ast.Name | ast.Attribute) else None
-        given = _switches(node, value.info) if isinstance(value, Function) and value.info is not self.root else None
+        if not isinstance(value, Function) or value.info is self.root:
+            return False
+        given = _switches(node, value.info)
         if given:
             self.take(self.contents.scan(value.info, given), certain)
         return bool(given)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 Poly = dict[tuple[Any, ...], float]
+MODELS = ("parameter", "attribute", "global", "instance", "external", "result", "copy")  # kinds that may be one
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
 MOST, SHOWN = 16, 4  # values that a name may have at once, and how many of more stand for all
 MOST_TERMS = 12  # of a formula

@@ -9,7 +9,7 @@ from batchnorm.diagnosis.source.contents import Contents
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE, Walk
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, UNKNOWN, Context, Freeze, Mode
-from batchnorm.diagnosis.source.values import Obj, canonical, objects_in, owners, within
+from batchnorm.diagnosis.source.values import MODELS, Obj, canonical, objects_in, owners, within
 
 
 class Modes(Walk):
@@ -177,13 +177,5 @@ class Modes(Walk):
                     obj.kind == "self" and not (isinstance(obj.info, ClassInfo) and obj.info.is_module)
                 ):
                     continue
-                if obj in self.state.modes or obj.kind in (
-                    "parameter",
-                    "attribute",
-                    "global",
-                    "instance",
-                    "external",
-                    "result",
-                    "copy",
-                ):
+                if obj in self.state.modes or obj.kind in MODELS:
                     self.state.modes[obj] = Mode(UNKNOWN)

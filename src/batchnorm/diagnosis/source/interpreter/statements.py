@@ -130,10 +130,7 @@ class Statements(Expressions):
         form = tensors.as_form(value)
         if isinstance(old, Form) and old.live and form is not None:
             self.written(node, old, form, augmented=True)
-            if isinstance(target, ast.Name):
-                return
-            if isinstance(target, ast.Subscript | ast.Attribute):
-                return
+            return
         self.bind(target, value, node)
 
     def bind(self, target: ast.AST, value: Any, node: ast.AST) -> None:

@@ -44,8 +44,8 @@ def trains_apart(facts: Facts, freeze: Iterable[Test], event: Event, c: Context)
         e.node is c.mode.node and exclusive(freeze, e.data["tests"]) for e in modes
     ):
         return True
-    evals = [e for e in modes if e.data["mode"] == EVAL and e.obj is not None and implied(e.data["tests"], freeze)]
-    return any(within(e.obj, c.obj) or facts.same(e.obj, c.obj) for e in evals)
+    evals = [e.obj for e in modes if e.data["mode"] == EVAL and implied(e.data["tests"], freeze)]
+    return any(o is not None and (within(o, c.obj) or facts.same(o, c.obj)) for o in evals)
 
 
 def _names(loops: Iterable[ast.AST]) -> set[str]:
