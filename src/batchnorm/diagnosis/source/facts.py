@@ -222,13 +222,8 @@ class Facts:
     @cached_property
     def options(self) -> list[Option]:
         """The options of command lines."""
-        found = []
-        for module in self.modules:
-            if "add_argument" not in module.text:
-                continue
-            for n in _methods(module, "add_argument"):
-                found.extend(Option(module, n, name) for name in _destinations(n))
-        return found
+        modules = (m for m in self.modules if "add_argument" in m.text)
+        return [Option(m, n, name) for m in modules for n in _methods(m, "add_argument") for name in _destinations(n)]
 
     @cached_property
     def spreads(self) -> bool:

@@ -458,20 +458,10 @@ class Project:
         if not candidates or name.split(".")[0] in ("torch", "torchvision", "numpy", "tensorflow", "keras"):
             return None
 
-        def shared(candidate: str) -> int:
-            n = 0
-            for a, b in zip(candidate.split("."), package, strict=False):
-                if a != b:
-                    break
-                n += 1
-            return n
-
         # An import reaches what lies beside the file or above it, not what lies in a folder elsewhere.
-        reached = [
-            c
-            for c in candidates
-            if c.split(".")[: -len(name.split("."))] == package[: len(c.split(".")) - len(name.split("."))]
-        ]
+        folders = {c: c.split(".")[: -len(name.split("."))] for c in candidates}
+        reached = [c for c, folder in folders.items() if folder == package[: len(folder)]]
+        shared = lambda c: [*map(operator.eq, c.split("."), package), False].index(False)  # noqa: E731
         best = max(reached or (candidates if len(candidates) == 1 else []), key=shared, default=None)
         return None if best is None else self.modules[best]
 

@@ -108,7 +108,7 @@ class Expressions(Calls):
             own = isinstance(base.info, ClassInfo) and "module" in base.info.self_obj.attrs
             if not own or base.kind != "instance":
                 return base
-        if name == "data" and base.kind in ("attribute", "parameter") and base.name in ("[]", "param", "p"):
+        if name == "data" and self.is_parameter(base):
             return self.unknown_tensor(base)
         if name in ("state_dict", "parameters"):
             return None

@@ -61,11 +61,8 @@ class Modes(Walk):
                 each = at.parent.attrs.get("[]")
                 if each in self.state.modes:
                     return self.state.modes[each]
-            at = (
-                canonical(at.parent)
-                if at.parent is not None and at.kind in ("attribute", "batch norm")
-                else self.held.get(at)
-            )
+            part = at.parent is not None and at.kind in ("attribute", "batch norm")
+            at = canonical(at.parent) if part else self.held.get(at)
         return None
 
     def layers_mode(self, obj: Obj) -> Mode | None:
@@ -99,10 +96,9 @@ class Modes(Walk):
             del self.state.modes[held]
         for held in [o for o in self.state.layers if within(o, obj)]:
             if mode.value == TRAIN and self.state.layers[held].value == EVAL and not own:
+                frozen = self.state.layers[held]
                 if mode.node is not None:
-                    self.event(
-                        "unfreeze", mode.node, obj, frozen=self.state.layers[held], by=mode.function or self.info
-                    )
+                    self.event("unfreeze", mode.node, obj, frozen=frozen, by=mode.function or self.info)
                 self.state.layers[held] = mode
             else:
                 del self.state.layers[held]
@@ -158,8 +154,7 @@ class Modes(Walk):
 
     def set_layers(self, owner: Any, mode: str, node: ast.AST, layer: Obj) -> None:
         """A mode for batch norm layers alone."""
-        for obj in objects_in(owner):
-            obj = canonical(obj)
+        for obj in map(canonical, objects_in(owner)):
             if layer.kind == "layer":
                 # Not told apart by their class: some of the model's layers, which ones is not known.
                 if mode == EVAL:
@@ -170,12 +165,7 @@ class Modes(Walk):
 
     def forget_modes(self, values: list[Any]) -> None:
         """Models that an unknown function was given may come back in any mode."""
-        for value in values:
-            for obj in objects_in(value):
-                obj = canonical(obj)
-                if obj.kind in OPAQUE or (
-                    obj.kind == "self" and not (isinstance(obj.info, ClassInfo) and obj.info.is_module)
-                ):
-                    continue
-                if obj in self.state.modes or obj.kind in MODELS:
-                    self.state.modes[obj] = Mode(UNKNOWN)
+        for obj in (canonical(o) for value in values for o in objects_in(value)):
+            model = obj.kind != "self" or (isinstance(obj.info, ClassInfo) and obj.info.is_module)
+            if obj.kind not in OPAQUE and model and (obj in self.state.modes or obj.kind in MODELS):
+                self.state.modes[obj] = Mode(UNKNOWN)

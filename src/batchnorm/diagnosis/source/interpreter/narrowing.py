@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
@@ -12,18 +13,8 @@ from batchnorm.diagnosis.source.project import Class
 from batchnorm.diagnosis.source.syntax import calls_by_name, name_of
 from batchnorm.diagnosis.source.values import ClassName, Const, External, Obj, options
 
-RANKS = (
-    "rank",
-    "local_rank",
-    "global_rank",
-    "get_rank",
-    "is_main_process",
-    "is_local_main_process",
-    "is_master",
-    "is_main",
-    "main_process",
-    "is_rank_zero",
-    "is_primary",
+RANKS = re.compile(
+    r"(local_|global_|get_)?rank|is_(local_)?main_process|main_process|is_(master|main|rank_zero|primary)"
 )
 
 
@@ -108,7 +99,7 @@ class Narrowing(Containers):
         """Whether a test lets one process through."""
         for node in ast.walk(test):
             name = name_of(node)
-            if name in RANKS:
+            if RANKS.fullmatch(name):
                 equal = (c for c in ast.walk(test) if isinstance(c, ast.Compare) and isinstance(c.ops[0], ast.Eq))
                 first = any(getattr(c.comparators[0], "value", None) == 0 for c in equal)
                 return first or "rank" not in name or "zero" in name

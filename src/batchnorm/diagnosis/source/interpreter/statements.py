@@ -157,7 +157,7 @@ class Statements(Expressions):
             base, key = self.ev(target.value), self.ev(target.slice)
             old = self.item(base, key)
             if isinstance(old, Form) and old.live:
-                self.written(node, old, tensors.as_form(value) or tensors.other([], 0), plain=value)
+                self.written(node, old, tensors.as_form(value) or tensors.other(), plain=value)
             elif isinstance(base, Obj):
                 if isinstance(key, Const):
                     self.state.heap[base, f"[{key.value}]"] = value
@@ -171,7 +171,7 @@ class Statements(Expressions):
         name = target.attr
         if isinstance(base, Form) and name == "data":
             if base.live:
-                self.written(node, base, tensors.as_form(value) or tensors.other([], 0), plain=value)
+                self.written(node, base, tensors.as_form(value) or tensors.other(), plain=value)
                 if isinstance(value, Form):
                     value.terms, value.live, value.mixed = {a: {(): 1.0} for a in base.terms}, True, False
             return
@@ -200,7 +200,7 @@ class Statements(Expressions):
         """`bn.running_mean = value`: the buffer is now that tensor, and so is the name it came from."""
         old = self.statistic(owner, name)
         form = tensors.as_form(value)
-        self.written(node, old, form if form is not None else tensors.other([], 0), plain=value)
+        self.written(node, old, form if form is not None else tensors.other(), plain=value)
         if form is not None and not form.live:
             form.terms, form.live, form.mixed, form.converted = dict(old.terms), True, False, False
 

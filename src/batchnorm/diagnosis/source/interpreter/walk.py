@@ -31,7 +31,7 @@ class Walk:
         self.returned: list[Test] = []  # and what a `return` has
         self.globals: set[str] = set()
         self.born: dict[Obj, tuple[Test, ...]] = {}  # the conditions that objects are made under
-        self.pending: dict[Atom, tuple[ast.AST, Form, Form, dict[str, Any]]] = {}
+        self.pending: dict[Atom, tuple[ast.AST, Form, dict[str, Any]]] = {}
         self.entered: dict[Obj, Mode] = {}  # the modes inside of a `with` block of what was called last
         self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner
         self.read_through: dict[Obj, Obj] = {}  # a layer, and the attribute of a model that it was last read from
@@ -108,12 +108,8 @@ class Walk:
         flows = inflow(slot) if info is not None else slot.sources
         if len(flows) == 1:
             (only,) = flows
-            if isinstance(only, Const) or (
-                isinstance(only, Obj) and only.kind in ("list", "dict", "iteration", "zip", "state")
-            ):
-                return only
-            if isinstance(only, External | Class):
-                return only
+            held = isinstance(only, Obj) and only.kind in ("list", "dict", "iteration", "zip", "state")
+            return only if held or isinstance(only, Const | External | Class) else slot
         elif flows and all(isinstance(f, Const) for f in flows) and len(flows) <= 2 and info is not None:
             return None if name == "training" else slot
         return slot
@@ -131,6 +127,10 @@ class Walk:
             if isinstance(source, Form) and source.live:
                 return Form(dict(source.terms), live=True)
         return None
+
+    def is_parameter(self, obj: Any) -> bool:
+        """Whether an unknown object is called as the parameters of a loop are."""
+        return isinstance(obj, Obj) and obj.kind in ("attribute", "parameter") and obj.name in ("[]", "param", "p")
 
     def unknown_tensor(self, obj: Obj) -> Form:
         """An object that is used as a tensor."""
