@@ -11,6 +11,7 @@ from typing import Any
 
 from batchnorm.diagnosis.source.names import DROPOUT, is_layer, last, made_by
 from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Module
+from batchnorm.diagnosis.source.syntax import name_of, of_self
 from batchnorm.diagnosis.source.values import Choice, External, Obj, Partial, Tuple
 
 YES, LIKELY, NO = 2, 1, 0
@@ -113,18 +114,14 @@ class Contents:
     def _constructed(self, obj: Obj) -> frozenset[tuple[str, Any]]:
         """What the call that made an instance says of its constructor's parameters."""
         init = obj.info.methods.get("__init__") if obj.kind == "instance" else None
-        if init is None or isinstance(init.node, ast.Module) or not isinstance(obj.node, ast.Call):
-            return frozenset()
-        return _switches(obj.node, init.node, 1)
+        return _switches(obj.node, init, 1) if init is not None and isinstance(obj.node, ast.Call) else frozenset()
 
     def _switched_off(self, obj: Obj) -> bool:
         """Whether a function that can make batch norm layers was told not to, by a literal switch."""
         info, call = obj.info, obj.node
         if obj.kind != "result" or not isinstance(info, FunctionInfo) or not isinstance(call, ast.Call):
             return False
-        if isinstance(info.node, ast.Module) or info.owner is not None:
-            return False
-        given = _switches(call, info.node)
+        given = _switches(call, info) if info.owner is None else None
         return bool(given) and self.scan(info, given)[0] == NO and self.scan(info)[0] != NO
 
     def dropout(self, value: Any, depth: int = 0) -> bool:
@@ -213,15 +210,9 @@ class _Scan:
         self.held.extend([self.attribute] if found[0] else [])
 
     def function(self, info: FunctionInfo) -> None:
-        node = info.node
-        if isinstance(node, ast.Module):
-            return
-        self.defaults = {n: v for n, v in {**literal_defaults(node), **self.given}.items() if v is not UNKNOWN}
-        for default in (*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)):
-            self.visit(default, YES, "")
-        body = node.body if isinstance(node.body, list) else [node.body]
-        for statement in body:
-            self.visit(statement, YES, "")
+        self.defaults = {n: v for n, v in {**info.literals, **self.given}.items() if v is not UNKNOWN}
+        for part in (*info.defaults.values(), *info.body):
+            self.visit(part, YES, "")
 
     def visit(self, node: ast.AST, certain: int, name: str) -> None:
         stack = [(node, certain, name)]
@@ -249,7 +240,7 @@ class _Scan:
                 target = node.targets[0]
                 if isinstance(target, ast.Attribute):
                     name = target.attr
-                    if isinstance(target.value, ast.Name) and target.value.id == "self":
+                    if of_self(target):
                         self.visit_in(node.value, certain, name)
                         continue
                 stack.append((node.value, certain, name))
@@ -267,7 +258,7 @@ class _Scan:
             if isinstance(node, ast.Call) and self._call(node, certain):
                 stack.extend((child, certain, name) for child in (*node.args, *(k.value for k in node.keywords)))
                 continue
-            if isinstance(node, ast.Call) and _called(node.func) == "Sequential":
+            if isinstance(node, ast.Call) and name_of(node.func) == "Sequential":
                 stack.extend((child, certain, str(at)) for at, child in enumerate(node.args))
                 continue
             stack.extend((child, certain, name) for child in ast.iter_child_nodes(node))
@@ -275,13 +266,12 @@ class _Scan:
     def _call(self, node: ast.Call, certain: int) -> bool:
         """A call of a function of the linted files, with the literal switches that it is given."""
         value = self._static(node.func) if isinstance(node.func, ast.Name | ast.Attribute) else None
-        if not isinstance(value, Function) or isinstance(value.info.node, ast.Module) or value.info is self.root:
+        if not isinstance(value, Function) or value.info is self.root:
             return False
-        given = _switches(node, value.info.node)
-        if not given:
-            return False
-        self.take(self.contents.scan(value.info, given), certain)
-        return True
+        given = _switches(node, value.info)
+        if given:
+            self.take(self.contents.scan(value.info, given), certain)
+        return bool(given)
 
     def visit_in(self, node: ast.AST, certain: int, attribute: str) -> None:
         """What an attribute of self holds."""
@@ -308,9 +298,7 @@ class _Scan:
             self.take(self.contents.scan(value.info), certain)
 
     def _static(self, node: ast.Name | ast.Attribute) -> Any:
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
-            return None
-        return self.module.static(node)
+        return None if of_self(node) else self.module.static(node)
 
 
 def inflow(obj: Obj, depth: int = 0) -> list[Any]:
@@ -354,28 +342,10 @@ def _best(levels: list[int | None]) -> int | None:
     return max(known) if known else None
 
 
-def _called(node: ast.AST) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def literal_defaults(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> dict[str, Any]:
-    """Literal default values by parameter."""
-    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
-    found = {
-        n: d.value for n, d in zip(names[::-1], node.args.defaults[::-1], strict=False) if isinstance(d, ast.Constant)
-    }
-    for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-        if isinstance(default, ast.Constant):
-            found[arg.arg] = default.value
-    return found
-
-
-def _switches(
-    call: ast.Call, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, bound: int = 0
-) -> frozenset[tuple[str, Any]]:
+def _switches(call: ast.Call, info: FunctionInfo, bound: int = 0) -> frozenset[tuple[str, Any]]:
     """The literal switches and words of a call's parameters, defaults included; UNKNOWN where one is given another."""
-    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)][bound:]
-    found: dict[str, Any] = {n: v for n, v in literal_defaults(node).items() if v is None or isinstance(v, bool | str)}
+    names = info.positional[bound:]
+    found: dict[str, Any] = {n: v for n, v in info.literals.items() if v is None or isinstance(v, bool | str)}
     if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
         return frozenset((name, UNKNOWN) for name in found)
     for name, value in (*zip(names, call.args, strict=False), *((k.arg or "", k.value) for k in call.keywords)):

@@ -14,7 +14,8 @@ from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter import events
 from batchnorm.diagnosis.source.names import is_layer, loads_weights, made_by
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, nodes_of
+from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, in_module, nodes_of
+from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, spelled, strings, variables
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonical, options
 
@@ -71,7 +72,7 @@ class Facts:
     """Events by kind, and questions about objects, functions and modules."""
 
     def __init__(self, project: Project) -> None:
-        self.project = project
+        self.modules = [*project.modules.values()]
         self.contents = Contents()
         self._kinds: dict[str, list[Event]] = defaultdict(list)
         for event in events(project):
@@ -113,29 +114,24 @@ class Facts:
     def _speaking(self) -> list[Module]:
         found = [e.function.module for e in self.of("layer") if e.data["name"].startswith("torch")]
         found += [e.function.module for e in self.of("outside") if made_by(e.data["name"], _first(e))]
-        classes = (c for m in self.project.modules.values() for c in m.classes)
+        classes = (c for m in self.modules for c in m.classes)
         return [*found, *(c.module for c in classes if c.is_module and self.contents.scan(c)[0] == YES)]
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Whether two objects may be the same."""
+        return not set(self.aliases(one)).isdisjoint(self.aliases(other))
 
     def likely(self, obj: Obj) -> int:
         """`has`, and LIKELY for an unknown object among models that have batch norm."""
         found = self.has(obj)
-        if (
-            found is None
-            and self.speaks
-            and all(o.kind in ("parameter", "attribute", "global", "copy", "result") for o in self.aliases(obj))
-        ):
-            return LIKELY
-        return found or 0
+        unknown = all(o.kind in ("parameter", "attribute", "global", "copy", "result") for o in self.aliases(obj))
+        return LIKELY if found is None and self.speaks and unknown else found or 0
 
     @cached_property
     def _managers(self) -> set[int]:
         """Classes whose own methods put parts of their objects into a mode, by id."""
-        found = {
-            id(e.function.owner)
-            for e in self.of("mode", "layer mode")
-            if e.function.owner is not None and e.function.owner.is_module and e.function.name in self._run
-        }
-        return found
+        events = self.of("mode", "layer mode")
+        return {id(e.function.owner) for e in events if in_module(e.function) and e.function.name in self._run}
 
     @cached_property
     def _run(self) -> frozenset[str]:
@@ -144,30 +140,18 @@ class Facts:
 
     def manages(self, obj: Obj) -> bool:
         """Whether an object sees to its own modes: a wrapper for adaptation, a model that freezes layers."""
-        for alias in self.aliases(obj):
-            if alias.kind in ("instance", "result") or isinstance(alias.info, ClassInfo):
-                for inner in (alias, *alias.sources[:4]):
-                    info = inner.info if isinstance(inner, Obj) else None
-                    if isinstance(info, ClassInfo) and adapts(info):
-                        return True
-                    if isinstance(info, ClassInfo) and any(
-                        isinstance(a, ClassInfo) and id(a) in self._managers for a in info.ancestors()
-                    ):
-                        return True
-        return False
+        made = (a for a in self.aliases(obj) if a.kind in ("instance", "result") or isinstance(a.info, ClassInfo))
+        classes = (c for alias in made for c in _classes(alias, 4))
+        return any(adapts(c) or any(id(a) in self._managers for a in c.ancestors()) for c in classes)
 
     def holds(self, obj: Obj | None, owner: ClassInfo, depth: int = 0) -> bool:
         """Whether an object, or what is in its attributes, is made by a class."""
-        for alias in self.aliases(obj):
-            for made in (alias, *alias.sources[:3]):
-                info = made.info if isinstance(made, Obj) else None
-                if not isinstance(info, ClassInfo):
-                    continue
-                if owner in info.ancestors():
-                    return True
-                slots = (s for a in info.ancestors() if isinstance(a, ClassInfo) for s in a.self_obj.attrs.values())
-                if depth < DEEPEST_PART and any(self.holds(slot, owner, depth + 1) for slot in list(slots)[:24]):
-                    return True
+        for info in (c for alias in self.aliases(obj) for c in _classes(alias, 3)):
+            if owner in info.ancestors():
+                return True
+            slots = (s for a in info.ancestors() if isinstance(a, ClassInfo) for s in a.self_obj.attrs.values())
+            if depth < DEEPEST_PART and any(self.holds(slot, owner, depth + 1) for slot in list(slots)[:24]):
+                return True
         return False
 
     def words(self, info: FunctionInfo | Module) -> frozenset[str]:
@@ -202,14 +186,14 @@ class Facts:
     @cached_property
     def statements(self) -> set[int]:
         """The calls whose values nothing uses, by id."""
-        nodes = (n for m in self.project.modules.values() for n in m.nodes)
+        nodes = (n for m in self.modules for n in m.nodes)
         return {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
 
     def only_constructs(self, function: FunctionInfo) -> bool:
         """Whether a function is a constructor, or is called by constructors alone."""
         if function.name == "__init__":
             return True
-        modules = [m for m in self.project.modules.values() if function.name in m.text]
+        modules = [m for m in self.modules if function.name in m.text]
         calls = {id(n) for m in modules for n in m.nodes if calls_by_name(n, function.name)}
         made = {id(n) for m in modules for f in m.functions if f.name == "__init__" for n in ast.walk(f.node)}
         return bool(calls) and calls <= made
@@ -217,14 +201,13 @@ class Facts:
     @cached_property
     def called(self) -> frozenset[str]:
         """The names of all functions and methods that the linted files call."""
-        calls = (n.func for m in self.project.modules.values() for n in m.nodes if isinstance(n, ast.Call))
-        return frozenset(f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in calls)
+        return frozenset(name_of(n.func) for m in self.modules for n in m.nodes if isinstance(n, ast.Call))
 
     @cached_property
     def mentioned(self) -> frozenset[str]:
         """Every name, attribute, parameter and string that the linted files use, definitions and imports apart."""
         found: set[str] = set()
-        for module in self.project.modules.values():
+        for module in self.modules:
             for n in module.nodes:
                 if isinstance(n, ast.Name):
                     found.add(n.id)
@@ -239,21 +222,14 @@ class Facts:
     @cached_property
     def options(self) -> list[Option]:
         """The options of command lines."""
-        found = []
-        for module in self.project.modules.values():
-            if "add_argument" not in module.text:
-                continue
-            for n in _methods(module, "add_argument"):
-                found.extend(Option(module, n, name) for name in _destinations(n))
-        return found
+        modules = (m for m in self.modules if "add_argument" in m.text)
+        return [Option(m, n, name) for m in modules for n in _methods(m, "add_argument") for name in _destinations(n)]
 
     @cached_property
     def spreads(self) -> bool:
         """Whether options are handed on as keywords, so that what reads them does not name them."""
         return any(
-            isinstance(n, ast.keyword)
-            and n.arg is None
-            and not {w.id for w in ast.walk(n.value) if isinstance(w, ast.Name)}.isdisjoint((*ARGUMENTS, "vars"))
+            isinstance(n, ast.keyword) and n.arg is None and not variables(n.value).isdisjoint((*ARGUMENTS, "vars"))
             for module in {id(o.module): o.module for o in self.options}.values()
             for n in module.nodes
         )
@@ -287,10 +263,8 @@ class Facts:
         """Where the outputs of all forwards of a forward's function go."""
 
         def follow() -> Outputs:
-            node = event.function.node
             forwards = [e.node for e in self._forwards_in[id(event.function)]]
-            body = node.body if isinstance(node.body, list) else [ast.Return(node.body)]
-            return Outputs(body, forwards, self._backward)
+            return Outputs(event.function.body, forwards, self._backward)
 
         return self.once(f"outputs {id(event.function)}", follow)
 
@@ -314,7 +288,7 @@ class Facts:
         """The names of functions that run something backward."""
         return frozenset(
             f.name
-            for m in self.project.modules.values()
+            for m in self.modules
             if "backward" in m.text
             for f in m.functions
             if f.name and not self._words_in(f.node).isdisjoint(("backward", "manual_backward"))
@@ -327,10 +301,8 @@ class Facts:
     def _measures(self, info: FunctionInfo) -> bool:
         if self.uses(info, *MEASURES) or ADAPTS.search(info.name.lower()):
             return True
-        return self.uses(info, "momentum") and any(
-            isinstance(n, ast.Attribute) and n.attr == "momentum" and isinstance(n.ctx, ast.Store)
-            for n in ast.walk(info.node)
-        )
+        stored = (n for n in ast.walk(info.node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
+        return self.uses(info, "momentum") and any(n.attr == "momentum" for n in stored)
 
     def steps(self, info: FunctionInfo | Module) -> bool:
         """Whether a function or a file makes training steps anywhere."""
@@ -339,7 +311,7 @@ class Facts:
     @cached_property
     def steps_anywhere(self) -> bool:
         """Whether any of the linted files makes training steps."""
-        return any(self.steps(m) for m in self.project.modules.values())
+        return any(self.steps(m) for m in self.modules)
 
     def forwards_of(self, value: Any) -> list[Event]:
         """The forwards whose outputs a value is, or is made from."""
@@ -349,12 +321,8 @@ class Facts:
             for _ in range(4):
                 if not isinstance(at, Obj) or at.kind == "output":
                     break
-                if at.kind == "attribute":
-                    at = at.parent
-                else:
-                    at = (
-                        next(iter(at.sources), None) if at.kind == "list" else at.info if at.kind == "unknown" else None
-                    )
+                first = next(iter(at.sources), None)
+                at = {"attribute": at.parent, "list": first, "unknown": at.info}.get(at.kind)
             if isinstance(at, Obj) and isinstance(at.info, Event):
                 found.append(at.info)
         return found
@@ -442,7 +410,7 @@ class Facts:
         known &= not any(e.data["name"] == "add_param_group" for e in self.of("method"))
         made = {id(e) for e in self.optimizers}
         others = (e.data["name"] for e in self.of("outside") if id(e) not in made and "scheduler" not in e.data["name"])
-        own = (a.name for m in self.project.modules.values() for c in m.classes for a in c.ancestors()[1:])
+        own = (a.name for m in self.modules for c in m.classes for a in c.ancestors()[1:])
         return found, known and not any(OPTIMIZER.search(name) for name in (*others, *own))
 
     def aliases(self, obj: Any) -> list[Obj]:
@@ -455,17 +423,11 @@ class Facts:
         if not isinstance(obj, Obj) or depth > 4:
             return []
         found = [obj]
-        for source in (
-            [obj.info]
-            if obj.kind == "wrapper"
-            else inflow(obj)[:6]
-            if obj.kind in ("parameter", "attribute", "global")
-            else obj.sources[:6]
-            if obj.kind == "result"
-            else []
-        ):
-            for option in options(source):
-                found.extend(self._aliases(option, depth + 1))
+        flows: list[Any] = [obj.info] if obj.kind == "wrapper" else obj.sources[:6] if obj.kind == "result" else []
+        if obj.kind in ("parameter", "attribute", "global"):
+            flows = inflow(obj)[:6]
+        for option in (o for source in flows for o in options(source)):
+            found.extend(self._aliases(option, depth + 1))
         return found[:24]
 
     def numbers(self, value: Any, depth: int = 0) -> list[float]:
@@ -478,7 +440,8 @@ class Facts:
             return []
         found = [n for source in inflow(value) for n in self.numbers(source, depth + 1)]
         if not found and value.kind == "parameter" and isinstance(value.info, FunctionInfo):
-            found = self.numbers(_default(value.info, value.name), depth + 1)
+            default = value.info.defaults.get(value.name)
+            found = self.numbers(value.info.module.static(default), depth + 1) if default is not None else []
         if not found and (option := self.option(value)) is not None:
             given = next((k.value for k in option.node.keywords if k.arg == "default"), None)
             found = self.numbers(option.module.static(given) if given is not None else None)
@@ -494,7 +457,7 @@ class Facts:
         roots = self.aliases(value.parent)
         parsed = {id(o.node) for o in roots}
         files = {m for o in roots for m in (o.info, getattr(o.info, "module", None)) if isinstance(m, Module)}
-        files |= {m for m in self.project.modules.values() if not parsed.isdisjoint(self._parses(m))}
+        files |= {m for m in self.modules if not parsed.isdisjoint(self._parses(m))}
         near = [o for o in named if o.module in files] or [
             o for o in named if any(o.module in m.imported for m in files)
         ]
@@ -516,23 +479,24 @@ class Facts:
         return found
 
 
+def _classes(obj: Obj, most: int) -> list[ClassInfo]:
+    """The classes of an object and of what flows into it."""
+    return [o.info for o in (obj, *obj.sources[:most]) if isinstance(o, Obj) and isinstance(o.info, ClassInfo)]
+
+
 def _run_by(forward: Event) -> list[Obj]:
     return [o for o in (forward.obj, *(c.obj for c in forward.contexts)) if o is not None]
 
 
 def _methods(module: Module, name: str) -> list[ast.Call]:
     """The calls of methods whose names begin so."""
-    return [
-        n
-        for n in module.nodes
-        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr.startswith(name)
-    ]
+    return [n for n in module.nodes if isinstance(n, ast.Call) and method_of(n).startswith(name)]
 
 
 def _destinations(call: ast.Call) -> list[str]:
     """The attribute that an option of a command line is read by: `batch_size` of `--batch-size`."""
     said = next((k.value.value for k in call.keywords if k.arg == "dest" and isinstance(k.value, ast.Constant)), None)
-    flags = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    flags = [f for a in call.args if isinstance(a, ast.Constant) for f in strings(a)]
     long = [f for f in flags if f.startswith("--")] or [f for f in flags if not f.startswith("-")]
     return [said] if isinstance(said, str) else [f.lstrip("-").replace("-", "_") for f in long[:1]]
 
@@ -540,11 +504,7 @@ def _destinations(call: ast.Call) -> list[str]:
 def adapts(info: ClassInfo) -> bool:
     """Whether a torch module wraps a model together with its optimizer, as test-time adaptation does."""
     init = info.method("__init__") if info.is_module else None
-    return (
-        init is not None
-        and not isinstance(init.node, ast.Module)
-        and any(a.arg == "optimizer" for a in init.node.args.args)
-    )
+    return init is not None and any(a.arg == "optimizer" for a in init.arguments.args)
 
 
 def _first(event: Event) -> str | None:
@@ -552,38 +512,11 @@ def _first(event: Event) -> str | None:
     return args[0].value if args and isinstance(args[0], Const) and isinstance(args[0].value, str) else None
 
 
-def _default(info: FunctionInfo, name: str) -> Any:
-    node = info.node
-    if isinstance(node, ast.Module):
-        return None
-    plain = [*node.args.posonlyargs, *node.args.args]
-    for arg, default in zip(plain[::-1], node.args.defaults[::-1], strict=False):
-        if arg.arg == name:
-            return info.module.static(default)
-    for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-        if arg.arg == name and default is not None:
-            return info.module.static(default)
-    return None
-
-
-def calls_by_name(node: ast.AST, name: str) -> bool:
-    """Whether a node calls a function or method of that name."""
-    func = node.func if isinstance(node, ast.Call) else None
-    return (isinstance(func, ast.Attribute) and func.attr == name) or (isinstance(func, ast.Name) and func.id == name)
-
-
-def spelled(node: ast.AST, longest: int = 60) -> str:
-    """An expression as the source has it, shortened."""
-    text = " ".join(ast.unparse(node).split())
-    return text if len(text) <= longest else text[: longest - 3] + "..."
-
-
 def file_of(event: Event) -> str:
     """The name of the file that an event is in."""
-    return event.function.module.path.rsplit("/", 1)[-1]
+    return event.function.module.file
 
 
 def called(event: Event) -> str:
     """The name of what a forward calls."""
-    node = event.node
-    return spelled(node.func) if isinstance(node, ast.Call) else "the model"
+    return spelled(event.node.func)

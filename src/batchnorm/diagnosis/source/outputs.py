@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from batchnorm.diagnosis.source.names import last
+from batchnorm.diagnosis.source.syntax import dotted, name_of, variables
 
 DETACHES = ("detach", "item", "numpy", "tolist", "argmax", "detach_", "data", "long", "bool", "argsort", "grad")
 INPUTS_GRADIENT = ("torch.autograd.grad", "autograd.grad", "grad")
@@ -52,9 +53,9 @@ class Outputs:
         self.asked: set[int] = set()
         self.stepped: set[int] = set()
         self.latest: frozenset[int] = frozenset()
-        self.inputs = {key: _names(node) for key, node in self.forwards.items()}
+        self.inputs = {key: variables(node) for key, node in self.forwards.items()}
         self.captured = {
-            n for s in body for f in ast.walk(s) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in _names(f)
+            n for s in body for f in ast.walk(s) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in variables(f)
         }
         self.given: dict[int, frozenset[int]] = {}
         self.without_gradients = 0
@@ -171,7 +172,7 @@ class Outputs:
         for argument in (*node.args, *(k.value for k in node.keywords)):
             given |= self.ev(argument)
         owner = self.ev(func.value) if isinstance(func, ast.Attribute) else NOTHING
-        name = func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
+        name = name_of(func)
         if id(node) in self.forwards:
             own = frozenset((id(node),))
             self.given[id(node)] = given.all | self.given.get(id(node), frozenset())
@@ -183,7 +184,7 @@ class Outputs:
             self.latest = flow.live
         elif name == "grad" and dotted(func) in INPUTS_GRADIENT:
             inner = any(k.arg == "create_graph" for k in node.keywords)
-            asked = {n for a in (*node.args[1:], *(k.value for k in node.keywords)) for n in _names(a)}
+            asked = variables(*node.args[1:], *(k.value for k in node.keywords))
             if not inner:
                 self.trained |= given.live
                 self.asked.update(key for key in given.live if not asked.isdisjoint(self.inputs[key]))
@@ -198,16 +199,3 @@ class Outputs:
             self.names[func.value.id] = owner | given  # losses.append(loss)
         flow = owner | given
         return flow.cut() if name in DETACHES and name != "grad" else flow
-
-
-def dotted(node: ast.AST) -> str:
-    """`self.net.head`; nothing of what is not made of names and attributes alone."""
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([*parts, node.id][::-1]) if isinstance(node, ast.Name) else ""
-
-
-def _names(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}

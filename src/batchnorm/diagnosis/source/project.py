@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import operator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any, NamedTuple
 from batchnorm.diagnosis.source.values import STATISTICS, Const, External, Obj
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+NO_ARGUMENTS = ast.arguments([], [], None, [], [], None, [])
 
 
 @dataclass(eq=False)
@@ -25,12 +29,44 @@ class FunctionInfo:
     outer: FunctionInfo | None = None
     params: dict[str, Obj] = field(default_factory=dict)
     inner: dict[str, FunctionInfo] = field(default_factory=dict)
-    given: dict[str, set[Any]] = field(default_factory=dict)
 
     @property
-    def line(self) -> int:
-        """Where it is defined."""
-        return getattr(self.node, "lineno", 1)
+    def arguments(self) -> ast.arguments:
+        """Its parameters as they are written; none of a module's own code."""
+        return NO_ARGUMENTS if isinstance(self.node, ast.Module) else self.node.args
+
+    @cached_property
+    def positional(self) -> list[str]:
+        """The parameters that may be given by their place."""
+        return [a.arg for a in (*self.arguments.posonlyargs, *self.arguments.args)]
+
+    @cached_property
+    def defaults(self) -> dict[str, ast.expr]:
+        """The default values by parameter."""
+        given, named = self.arguments.defaults, zip(self.arguments.kwonlyargs, self.arguments.kw_defaults, strict=True)
+        found = dict(zip(self.positional[len(self.positional) - len(given) :], given, strict=True))
+        return found | {arg.arg: default for arg, default in named if default is not None}
+
+    @cached_property
+    def literals(self) -> dict[str, Any]:
+        """The default values that are literals."""
+        return {n: d.value for n, d in self.defaults.items() if isinstance(d, ast.Constant)}
+
+    @cached_property
+    def static(self) -> bool:
+        """Whether it is a static method."""
+        return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in self.decorators)
+
+    @property
+    def decorators(self) -> list[ast.expr]:
+        """Its decorators."""
+        return getattr(self.node, "decorator_list", [])
+
+    @property
+    def body(self) -> list[ast.stmt]:
+        """Its statements; of a lambda, what it returns."""
+        body = self.node.body
+        return body if isinstance(body, list) else [ast.Return(body, lineno=getattr(self.node, "lineno", 1))]
 
 
 @dataclass(eq=False)
@@ -119,8 +155,9 @@ class Module:
     project: Project
 
     def __post_init__(self) -> None:
+        self.file = self.path.rsplit("/", 1)[-1]
         self.body = FunctionInfo("", self.tree, self)
-        self.names: dict[str, Any] = {}
+        self.names: dict[str, Any] = {}  # a plain tuple is an import that nobody has asked for yet
         self.assigned: dict[str, list[ast.expr]] = {}
         self.stars: list[str] = []
         self.imports: list[str] = []
@@ -155,35 +192,26 @@ class Module:
                 continue
             if isinstance(node, ast.Import | ast.ImportFrom):
                 self._import(node)
-            elif isinstance(node, ast.Assign):
-                for target in node.targets:
-                    if isinstance(target, ast.Name) and owner is not None:
+            elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value is not None:
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    if isinstance(target, ast.Name) and owner is not None and not isinstance(node, ast.AugAssign):
                         owner.constants[target.id] = node.value
-                    elif isinstance(target, ast.Name) and top:
-                        self.assigned.setdefault(target.id, []).append(node.value)
-                    elif isinstance(target, ast.Tuple) and top:
-                        for name in target.elts:
-                            if isinstance(name, ast.Name):
-                                self.assigned.setdefault(name.id, []).append(name)
-            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-                if owner is not None:
-                    owner.constants[node.target.id] = node.value
-                elif top:
-                    self.assigned.setdefault(node.target.id, []).append(node.value)
-            elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) and top:
-                self.assigned.setdefault(node.target.id, []).append(node)  # pyright: ignore[reportArgumentType]
-            for block in ("body", "orelse", "finalbody"):
-                stack.extend((child, function, owner, top) for child in reversed(getattr(node, block, None) or []))
-            for handler in getattr(node, "handlers", None) or []:
-                stack.extend((child, function, owner, top) for child in reversed(handler.body))
-            for case in getattr(node, "cases", None) or []:
-                stack.extend((child, function, owner, top) for child in reversed(case.body))
+                    elif isinstance(target, ast.Name | ast.Tuple) and top:
+                        self._assign(target, node if isinstance(node, ast.AugAssign) else node.value)
+            for part in (node, *getattr(node, "handlers", ()), *getattr(node, "cases", ())):
+                for block in ("body", "orelse", "finalbody"):
+                    stack.extend((child, function, owner, top) for child in reversed(getattr(part, block, None) or []))
+
+    def _assign(self, target: ast.Name | ast.Tuple, value: Any) -> None:
+        for name in target.elts if isinstance(target, ast.Tuple) else [target]:
+            if isinstance(name, ast.Name):
+                self.assigned.setdefault(name.id, []).append(value if name is target else name)
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> None:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 name = alias.name if alias.asname else alias.name.split(".")[0]
-                self.names[alias.asname or name] = ("import", name, "")
+                self.names[alias.asname or name] = (name, "")
                 self.imports.append(alias.name)
             return
         base = "." * node.level + (node.module or "")
@@ -193,38 +221,36 @@ class Module:
             if alias.name == "*":
                 self.stars.append(base)
             else:
-                self.names[alias.asname or alias.name] = ("import", base, alias.name)
+                self.names[alias.asname or alias.name] = (base, alias.name)
 
     def top(self, name: str) -> Any:
         """What a name at the top of the module means: a class, a function, a module, a constant, an outside name."""
         value = self.names.get(name)
-        if isinstance(value, tuple) and value and value[0] == "import":
-            if name in self._resolving:
-                return None  # files that import each other
-            self._resolving.add(name)
-            value = self._imported(value[1], value[2])
-            self._resolving.discard(name)
-            self.names[name] = value
-        if value is not None:
+        imported = type(value) is tuple
+        if value is not None and not imported:
             return value
-        if name in self.assigned and len(self.assigned[name]) == 1 and name not in self._resolving:
-            self._resolving.add(name)
-            try:
-                return self.static(self.assigned[name][0])
-            finally:
-                self._resolving.discard(name)
-        if name not in self.assigned and name not in self._resolving:
-            self._resolving.add(name)
-            try:
-                for base in self.stars:
-                    module = self.project.find(base, self)
-                    found = module.top(name) if module is not None else None
-                    if found is not None:
-                        return found
-                    if module is None and base in ("torch.nn", "torch", "torchvision.models") and name[:1].isupper():
-                        return External(f"{base}.{name}")
-            finally:
-                self._resolving.discard(name)
+        if name in self._resolving:
+            return None  # files that import each other
+        self._resolving.add(name)
+        try:
+            if imported:
+                self.names[name] = self._imported(*value)
+                return self.names[name]
+            if name in self.assigned:
+                return self.static(self.assigned[name][0]) if len(self.assigned[name]) == 1 else None
+            return self._starred(name)
+        finally:
+            self._resolving.discard(name)
+
+    def _starred(self, name: str) -> Any:
+        """What an `import *` may have brought."""
+        for base in self.stars:
+            module = self.project.find(base, self)
+            found = module.top(name) if module is not None else None
+            if found is not None:
+                return found
+            if module is None and base in ("torch.nn", "torch", "torchvision.models") and name[:1].isupper():
+                return External(f"{base}.{name}")
         return None
 
     def _imported(self, base: str, name: str) -> Any:
@@ -347,25 +373,25 @@ def nodes_of(tree: ast.AST) -> list[ast.AST]:
 NO_CHILDREN = (ast.expr_context, ast.operator, ast.unaryop, ast.cmpop, ast.boolop)
 
 
+OPERATIONS: dict[type, Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
 def arithmetic(op: ast.operator, left: Const, right: Const) -> Const | None:
     """The value of an operation on two literal numbers."""
     a, b = left.value, right.value
     if type(a) not in (int, float) or type(b) not in (int, float):
         return None
     try:
-        if isinstance(op, ast.Add):
-            return Const(a + b)
-        if isinstance(op, ast.Sub):
-            return Const(a - b)
-        if isinstance(op, ast.Mult):
-            return Const(a * b)
-        if isinstance(op, ast.Div):
-            return Const(a / b)
-        if isinstance(op, ast.Pow) and abs(b) <= 64:
-            return Const(float(a) ** b)
+        if isinstance(op, ast.Pow):
+            return Const(float(a) ** b) if abs(b) <= 64 else None
+        return Const(OPERATIONS[type(op)](a, b)) if type(op) in OPERATIONS else None
     except (ArithmeticError, ValueError):
         return None
-    return None
 
 
 def member(value: Any, name: str) -> Any:
@@ -432,20 +458,10 @@ class Project:
         if not candidates or name.split(".")[0] in ("torch", "torchvision", "numpy", "tensorflow", "keras"):
             return None
 
-        def shared(candidate: str) -> int:
-            n = 0
-            for a, b in zip(candidate.split("."), package, strict=False):
-                if a != b:
-                    break
-                n += 1
-            return n
-
         # An import reaches what lies beside the file or above it, not what lies in a folder elsewhere.
-        reached = [
-            c
-            for c in candidates
-            if c.split(".")[: -len(name.split("."))] == package[: len(c.split(".")) - len(name.split("."))]
-        ]
+        folders = {c: c.split(".")[: -len(name.split("."))] for c in candidates}
+        reached = [c for c, folder in folders.items() if folder == package[: len(folder)]]
+        shared = lambda c: [*map(operator.eq, c.split("."), package), False].index(False)  # noqa: E731
         best = max(reached or (candidates if len(candidates) == 1 else []), key=shared, default=None)
         return None if best is None else self.modules[best]
 

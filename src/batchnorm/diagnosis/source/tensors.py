@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from typing import Any
 
 from batchnorm.diagnosis.source.values import (
@@ -43,13 +44,12 @@ PURE = ("mul", "add", "sub", "div", "lerp", "true_divide", "multiply", "subtract
 def frozen_form(form: Form, version: int) -> Form:
     """A copy: what the buffer holds now, not the buffer."""
     terms = {a._replace(version=version) if a.version == 0 else a: p for a, p in form.terms.items()}
-    return Form(terms, False, form.mixed, form.converted, form.divided)
+    return replace(form, terms=terms, live=False)
 
 
-def other(forms: list[Form], version: int, owner: Any = None) -> Form:
-    """Something unknown that depends on these."""
-    terms: dict[Atom, Poly] = {Atom("other", owner if owner is not None else object()): ONE}
-    return Form(terms)
+def other(owner: Any = None) -> Form:
+    """Something unknown, or the tensor that an unknown object is."""
+    return Form({Atom("other", owner if isinstance(owner, Obj) else object()): ONE})
 
 
 def combine(op: ast.operator, left: Any, right: Any, version: int) -> Any:
@@ -71,26 +71,20 @@ def combine(op: ast.operator, left: Any, right: Any, version: int) -> Any:
     b = None if b is None else frozen_form(b, version)
     if isinstance(op, ast.Add | ast.Sub):
         sign = 1.0 if isinstance(op, ast.Add) else -1.0
-        if a is None or b is None:
-            return (
-                _shifted(a, 1.0, right, sign)
-                if a is not None
-                else _shifted(b, sign, left, 1.0)
-                if b is not None
-                else None
-            )
-        return _sum(a, b, sign)
+        if a is not None and b is not None:
+            return _sum(a, b, sign)
+        return _shifted(a, 1.0, right, sign) if a is not None else _shifted(b, sign, left, 1.0) if b else None
     if isinstance(op, ast.Mult):
         if a is None or b is None:
             return _scaled(a, right) if a is not None else _scaled(b, left) if b is not None else None
-        return other([a, b], version)
+        return other()
     if isinstance(op, ast.Div) and a is not None and b is None:
         p = poly(right)
         inv = inverse(p) if p is not None else None
         out = _scaled(a, scalar(inv) if inv is not None else None)
         out.divided = True
         return out
-    return other([], version)
+    return other()
 
 
 def _shifted(form: Form, weight: float, rest: Any, rest_weight: float) -> Form:
@@ -99,7 +93,7 @@ def _shifted(form: Form, weight: float, rest: Any, rest_weight: float) -> Form:
         return form
     terms = {k: times(p, {(): weight}) for k, p in form.terms.items()}
     terms[Atom("other", rest if isinstance(rest, Obj) else object())] = {(): rest_weight}
-    return Form(terms, False, form.mixed, form.converted, form.divided)
+    return replace(form, terms=terms, live=False)
 
 
 def _sum(a: Form, b: Form, sign: float) -> Form:
@@ -110,7 +104,7 @@ def _sum(a: Form, b: Form, sign: float) -> Form:
         terms[k] = add(terms.get(k, {}), p, sign)
     terms = {k: p for k, p in terms.items() if p}
     if len(terms) > MOST_TERMS:
-        return other([a, b], 0)
+        return other()
     return Form(terms, False, mixed, a.converted or b.converted, a.divided or b.divided)
 
 
@@ -118,7 +112,7 @@ def _scaled(form: Form, factor: Any) -> Form:
     p = poly(factor)
     if p is None:
         p = {(factor if isinstance(factor, Obj) else object(),): 1.0}
-    return Form({k: times(q, p) for k, q in form.terms.items()}, False, form.mixed, form.converted, form.divided)
+    return replace(form, terms={k: times(q, p) for k, q in form.terms.items()}, live=False)
 
 
 def as_form(value: Any) -> Form | None:
@@ -129,28 +123,18 @@ def as_form(value: Any) -> Form | None:
 def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], version: int) -> Form | None:
     """What a tensor's method returns; None for a method that is not followed. In-place names give the new content."""
     if name in SAME:
-        return Form(dict(form.terms), form.live, form.mixed, form.converted, form.divided)
+        return replace(form, terms=dict(form.terms))
     if name in COPIES:
         return frozen_form(form, version)
     if name in CONVERTS:
-        out = (
-            frozen_form(form, version)
-            if name != "to"
-            else Form(dict(form.terms), form.live, form.mixed, True, form.divided)
-        )
-        out.converted = True
-        return out
+        new = replace(form, terms=dict(form.terms)) if name == "to" else frozen_form(form, version)
+        return replace(new, converted=True)
     base = name.removesuffix("_")
     first = args[0] if args else keywords.get("other", keywords.get("end", keywords.get("src")))
     if base in ("copy", "set", "assign"):
-        found = as_form(first)
-        return (
-            frozen_form(found, version)
-            if found is not None
-            else other([], version, first if isinstance(first, Obj) else None)
-        )
+        return frozen_form(first, version) if isinstance(first, Form) else other(first)
     if base in ("fill", "zero"):
-        return other([], version)
+        return other()
     if base in ("mul", "multiply"):
         return combine(ast.Mult(), form, first, version)
     if base in ("div", "true_divide"):
@@ -160,22 +144,14 @@ def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], ver
         if len(args) == 2:  # the old spelling: add_(alpha, other)
             alpha, first = args[0], args[1]
         what = first if alpha is None else combine(ast.Mult(), first, alpha, version)
-        if what is None and first is not None and alpha is not None:
-            what = None
         return combine(ast.Add() if base == "add" else ast.Sub(), form, what, version)
     if base == "lerp":
         weight = args[1] if len(args) > 1 else keywords.get("weight")
-        if as_form(first) is None:
-            first = other([], version, first if isinstance(first, Obj) else None)
         if weight is None:
-            return other([], version)
-        one_minus = combine(ast.Sub(), Const(1.0), weight, version)
-        return combine(
-            ast.Add(),
-            combine(ast.Mult(), form, one_minus, version),
-            combine(ast.Mult(), first, weight, version),
-            version,
-        )
+            return other()
+        first = first if isinstance(first, Form) else other(first)
+        old = combine(ast.Mult(), form, combine(ast.Sub(), Const(1.0), weight, version), version)
+        return combine(ast.Add(), old, combine(ast.Mult(), first, weight, version), version)
     return None
 
 

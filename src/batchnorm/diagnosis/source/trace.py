@@ -33,6 +33,12 @@ class Mode(NamedTuple):
     lapse: Mode | None = None  # the eval() of one of two branches that differ
     test: ast.expr | None = None  # what they depend on
 
+    @property
+    def place(self) -> str:
+        """The line and the file of the call."""
+        file = self.function.module.file if self.function is not None else "the program"
+        return f"line {getattr(self.node, 'lineno', 0)} of {file}"
+
 
 class Freeze(NamedTuple):
     """Where an object was frozen by requires_grad, and under which conditions, callers' ones included."""
@@ -64,7 +70,7 @@ class Event:
     """Something that the program does to an object, once per place in the source."""
 
     kind: str
-    node: ast.AST
+    node: Any
     function: FunctionInfo
     obj: Obj | None = None
     data: dict[str, Any] = field(default_factory=dict)
@@ -74,6 +80,11 @@ class Event:
     def line(self) -> int:
         """Where."""
         return getattr(self.node, "lineno", 1)
+
+    @property
+    def loop(self) -> ast.For | None:
+        """The innermost `for` around it."""
+        return next((n for n in reversed(self.data["loops"]) if isinstance(n, ast.For)), None)
 
     def seen(self, context: Context) -> None:
         """Add a situation."""
@@ -149,29 +160,14 @@ def join(a: State, b: State, choose: Any) -> State:
         return a
     out = State(version=max(a.version, b.version), loaded=a.loaded | b.loaded)
     out.no_grad = a.no_grad if a.no_grad == b.no_grad else None
-    for name in a.env.keys() | b.env.keys():
-        x, y = a.env.get(name, _ABSENT), b.env.get(name, _ABSENT)
-        if x is y or y is _ABSENT:
-            out.env[name] = x
-        elif x is _ABSENT:
-            out.env[name] = y
-        else:
-            out.env[name] = choose([x, y])
-    for key in a.heap.keys() | b.heap.keys():
-        x, y = a.heap.get(key, _ABSENT), b.heap.get(key, _ABSENT)
-        out.heap[key] = x if x is y or y is _ABSENT else y if x is _ABSENT else choose([x, y])
+    _join_values(a.env, b.env, out.env, choose)
+    _join_values(a.heap, b.heap, out.heap, choose)
     _join_modes(a.modes, b.modes, out.modes)
     _join_modes(a.layers, b.layers, out.layers)
-    for obj in out.layers:
+    for obj, only in (a.layers | b.layers).items():
         # Frozen under a condition is frozen for whom it holds.
-        for only in (a.layers.get(obj), b.layers.get(obj)):
-            if (
-                only is not None
-                and only.value == EVAL
-                and out.layers[obj].value == UNKNOWN
-                and (obj not in a.layers or obj not in b.layers)
-            ):
-                out.layers[obj] = only
+        if only.value == EVAL and out.layers[obj].value == UNKNOWN and (obj not in a.layers or obj not in b.layers):
+            out.layers[obj] = only
     out.frozen = dict(a.frozen)
     freeze(out.frozen, b.frozen)
     out.half = {k: (*v[:2], v[2] or k not in a.half or k not in b.half) for k, v in (a.half | b.half).items()}
@@ -196,6 +192,12 @@ def _switched(a: Mode, b: Mode) -> Mode:
     if trains is None or UNKNOWN in (a.value, b.value) or trains.node is None:
         return Mode(UNKNOWN, lapse=evals, test=test)
     return Mode(SWITCHED, trains.node, trains.function, lapse=evals, test=test)
+
+
+def _join_values(a: dict[Any, Any], b: dict[Any, Any], out: dict[Any, Any], choose: Any) -> None:
+    for key in a.keys() | b.keys():
+        x, y = a.get(key, _ABSENT), b.get(key, _ABSENT)
+        out[key] = x if x is y or y is _ABSENT else y if x is _ABSENT else choose([x, y])
 
 
 def _join_modes(a: dict[Obj, Mode], b: dict[Obj, Mode], out: dict[Obj, Mode]) -> None:

@@ -8,10 +8,12 @@ that takes its meaning from what flows into it (`sources`). A `Form` is a tensor
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 Poly = dict[tuple[Any, ...], float]
+MODELS = ("parameter", "attribute", "global", "instance", "external", "result", "copy")  # kinds that may be one
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
 MOST, SHOWN = 16, 4  # values that a name may have at once, and how many of more stand for all
 MOST_TERMS = 12  # of a formula
@@ -130,11 +132,6 @@ class Form:
     converted: bool = False
     divided: bool = False
 
-    @property
-    def atoms(self) -> list[Atom]:
-        """What it depends on."""
-        return list(self.terms)
-
 
 def number(value: Any) -> float | None:
     """The number that a value is, if it is one for certain."""
@@ -248,6 +245,13 @@ def root(obj: Obj) -> Obj:
             return obj if parent is obj.parent else parent.attr(obj.name)
         break
     return obj
+
+
+def owners(obj: Any) -> Iterator[Obj]:
+    """An object, what it is a part of, and so on."""
+    while isinstance(obj, Obj):
+        yield obj
+        obj = canonical(obj.parent) if obj.kind == "attribute" else None
 
 
 def within(inner: Obj, outer: Obj) -> bool:

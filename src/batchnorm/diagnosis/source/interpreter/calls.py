@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
@@ -24,6 +25,7 @@ from batchnorm.diagnosis.source.values import (
     options,
 )
 
+MAY_SWITCH = re.compile(r"fit|evaluate|run|test|validate|setup|restore|resume|load(_weights|_networks|_checkpoint)?")
 NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
 NO_PARTS = (
     "zero_grad",
@@ -60,22 +62,16 @@ class Calls(Methods):
             else:
                 args.append(value)
         keywords = {k.arg: self.ev(k.value) for k in node.keywords if k.arg is not None}
-        for k in node.keywords:
-            if k.arg is None:
-                keywords.update(self._spread(self.ev(k.value)))
+        for k in (k for k in node.keywords if k.arg is None):
+            spread = self.entries(self.ev(k.value))  # `**settings`, of a dict whose entries are known
+            keywords.update({name: entry for name, entry in spread.items() if entry is not None})
         if isinstance(func, ast.Attribute) and isinstance(base, Super):
             return self.inherited(node, base.info, func.attr, args, keywords)
         if isinstance(func, ast.Attribute) and isinstance(base, Obj | Form | Choice | Tuple):
             return self.method_call(node, base, func.attr, args, keywords)
-        return (
-            choice([self.invoke(node, t, args, keywords) for t in options(target)])
-            if target is not None
-            else self._unknown(args, keywords)
-        )
-
-    def _spread(self, value: Any) -> dict[str, Any]:
-        """`**settings`, of a dict whose entries are known."""
-        return {name: entry for name, entry in self.entries(value).items() if entry is not None}
+        if target is None:
+            return self._unknown(args, keywords)
+        return choice([self.invoke(node, t, args, keywords) for t in options(target)])
 
     def inherited(self, node: ast.Call, info: ClassInfo, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         """`super().name(...)`: the method of the nearest base that has it."""
@@ -157,11 +153,11 @@ class Calls(Methods):
             return choice([self.method_call(node, option, name, args, keywords) for option in base.options])
         if isinstance(base, Form):
             return self._tensor_method(node, base, name, args, keywords)
-        if isinstance(base, External | Class | Function) or not isinstance(base, Obj | Tuple):
-            target = self.read(base, name, node)
-            return self.invoke(node, target, args, keywords) if target is not None else None
         if isinstance(base, Tuple):
             return None
+        if not isinstance(base, Obj):
+            target = self.read(base, name, node)
+            return self.invoke(node, target, args, keywords) if target is not None else None
         if base.kind == "output":
             self.state.version += 1
             return None if name in NO_TENSOR else base
@@ -195,11 +191,8 @@ class Calls(Methods):
             self.collected(node, base, args)
             for value in args:
                 if name in ("extend", "update"):
-                    value = (
-                        self.element(value)
-                        if not isinstance(value, Obj) or value.kind != "dict"
-                        else choice(list(value.sources))
-                    )
+                    of_dict = isinstance(value, Obj) and value.kind == "dict"
+                    value = choice(list(value.sources)) if of_dict else self.element(value)
                 for option in options(value):
                     base.flows_from(option)
             return None
@@ -220,20 +213,7 @@ class Calls(Methods):
             return base
         # A method that nobody defines: it may do anything to models it is given, and it may run its own model forward.
         self.event("method", node, canonical(base), name=name, args=args)
-        if name in (
-            "fit",
-            "evaluate",
-            "run",
-            "test",
-            "validate",
-            "load",
-            "load_weights",
-            "load_networks",
-            "setup",
-            "restore",
-            "load_checkpoint",
-            "resume",
-        ):
+        if MAY_SWITCH.fullmatch(name):
             self.forget_modes([base])
         self.forget_modes(args)
         self.state.version += 1
@@ -252,11 +232,8 @@ class Calls(Methods):
         return choice(values)
 
     def _callable_part(self, base: Obj, name: str) -> bool:
-        return (
-            base.kind in ("parameter", "attribute", "global", "instance", "copy")
-            and name in base.attrs
-            and bool(base.attrs[name].sources)
-        )
+        known = name in base.attrs and bool(base.attrs[name].sources)
+        return known and base.kind in ("parameter", "attribute", "global", "instance", "copy")
 
 
 def _called_by(decorator: ast.expr) -> Any:

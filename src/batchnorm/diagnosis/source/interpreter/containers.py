@@ -24,17 +24,9 @@ from batchnorm.diagnosis.source.values import (
     options,
 )
 
+ELEMENTS = ("iteration", "zip", "enumerate", "list", "state")
 DEEPEST_DICT = 5  # dicts inside dicts, and names of dicts
-ITERATIONS = (
-    "parameters",
-    "named_parameters",
-    "buffers",
-    "named_buffers",
-    "modules",
-    "named_modules",
-    "children",
-    "named_children",
-)
+ITERATIONS = [named + of for of in ("parameters", "buffers", "modules", "children") for named in ("", "named_")]
 
 
 class Containers(Modes):
@@ -67,13 +59,7 @@ class Containers(Modes):
                 return self.statistic(owner, last(key.value)) if isinstance(owner, Obj) else None
             return None
         if isinstance(key, Const):
-            if (
-                isinstance(key.value, str)
-                and key.value in STATISTICS
-                and base.kind == "attribute"
-                and base.name == "_buffers"
-                and base.parent
-            ):
+            if key.value in STATISTICS and base.kind == "attribute" and base.name == "_buffers" and base.parent:
                 return self.statistic(base.parent, key.value)
             known = self.state.heap.get((base, f"[{key.value}]"))
             if known is not None:
@@ -90,8 +76,8 @@ class Containers(Modes):
         if isinstance(key, Const):
             return base.attr(f"[{key.value}]")
         slot = base.attr("[]")
-        for source in base.sources[:8]:
-            slot.flows_from(source) if base.kind in ("list", "dict") else None
+        for source in base.sources[:8] if base.kind in ("list", "dict") else ():
+            slot.flows_from(source)
         return slot
 
     def entries(self, value: Any, depth: int = 0) -> dict[str, Any]:
@@ -160,25 +146,17 @@ class Containers(Modes):
         if value.kind == "iteration":
             owner, how = value.info
             return self._iterated(owner, how, value)
-        if (
-            value.kind == "copy"
-            and value.sources
-            and isinstance(value.sources[0], Obj)
-            and value.sources[0].kind == "state"
-        ):
-            return self.element(value.sources[0])
+        copied = value.sources[0] if value.kind == "copy" and value.sources else None
+        if isinstance(copied, Obj) and copied.kind == "state":
+            return self.element(copied)
         if value.kind == "state":
             return self.program.obj((id(value), "key"), lambda: Obj("key", "key", info=value))
         if value.kind in ("list", "dict"):
             return choice(list(value.sources)) if value.kind == "list" else None
         if value.kind in ("attribute", "parameter", "global"):
-            kinds = [
-                s
-                for s in inflow(value)
-                if isinstance(s, Obj) and s.kind in ("iteration", "zip", "enumerate", "list", "state")
-            ]
-            if len(kinds) == 1:
-                return self.element(kinds[0])
+            held = [s for s in inflow(value) if isinstance(s, Obj) and s.kind in ELEMENTS]
+            if len(held) == 1:
+                return self.element(held[0])
         return value.attr("[]")
 
     def _iterated(self, owner: Any, how: str, iteration: Obj) -> Any:
@@ -189,17 +167,13 @@ class Containers(Modes):
         if how in ("keys", "items", "values"):
             key = made((id(owner), "key"), lambda: Obj("key", "key", info=owner))
             entry = Form({Atom("entry", owner, ""): {(): 1.0}}, live=True)
+            value: Any = entry
             if isinstance(owner, Obj) and owner.kind == "dict":
                 value = choice(list(owner.sources))
-            elif isinstance(owner, Obj) and owner.kind == "state":
-                value = entry
-            else:
-                value = owner.attr("[]") if isinstance(owner, Obj) and how == "values" else entry
-            return {
-                "keys": key,
-                "items": Tuple((key, entry if not isinstance(value, Obj) else value)),
-                "values": value,
-            }[how]
+            elif isinstance(owner, Obj) and owner.kind != "state" and how == "values":
+                value = owner.attr("[]")
+            pair = Tuple((key, value if isinstance(value, Obj) else entry))
+            return {"keys": key, "items": pair, "values": value}[how]
         if "modules" in how or "children" in how:
             layer = made(
                 (id(iteration.node), id(owner), "layer"), lambda: Obj("layer", "m", info=owner, node=iteration.node)

@@ -13,6 +13,7 @@ from batchnorm.diagnosis.source.interpreter.calls import Calls
 from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Namespace, arithmetic, member
 from batchnorm.diagnosis.source.trace import Test, join
 from batchnorm.diagnosis.source.values import (
+    MODELS,
     STATISTICS,
     Choice,
     ClassName,
@@ -102,21 +103,12 @@ class Expressions(Calls):
             return Flag(base, None if mode is None else mode.value)
         if name == "__class__":
             return ClassName(base, True)
-        if name == "module" and base.kind in (
-            "parameter",
-            "attribute",
-            "global",
-            "result",
-            "unknown",
-            "instance",
-            "copy",
-            "external",
-        ):
+        if name == "module" and base.kind in (*MODELS, "unknown"):
             # The model inside a wrapper; a class's own attribute of that name is one.
             own = isinstance(base.info, ClassInfo) and "module" in base.info.self_obj.attrs
             if not own or base.kind != "instance":
                 return base
-        if name == "data" and base.kind in ("attribute", "parameter") and base.name in ("[]", "param", "p"):
+        if name == "data" and self.is_parameter(base):
             return self.unknown_tensor(base)
         if name in ("state_dict", "parameters"):
             return None
@@ -141,12 +133,6 @@ class Expressions(Calls):
                 return base  # all samples of a batch
         return self.item(base, key)
 
-    def ev_Slice(self, node: ast.Slice) -> Any:
-        for part in (node.lower, node.upper, node.step):
-            if part is not None:
-                self.ev(part)
-        return None
-
     def ev_BinOp(self, node: ast.BinOp) -> Any:
         left, right = self.ev(node.left), self.ev(node.right)
         if isinstance(left, Const) and isinstance(right, Const):
@@ -167,11 +153,9 @@ class Expressions(Calls):
     def ev_UnaryOp(self, node: ast.UnaryOp) -> Any:
         value = self.ev(node.operand)
         if isinstance(node.op, ast.USub):
-            return (
-                tensors.combine(ast.Sub(), Const(0.0), value, self.state.version)
-                if not isinstance(value, Const)
-                else self.info.module.static(node)
-            )
+            if isinstance(value, Const):
+                return self.info.module.static(node)
+            return tensors.combine(ast.Sub(), Const(0.0), value, self.state.version)
         if isinstance(node.op, ast.Not) and isinstance(value, Const) and not isinstance(node.operand, ast.Attribute):
             return Const(not value.value)
         return None
@@ -234,7 +218,7 @@ class Expressions(Calls):
         )
         return Function(info)  # pyright: ignore[reportArgumentType]
 
-    def comprehension(self, node: Any, result: list[ast.expr]) -> Any:
+    def comprehension(self, node: Any, result: list[ast.expr], made: Obj | None = None) -> Any:
         """A comprehension is a loop; its names are its own."""
         kept = dict(self.state.env)
         tests: list[Test] = []
@@ -249,19 +233,15 @@ class Expressions(Calls):
         self.loop_nodes.append(node)
         values = [self.ev(r) for r in result]
         self.loop_nodes.pop()
-        if tests:
-            del self.tests[-len(tests) :]
+        if made is not None:
+            self.collected(node, made, values)
+        del self.tests[len(self.tests) - len(tests) :]
         self.state.env = kept
         return values
 
     def ev_ListComp(self, node: ast.ListComp) -> Any:
-        (value,) = self.comprehension(node, [node.elt])
         made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
-        tests = [Test(test, True) for g in node.generators for test in g.ifs]
-        self.tests.extend(tests)
-        self.collected(node, made, [value])
-        del self.tests[len(self.tests) - len(tests) :]
-        made.flows_from(value)
+        made.flows_from(*self.comprehension(node, [node.elt], made))
         return made
 
     ev_SetComp = ev_ListComp
@@ -278,21 +258,14 @@ class Expressions(Calls):
             self.event("filter", node, made, source=sources[0], tests=filtered)
         return made
 
-    def ev_Starred(self, node: ast.Starred) -> Any:
+    def ev_Starred(self, node: ast.Starred | ast.Await) -> Any:
         return self.ev(node.value)
+
+    ev_Await = ev_Starred
 
     def ev_Yield(self, node: ast.Yield) -> Any:
         self.summary.inside = self.summary.inside or dict(self.state.modes)
         return self.ev(node.value) if node.value is not None else None
-
-    def ev_Await(self, node: ast.Await) -> Any:
-        return self.ev(node.value)
-
-    def ev_JoinedStr(self, node: ast.JoinedStr) -> Any:
-        for part in node.values:
-            if isinstance(part, ast.FormattedValue):
-                self.ev(part.value)
-        return None
 
     def ev_Compare(self, node: ast.Compare) -> Any:
         left = self.ev(node.left)

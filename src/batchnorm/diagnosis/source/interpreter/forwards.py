@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.narrowing import Narrowing
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
 from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.syntax import method_of, variables
 from batchnorm.diagnosis.source.trace import (
     EVAL,
     MOST_USES,
@@ -34,18 +36,15 @@ class Forwards(Narrowing):
     def written(self, node: ast.AST, target: Form, value: Form, **data: Any) -> None:
         """A buffer, a parameter or a state's entry gets a new content; the last write of a statement counts."""
         for atom in target.terms:
-            kept = Form(dict(value.terms), value.live, value.mixed, value.converted, value.divided)
-            self.pending[atom] = (node, target, kept, data)
+            self.pending[atom] = (node, replace(value, terms=dict(value.terms)), data)
             break
 
     def flush(self) -> None:
         """Turn the statement's writes into events."""
-        for atom, (node, _, value, data) in self.pending.items():
+        for atom, (node, value, data) in self.pending.items():
             owner = self.read_through.get(atom.owner, atom.owner) if isinstance(atom.owner, Obj) else None
             event = self.event("write", node, owner, atom=atom, values=[], **data)
-            version = self.state.version
-            now = tensors.frozen_form(value, version)
-            current = atom._replace(version=version)
+            now, current = tensors.frozen_form(value, self.state.version), atom._replace(version=self.state.version)
             mode = self.mode(owner) if owner is not None else None
             event.data["values"].append((now, current, mode))
             if owner is not None:
@@ -57,35 +56,24 @@ class Forwards(Narrowing):
     def gradients(self, target: Any, value: Any, node: ast.AST) -> None:
         """`requires_grad = False` on a parameter, a layer or a model."""
         off = isinstance(value, Const) and value.value is False
-        owners: list[Obj] = []
+        owners = objects_in(target)
         if isinstance(target, Form):
             owners = [a.owner for a in target.terms if a.kind in ("parameter", "element") and isinstance(a.owner, Obj)]
-        else:
-            owners = [o for o in objects_in(target)]
         for owner in owners:
             if owner.kind == "attribute" and owner.name == "bias":
                 continue  # alone, as under a classifier that wants centred features
             if owner.kind == "attribute" and owner.name == "weight" and owner.parent is not None:
                 owner = owner.parent
-            if owner.kind == "batch norm" and owner.parent is None:
-                owner_model = owner
-            else:
-                owner_model = (
-                    canonical(owner.parent)
-                    if owner.kind == "batch norm" and owner.parent is not None
-                    else canonical(owner)
-                )
+            layer = owner.kind == "batch norm"
+            owner_model = canonical(owner.parent if layer and owner.parent is not None else owner)
             child = owner_model.kind == "layer"
             if child:
                 if not self._whole_child(owner_model, target):
                     continue
                 owner_model = canonical(owner_model.info)
-            layer = owner.kind == "batch norm"
             loop = self.loop_nodes[-1] if self.loop_nodes else None
             if off:
-                chosen = (
-                    loop is not None and bool(self.tests) and any(t.node in ast.walk(loop) for t in self.tests[-1:])
-                )
+                chosen = loop is not None and any(t.node in ast.walk(loop) for t in self.tests[-1:])
                 tests = (*self.tests, *self.skipped)
                 event = self.event("freeze", node, owner_model, layer=layer, loop=loop, tests=tests)
                 event.data["partial"] = event.data.get("partial", False) or chosen or (child and bool(self.tests))
@@ -111,18 +99,10 @@ class Forwards(Narrowing):
 
     def _whole_child(self, layer: Obj, target: Any) -> bool:
         """Whether a loop over children() freezes all that is in a child, chosen by its place or name."""
-        call = layer.node
-        return (
-            isinstance(target, Form)
-            and all(a.owner is layer for a in target.terms)
-            and isinstance(layer.info, Obj)
-            and isinstance(call, ast.Call)
-            and isinstance(call.func, ast.Attribute)
-            and "children" in call.func.attr
-            and not any(
-                isinstance(n, ast.Name) and n.id in ("isinstance", "type") for t in self.tests for n in ast.walk(t.node)
-            )
-        )
+        if not isinstance(target, Form) or not all(a.owner is layer for a in target.terms):
+            return False
+        by_class = not variables(*(t.node for t in self.tests)).isdisjoint(("isinstance", "type"))
+        return isinstance(layer.info, Obj) and "children" in method_of(layer.node) and not by_class
 
     def _frozen_here(self, owner: Obj, loop: ast.AST) -> bool:
         """Whether a loop freezes all parameters first and then thaws some of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from batchnorm.diagnosis.source.interpreter.statements import Statements
+from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS
 from batchnorm.diagnosis.source.trace import State, join
 from batchnorm.diagnosis.source.values import Const, External, Obj, choice, options
 
@@ -14,13 +15,11 @@ class Interpreter(Statements):
 
     def whole(self) -> None:
         """Bind the parameters, run the body, and keep what a caller can see."""
-        node, info = self.info.node, self.info
-        if not isinstance(node, ast.Module):
-            self.bind_parameters()
-            for decorator in getattr(node, "decorator_list", []):
-                self.decorator(decorator)
-        body = node.body if isinstance(node.body, list) else [ast.Return(node.body, lineno=getattr(node, "lineno", 1))]
-        self.block(body)
+        info = self.info
+        self.bind_parameters()
+        for decorator in info.decorators:
+            self.decorator(decorator)
+        self.block(info.body)
         self.leave(self.state)
         final: State | None = None
         for state in self.exits:
@@ -30,7 +29,7 @@ class Interpreter(Statements):
         s.modes, s.layers, s.frozen, s.half = final.modes, final.layers, final.frozen, final.half
         s.loaded = set(final.loaded)
         s.assigned = final.heap
-        if isinstance(node, ast.Module):
+        if isinstance(info.node, ast.Module):
             for name in info.module.assigned:
                 value = final.env.get(name)
                 if value is not None and not isinstance(value, Const | External):
@@ -40,17 +39,10 @@ class Interpreter(Statements):
     def bind_parameters(self) -> None:
         """A slot a parameter; the first one of a method is its class's own object."""
         info = self.info
-        if isinstance(info.node, ast.Module):
-            return
-        args = info.node.args
-        plain = [*args.posonlyargs, *args.args]
-        names = [a.arg for a in (*plain, *args.kwonlyargs)]
-        names += [a.arg for a in (args.vararg, args.kwarg) if a is not None]
-        static = any(
-            isinstance(d, ast.Name) and d.id == "staticmethod" for d in getattr(info.node, "decorator_list", [])
-        )
-        for at, name in enumerate(names):
-            if at == 0 and info.owner is not None and plain and not static:
+        args = info.arguments
+        others = [a.arg for a in (*args.kwonlyargs, args.vararg, args.kwarg) if a is not None]
+        for at, name in enumerate((*info.positional, *others)):
+            if at == 0 and info.owner is not None and info.positional and not info.static:
                 self.state.env[name] = info.owner.self_obj
                 continue
             if name not in info.params:
@@ -61,5 +53,5 @@ class Interpreter(Statements):
         """`@torch.no_grad()` and the like."""
         target = node.func if isinstance(node, ast.Call) else node
         value = self.info.module.static(target)
-        if isinstance(value, External) and value.name in self.without_gradients:
+        if isinstance(value, External) and value.name in WITHOUT_GRADIENTS:
             self.state.no_grad = True

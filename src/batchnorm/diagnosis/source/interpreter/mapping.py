@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
-from batchnorm.diagnosis.source.contents import literal_defaults
 from batchnorm.diagnosis.source.interpreter.containers import Containers
 from batchnorm.diagnosis.source.project import FunctionInfo
 from batchnorm.diagnosis.source.values import (
@@ -37,9 +36,7 @@ class Mapping:
         self.in_script = isinstance(walk.info.node, ast.Module)
         own = info.owner.self_obj if info.owner is not None else None
         self.self_obj = own if own is not owner and owner is not None else None
-        self.given = {**bound}
-        if not isinstance(info.node, ast.Module):
-            self.given = {**{n: Const(v) for n, v in literal_defaults(info.node).items()}, **bound}
+        self.given = {n: Const(v) for n, v in info.literals.items()} | bound
         self._known: dict[Obj, Any] = {slot: bound.get(name) for name, slot in info.params.items()}
         if self.self_obj is not None:
             self._known[self.self_obj] = owner

@@ -35,19 +35,14 @@ RETURNS_ITSELF = (
 )
 
 
+HALVES = ("torch.float16", "torch.half", "torch.bfloat16")
+
+
 class Methods(Outside):
     """Methods that no linted file defines."""
 
     def _tensor_method(self, node: ast.Call, base: Form, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
-        args = [
-            self.unknown_tensor(a)
-            if isinstance(a, Obj)
-            and a.kind in ("attribute", "parameter")
-            and a.name in ("[]", "param", "p")
-            and name != "mul_"
-            else a
-            for a in args
-        ]
+        args = [self.unknown_tensor(a) if name != "mul_" and self.is_parameter(a) else a for a in args]
         if name == "requires_grad_":
             self.gradients(base, args[0] if args else Const(True), node)
             return base
@@ -85,24 +80,17 @@ class Methods(Outside):
         return base
 
     def m_itself(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
-        obj = canonical(base)
+        obj, given = canonical(base), (a.name for a in (*args, *keywords.values()) if isinstance(a, External))
         if name == "requires_grad_":
             self.gradients(base, args[0] if args else keywords.get("requires_grad", Const(True)), node)
-        elif name in ("half", "bfloat16") or (
-            name == "to"
-            and any(
-                isinstance(a, External) and a.name in ("torch.float16", "torch.half", "torch.bfloat16")
-                for a in (*args, *keywords.values())
-            )
-        ):
+        elif name in ("half", "bfloat16") or (name == "to" and any(n in HALVES for n in given)):
             self.state.half[obj] = (node, self.info, False)
         elif name in ("float", "double") and obj.kind != "batch norm":
             self.state.half.pop(obj, None)
         elif name == "apply" and args:
             self._applied(node, base, args[0])
         if obj.kind == "batch norm" and name == "float":
-            for o in [*self.state.half]:
-                self.state.half.pop(o)
+            self.state.half.clear()
             self.event("float layers", node, obj)
         return base
 
@@ -126,13 +114,8 @@ class Methods(Outside):
     def m_iterate(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         if name in ("keys", "values", "items") and base.kind == "batch norm":
             return None
-        if base.kind in ("layer", "batch norm") and name == "parameters":
-            owner: Any = base
-            return self.program.obj(
-                (node, id(base), name), lambda: Obj("iteration", name, info=(owner, name), node=node)
-            )
-        inner = canonical(base)
-        return self.program.obj((node, id(inner), name), lambda: Obj("iteration", name, info=(inner, name), node=node))
+        owner = base if base.kind in ("layer", "batch norm") and name == "parameters" else canonical(base)
+        return self.program.obj((node, id(owner), name), lambda: Obj("iteration", name, info=(owner, name), node=node))
 
     def m_state(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         inner = canonical(base)
@@ -142,13 +125,8 @@ class Methods(Outside):
 
     def m_load(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         inner = canonical(base)
-        self.event(
-            "load",
-            node,
-            inner,
-            state=args[0] if args else None,
-            strict=keywords.get("strict", args[1] if len(args) > 1 else Const(True)),
-        )
+        strict = keywords.get("strict", args[1] if len(args) > 1 else Const(True))
+        self.event("load", node, inner, state=args[0] if args else None, strict=strict)
         self.state.loaded |= {inner}
         self.remeasured(inner)
         return None

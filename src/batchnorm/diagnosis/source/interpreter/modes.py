@@ -9,7 +9,7 @@ from batchnorm.diagnosis.source.contents import Contents
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE, Walk
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, UNKNOWN, Context, Freeze, Mode
-from batchnorm.diagnosis.source.values import Obj, canonical, objects_in, within
+from batchnorm.diagnosis.source.values import MODELS, Obj, canonical, objects_in, owners, within
 
 
 class Modes(Walk):
@@ -61,21 +61,14 @@ class Modes(Walk):
                 each = at.parent.attrs.get("[]")
                 if each in self.state.modes:
                     return self.state.modes[each]
-            at = (
-                canonical(at.parent)
-                if at.parent is not None and at.kind in ("attribute", "batch norm")
-                else self.held.get(at)
-            )
+            part = at.parent is not None and at.kind in ("attribute", "batch norm")
+            at = canonical(at.parent) if part else self.held.get(at)
         return None
 
     def layers_mode(self, obj: Obj) -> Mode | None:
         """The mode of an object's batch norm layers, where it was set apart from the object's."""
-        at: Obj | None = canonical(obj)
-        while at is not None:
-            if at in self.state.layers:
-                return self.state.layers[at]
-            at = canonical(at.parent) if at.parent is not None and at.kind == "attribute" else None
-        return None
+        layers = self.state.layers
+        return next((layers[at] for at in owners(canonical(obj)) if at in layers), None) if layers else None
 
     def set_mode(self, value: Any, mode: str, node: ast.AST) -> None:
         """`x.train()` and `x.eval()`, for all that x can be."""
@@ -103,10 +96,9 @@ class Modes(Walk):
             del self.state.modes[held]
         for held in [o for o in self.state.layers if within(o, obj)]:
             if mode.value == TRAIN and self.state.layers[held].value == EVAL and not own:
+                frozen = self.state.layers[held]
                 if mode.node is not None:
-                    self.event(
-                        "unfreeze", mode.node, obj, frozen=self.state.layers[held], by=mode.function or self.info
-                    )
+                    self.event("unfreeze", mode.node, obj, frozen=frozen, by=mode.function or self.info)
                 self.state.layers[held] = mode
             else:
                 del self.state.layers[held]
@@ -162,8 +154,7 @@ class Modes(Walk):
 
     def set_layers(self, owner: Any, mode: str, node: ast.AST, layer: Obj) -> None:
         """A mode for batch norm layers alone."""
-        for obj in objects_in(owner):
-            obj = canonical(obj)
+        for obj in map(canonical, objects_in(owner)):
             if layer.kind == "layer":
                 # Not told apart by their class: some of the model's layers, which ones is not known.
                 if mode == EVAL:
@@ -174,20 +165,7 @@ class Modes(Walk):
 
     def forget_modes(self, values: list[Any]) -> None:
         """Models that an unknown function was given may come back in any mode."""
-        for value in values:
-            for obj in objects_in(value):
-                obj = canonical(obj)
-                if obj.kind in OPAQUE or (
-                    obj.kind == "self" and not (isinstance(obj.info, ClassInfo) and obj.info.is_module)
-                ):
-                    continue
-                if obj in self.state.modes or obj.kind in (
-                    "parameter",
-                    "attribute",
-                    "global",
-                    "instance",
-                    "external",
-                    "result",
-                    "copy",
-                ):
-                    self.state.modes[obj] = Mode(UNKNOWN)
+        for obj in (canonical(o) for value in values for o in objects_in(value)):
+            model = obj.kind != "self" or (isinstance(obj.info, ClassInfo) and obj.info.is_module)
+            if obj.kind not in OPAQUE and model and (obj in self.state.modes or obj.kind in MODELS):
+                self.state.modes[obj] = Mode(UNKNOWN)

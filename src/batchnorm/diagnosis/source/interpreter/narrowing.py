@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.containers import Containers
 from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS, is_layer, last
 from batchnorm.diagnosis.source.project import Class
+from batchnorm.diagnosis.source.syntax import calls_by_name, name_of
 from batchnorm.diagnosis.source.values import ClassName, Const, External, Obj, options
 
-RANKS = (
-    "rank",
-    "local_rank",
-    "global_rank",
-    "get_rank",
-    "is_main_process",
-    "is_local_main_process",
-    "is_master",
-    "is_main",
-    "main_process",
-    "is_rank_zero",
-    "is_primary",
+RANKS = re.compile(
+    r"(local_|global_|get_)?rank|is_(local_)?main_process|main_process|is_(master|main|rank_zero|primary)"
 )
 
 
@@ -54,44 +46,23 @@ class Narrowing(Containers):
 
     def _tested_layer(self, test: ast.AST) -> str | None:
         """The name that a test finds to be batch norm, by its class or by its class's name."""
-        if (
-            isinstance(test, ast.Call)
-            and isinstance(test.func, ast.Name)
-            and test.func.id == "isinstance"
-            and len(test.args) == 2
-        ):
+        if isinstance(test, ast.Call) and calls_by_name(test, "isinstance") and len(test.args) == 2:
             subject, classes = test.args
             names = classes.elts if isinstance(classes, ast.Tuple) else [classes]
             if isinstance(subject, ast.Name) and any([self._is_layer_class(n) for n in names]):
                 return subject.id
-        if isinstance(test, ast.Compare) and len(test.ops) == 1:
-            left, right = test.left, test.comparators[0]
-            if (
-                isinstance(test.ops[0], ast.In)
-                and isinstance(left, ast.Constant)
-                and isinstance(left.value, str)
-                and "norm" in left.value.lower()
-                and "batch" in left.value.lower()
-            ):
-                return self._named(right)
-            if (
-                isinstance(left, ast.Call)
-                and isinstance(left.func, ast.Attribute)
-                and left.func.attr == "find"
-                and left.args
-            ):
-                word = left.args[0]
-                if isinstance(word, ast.Constant) and isinstance(word.value, str) and "batchnorm" in word.value.lower():
-                    return self._named(left.func.value)
-            if (
-                isinstance(test.ops[0], ast.Eq | ast.Is)
-                and isinstance(left, ast.Call)
-                and isinstance(left.func, ast.Name)
-                and left.func.id == "type"
-            ):
-                subject = left.args[0] if left.args else None
-                if isinstance(subject, ast.Name) and self._is_layer_class(right):
-                    return subject.id
+        if not isinstance(test, ast.Compare) or len(test.ops) != 1:
+            return None
+        op, left, right = test.ops[0], test.left, test.comparators[0]
+        if isinstance(op, ast.In) and isinstance(left, ast.Constant):
+            word = str(left.value).lower()
+            return self._named(right) if "norm" in word and "batch" in word else None
+        subject = left.args[0] if isinstance(left, ast.Call) and left.args else None
+        if isinstance(left, ast.Call) and isinstance(left.func, ast.Attribute) and left.func.attr == "find":
+            named = isinstance(subject, ast.Constant) and "batchnorm" in str(subject.value).lower()
+            return self._named(left.func.value) if named else None
+        if isinstance(op, ast.Eq | ast.Is) and calls_by_name(left, "type") and isinstance(subject, ast.Name):
+            return subject.id if self._is_layer_class(right) else None
         return None
 
     def _is_layer_class(self, node: ast.AST) -> bool:
@@ -119,32 +90,19 @@ class Narrowing(Containers):
 
     def compared(self, node: ast.Compare, left: Any, rights: list[Any]) -> None:
         """`'bn' in name`, of a name in named_modules() or named_parameters()."""
-        if (
-            (
-                len(node.ops) == 1
-                and isinstance(node.ops[0], ast.In | ast.NotIn)
-                and isinstance(left, Const)
-                and isinstance(left.value, str)
-            )
-            and isinstance(rights[0], ClassName)
-            and not rights[0].of_class
-        ):
-            self.event("name", node, None, word=left.value, of=rights[0].obj)
+        of, word = rights[0], left.value if isinstance(left, Const) else None
+        asks = len(node.ops) == 1 and isinstance(node.ops[0], ast.In | ast.NotIn) and isinstance(word, str)
+        if asks and isinstance(of, ClassName) and not of.of_class:
+            self.event("name", node, None, word=word, of=of.obj)
 
     def about_rank(self, test: ast.AST) -> bool:
         """Whether a test lets one process through."""
         for node in ast.walk(test):
-            name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-            if name in RANKS:
-                compared = [n for n in ast.walk(test) if isinstance(n, ast.Compare)]
-                if "rank" in name and "zero" not in name:
-                    return any(
-                        isinstance(c.ops[0], ast.Eq)
-                        and isinstance(c.comparators[0], ast.Constant)
-                        and c.comparators[0].value == 0
-                        for c in compared
-                    )
-                return True
+            name = name_of(node)
+            if RANKS.fullmatch(name):
+                equal = (c for c in ast.walk(test) if isinstance(c, ast.Compare) and isinstance(c.ops[0], ast.Eq))
+                first = any(getattr(c.comparators[0], "value", None) == 0 for c in equal)
+                return first or "rank" not in name or "zero" in name
         return False
 
     def context(self, node: ast.AST) -> tuple[bool | None] | None:

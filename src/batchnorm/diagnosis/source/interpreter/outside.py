@@ -41,6 +41,7 @@ PASSES_THROUGH = (
     "torch.autograd.Variable",
     "torch.autograd.variable.Variable",
 )
+DICTS = ("dict", "collections.OrderedDict")
 EXPORTS = (
     "torch.jit.script",
     "torch.jit.trace",
@@ -83,14 +84,12 @@ class Outside(Summaries):
             self._exported(node, name, first if args else keywords.get("model"), args, keywords)
         if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.jit.trace", "torch.compile"):
             return first if name != "set" else None
-        if name in ("dict", "collections.OrderedDict") and isinstance(first, Obj) and first.kind == "iteration":
+        if name in DICTS and isinstance(first, Obj) and first.kind == "iteration":
             return first
-        if name in ("dict", "collections.OrderedDict") and (not args or self.entries(first)):
+        if name in DICTS and (not args or self.entries(first)):
             return self.dictionary(node, [*((None, a) for a in args), *((Const(k), v) for k, v in keywords.items())])
         if name in ("zip", "itertools.izip", "izip"):
-            return self.program.obj(
-                (node, "zip", *(id(a) for a in args)), lambda: Obj("zip", "zip", info=args, node=node)
-            )
+            return self.program.obj((node, "zip", *map(id, args)), lambda: Obj("zip", "zip", info=args, node=node))
         if name == "next" and first is not None:
             return self.element(first)
         if name == "enumerate":
@@ -127,16 +126,9 @@ class Outside(Summaries):
             return self.names_of(self.info.module)
         if name == "eval" and first is not None and not isinstance(first, Const):
             return self.item(self.names_of(self.info.module), None)
-        if (
-            name == "setattr"
-            and len(args) == 3
-            and isinstance(args[1], Const)
-            and isinstance(args[1].value, str)
-            and isinstance(node.args[0], ast.expr)
-        ):
-            self.bind_attribute(
-                ast.copy_location(ast.Attribute(node.args[0], args[1].value, ast.Store()), node), args[2], node
-            )
+        if name == "setattr" and len(args) == 3 and isinstance(args[1], Const) and isinstance(args[1].value, str):
+            target = ast.Attribute(node.args[0], args[1].value, ast.Store())
+            self.bind(ast.copy_location(target, node), args[2], node)
             return None
         if name == "type" and isinstance(first, Obj):
             return ClassName(first)
@@ -146,18 +138,13 @@ class Outside(Summaries):
             found = tensors.function(short, args, keywords, self.state.version)
             if found is not None:
                 return found
-        if name in ("list", "tuple") and first is not None:
-            return first
         if short == "set_grad_enabled" and name.startswith("torch"):
             self.state.no_grad = (not first.value) if isinstance(first, Const) else None
             return None
         event = self.event("outside", node, None, name=name, args=args, keywords=keywords)
-        for value in args[:2]:
-            for obj in objects_in(value):
-                if obj.kind not in OPAQUE:
-                    event.seen(
-                        self.situation(canonical(obj), self.mode(obj) or Mode(UNKNOWN), no_grad=self.state.no_grad)
-                    )
+        for obj in (o for value in args[:2] for o in objects_in(value) if o.kind not in OPAQUE):
+            mode = self.mode(obj) or Mode(UNKNOWN)
+            event.seen(self.situation(canonical(obj), mode, no_grad=self.state.no_grad))
         if short in ("update_bn", "bn_update", "update_bn_stats", "recalibrate"):
             for obj in (canonical(o) for a in args for o in objects_in(a)):
                 self.remeasured(obj)
@@ -190,11 +177,10 @@ class Outside(Summaries):
                     made.flows_from(value)
         return made
 
-    def _unknown(self, args: list[Any], keywords: dict[str, Any]) -> Any:
+    def _unknown(self, args: list[Any], keywords: dict[str, Any]) -> None:
         self.forget_modes([*args, *keywords.values()])
         self.state.version += 1
         self.summary.moves = True
-        return None
 
     def _constructs(self, name: str) -> bool:
         return bool(FACTORIES.match(name) and not name.startswith("torch.hub")) or name.startswith("torch.nn.")
@@ -210,10 +196,8 @@ class Outside(Summaries):
             for key, value in {**(self.entries(args[0]) if args else {}), **(keywords or {})}.items():
                 made.attr(key).flows_from(value)
         self.born.setdefault(made, tuple(self.tests))
-        if name.startswith("torch.nn."):
-            for value in args:
-                for option in options(value):
-                    made.flows_from(option)
+        for option in (o for a in args for o in options(a)) if name.startswith("torch.nn.") else ():
+            made.flows_from(option)
         if name.startswith("torch.optim.") or last(name) in ("SGD", "Adam", "AdamW", "RMSprop", "LARS"):
             made.kind = "optimizer"
         if mode.value == TRAIN and made.kind == "external":

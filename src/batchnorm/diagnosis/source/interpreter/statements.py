@@ -130,10 +130,7 @@ class Statements(Expressions):
         form = tensors.as_form(value)
         if isinstance(old, Form) and old.live and form is not None:
             self.written(node, old, form, augmented=True)
-            if isinstance(target, ast.Name):
-                return
-            if isinstance(target, ast.Subscript | ast.Attribute):
-                return
+            return
         self.bind(target, value, node)
 
     def bind(self, target: ast.AST, value: Any, node: ast.AST) -> None:
@@ -160,7 +157,7 @@ class Statements(Expressions):
             base, key = self.ev(target.value), self.ev(target.slice)
             old = self.item(base, key)
             if isinstance(old, Form) and old.live:
-                self.written(node, old, tensors.as_form(value) or tensors.other([], 0), plain=value)
+                self.written(node, old, tensors.as_form(value) or tensors.other(), plain=value)
             elif isinstance(base, Obj):
                 if isinstance(key, Const):
                     self.state.heap[base, f"[{key.value}]"] = value
@@ -174,7 +171,7 @@ class Statements(Expressions):
         name = target.attr
         if isinstance(base, Form) and name == "data":
             if base.live:
-                self.written(node, base, tensors.as_form(value) or tensors.other([], 0), plain=value)
+                self.written(node, base, tensors.as_form(value) or tensors.other(), plain=value)
                 if isinstance(value, Form):
                     value.terms, value.live, value.mixed = {a: {(): 1.0} for a in base.terms}, True, False
             return
@@ -203,7 +200,7 @@ class Statements(Expressions):
         """`bn.running_mean = value`: the buffer is now that tensor, and so is the name it came from."""
         old = self.statistic(owner, name)
         form = tensors.as_form(value)
-        self.written(node, old, form if form is not None else tensors.other([], 0), plain=value)
+        self.written(node, old, form if form is not None else tensors.other(), plain=value)
         if form is not None and not form.live:
             form.terms, form.live, form.mixed, form.converted = dict(old.terms), True, False, False
 
@@ -214,9 +211,6 @@ class Statements(Expressions):
 
     def on_Global(self, node: ast.Global) -> None:
         self.globals.update(node.names)
-
-    def on_Nonlocal(self, node: ast.Nonlocal) -> None:
-        """Closures are not followed."""
 
     def on_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         """Names are indexed by the module."""
@@ -293,20 +287,18 @@ class Statements(Expressions):
     def around(self, node: ast.AST, body: list[ast.stmt], start: Any) -> None:
         """A loop's body, and once more if the first round has left another mode or tensor behind."""
         modes, layers, version = dict(self.state.modes), dict(self.state.layers), self.state.version
-        self.depth_of_loops += 1
         self.loop_nodes.append(node)
         self.broken.append([])
         self.round(body, start)
         moved = self.state.modes != modes or self.state.layers != layers
         again = moved or (self.touches_tensors and self.state.version != version)
-        if again and self.depth_of_loops <= DEEPEST_LOOP and not self.state.dead:
+        if again and len(self.loop_nodes) <= DEEPEST_LOOP and not self.state.dead:
             self.second += 1
             self.round(body, start)
             self.second -= 1
         for state in self.broken.pop():
             self.state = join(self.state, state, choice)
         self.loop_nodes.pop()
-        self.depth_of_loops -= 1
         self.state.dead = False
 
     def round(self, body: list[ast.stmt], start: Any) -> None:

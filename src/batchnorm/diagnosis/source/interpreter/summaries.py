@@ -48,21 +48,17 @@ class Summaries(Forwards):
 
     def bound(self, info: FunctionInfo, owner: Obj | None, args: list[Any], keywords: dict[str, Any]) -> dict[str, Any]:
         """Arguments by parameter name."""
-        node = info.node
-        if isinstance(node, ast.Module):
-            return {}
-        names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
-        static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in getattr(node, "decorator_list", []))
-        if info.owner is not None and names and not static and (owner is not None or names[0] == "cls"):
-            names = names[1:]
-        elif info.owner is not None and names and not static and names[0] == "self":
-            names, args = names[1:], args[1:]
+        names, others = info.positional, info.arguments.kwarg
+        if info.owner is not None and names and not info.static:
+            if owner is not None or names[0] == "cls":
+                names = names[1:]
+            elif names[0] == "self":
+                names, args = names[1:], args[1:]
         found: dict[str, Any] = dict(zip(names, args, strict=False))
-        named = {*names, *(a.arg for a in node.args.kwonlyargs)}
+        named = {*names, *(a.arg for a in info.arguments.kwonlyargs)}
         found.update({k: v for k, v in keywords.items() if k in named})
-        if node.args.kwarg is not None and not named.issuperset(keywords):
-            others = [(Const(k), v) for k, v in keywords.items() if k not in named]
-            found[node.args.kwarg.arg] = self.dictionary(node.args.kwarg, others)
+        if others is not None and not named.issuperset(keywords):
+            found[others.arg] = self.dictionary(others, [(Const(k), v) for k, v in keywords.items() if k not in named])
         return found
 
     def _run(self, s: Summary, mapped: Mapping) -> None:

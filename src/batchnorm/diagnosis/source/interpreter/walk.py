@@ -7,7 +7,6 @@ from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.program import Program
-from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS
 from batchnorm.diagnosis.source.project import Class, ClassInfo, FunctionInfo
 from batchnorm.diagnosis.source.trace import Event, Mode, State, Summary, Test
 from batchnorm.diagnosis.source.values import Atom, Const, External, Form, Obj, canonical, options, root, within
@@ -18,8 +17,6 @@ OPAQUE = ("iteration", "zip", "list", "dict", "state", "layer", "key", "optimize
 
 class Walk:
     """State of one function's walk."""
-
-    without_gradients = WITHOUT_GRADIENTS
 
     def __init__(self, program: Program, info: FunctionInfo, depth: int) -> None:
         self.program, self.info, self.depth = program, info, depth
@@ -34,11 +31,11 @@ class Walk:
         self.returned: list[Test] = []  # and what a `return` has
         self.globals: set[str] = set()
         self.born: dict[Obj, tuple[Test, ...]] = {}  # the conditions that objects are made under
-        self.pending: dict[Atom, tuple[ast.AST, Form, Form, dict[str, Any]]] = {}
+        self.pending: dict[Atom, tuple[ast.AST, Form, dict[str, Any]]] = {}
         self.entered: dict[Obj, Mode] = {}  # the modes inside of a `with` block of what was called last
         self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner
         self.read_through: dict[Obj, Obj] = {}  # a layer, and the attribute of a model that it was last read from
-        self.conditions = self.ranks = self.second = self.depth_of_loops = 0
+        self.conditions = self.ranks = self.second = 0
         self.touches_tensors = info.module.touches_statistics
 
     def ev(self, node: ast.AST) -> Any:
@@ -51,10 +48,6 @@ class Walk:
 
     def bind(self, target: ast.AST, value: Any, node: ast.AST) -> None:
         """Give a name, an attribute, an element or several of them a value."""
-        raise NotImplementedError
-
-    def bind_attribute(self, target: ast.Attribute, value: Any, node: ast.AST) -> None:
-        """`x.name = value`."""
         raise NotImplementedError
 
     def event(self, kind: str, node: ast.AST, obj: Obj | None = None, **data: Any) -> Event:
@@ -115,12 +108,8 @@ class Walk:
         flows = inflow(slot) if info is not None else slot.sources
         if len(flows) == 1:
             (only,) = flows
-            if isinstance(only, Const) or (
-                isinstance(only, Obj) and only.kind in ("list", "dict", "iteration", "zip", "state")
-            ):
-                return only
-            if isinstance(only, External | Class):
-                return only
+            held = isinstance(only, Obj) and only.kind in ("list", "dict", "iteration", "zip", "state")
+            return only if held or isinstance(only, Const | External | Class) else slot
         elif flows and all(isinstance(f, Const) for f in flows) and len(flows) <= 2 and info is not None:
             return None if name == "training" else slot
         return slot
@@ -138,6 +127,10 @@ class Walk:
             if isinstance(source, Form) and source.live:
                 return Form(dict(source.terms), live=True)
         return None
+
+    def is_parameter(self, obj: Any) -> bool:
+        """Whether an unknown object is called as the parameters of a loop are."""
+        return isinstance(obj, Obj) and obj.kind in ("attribute", "parameter") and obj.name in ("[]", "param", "p")
 
     def unknown_tensor(self, obj: Obj) -> Form:
         """An object that is used as a tensor."""

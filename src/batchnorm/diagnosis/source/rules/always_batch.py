@@ -6,9 +6,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
 from batchnorm.diagnosis.source.names import FLAX, KERAS, last
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS
+from batchnorm.diagnosis.source.syntax import spelled
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
 from batchnorm.diagnosis.source.values import Const, External, Form
 
@@ -91,11 +92,8 @@ def _flax(facts: Facts) -> Iterator[Said]:
 def _keras(facts: Facts) -> Iterator[Said]:
     """`BatchNormalization()(x, training=True)`, and `model(x, training=True)` in a function that predicts."""
     for event in facts.of("forward"):
-        call = event.node
-        on = isinstance(call, ast.Call) and any(
-            k.arg == "training" and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords
-        )
-        if not on or _asks_mode(event) or event.function.name.startswith("test_"):
+        given = [k.value for k in event.node.keywords if k.arg == "training" and isinstance(k.value, ast.Constant)]
+        if not any(v.value is True for v in given) or _asks_mode(event) or event.function.name.startswith("test_"):
             continue
         layer = any(o.kind == "external" and KERAS.match(o.info[0]) for o in facts.aliases(event.obj))
         if not layer and not (INFERS.search(event.function.name) and _of_keras(facts, event)):
@@ -113,8 +111,8 @@ def _keras(facts: Facts) -> Iterator[Said]:
 def _inverted(facts: Facts) -> Iterator[Said]:
     """`training=not self.training`, and `use_running_average=train` in Flax."""
     for event in facts.of("outside", "layer", "forward"):
-        call, name = event.node, event.data.get("name", "")
-        for word in call.keywords if isinstance(call, ast.Call) else ():
+        name = event.data.get("name", "")
+        for word in event.node.keywords:
             value = word.value.operand if isinstance(word.value, ast.UnaryOp) else word.value
             if not isinstance(value, ast.Name | ast.Attribute) or not TRAINS.search(spelled(value)):
                 continue

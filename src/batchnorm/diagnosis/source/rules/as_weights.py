@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
 from batchnorm.diagnosis.source.rules.averages import level_of, takes_off, takes_some
+from batchnorm.diagnosis.source.syntax import strings
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Poly
 
@@ -17,7 +18,7 @@ def moved_as_weights(facts: Facts) -> Iterator[Said]:
     """BN432: `state[k] = state[k] - rate * (a[k] - b[k])`, or a momentum of such differences, for every entry."""
     seen: set[int] = set()
     for event in facts.of("write"):
-        loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), None)
+        loop = event.loop
         if event.data["atom"].kind != "entry" or loop is None or id(loop) in seen:
             continue
         decays = _decays(facts, event, loop)
@@ -31,7 +32,7 @@ def moved_as_weights(facts: Facts) -> Iterator[Said]:
                 f"every entry of the state is {'decayed' if decays else 'moved by a difference'}, running_mean, "
                 "running_var and the counter too, as if they were weights: the statistics fit no network",
                 "take named_parameters() only, and the statistics of one model or their average",
-                sure=level == YES and (decays or _used(facts, event)),
+                sure=level == YES and (decays or facts.uses(event.function, "load_state_dict")),
             )
 
 
@@ -50,14 +51,7 @@ def _decays(facts: Facts, event: Event, loop: ast.For) -> bool:
         return False
     if not all(list(now.terms) == [at] and _shrinks(now.terms[at]) for now, at in forms):
         return False
-    if any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in ast.walk(loop)):
+    if strings(loop):
         return False
-    owner = event.data["atom"].owner
-    return not any(
-        e is not event and e.data["atom"].owner is owner and loop in e.data["loops"] for e in facts.of("write")
-    )
-
-
-def _used(facts: Facts, event: Event) -> bool:
-    """Whether the function loads a state into a model afterwards."""
-    return facts.uses(event.function, "load_state_dict")
+    beside = (e for e in facts.of("write") if e is not event and loop in e.data["loops"])
+    return not any(e.data["atom"].owner is event.data["atom"].owner for e in beside)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
 from batchnorm.diagnosis.source.fixes import Edit
+from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.syntax import method_of, reads, spelled, strings, words
 from batchnorm.diagnosis.source.trace import EVAL, Event
-from batchnorm.diagnosis.source.values import Atom, Form, Obj, canonical, objects_in
+from batchnorm.diagnosis.source.values import Atom, Form, Obj, canonical, objects_in, owners
 
 RECALIBRATE = ("update_bn", "bn_update", "recalibrate", "update_bn_stats")
 BUFFERS = ("buffers", "named_buffers", "_buffers", "running_mean", "running_var")
@@ -43,51 +45,58 @@ CARES = {
 }
 
 
-def mixtures(facts: Facts) -> Iterator[tuple[Event, Atom, list[Atom]]]:
+class Mixture(NamedTuple):
+    """A write of one model's parameters: what is written, of which model, and what it is made from."""
+
+    event: Event
+    target: Atom
+    owner: Obj
+    atoms: list[Atom]
+
+    @property
+    def others(self) -> list[Atom]:
+        """The parameters of other models."""
+        return [a for a in self.atoms if a.owner is not self.owner and a.kind in ("parameter", "element")]
+
+
+def mixtures(facts: Facts) -> Iterator[Mixture]:
     """Writes that mix one model's parameters with another's: `a = d * a + (1 - d) * b`, or a sum over models."""
     for event in facts.of("write"):
         found = [(event.data["atom"], list(now.terms)) for now, _, _ in event.data["values"]]
         for target, atoms in (*found, *event.data.get("mapped", [])):
-            if target.kind in ("parameter", "entry", "shadow"):
-                yield event, target, atoms
+            if target.kind in ("parameter", "entry", "shadow") and isinstance(target.owner, Obj):
+                yield Mixture(event, target, target.owner, atoms)
 
 
 def averaged(facts: Facts) -> set[int]:
     """Objects whose parameters are an average of another's, by id."""
-    known = facts.__dict__.setdefault("_averaged", None)
-    if known is None:
-        known = set()
-        for _, target, atoms in mixtures(facts):
-            if isinstance(target.owner, Obj) and len({id(a.owner) for a in atoms}) > 1:
-                owner = target.owner.info if target.owner.kind == "state" else target.owner
-                for obj in facts.aliases(canonical(owner)):
-                    known.add(id(obj))
-        for event in facts.of("outside"):
-            if event.data["name"].rsplit(".", 1)[-1] in ("AveragedModel", "ModelEMA", "EMA"):
-                known.update(id(o) for a in event.data["args"] for o in objects_in(a))
-        facts.__dict__["_averaged"] = known
-    return known
+    return facts.once("averaged", lambda: set(map(id, _averaged(facts))))
+
+
+def _averaged(facts: Facts) -> Iterator[Obj]:
+    for _, _, owner, atoms in mixtures(facts):
+        if len({id(a.owner) for a in atoms}) > 1:
+            yield from facts.aliases(canonical(owner.info if owner.kind == "state" else owner))
+    for event in facts.of("outside"):
+        if last(event.data["name"]) in ("AveragedModel", "ModelEMA", "EMA"):
+            yield from (o for a in event.data["args"] for o in objects_in(a))
 
 
 def parameters_only(facts: Facts) -> Iterator[Said]:
     """BN413: an average of parameters(), and no buffer in sight."""
     functions: set[int] = set()
-    for event, target, atoms in mixtures(facts):
-        others = [a for a in atoms if a.owner is not target.owner and a.kind in ("parameter", "element")]
-        owner = target.owner
-        if not isinstance(owner, Obj):
-            continue
-        if not _of_several(event, target) and not _averages(event, target, owner, atoms, others):
+    for mixture in mixtures(facts):
+        event, target, owner, _ = mixture
+        if not _of_several(event, target) and not _averages(mixture):
             continue
         if id(event.function) in functions or _buffers_too(facts, event, owner):
             continue
         shadow = target.kind == "shadow"
         has = facts.likely if shadow else facts.has
-        level = max([0 if shadow else facts.has(owner) or 0, *(has(a.owner) or 0 for a in others)])
+        level = max([0 if shadow else facts.has(owner) or 0, *(has(a.owner) or 0 for a in mixture.others)])
         if level not in (YES, LIKELY):
             continue
         functions.add(id(event.function))
-        loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), event.node)
         if shadow:
             yield said(
                 event,
@@ -99,7 +108,7 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
             continue
         yield Said(
             event.function.module,
-            loop,
+            event.loop or event.node,
             "an average over parameters() leaves out the running statistics: the averaged model evaluates with those "
             "that it started with",
             "copy the buffers too: for a, b in zip(averaged.buffers(), model.buffers()): a.copy_(b)",
@@ -107,8 +116,9 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
         )
 
 
-def _averages(event: Event, target: Atom, owner: Obj, atoms: list[Atom], others: list[Atom]) -> bool:
+def _averages(mixture: Mixture) -> bool:
     """Whether a write mixes parameters with those of one other model, and takes nothing off."""
+    (event, target, owner, atoms), others = mixture, mixture.others
     if target.kind not in ("parameter", "shadow") or not others:
         return False
     own = any(a.owner is owner for a in atoms)
@@ -117,13 +127,13 @@ def _averages(event: Event, target: Atom, owner: Obj, atoms: list[Atom], others:
         return False
     if not all(isinstance(a.owner, Obj) for a in others):
         return False
-    owners = {id(a.owner) for a in atoms if a.kind in ("parameter", "element")} | {id(owner)}
-    return len(owners) <= 2 and not _subtracts(event)
+    mixed = {id(a.owner) for a in atoms if a.kind in ("parameter", "element")} | {id(owner)}
+    return len(mixed) <= 2 and not _subtracts(event)
 
 
 def _of_several(event: Event, target: Atom) -> bool:
     """Whether a parameter becomes the mean of several models' ones: `torch.stack([...]).mean(0)`, `sum(...) / n`."""
-    loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), None)
+    loop = event.loop
     if loop is None or target.kind != "parameter" or isinstance(event.node, ast.AugAssign):
         return False
     inner = [
@@ -134,12 +144,8 @@ def _of_several(event: Event, target: Atom) -> bool:
     ]
     own = {ast.unparse(n.value) for n in ast.walk(loop.iter) if _parameters(n) and n not in inner}
     others = any(_parameters(n) and ast.unparse(n.value) not in own for n in inner)
-    words = {
-        n.attr if isinstance(n, ast.Attribute) else n.id
-        for n in ast.walk(event.node)
-        if isinstance(n, ast.Attribute | ast.Name)
-    }
-    return others and not words.isdisjoint(("mean", "sum", "average", "stack")) and "grad" not in words
+    said = words(event.node)
+    return others and not said.isdisjoint(("mean", "sum", "average", "stack")) and "grad" not in said
 
 
 def _parameters(node: ast.AST) -> TypeGuard[ast.Attribute]:
@@ -148,33 +154,20 @@ def _parameters(node: ast.AST) -> TypeGuard[ast.Attribute]:
 
 def _subtracts(event: Event) -> bool:
     """Whether another's parameters are taken off: `p -= rate * q`."""
-    for now, current, _ in event.data["values"]:
-        for atom, weight in now.terms.items():
-            if (
-                atom != current
-                and atom.kind in ("parameter", "element")
-                and weight
-                and all(v < 0 for v in weight.values())
-            ):
-                return True
-    return False
+    weights = ((a, at, w) for now, at, _ in event.data["values"] for a, w in now.terms.items())
+    off = (a.kind for a, at, w in weights if a != at and w and all(v < 0 for v in w.values()))
+    return any(kind in ("parameter", "element") for kind in off)
 
 
 def _buffers_too(facts: Facts, event: Event, owner: Obj) -> bool:
     """Whether the statistics come along: buffers are copied, or the model runs forward in train mode itself."""
-    if facts.uses(event.function, *BUFFERS) or (
-        event.function.owner is not None and any(facts.uses(m, *BUFFERS) for m in event.function.owner.methods.values())
-    ):
+    methods = event.function.owner.methods.values() if event.function.owner is not None else ()
+    if any(facts.uses(function, *BUFFERS) for function in (event.function, *methods)):
         return True
     mine = {id(o) for o in facts.aliases(owner)}
 
     def is_it(obj: Obj) -> bool:
-        at: Obj | None = canonical(obj)
-        while at is not None:
-            if any(id(o) in mine for o in facts.aliases(at)):
-                return True
-            at = canonical(at.parent) if at.kind == "attribute" else None
-        return False
+        return any(id(o) in mine for at in owners(canonical(obj)) for o in facts.aliases(at))
 
     for other in facts.of("write"):
         atom = other.data["atom"]
@@ -198,26 +191,20 @@ def _buffers_too(facts: Facts, event: Event, owner: Obj) -> bool:
 
 def soft_copies(facts: Facts) -> Iterator[Obj]:
     """Models whose parameters follow another's, and whose statistics nothing writes."""
-    for event, target, atoms in mixtures(facts):
-        others = [a for a in atoms if a.owner is not target.owner and a.kind in ("parameter", "element")]
-        owner = target.owner
-        if not isinstance(owner, Obj) or not _averages(event, target, owner, atoms, others):
+    for mixture in mixtures(facts):
+        if not _averages(mixture) or facts.uses(mixture.event.function, *BUFFERS):
             continue
-        if not facts.uses(event.function, *BUFFERS) and facts.has(owner) == YES:
-            yield owner
+        if facts.has(mixture.owner) == YES:
+            yield mixture.owner
 
 
 def counter_too(facts: Facts) -> Iterator[Said]:
     """BN414: every entry of a state averaged, the integer counter among them."""
     seen: set[int] = set()
     for event in facts.of("write"):
-        if event.data["atom"].kind != "entry" or not event.data["values"]:
+        values, outer = event.data["values"], next((n for n in event.data["loops"] if isinstance(n, ast.For)), None)
+        if event.data["atom"].kind != "entry" or not values or outer is None or id(outer) in seen:
             continue
-        loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), None)
-        outer = next((n for n in event.data["loops"] if isinstance(n, ast.For)), None)
-        if loop is None or outer is None or id(outer) in seen:
-            continue
-        values = event.data["values"]
         if not any(_averaging(now) for now, _, _ in values) or any(takes_off(now, at) for now, at, _ in values):
             continue
         if takes_some(outer) or facts.uses(event.function, "named_parameters", "parameters"):
@@ -238,24 +225,13 @@ def counter_too(facts: Facts) -> Iterator[Said]:
 
 def _guard(node: ast.AST, loop: ast.For) -> Edit | None:
     """A `continue` for integers, where the loop runs over the entries that it writes: the counter stays."""
-    target = (
-        node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AugAssign) else None
-    )
-    over = (
-        loop.iter.func.value
-        if isinstance(loop.iter, ast.Call)
-        and isinstance(loop.iter.func, ast.Attribute)
-        and loop.iter.func.attr == "keys"
-        else loop.iter
-    )
-    if not (
-        isinstance(target, ast.Subscript)
-        and isinstance(loop.target, ast.Name)
-        and ast.dump(over) == ast.dump(target.value)
-    ):
+    target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+    over: Any = loop.iter
+    over = over.func.value if method_of(over) == "keys" else over
+    if not isinstance(target, ast.Subscript) or not isinstance(loop.target, ast.Name):
         return None
     first = loop.body[0]
-    if first.lineno == loop.lineno:
+    if ast.dump(over) != ast.dump(target.value) or first.lineno == loop.lineno:
         return None
     indent = " " * first.col_offset
     text = f"if not {ast.unparse(over)}[{loop.target.id}].is_floating_point():\n{indent}    continue\n{indent}"
@@ -286,50 +262,21 @@ def takes_off(form: Form, target: Atom) -> bool:
 
 def takes_some(loop: ast.AST) -> bool:
     """Whether the loop tells integers from floating entries, or takes some entries only."""
-    for n in ast.walk(loop):
-        word = (
-            n.attr
-            if isinstance(n, ast.Attribute)
-            else n.id
-            if isinstance(n, ast.Name)
-            else n.value
-            if isinstance(n, ast.Constant)
-            else ""
-        )
-        if isinstance(word, str) and word in CARES:
-            return True
-        if isinstance(n, ast.Constant) and isinstance(n.value, str) and PARTS.search(n.value.lower()):
-            return True
-        if (
-            isinstance(n, ast.Attribute)
-            and n.attr in ("type", "to", "float", "long", "requires_grad")
-            and isinstance(n.ctx, ast.Load)
-        ):
-            return True
-        if isinstance(n, ast.Compare) and isinstance(n.ops[0], ast.In | ast.NotIn) and isinstance(n.left, ast.Constant):
-            return True
-        if (
-            isinstance(n, ast.Compare)
-            and isinstance(n.ops[0], ast.NotIn | ast.In)
-            and any(isinstance(c, ast.Name) and c.id in SELECTED for c in n.comparators)
-        ):
-            return True
-    return False
+    said = strings(loop)
+    if not CARES.isdisjoint((*words(loop), *said)) or any(PARTS.search(word.lower()) for word in said):
+        return True
+    asked = [n for n in ast.walk(loop) if isinstance(n, ast.Compare) and isinstance(n.ops[0], ast.In | ast.NotIn)]
+    if any(isinstance(n.left, ast.Constant) for n in asked) or reads(loop, "type", "to", "float", "long"):
+        return True
+    return any(isinstance(c, ast.Name) and c.id in SELECTED for n in asked for c in n.comparators)
 
 
 def level_of(facts: Facts, event: Event) -> int | None:
     """Whether the averaged states are of models with batch norm."""
-    owners: list[Any] = []
-    for now, atom, _ in event.data["values"]:
-        owners += [a.owner for a in (*now.terms, atom) if a.kind == "entry"]
-    for target, atoms in event.data.get("mapped", []):
-        owners += [a.owner for a in (target, *atoms)]
-    levels: list[int | None] = []
-    for owner in owners:
-        for obj in facts.aliases(owner) if isinstance(owner, Obj) else []:
-            for candidate in (obj, *obj.sources[:6]):
-                if isinstance(candidate, Obj) and candidate.kind == "state":
-                    levels.append(facts.has(candidate.info))
+    atoms = [a for now, atom, _ in event.data["values"] for a in (*now.terms, atom) if a.kind == "entry"]
+    atoms += [a for target, made in event.data.get("mapped", []) for a in (target, *made)]
+    states = (s for a in atoms for o in facts.aliases(a.owner) for s in (o, *o.sources[:6]) if isinstance(s, Obj))
+    levels = [facts.has(s.info) for s in states if s.kind == "state"]
     best = max((level or 0 for level in levels), default=0)
     if best or (levels and None not in levels):
         return best or None

@@ -9,6 +9,7 @@ from batchnorm.diagnosis.source.conditions import exclusive, implied, parts
 from batchnorm.diagnosis.source.contents import LIKELY, NO, PARTS, YES
 from batchnorm.diagnosis.source.facts import Facts
 from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.syntax import strings, variables
 from batchnorm.diagnosis.source.trace import EVAL, Context, Event, Test
 from batchnorm.diagnosis.source.values import Obj, within
 
@@ -21,8 +22,7 @@ def reaches(facts: Facts, event: Event, part: Obj, tests: Iterable[Test]) -> int
     own = _names(event.data["loops"])
     level, through, kept = YES, [], []
     for test in (p for t in tests for p in parts(t)):
-        used = {n.id for n in ast.walk(test.node) if isinstance(n, ast.Name)}
-        words = _words(test.node)
+        used, words = variables(test.node), [*filter(None, strings(test.node))]
         if used & own and not (used & set(KINDS)):
             (through if test.holds != _negative(test.node) else kept).extend(words)
             if not words and used - own and _by_name(event, used):
@@ -44,23 +44,13 @@ def trains_apart(facts: Facts, freeze: Iterable[Test], event: Event, c: Context)
         e.node is c.mode.node and exclusive(freeze, e.data["tests"]) for e in modes
     ):
         return True
-    same = {id(o) for o in facts.aliases(c.obj)}
-    return any(
-        e.data["mode"] == EVAL
-        and e.obj is not None
-        and (within(e.obj, c.obj) or any(id(o) in same for o in facts.aliases(e.obj)))
-        and implied(e.data["tests"], freeze)
-        for e in modes
-    )
+    evals = [e.obj for e in modes if e.data["mode"] == EVAL and implied(e.data["tests"], freeze)]
+    return any(o is not None and (within(o, c.obj) or facts.same(o, c.obj)) for o in evals)
 
 
 def _names(loops: Iterable[ast.AST]) -> set[str]:
     """The names that loops bind, and those that their bodies do."""
     return {n.id for loop in loops for n in ast.walk(loop) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-
-
-def _words(test: ast.AST) -> list[str]:
-    return [n.value for n in ast.walk(test) if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value]
 
 
 def _about_norm(words: Iterable[str]) -> bool:

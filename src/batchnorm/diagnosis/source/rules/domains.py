@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
-from batchnorm.diagnosis.source.rules.forwards import evaluated, training_forwards, words
+from batchnorm.diagnosis.source.rules.forwards import evaluated, inputs, training_forwards
 from batchnorm.diagnosis.source.rules.small_batches import LOADER
 from batchnorm.diagnosis.source.trace import EVAL, Event
 
@@ -55,7 +55,7 @@ def _kinds(facts: Facts, one: Event, other: Event) -> str | None:
     loaders, known = (_loaders(facts, one), _loaders(facts, other)), facts.has(one.obj) == YES
     if all(loaders) and known and loaders[0].isdisjoint(loaders[1]):
         return "the batches of two loaders"
-    a, b = ({w.lower() for w in words(e)} for e in (one, other))
+    a, b = ({w.lower() for w in inputs(e)} for e in (one, other))
     for left, right in PAIRS:
         sides = [
             "right" if any(map(right.search, s)) else "left" if any(map(left.search, s)) else "" for s in (a - b, b - a)

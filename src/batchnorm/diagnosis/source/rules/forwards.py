@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called
 from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import averaged
+from batchnorm.diagnosis.source.syntax import variables
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Context, Event
-from batchnorm.diagnosis.source.values import Obj, canonical
+from batchnorm.diagnosis.source.values import Obj, owners
 
 FORWARDS = ("forward", "__call__", "_forward_impl")
 NOISE = re.compile(
@@ -69,14 +69,13 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
 
 def may_load(facts: Facts, c: Context) -> bool:
     """Whether weights are loaded under conditions alone."""
-    same = {id(o) for o in facts.aliases(c.obj)}
-    loads = [e for e in facts.of("load") if id(e.obj) in same]
+    loads = [e for e in facts.of("load") if e.obj in facts.aliases(c.obj)]
     return bool(loads) and all(e.data["conditional"] for e in loads)
 
 
 def made_up(event: Event) -> bool:
     """Whether a forward runs on numbers that are no data."""
-    return any(map(_filled, event.data["inputs"])) or any(MADE_UP.search(w) for w in words(event))
+    return any(map(_filled, event.data["inputs"])) or any(MADE_UP.search(w) for w in inputs(event))
 
 
 def _filled(value: Any) -> bool:
@@ -95,26 +94,19 @@ def measures(facts: Facts, event: Event, c: Context) -> bool:
 
 def is_average(facts: Facts, obj: Obj) -> bool:
     """Whether an object, or what it is a part of, is an average of another."""
-    at: Obj | None = obj
-    while at is not None:
-        if id(at) in averaged(facts):
-            return True
-        at = canonical(at.parent) if at.kind == "attribute" else None
-    return False
+    return any(id(at) in averaged(facts) for at in owners(obj))
 
 
-def words(event: Event) -> set[str]:
+def inputs(event: Event) -> set[str]:
     """The names in a forward's arguments."""
-    node = event.node
-    given = (*node.args, *(k.value for k in node.keywords)) if isinstance(node, ast.Call) else ()
-    return {n.id for a in given for n in ast.walk(a) if isinstance(n, ast.Name)}
+    return variables(*event.node.args, *(k.value for k in event.node.keywords))
 
 
 def generates(event: Event) -> bool:
     """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
     name = called(event).split(".")[-1].lower()
     return not TAKES_DATA.search(name) and (
-        any(NOISE.match(w) for w in words(event))
+        any(NOISE.match(w) for w in inputs(event))
         or name in ("g", "netg", "net_g", "gen", "generator", "decoder")
         or name.startswith(("g_", "gen_", "netg"))
     )
@@ -127,5 +119,4 @@ def teaches(event: Event) -> bool:
 
 def evaluated(facts: Facts, obj: Obj | None) -> bool:
     """Whether a model is put in eval somewhere."""
-    same = {id(o) for o in facts.aliases(obj)}
-    return any(e.data["mode"] == EVAL and any(id(o) in same for o in facts.aliases(e.obj)) for e in facts.of("mode"))
+    return any(e.data["mode"] == EVAL and facts.same(e.obj, obj) for e in facts.of("mode"))

@@ -6,10 +6,11 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.conditions import exclusive
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, file_of, said, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, file_of, said
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
+from batchnorm.diagnosis.source.syntax import spelled, strings
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
 from batchnorm.diagnosis.source.values import Obj, canonical, options, within
 
@@ -107,8 +108,10 @@ def _reached(facts: Facts, event: Event, part: Obj | None) -> int:
     return reaches(facts, event, part, event.data["tests"]) if part is not None else YES
 
 
-def belongs(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
+def belongs(facts: Facts, owner: ClassInfo | None, part: Obj | None) -> bool:
     """Whether a part is in an attribute of its owner, read through it or assigned to it."""
+    if owner is None or part is None:
+        return False
     if part.kind == "attribute":
         return part.parent is owner.self_obj
     return any(e.obj is owner.self_obj and part in options(e.data["value"]) for e in facts.of("attribute"))
@@ -129,7 +132,7 @@ def _trains_layers(facts: Facts, owner: ClassInfo) -> int:
         return 0
     trained = [a for _, c, level in training_forwards(facts) if level == YES for a in facts.aliases(c.obj)]
     made = [i for a in trained for i in (a, *a.sources[:3]) if isinstance(i, Obj) and isinstance(i.info, ClassInfo)]
-    on_purpose = any(adapts(c) for m in facts.project.modules.values() for c in m.classes)
+    on_purpose = any(adapts(c) for m in facts.modules for c in m.classes)
     same = any(i.info.module is owner.module for i in made)
     return YES if same and not on_purpose else LIKELY if trained else 0
 
@@ -161,11 +164,7 @@ def _may_be(facts: Facts, obj: Obj | None, owner: ClassInfo | None, part: Obj) -
 
 def _selects(event: Event) -> bool:
     """Whether a loop freezes what a test on names lets through: affine parameters, weights, adapters."""
-    return any(
-        isinstance(c, ast.Constant) and isinstance(c.value, str) and c.value.lower() in AFFINE
-        for t in event.data["tests"]
-        for c in ast.walk(t.node)
-    )
+    return any(word.lower() in AFFINE for t in event.data["tests"] for word in strings(t.node))
 
 
 def _partly(facts: Facts, obj: Obj, thawed: list[Obj]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import Facts, Said, called, said
 from batchnorm.diagnosis.source.rules.forwards import evaluated
+from batchnorm.diagnosis.source.syntax import reads, variables
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event
 from batchnorm.diagnosis.source.values import Const
 
@@ -15,13 +16,12 @@ def through_batch_norm(facts: Facts) -> Iterator[Said]:
     """BN427: `autograd.grad(D(x), x, create_graph=True)`, of a D that normalises with the batch."""
     for event in facts.of("outside"):
         given = event.data["keywords"]
-        if not event.data["name"].endswith("autograd.grad"):
-            continue
-        if given.get("create_graph") != Const(True) or not isinstance(event.node, ast.Call):
+        if not event.data["name"].endswith("autograd.grad") or given.get("create_graph") != Const(True):
             continue
         outputs = given.get("outputs", event.data["args"][0] if event.data["args"] else None)
         for forward in facts.forwards_of(outputs):
-            if not _certain(facts, forward) or not _names(_inputs(event.node)) & _arguments(forward):
+            names = set[str]().union(*map(_names, forward.node.args))
+            if not _certain(facts, forward) or not _names(_inputs(event.node)) & names:
                 continue
             name = called(forward)
             yield said(
@@ -55,11 +55,4 @@ def _inputs(call: ast.Call) -> ast.AST | None:
 
 def _names(node: ast.AST | None) -> set[str]:
     """The names in an expression, none where it is a model's parameters."""
-    if node is None or any(isinstance(n, ast.Attribute) and n.attr == "parameters" for n in ast.walk(node)):
-        return set()
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - {"self"}
-
-
-def _arguments(forward: Event) -> set[str]:
-    call = forward.node
-    return set().union(*(_names(a) for a in call.args)) if isinstance(call, ast.Call) else set()
+    return set() if node is None or reads(node, "parameters") else variables(node) - {"self"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import Facts, Said
 from batchnorm.diagnosis.source.project import Module
+from batchnorm.diagnosis.source.syntax import spelled
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Const
 
@@ -59,5 +60,5 @@ def _again(events: list[tuple[Event, object]], event: Event, value: bool) -> boo
 def _has_layers(facts: Facts, module: Module) -> bool:
     """Whether the file, or one that it imports, makes batch norm."""
     imported = " ".join(re.findall(r"^\s*(?:from|import)\s.*", module.text, re.MULTILINE)).replace(".", " ").split()
-    named = (m for m in facts.project.modules.values() if m is module or m.name.rsplit(".", 1)[-1] in imported)
+    named = (m for m in facts.modules if m is module or m.name.rsplit(".", 1)[-1] in imported)
     return any(LAYERS.search(m.text) for m in named)

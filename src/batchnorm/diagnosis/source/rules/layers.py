@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import Facts, Said, said
+from batchnorm.diagnosis.source.syntax import reads
 from batchnorm.diagnosis.source.values import Const, Obj
 
 
@@ -16,10 +17,8 @@ def flipped_tracking(facts: Facts) -> Iterator[Said]:
             continue
         if not (isinstance(event.data["value"], Const) and event.data["value"].value is False):
             continue
-        if not any(
-            isinstance(n, ast.Attribute) and n.attr in ("modules", "named_modules", "children")
-            for n in ast.walk(event.function.node)
-        ) and event.obj.kind not in ("batch norm", "layer", "parameter"):
+        every = reads(event.function.node, "modules", "named_modules", "children")
+        if not every and event.obj.kind not in ("batch norm", "layer", "parameter"):
             continue
         without = any(
             isinstance(n, ast.Assign)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of, said
 from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.rules.freezing import AFFINE
+from batchnorm.diagnosis.source.syntax import spelled, strings
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event, Test
 from batchnorm.diagnosis.source.values import Obj, canonical, options
 
@@ -24,31 +24,27 @@ def left_out(facts: Facts) -> Iterator[Said]:
         for o in options(e.data["value"])
     }
     parts = [(e, p) for e in facts.optimizers for p in (*_heads(e, new), *_named(facts, e))]
-    frozen = {id(o) for e in facts.of("freeze") for o in facts.aliases(e.obj)}
+    frozen = {o for e in facts.of("freeze") for o in facts.aliases(e.obj)}
     seen: set[int] = set()
     for event, c, _ in forwards(facts) if parts else ():
         if c.mode.value not in (TRAIN, SWITCHED) or c.no_grad is True or not facts.trains(event) or not c.loaded:
             continue
         if facts.has(c.obj) != YES or c.layers is not None:
             continue
-        same = {id(o) for o in facts.aliases(c.obj)}
-        if same & frozen:
+        if not frozen.isdisjoint(facts.aliases(c.obj)):
             continue  # BN406 speaks of it
         for optimizer, owner in parts:
             made = owner.kind == "self" and any(o.info is owner.info for o in facts.aliases(c.obj))
-            if id(optimizer.node) in seen or not (made or any(id(o) in same for o in facts.aliases(owner))):
+            if id(optimizer.node) in seen or not (made or facts.same(owner, c.obj)):
                 continue
             if _others(facts, optimizer, new):
                 continue
             seen.add(id(optimizer.node))
-            text = (
-                spelled(optimizer.node.args[0]) if isinstance(optimizer.node, ast.Call) and optimizer.node.args else ""
-            )
+            text = spelled(optimizer.node.args[0]) if optimizer.node.args else ""
             yield said(
                 optimizer,
-                f"only {text} is trained, but every forward in train mode (line {event.line} of "
-                f"{event.function.module.path.rsplit('/', 1)[-1]}) normalises with the batch and moves the running "
-                f"statistics of all of {called(event)}",
+                f"only {text} is trained, but every forward in train mode (line {event.line} of {file_of(event)}) "
+                f"normalises with the batch and moves the running statistics of all of {called(event)}",
                 f"batchnorm.freeze({called(event)})",
             )
 
@@ -84,17 +80,13 @@ def _named(facts: Facts, optimizer: Event) -> list[Obj]:
 
 def _words(test: Test) -> list[str]:
     """The words of names that a test asks for; none where it is about weights, biases and norms."""
-    words = [n.value for n in ast.walk(test.node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    words = strings(test.node)
     return [] if any(a in w.lower() for w in words for a in AFFINE) else words
 
 
 def _others(facts: Facts, optimizer: Event, new: dict[int, Any]) -> bool:
     """Whether another optimizer of the file has, or may have, the rest."""
-    for other in facts.optimizers:
-        if (
-            other is not optimizer
-            and other.function.module is optimizer.function.module
-            and not (_heads(other, new) or _named(facts, other))
-        ):
-            return True
+    others = [e for e in facts.optimizers if e is not optimizer and e.function.module is optimizer.function.module]
+    if any(not (_heads(other, new) or _named(facts, other)) for other in others):
+        return True
     return any(e.data["name"] == "add_param_group" for e in facts.of("method"))

@@ -6,10 +6,11 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, calls_by_name, said, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
 from batchnorm.diagnosis.source.project import Function, Module
 from batchnorm.diagnosis.source.rules.averages import BUFFERS
 from batchnorm.diagnosis.source.rules.forwards import forwards
+from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, spelled, strings
 from batchnorm.diagnosis.source.trace import TRAIN
 from batchnorm.diagnosis.source.values import Const, Form, Obj, canonical, objects_in, options
 
@@ -20,10 +21,10 @@ LOST = ("running_mean", "running_var", "running_", "running", ".running_mean", "
 def filtered_statistics(facts: Facts) -> Iterator[Said]:
     """BN420: a state without its running statistics, saved or loaded with strict=False."""
     for event in facts.of("filter"):
-        dropped = any(c.value in LOST for test in event.data["tests"] for c in _dropped(test))
+        dropped = any(word in LOST for test in event.data["tests"] for word in _dropped(test))
         if dropped or any(map(_keeps_parameters, event.data["tests"])):
             yield _left_out(event.function.module, event.node, _loaded(facts, event.obj))
-    for module in facts.project.modules.values():
+    for module in facts.modules:
         for function in module.functions if "running" in module.text and "torch" in module.text else ():
             if facts.uses(function, "load_state_dict", "load", "save", "copy_"):
                 loops = [n for n in ast.walk(function.node) if isinstance(n, ast.For) and _drops(n)]
@@ -61,7 +62,7 @@ def _not_strict(call: ast.Call) -> bool:
     """`load_state_dict(..., strict=False)`."""
     given = [k.value for k in call.keywords if k.arg == "strict"] + call.args[1:2]
     no = any(isinstance(v, ast.Constant) and v.value is False for v in given)
-    return no and isinstance(call.func, ast.Attribute) and call.func.attr == "load_state_dict"
+    return no and method_of(call) == "load_state_dict"
 
 
 def _drops(loop: ast.For) -> bool:
@@ -72,9 +73,8 @@ def _drops(loop: ast.For) -> bool:
     chosen = [t for n in ast.walk(loop.iter) if isinstance(n, ast.comprehension) for t in n.ifs]
     for test, body, otherwise in (*tests, *((t, loop.body, []) for t in chosen)):
         inside = [n for statement in body for n in ast.walk(statement)]
-        kept = {c.value for c in _dropped(test)}
-        words = {n.value for n in ast.walk(test) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-        named = not (words - kept).isdisjoint(LOST)
+        kept = set(_dropped(test))
+        named = not (set(strings(test)) - kept).isdisjoint(LOST)
         if named and any(isinstance(n, ast.Delete) or calls_by_name(n, "pop") for n in inside):
             return True
         if named and any(isinstance(n, ast.Continue) for n in inside) and _takes(everything, over):
@@ -96,41 +96,28 @@ def _parameters_of(value: Any, depth: int = 0) -> Iterator[Obj]:
         if obj.kind == "iteration" and obj.name in ("parameters", "named_parameters"):
             yield canonical(obj.info[0])
         node = obj.node
-        if obj.kind == "dict" and isinstance(node, ast.Dict | ast.Call) and not any(_spread(node)):
+        if obj.kind == "dict" and isinstance(node, ast.Dict | ast.Call) and None not in getattr(node, "keys", ()):
             for source in obj.sources:
                 yield from _parameters_of(source, depth + 1)
         if isinstance(node, ast.DictComp | ast.ListComp) and not node.generators[0].ifs:
             over = node.generators[0].iter
-            if isinstance(over, ast.Call) and isinstance(over.func, ast.Attribute) and "parameters" in over.func.attr:
-                forms = [o for s in obj.sources for o in options(s) if isinstance(o, Form)]
-                yield from (
-                    a.owner for f in forms for a in f.terms if a.kind == "parameter" and isinstance(a.owner, Obj)
-                )
+            forms = (o for s in obj.sources for o in options(s) if isinstance(o, Form))
+            atoms = [a for f in forms for a in f.terms if "parameters" in method_of(over)]
+            yield from (a.owner for a in atoms if a.kind == "parameter" and isinstance(a.owner, Obj))
 
 
-def _spread(node: ast.AST) -> Iterator[bool]:
-    if isinstance(node, ast.Dict):
-        yield from (k is None for k in node.keys)
-
-
-def _dropped(test: ast.AST) -> Iterator[ast.Constant]:
+def _dropped(test: ast.AST) -> Iterator[Any]:
     """The strings that a key must not contain."""
     for n in ast.walk(test):
         if isinstance(n, ast.Compare) and isinstance(n.ops[0], ast.NotIn) and isinstance(n.left, ast.Constant):
-            yield n.left
+            yield n.left.value
         if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.Not):
-            for c in ast.walk(n.operand):
-                if isinstance(c, ast.Constant) and isinstance(c.value, str):
-                    yield c
+            yield from strings(n.operand)
 
 
 def _loaded(facts: Facts, state: Obj | None) -> bool:
-    return any(
-        isinstance(e.data["strict"], Const)
-        and e.data["strict"].value is False
-        and any(o is state for o in objects_in(e.data["state"]))
-        for e in facts.of("load")
-    )
+    loads = (e.data for e in facts.of("load") if isinstance(e.data["strict"], Const))
+    return any(d["strict"].value is False and state in objects_in(d["state"]) for d in loads)
 
 
 def half_precision(facts: Facts) -> Iterator[Said]:
@@ -183,8 +170,4 @@ def checkpointed(facts: Facts) -> Iterator[Said]:
 
 def _called_inside(facts: Facts, function: Function) -> int:
     """Whether a function runs batch norm layers: those that its body calls."""
-    best = 0
-    for event in facts.of("forward"):
-        if event.function is function.info and event.obj is not None:
-            best = max(best, facts.has(event.obj) or 0)
-    return best
+    return max((facts.has(e.obj) or 0 for e in facts.of("forward") if e.function is function.info), default=0)

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, said, spelled
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, said
 from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import soft_copies
 from batchnorm.diagnosis.source.rules.forwards import (
@@ -21,6 +21,7 @@ from batchnorm.diagnosis.source.rules.forwards import (
     teaches,
 )
 from batchnorm.diagnosis.source.rules.freezing import belongs
+from batchnorm.diagnosis.source.syntax import spelled, words
 from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Context, Event, Mode
 from batchnorm.diagnosis.source.values import Obj, canonical
 
@@ -43,6 +44,7 @@ PAUSES = (
     "disable_tracking_bn_stats",
     "_disable_tracking_bn_stats",
 )
+SUMMARIES = ("torchsummary.summary", "torchsummaryX.summary", "torchsummary.torchsummary.summary")
 NUMBERS = re.compile(r"torch\.(rand|randn|randint|zeros|ones|empty|full)$")
 HOOKS = re.compile(r"on_(train_batch|before_zero_grad|before_optimizer|after_backward|before_backward)")
 
@@ -62,14 +64,10 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
         always = all(o.mode.value == TRAIN for o in event.contexts)
-        since = (
-            f" (train() in line {getattr(c.mode.node, 'lineno', 0)} of {_file(c)})"
-            if c.mode.node is not None
-            else ", as a new model is"
-        )
+        since = f" (train() in {c.mode.place})" if c.mode.node is not None else ", as a new model is"
         call, function = c.at or (event.node, event.function)
         name = called(event)
-        func = call.func if c.at is not None and isinstance(call, ast.Call) else None
+        func = call.func if c.at is not None else None
         owner = spelled(func.value) if isinstance(func, ast.Attribute) else name
         yield Said(
             function.module,
@@ -94,14 +92,8 @@ def _unused(facts: Facts, event: Event, c: Context) -> bool:
 
 def _tests(event: Event) -> bool:
     """Whether a function, or a loop around, is named as a test is."""
-    over = [n.iter for n in event.data["loops"] if isinstance(n, ast.For)]
-    words = [n.id for o in over for n in ast.walk(o) if isinstance(n, ast.Name)]
-    words += [n.attr for o in over for n in ast.walk(o) if isinstance(n, ast.Attribute)]
-    return any(EVALUATES.search(w.lower()) for w in (event.function.name, *words))
-
-
-def _file(c: Context) -> str:
-    return c.mode.function.module.path.rsplit("/", 1)[-1] if c.mode.function is not None else "the program"
+    over = {w for n in event.data["loops"] if isinstance(n, ast.For) for w in words(n.iter)}
+    return any(EVALUATES.search(w.lower()) for w in (event.function.name, *over))
 
 
 def moves_without_gradients(facts: Facts) -> Iterator[Said]:
@@ -119,43 +111,29 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         what = "runs forward under no_grad in train mode" if c.no_grad is True and here else _aside(facts, event, c)
         if what:
             name = called(event)
-            line = (
-                f" (train() in line {getattr(c.mode.node, 'lineno', 0)} of {_file(c)})"
-                if c.mode.node is not None
-                else ""
-            )
+            since = f" (train() in {c.mode.place})" if c.mode.node is not None else ""
             yield said(
                 event,
-                f"{name} {what}{line}: it moves the running statistics",
+                f"{name} {what}{since}: it moves the running statistics",
                 f"with batchnorm.pause({name}): ..., or {name}.eval()",
                 sure=level == YES and not trains and c.no_grad is True and here,
             )
     yield from _in_hooks(facts)
     for event in facts.of("outside"):
-        if event.data["name"].rsplit(".", 1)[0] not in (
-            "torchsummary",
-            "torchsummaryX",
-            "torchsummary.torchsummary",
-        ) or not event.data["name"].endswith(".summary"):
-            continue
-        for c in event.contexts:
+        for c in event.contexts if event.data["name"] in SUMMARIES else ():
             if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded and _looked_at(facts, c):
                 yield said(
                     event,
                     "a summary runs the model forward in train mode on random numbers: it moves the running "
                     "statistics that were loaded",
-                    f"{spelled(event.node.args[0])}.eval() before"
-                    if isinstance(event.node, ast.Call)
-                    else "eval() before",
+                    f"{spelled(event.node.args[0])}.eval() before",
                 )
                 break
 
 
 def _probes(facts: Facts, event: Event, c: Context) -> Iterator[Said]:
     """A constructor that learns a shape from made-up numbers, and a part of its own."""
-    owner = event.function.owner
-    own = owner is not None and event.obj is not None and belongs(facts, owner, event.obj)
-    if own and made_up(event) and facts.has(c.obj) == YES:
+    if belongs(facts, event.function.owner, event.obj) and made_up(event) and facts.has(c.obj) == YES:
         yield said(
             event,
             f"{called(event)} runs forward on made-up data in the train mode of a new model: the running statistics "
@@ -246,7 +224,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
         name = called(event)
         where = f"line {getattr(evals.node, 'lineno', 0)}"
         if evals.function is not None and evals.function.module is not event.function.module:
-            where += f" of {evals.function.module.path.rsplit('/', 1)[-1]}"
+            where += f" of {evals.function.module.file}"
         since = "from the second round on" if test is None else f"once {spelled(test)} has held"
         yield said(
             event,
@@ -274,21 +252,18 @@ def _never_trained(facts: Facts) -> Iterator[Said]:
             continue
         yield said(
             event,
-            f"{called(event)} is new and is trained in eval mode, since eval() in line "
-            f"{getattr(c.mode.node, 'lineno', 0)} of {_file(c)}: batch norm's statistics stay 0 and 1",
+            f"{called(event)} is new and is trained in eval mode, since eval() in {c.mode.place}: batch norm's "
+            "statistics stay 0 and 1",
             f"{called(event)}.train() before every epoch",
         )
 
 
 def _once(test: ast.expr) -> bool:
     """Whether a condition may hold in the last round alone: `epoch == last`, `if done`."""
-    words = {
-        n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(test) if isinstance(n, ast.Name | ast.Attribute)
-    }
     if any(isinstance(n, ast.Mod) for n in ast.walk(test)):
         return False
     equal = isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq)
-    return equal or any(ENDS.search(w.lower()) for w in words)
+    return equal or any(ENDS.search(w.lower()) for w in words(test))
 
 
 def second_network(facts: Facts) -> Iterator[Said]:
@@ -344,10 +319,10 @@ def _put_in_train(facts: Facts) -> Iterator[Said]:
     if not facts.trained:
         return
     for event in facts.of("mode"):
-        call, obj = event.node, event.obj
-        if event.data["mode"] != TRAIN or obj is None or not isinstance(call, ast.Call) or not facts.trains(event):
+        func, obj = event.node.func, event.obj
+        if event.data["mode"] != TRAIN or obj is None or not facts.trains(event):
             continue
-        name = spelled(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+        name = spelled(func.value) if isinstance(func, ast.Attribute) else ""
         if not TEACHER.search(name.lower().rsplit(".", 1)[-1]) or is_average(facts, obj):
             continue
         if facts.likely(obj) and not any(id(o) in facts.trained for o in facts.aliases(obj)):
@@ -362,9 +337,7 @@ def _put_in_train(facts: Facts) -> Iterator[Said]:
 
 def _loaded(facts: Facts, event: Event) -> bool:
     """Whether weights were loaded into what a mode is set for."""
-    same = {id(o) for o in facts.aliases(event.obj)}
-    loads = any(not same.isdisjoint(map(id, facts.aliases(e.obj))) for e in facts.of("load"))
-    return loads or any(c.loaded for c in event.contexts)
+    return any(facts.same(e.obj, event.obj) for e in facts.of("load")) or any(c.loaded for c in event.contexts)
 
 
 def on_one_rank(facts: Facts) -> Iterator[Said]:
@@ -391,7 +364,4 @@ def _wrapped(facts: Facts, event: Event) -> bool:
     obj = event.obj
     if obj is None or obj.kind != "parameter" or not obj.sources:
         return False
-    return (
-        all(isinstance(s, Obj) and s.kind == "wrapper" and s.name == "ddp" for s in obj.sources)
-        and canonical(obj) is obj
-    )
+    return all(isinstance(s, Obj) and s.kind == "wrapper" and s.name == "ddp" for s in obj.sources)

@@ -6,9 +6,10 @@ import ast
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from batchnorm.diagnosis.source.facts import Facts, Said, said, spelled
+from batchnorm.diagnosis.source.facts import Facts, Said, said
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import FLAX, KERAS, OTHER_LAYERS, is_torch_layer, last
+from batchnorm.diagnosis.source.syntax import reads, spelled, words
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Const
 
@@ -32,10 +33,7 @@ class Numbers(NamedTuple):
 def layers(facts: Facts) -> Iterator[Numbers]:
     """Every construction of a batch norm layer."""
     for event in facts.of("layer"):
-        call = event.node
-        if not isinstance(call, ast.Call):
-            continue
-        name: str = event.data["name"]
+        call, name = event.node, event.data["name"]
         torch = is_torch_layer(name) or last(name) in OTHER_LAYERS
         framework = "Keras" if KERAS.match(name) else "Flax" if FLAX.match(name) else "torch" if torch else ""
         if not framework or (
@@ -130,7 +128,7 @@ def eps_for_momentum(facts: Facts) -> Iterator[Said]:
         node = layer.eps_node
         if node is None or layer.framework != "torch":
             continue
-        named = any("momentum" in word.lower() or word.lower() in ("mom", "bn_mom", "bnmom") for word in _names(node))
+        named = any("momentum" in word.lower() or word.lower() in ("mom", "bn_mom", "bnmom") for word in words(node))
         large = [v for v in layer.eps if v >= LARGEST_EPS]
         if not large and not named:
             continue
@@ -149,12 +147,6 @@ def eps_for_momentum(facts: Facts) -> Iterator[Said]:
             "leave the second argument out" if no_momentum else f"momentum={written}",
             edit=None if second or no_momentum else _renamed(layer.call, node, written),
         )
-
-
-def _names(node: ast.AST) -> list[str]:
-    return [
-        n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(node) if isinstance(n, ast.Name | ast.Attribute)
-    ]
 
 
 def _renamed(call: ast.Call, node: ast.expr, value: str) -> Edit | None:
@@ -182,10 +174,7 @@ def frozen_by_momentum(facts: Facts) -> Iterator[Said]:
             for e in facts.of("attribute")
             if "momentum" in e.data["name"] and e is not event and e.function.module is event.function.module
         ]
-        kept = any(
-            isinstance(n, ast.Attribute) and n.attr == "momentum" and isinstance(n.ctx, ast.Load)
-            for n in ast.walk(event.function.node)
-        )
+        kept = reads(event.function.node, "momentum")
         restored = any(
             e.data["name"] != "momentum" or facts.numbers(e.data["value"]) != [0.0]
             for e in others

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
+from batchnorm.diagnosis.source.syntax import method_of, name_of, of_self, spelled, strings
 from batchnorm.diagnosis.source.values import STATISTICS, External
 
 FRESH = ("zeros", "ones", "empty", "zeros_like", "ones_like", "tensor", "full")
@@ -15,13 +17,12 @@ KEEPS = ("state_dict", "_save_to_state_dict", "get_extra_state", "_apply", "__se
 
 def no_buffers(facts: Facts) -> Iterator[Said]:
     """BN438: `self.running_mean = torch.zeros(c)` in a torch module."""
-    for module in facts.project.modules.values():
+    for module in facts.modules:
         for owner in module.classes:
             bases = [a.name for a in owner.ancestors() if isinstance(a, External)]
             if not owner.is_module or not all(b.endswith(".Module") for b in bases) or facts.uses_in(owner, *KEEPS):
                 continue
-            text = {n.value for n in ast.walk(owner.node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-            given = _statistics(owner)
+            text, given = strings(owner.node), _statistics(owner)
             found = [(n, name) for n, name in _fresh(owner) if name in given and name not in text]
             if found:
                 node, name = found[0]
@@ -50,24 +51,22 @@ def _fresh(owner: ClassInfo) -> Iterator[tuple[ast.Assign, str]]:
     for n in ast.walk(init.node) if init is not None else ():
         if not isinstance(n, ast.Assign) or not isinstance(n.targets[0], ast.Attribute):
             continue
-        value: ast.expr = n.value
-        while (
-            isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in ("to", "cuda")
-        ):
+        value: Any = n.value
+        while method_of(value) in ("to", "cuda"):
             value = value.func.value
         name = spelled(value.func) if isinstance(value, ast.Call) else ""
-        if name.startswith("torch.") and name.rsplit(".", 1)[-1] in FRESH and spelled(n.targets[0].value) == "self":
+        if name.startswith("torch.") and name.rsplit(".", 1)[-1] in FRESH and of_self(n.targets[0]):
             yield n, n.targets[0].attr
 
 
 def train_loses_the_mode(facts: Facts) -> Iterator[Said]:
     """BN439: a train() of its own that drops `mode`, does not reach all parts, or returns nothing that is used."""
-    for module in facts.project.modules.values():
+    for module in facts.modules:
         for owner in module.classes:
             train = owner.methods.get("train") if owner.is_module else None
             if train is None or not isinstance(train.node, ast.FunctionDef) or facts.steps(train):
                 continue
-            names = [a.arg for a in train.node.args.args[1:]]
+            names = [a.arg for a in train.arguments.args[1:]]
             if len(names) == 1 and "eval" not in owner.methods:
                 yield from _drops(facts, owner, train, names[0])
                 yield from _returns_nothing(facts, owner, train)
@@ -116,15 +115,14 @@ def _inherited(call: ast.Call) -> bool:
     inner = call.func.value
     if isinstance(inner, ast.Call):
         return isinstance(inner.func, ast.Name) and inner.func.id == "super"
-    return bool(call.args) and isinstance(call.args[0], ast.Name) and call.args[0].id == "self"
+    return [n.id for n in call.args[:1] if isinstance(n, ast.Name)] == ["self"]
 
 
 def _part(call: ast.Call) -> Iterator[str]:
     """`body` of `self.body.eval()`."""
-    func = call.func
-    part = func.value if isinstance(func, ast.Attribute) and func.attr in ("train", "eval") else None
-    if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "self":
-        yield part.attr
+    part = call.func.value if isinstance(call.func, ast.Attribute) and call.func.attr in ("train", "eval") else None
+    if part is not None and of_self(part):
+        yield name_of(part)
 
 
 def _returns_nothing(facts: Facts, owner: ClassInfo, train: FunctionInfo) -> Iterator[Said]:

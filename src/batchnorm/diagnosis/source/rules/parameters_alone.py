@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, said
 from batchnorm.diagnosis.source.rules.averages import BUFFERS
+from batchnorm.diagnosis.source.syntax import spelled
 from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Obj
 
@@ -34,7 +35,7 @@ def without_statistics(facts: Facts) -> Iterator[Said]:
 
 def _copied_layers(facts: Facts) -> Iterator[Said]:
     """`if isinstance(a, BatchNorm2d): b.weight.data = a.weight.data[keep]`, and nothing of the statistics."""
-    for module in facts.project.modules.values():
+    for module in facts.modules:
         for test in module.nodes if "BatchNorm" in module.text and "isinstance" in module.text else ():
             if not isinstance(test, ast.If) or "BatchNorm" not in spelled(test.test, 200):
                 continue
@@ -74,10 +75,7 @@ def _replaces(event: Event) -> bool:
 
 def _evaluated(facts: Facts, event: Event, owner: Obj) -> bool:
     """Whether the same function puts the model in eval afterwards, and it was given no weights otherwise."""
-    same = {id(o) for o in facts.aliases(owner)}
-    if facts.pretrained(owner) or any(id(o) in same for e in facts.of("load") for o in facts.aliases(e.obj)):
+    if facts.pretrained(owner) or any(facts.same(e.obj, owner) for e in facts.of("load")):
         return False
-    return any(
-        e.data["mode"] == EVAL and e.function is event.function and any(id(o) in same for o in facts.aliases(e.obj))
-        for e in facts.of("mode")
-    )
+    evals = (e for e in facts.of("mode") if e.data["mode"] == EVAL and e.function is event.function)
+    return any(facts.same(e.obj, owner) for e in evals)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, said
 from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.project import FunctionInfo
+from batchnorm.diagnosis.source.syntax import spelled
 
 SYNCHRONIZED = (
     "SyncBatchNorm",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
-from batchnorm.diagnosis.source.rules.forwards import forwards, generates, infers, is_average, measures, words
+from batchnorm.diagnosis.source.rules.forwards import forwards, generates, infers, inputs, is_average, measures
 from batchnorm.diagnosis.source.trace import TRAIN, Event
 
 SAVES = re.compile(r"(^|\.)(save_image|make_grid|imsave|imshow|add_images?|imwrite|toimage)$")
@@ -46,6 +46,6 @@ def _outputs(facts: Facts, event: Event) -> list[Event]:
 
 def _shown(facts: Facts, event: Event, saved: set[int]) -> bool:
     """Whether the samples are there to be looked at: of inputs that are kept for it, or saved where nothing trains."""
-    if any(w.startswith("fixed") for w in words(event)):
+    if any(w.startswith("fixed") for w in inputs(event)):
         return True
     return id(event) in saved and bool(event.function.name) and not facts.trains(event)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.diagnosis.source.conditions import decided, exclusive
-from batchnorm.diagnosis.source.contents import literal_defaults
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of
 from batchnorm.diagnosis.source.rules.forwards import evaluated, training_forwards
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event, Test
@@ -98,9 +97,7 @@ def _tests(loader: Event) -> tuple[Test, ...]:
 
 def _chosen(loader: Event, made: Obj) -> bool | None:
     """Whether a call's literal arguments say that it makes a loader, which is under tests."""
-    node = loader.function.node
-    given = {} if isinstance(node, ast.Module) else literal_defaults(node)
-    given |= {n: v.value for n, v in made.given.items() if isinstance(v, Const)}
+    given = loader.function.literals | {n: v.value for n, v in made.given.items() if isinstance(v, Const)}
     found = [decided(t, given) for t in _tests(loader)]
     return False if False in found else None if None in found else True
 

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.contents import NO
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, calls_by_name, file_of, said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, file_of, said
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, in_module
 from batchnorm.diagnosis.source.rules.forwards import forwards, training_forwards
 from batchnorm.diagnosis.source.rules.freezing import FREEZE, belongs
+from batchnorm.diagnosis.source.syntax import calls_by_name, name_of, of_self, spelled
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event, Mode
 from batchnorm.diagnosis.source.values import Obj, canonical, options
 
@@ -46,16 +47,16 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
 def _in_a_constructor(facts: Facts) -> Iterator[Said]:
     """BN408: layers, or a part, put in eval by a constructor alone, of a model that is put into train mode later."""
     trained = [e for e in facts.of("mode") if e.data["mode"] == TRAIN and e.obj is not None]
-    lightning = any(m.method("training_step") is not None for n in facts.project.modules.values() for m in n.classes)
+    lightning = any(m.method("training_step") is not None for n in facts.modules for m in n.classes)
     for event in facts.of("layer mode", "mode"):
         function, owner, obj = _maker(facts, event), event.function.owner, event.obj
         if function is not None and function.owner is not None:
             owner, obj = function.owner, next((a for a in facts.aliases(obj) if belongs(facts, function.owner, a)), obj)
         if event.data["mode"] != EVAL or owner is None or not owner.is_module or owner.method("train") is not None:
             continue
-        of_self = event.kind == "layer mode" and obj is owner.self_obj
-        part = obj is not None and not of_self and _belongs(facts, owner, obj) and facts.has(obj) == YES
-        if not (of_self or part) or not _made_only(facts, event.function, event.obj):
+        whole = event.kind == "layer mode" and obj is owner.self_obj
+        part = obj is not None and not whole and _belongs(facts, owner, obj) and facts.has(obj) == YES
+        if not (whole or part) or not _made_only(facts, event.function, event.obj):
             continue
         known = [e for e in trained if facts.holds(e.obj, owner)]
         others = [e for e in trained if facts.has(e.obj) != NO and _made(e.obj)]
@@ -72,7 +73,7 @@ def _in_a_constructor(facts: Facts) -> Iterator[Said]:
             f"{spelled(event.node)}, which only the constructor calls, does not last: train(){where} puts it back in "
             "train mode with the rest",
             "def train(self, mode=True) that puts it in eval again, or " + FREEZE.format("model"),
-            sure=bool(known) or (of_self and bool(others)),
+            sure=bool(known) or (whole and bool(others)),
         )
 
 
@@ -83,7 +84,7 @@ def _maker(facts: Facts, event: Event) -> FunctionInfo | None:
         return None
     makers = [
         f
-        for m in facts.project.modules.values()
+        for m in facts.modules
         if helper.name in m.text
         for f in m.functions
         if f.name == "__init__" and f.owner is not None and any(calls_by_name(n, helper.name) for n in ast.walk(f.node))
@@ -108,15 +109,8 @@ def _made(obj: Obj | None) -> bool:
 
 def _made_only(facts: Facts, function: FunctionInfo, obj: Obj | None) -> bool:
     """Whether only constructors run a function, and nothing else puts the same object, or layers, in eval."""
-    same = facts.aliases(obj)
-    elsewhere = [
-        e
-        for e in facts.of("layer mode", "mode")
-        if e.data["mode"] == EVAL
-        and e.function is not function
-        and any(a in same for a in facts.aliases(e.obj))
-        and e.function.name != "__init__"
-    ]
+    evals = (e for e in facts.of("layer mode", "mode") if e.data["mode"] == EVAL and e.function.name != "__init__")
+    elsewhere = any(e.function is not function and facts.same(e.obj, obj) for e in evals)
     return not elsewhere and facts.only_constructs(function)
 
 
@@ -127,7 +121,7 @@ def _undone(event: Event) -> Iterator[Said]:
             frozen.function.module,
             frozen.node,
             f"batch norm layers are put in eval, and {spelled(event.node)} in line {event.line} of "
-            f"{event.data['by'].module.path.rsplit('/', 1)[-1]} undoes it",
+            f"{event.data['by'].module.file} undoes it",
             FREEZE.format("model") + ", which survives train()",
         )
 
@@ -148,22 +142,16 @@ def _part_trains_again(facts: Facts) -> Iterator[Said]:
         if part is None or facts.has(part) != YES:
             continue
         again = [e for e in facts.of("mode") if e.data["mode"] == EVAL and e.node is not frozen.node]
-        if any(_same(facts, e.obj, part) and e.function.name != "__init__" for e in again):
+        if any(facts.same(e.obj, part) and e.function.name != "__init__" for e in again):
             continue
-        if any(_same(facts, o, event.data["of"]) for o in trained):
+        if any(facts.same(o, event.data["of"]) for o in trained):
             yield Said(
                 frozen.function.module,
                 frozen.node,
                 f"{spelled(frozen.node)} does not last: train() in line {event.line} of "
-                f"{event.data['by'].module.path.rsplit('/', 1)[-1]} puts this part back in train mode with the rest",
+                f"{event.data['by'].module.file} puts this part back in train mode with the rest",
                 FREEZE.format(spelled(frozen.node.func.value)) + ", which survives train()",
             )
-
-
-def _same(facts: Facts, one: Obj | None, other: Obj) -> bool:
-    """Whether two objects may be the same."""
-    others = {id(o) for o in facts.aliases(other)}
-    return any(id(o) in others for o in facts.aliases(one))
 
 
 def never_applied(facts: Facts) -> Iterator[Said]:
@@ -193,13 +181,7 @@ def _hidden_by(function: FunctionInfo) -> ast.Assign | None:
     """The assignment of the constructor that puts an attribute of its own in a method's place."""
     init = function.owner.methods.get("__init__") if function.owner is not None else None
     for node in ast.walk(init.node) if init is not None else ():
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Attribute)
-            and t.attr == function.name
-            and isinstance(t.value, ast.Name)
-            and t.value.id == "self"
-            for t in node.targets
-        ):
+        if isinstance(node, ast.Assign) and any(of_self(t) and name_of(t) == function.name for t in node.targets):
             return node
     return None
 
@@ -224,17 +206,13 @@ def _never_read(facts: Facts) -> Iterator[Said]:
 
 def _freezes(facts: Facts) -> bool:
     """Whether some line of the files that are in use stops batch norm's statistics, or calls what may do so."""
-    used = {m for module in facts.project.modules.values() for m in module.imported}
+    used = {m for module in facts.modules for m in module.imported}
     used |= {e.function.module for e, _, _ in training_forwards(facts, managed=True)}
     for event in facts.of("layer mode", "mode"):
-        layers = event.kind == "layer mode" or in_module(event.function) or (event.obj and facts.is_layer(event.obj))
-        alive = event.function.name in facts.called and _hidden_by(event.function) is None
-        if (
-            event.data["mode"] == EVAL
-            and layers
-            and event.function.module in used
-            and (alive or not event.function.name)
-        ):
+        function = event.function
+        layers = event.kind == "layer mode" or in_module(function) or (event.obj and facts.is_layer(event.obj))
+        alive = not function.name or (function.name in facts.called and _hidden_by(function) is None)
+        if event.data["mode"] == EVAL and layers and function.module in used and alive:
             return True
-    defined = {f.name for m in facts.project.modules.values() for f in m.functions}
+    defined = {f.name for m in facts.modules for f in m.functions}
     return any(BY_OTHERS.search(name) for name in facts.called - defined) or not facts.mentioned.isdisjoint(FREEZERS)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of, said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of, said
 from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.rules.forwards import forwards
+from batchnorm.diagnosis.source.syntax import spelled
 from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Const, Obj
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, said, spelled
+from batchnorm.diagnosis.source.facts import YES, Facts, Said, said
+from batchnorm.diagnosis.source.syntax import spelled
 from batchnorm.diagnosis.source.values import Const
 
 
@@ -22,9 +23,8 @@ def sets_no_mode(facts: Facts) -> Iterator[Said]:
             continue
         if facts.is_layer(event.obj):
             continue
-        same = {id(o) for o in facts.aliases(event.obj)}
         set_too = (e for e in facts.of("mode") if e.function.module is event.function.module)
-        if any(id(o) in same for e in set_too for o in facts.aliases(e.obj)):
+        if any(facts.same(e.obj, event.obj) for e in set_too):
             continue  # train() or eval() sees to the layers
         name = event.obj.path
         yield said(
