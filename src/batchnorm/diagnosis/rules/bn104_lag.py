@@ -12,9 +12,9 @@ recalibration, tried on a copy, helps beyond noise, else a note.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 from batchnorm.diagnosis.rules.grounds import DRIFT as DRIFT
 from batchnorm.diagnosis.rules.grounds import LOG_RATIO as LOG_RATIO
@@ -22,10 +22,6 @@ from batchnorm.diagnosis.rules.grounds import MISPLACED as MISPLACED
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts, misplaced
 from batchnorm.diagnosis.rules.grounds import SURE as SURE
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN104"}
 TITLE = "statistics lag behind the data"
 SEVERITY = "warning"
 FIX = RECALIBRATE
@@ -54,8 +50,3 @@ def broken() -> Example:
     layer = norms(model)[1]
     layer.running_mean += 3 * layer.running_var.sqrt()
     return Example(model, batches())
-
-
-def healthy() -> Example:
-    """Nothing moved."""
-    return Example(network(), batches())

@@ -14,18 +14,14 @@ again; a checkpoint from before has them.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, network, norms, squared_error
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN130"}
 NEW = "new"  # the condition
 KNOWS = 0.3  # deviations from guessing: a network that was trained so is not near it
 TITLE = "trained with the stored statistics"

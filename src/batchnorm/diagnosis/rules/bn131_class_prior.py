@@ -7,19 +7,14 @@ class; it was tried there, and the report says what it did. A note: keep the sto
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from batchnorm.diagnosis.experiments.differing import CLASSES as CLASSES
 from batchnorm.diagnosis.experiments.differing import variation
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import accuracy, batches, labelled, network
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN131"}
 TITLE = "classes have other shares in the evaluation data"
 SEVERITY = "note"
 FIX = "keep the stored statistics{advice}"

@@ -6,20 +6,15 @@ layer a little.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, batches, network, norms, settle, squared_error
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN132"}
 TITLE = "small errors in many layers"
 SEVERITY = "warning"
 FIX = RECALIBRATE

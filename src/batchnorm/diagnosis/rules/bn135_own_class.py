@@ -6,18 +6,15 @@ another network. It is the cause if it does better than recalibrating; it is tri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, network, norms, squared_error
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN135"}
 TITLE = "class is not that of training"
 SEVERITY = "warning"
 FIX = "# build the model with torch's batch norm in the place of {kind}, and load the same weights"

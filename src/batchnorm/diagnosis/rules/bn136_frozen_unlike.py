@@ -7,19 +7,14 @@ are another model's, or were frozen too early. Exact statistics are tried in the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, network, norms, squared_error
 from batchnorm.models.modes import freeze
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN136"}
 TITLE = "frozen with statistics that the weights were not trained with"
 SEVERITY = "warning"
 FIX = (

@@ -163,7 +163,6 @@ class RunEvidence:
     planned: int | None = None
     ranks: int = 1
     closed: bool = False
-    side: str = "run"
 
 
 def gain(layer: _BatchNorm) -> float | None:
