@@ -32,7 +32,6 @@ def look(e: Evidence) -> Said:
     """By divergence: a corrupted layer came first so in every trial of benchmarks/attribution."""
     for layer in sorted(e.layers.values(), key=lambda x: -x.divergence):
         if drifts(layer) and not layer.initial and layer.sound:
-            ratio = math.exp(min(layer.var_log_ratio, 50.0))
             share = "" if layer.share is None else f"; alone it causes {layer.share:.0%} of the change in the output"
             error = f"+- {layer.standard_error:.2g}" if math.isfinite(layer.standard_error) else "error unknown"
             other = misplaced(layer)
@@ -40,7 +39,7 @@ def look(e: Evidence) -> Said:
             yield (
                 layer.name,
                 f"{found}the stored mean is {layer.drift:.2f} standard deviations ({error}) from what the layer "
-                f"receives, the variance off by a factor of {ratio:.2f}{share}",
+                f"receives, the variance off by a factor of {layer.factor:.2f}{share}",
             )
 
 

@@ -12,6 +12,8 @@ not judged.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from batchnorm.diagnosis.experiments.effect import Effect
@@ -100,11 +102,5 @@ def _moved(momentum: float, steps: int) -> Example:
     return Example(model.eval(), batches())
 
 
-def broken() -> Example:
-    """16 steps at 0.01."""
-    return _moved(0.01, 16)
-
-
-def healthy() -> Example:
-    """120 steps at 0.1."""
-    return _moved(0.1, 120)
+broken = partial(_moved, 0.01, 16)  # 16 steps at 0.01
+healthy = partial(_moved, 0.1, 120)  # 120 steps at 0.1

@@ -9,6 +9,8 @@ background, only then.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -72,11 +74,5 @@ def _sequences(padded: bool) -> Example:
     return Example(model, list(x.split(16)))
 
 
-def broken() -> Example:
-    """Between 25 and 50 of 50 positions."""
-    return _sequences(True)
-
-
-def healthy() -> Example:
-    """All of one length."""
-    return _sequences(False)
+broken = partial(_sequences, True)  # between 25 and 50 of 50 positions
+healthy = partial(_sequences, False)  # all of one length

@@ -8,6 +8,8 @@ lie closer, as of a recurrent layer, are named where statistics of each call's o
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from batchnorm.diagnosis.experiments.effect import Effect
@@ -88,11 +90,5 @@ def _halves(apart: float) -> Example:
     return Example(model, loader)
 
 
-def broken() -> Example:
-    """Halves four standard deviations apart."""
-    return _halves(4.0)
-
-
-def healthy() -> Example:
-    """Halves that are alike."""
-    return _halves(0.0)
+broken = partial(_halves, 4.0)  # halves four standard deviations apart
+healthy = partial(_halves, 0.0)  # halves that are alike

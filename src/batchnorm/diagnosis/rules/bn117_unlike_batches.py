@@ -7,6 +7,8 @@ the last batches does, or one over the first few. Otherwise a note: validation l
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from batchnorm.diagnosis.experiments.effect import Effect
@@ -57,11 +59,5 @@ def _stretched(ordered: bool) -> Example:
     return Example(model, list((x[x[:, 0].argsort()] if ordered else x).split(32)))
 
 
-def broken() -> Example:
-    """Sorted by one feature."""
-    return _stretched(True)
-
-
-def healthy() -> Example:
-    """As they come."""
-    return _stretched(False)
+broken = partial(_stretched, True)  # sorted by one feature
+healthy = partial(_stretched, False)  # as they come

@@ -7,6 +7,8 @@ class; it was tried there, and the report says what it did. A note: keep the sto
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from batchnorm.diagnosis.experiments.differing import CLASSES as CLASSES
@@ -52,11 +54,5 @@ def _shares(skewed: bool) -> Example:
     return Example(model, labelled(model), {"metric": accuracy, "eval_loader": evaluation})
 
 
-def broken() -> Example:
-    """Nearly all of one class."""
-    return _shares(True)
-
-
-def healthy() -> Example:
-    """The same shares."""
-    return _shares(False)
+broken = partial(_shares, True)  # nearly all of one class
+healthy = partial(_shares, False)  # the same shares

@@ -6,6 +6,8 @@ layer a little.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -48,11 +50,5 @@ def _deep(error: float) -> Example:
     return Example(model, loader, {"metric": squared_error})
 
 
-def broken() -> Example:
-    """0.09 standard deviations in twelve layers."""
-    return _deep(0.09)
-
-
-def healthy() -> Example:
-    """0.001."""
-    return _deep(0.001)
+broken = partial(_deep, 0.09)  # 0.09 standard deviations in twelve layers
+healthy = partial(_deep, 0.001)  # 0.001

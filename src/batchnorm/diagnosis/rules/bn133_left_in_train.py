@@ -7,6 +7,8 @@ they come in, or change the output. With large shuffled batches the two agree: t
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from batchnorm.diagnosis.experiments.effect import Effect
@@ -64,11 +66,5 @@ def _served(kept: bool) -> Example:
     return Example(model if kept else model.body, loader, {"metric": accuracy, "eval_loader": pieces})
 
 
-def broken() -> Example:
-    """Served in batches of two."""
-    return _served(True)
-
-
-def healthy() -> Example:
-    """The same network, which eval() reaches."""
-    return _served(False)
+broken = partial(_served, True)  # served in batches of two
+healthy = partial(_served, False)  # the same network, which eval() reaches

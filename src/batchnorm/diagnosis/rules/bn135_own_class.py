@@ -6,6 +6,7 @@ another network. It is the cause if it does better than recalibrating; it is tri
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,11 +57,5 @@ def _of(kind: Any) -> Example:
     return Example(model, loader, {"metric": squared_error})
 
 
-def broken() -> Example:
-    """A class that only scales."""
-    return _of(_Scaling)
-
-
-def healthy() -> Example:
-    """Torch's."""
-    return _of(nn.BatchNorm1d)
+broken = partial(_of, _Scaling)  # a class that only scales
+healthy = partial(_of, nn.BatchNorm1d)  # torch's

@@ -7,6 +7,8 @@ are another model's, or were frozen too early. Exact statistics are tried in the
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from batchnorm.diagnosis.experiments.effect import Effect
@@ -48,11 +50,5 @@ def _frozen(moved: float) -> Example:
     return Example(freeze(model), loader, {"metric": squared_error})
 
 
-def broken() -> Example:
-    """Means two standard deviations off."""
-    return _frozen(2.0)
-
-
-def healthy() -> Example:
-    """Frozen as trained."""
-    return _frozen(0.0)
+broken = partial(_frozen, 2.0)  # means two standard deviations off
+healthy = partial(_frozen, 0.0)  # frozen as trained

@@ -25,21 +25,12 @@ from batchnorm.diagnosis.rules import examples
 
 # Causes before symptoms, then notes. A file that is not named here comes last, by its name.
 CAUSES_FIRST = [
-    *(
-        "momentum_outside",
-        "nonfinite",
-        "negative",
-        "trained_with_stored",
-        "frozen_unlike",
-        "initial",
-        "one_value",
-        "tracking_off",
-    ),
-    *("eps", "own_class", "momentum_zero", "keras_momentum", "frozen_moves", "counted_twice", "half", "sync_cpu"),
-    *("no_statistics", "left_in_train", "padding", "distributions", "leakage", "evaluation_data", "class_prior"),
-    *("dropout", "too_few_steps", "few_values", "lag", "small_errors", "counters", "other_cause", "unlike_batches"),
-    *("constant", "far_mean", "large_gain", "switched_off", "unreached"),
-]
+    "momentum_outside", "nonfinite", "negative", "trained_with_stored", "frozen_unlike", "initial", "one_value",
+    "tracking_off", "eps", "own_class", "momentum_zero", "keras_momentum", "frozen_moves", "counted_twice", "half",
+    "sync_cpu", "no_statistics", "left_in_train", "padding", "distributions", "leakage", "evaluation_data",
+    "class_prior", "dropout", "too_few_steps", "few_values", "lag", "small_errors", "counters", "other_cause",
+    "unlike_batches", "constant", "far_mean", "large_gain", "switched_off", "unreached",
+]  # fmt: skip
 
 
 def page_of(module: ModuleType) -> str:

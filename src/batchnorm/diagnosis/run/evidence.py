@@ -56,7 +56,6 @@ class LayerRun:
     momentum: float | None
     frozen: bool
     trains_affine: bool | None
-    initial_counter: int | None
     timeline: list[Point] = field(default_factory=list)
     calls: int = 0
     recomputed: int = 0
