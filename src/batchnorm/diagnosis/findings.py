@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
-Side = Literal["model", "checkpoint", "run", "source"]
 Said = Iterator[tuple[Any, ...]]
 ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -66,7 +65,6 @@ class Rule:
     severity: Severity
     look: Callable[[Any], Said]
     fix: str = ""
-    side: Side = "source"
     page: str = ""
     predicts: Callable[[Any], Any] | None = None
     broken: Callable[[], Example] | None = None
@@ -78,6 +76,17 @@ class Rule:
             values = rest[0] if rest else {}
             fix = values if isinstance(values, str) else _filled(self.fix, layer, values)
             yield Finding(self.code, self.severity, layer, message, fix)
+
+
+def of_each(look_at: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Said]:
+    """A look at every layer by itself: what look_at yields of it, a message or `(message, values)`, with its name."""
+
+    def look(evidence: Any) -> Said:
+        for layer in evidence.layers.values():
+            for said in look_at(layer):
+                yield (layer.name, said) if isinstance(said, str) else (layer.name, *said)
+
+    return look
 
 
 def _filled(fix: str, layer: str, values: dict[str, Any]) -> str:

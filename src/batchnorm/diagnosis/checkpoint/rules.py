@@ -6,9 +6,9 @@ import shlex
 
 import torch
 
-from batchnorm.diagnosis import facts
 from batchnorm.diagnosis.checkpoint.evidence import STATISTICS, CheckpointEvidence, StoredLayer
-from batchnorm.diagnosis.findings import Rule, Said
+from batchnorm.diagnosis.findings import Rule, Said, of_each
+from batchnorm.diagnosis.rules import bn126_switched_off
 
 RECALIBRATE = "batchnorm recalibrate --model M:F --data M:F --weights {file}{key} --out fixed.pt"
 COMPARE = "batchnorm diagnose --model M:F --data M:F --weights {file}{key}"
@@ -50,26 +50,23 @@ def negative(e: CheckpointEvidence) -> Said:
             yield layer.name, f"running_var is negative in {count} of {layer.channels} channels", _fix(e, layer)
 
 
-def incomplete(e: CheckpointEvidence) -> Said:
+def incomplete(layer: StoredLayer) -> Said:
     """One of the two statistics is missing."""
-    for layer in e.layers.values():
-        missing = [key for key in STATISTICS if key not in layer.shapes]
-        if missing:
-            yield (
-                layer.name,
-                f"{' and '.join(missing)} missing: a load without strict=True keeps the initial value",
-                "save model.state_dict(), which has the buffers, not parameters() alone",
-            )
+    missing = [key for key in STATISTICS if key not in layer.shapes]
+    if missing:
+        yield (
+            f"{' and '.join(missing)} missing: a load without strict=True keeps the initial value",
+            "save model.state_dict(), which has the buffers, not parameters() alone",
+        )
 
 
-def misshaped(e: CheckpointEvidence) -> Said:
+def misshaped(layer: StoredLayer) -> Said:
     """Vectors of different length, or not vectors."""
-    for layer in e.layers.values():
-        shapes = {key: shape for key, shape in layer.shapes.items() if key != "num_batches_tracked"}
-        counter = layer.shapes.get("num_batches_tracked", ())
-        if len(set(shapes.values())) > 1 or any(len(s) != 1 for s in shapes.values()) or counter not in ((), (1,)):
-            listed = ", ".join(f"{key} {list(shape)[:4]}" for key, shape in layer.shapes.items())
-            yield layer.name, f"shapes do not fit each other: {listed}", "save the layer's state_dict again"
+    shapes = {key: shape for key, shape in layer.shapes.items() if key != "num_batches_tracked"}
+    counter = layer.shapes.get("num_batches_tracked", ())
+    if len(set(shapes.values())) > 1 or any(len(s) != 1 for s in shapes.values()) or counter not in ((), (1,)):
+        listed = ", ".join(f"{key} {list(shape)[:4]}" for key, shape in layer.shapes.items())
+        yield f"shapes do not fit each other: {listed}", "save the layer's state_dict again"
 
 
 def initial(e: CheckpointEvidence) -> Said:
@@ -124,18 +121,16 @@ def counters_differ(e: CheckpointEvidence) -> Said:
                 )
 
 
-def averaged_counter(e: CheckpointEvidence) -> Said:
+def averaged_counter(layer: StoredLayer) -> Said:
     """A counter that is not an integer."""
-    for layer in e.layers.values():
-        kind = layer.dtypes.get("num_batches_tracked")
-        fraction = layer.counter is not None and layer.counter != int(layer.counter)
-        if kind is not None and (kind.is_floating_point or fraction):
-            yield (
-                layer.name,
-                f"num_batches_tracked is {layer.counter:g} of type {str(kind)[6:]}: it was averaged with the weights, "
-                "or converted with .half()",
-                "copy the counter, and average the rest: batchnorm's `num_batches_tracked` is an int64",
-            )
+    kind = layer.dtypes.get("num_batches_tracked")
+    fraction = layer.counter is not None and layer.counter != int(layer.counter)
+    if kind is not None and (kind.is_floating_point or fraction):
+        yield (
+            f"num_batches_tracked is {layer.counter:g} of type {str(kind)[6:]}: it was averaged with the weights, "
+            "or converted with .half()",
+            "copy the counter, and average the rest: batchnorm's `num_batches_tracked` is an int64",
+        )
 
 
 def outlying_mean(e: CheckpointEvidence) -> Said:
@@ -167,16 +162,14 @@ def counter_zero(e: CheckpointEvidence) -> Said:
         )
 
 
-def counter_missing(e: CheckpointEvidence) -> Said:
+def counter_missing(layer: StoredLayer) -> Said:
     """No counter."""
-    for layer in e.layers.values():
-        if "num_batches_tracked" not in layer.shapes:
-            yield (
-                layer.name,
-                "num_batches_tracked is missing: the file is older than torch 0.4.1, or it was stripped; a strict "
-                "load may refuse it",
-                "state[name] = torch.tensor(0) before a strict load",
-            )
+    if "num_batches_tracked" not in layer.shapes:
+        yield (
+            "num_batches_tracked is missing: the file is older than torch 0.4.1, or it was stripped; a strict "
+            "load may refuse it",
+            "state[name] = torch.tensor(0) before a strict load",
+        )
 
 
 def barely_moved(e: CheckpointEvidence) -> Said:
@@ -196,45 +189,41 @@ def barely_moved(e: CheckpointEvidence) -> Said:
             )
 
 
-def constant(e: CheckpointEvidence) -> Said:
+def constant(layer: StoredLayer) -> Said:
     """A variance of exactly zero."""
-    for layer in e.layers.values():
-        zero = 0 if layer.var is None else int((layer.var == 0).sum())
-        if zero:
-            yield (
-                layer.name,
-                f"running_var is exactly 0 in {zero} of {layer.channels} channels: their input was constant",
-                "nothing to repair; such channels can be pruned",
-            )
+    zero = 0 if layer.var is None else int((layer.var == 0).sum())
+    if zero:
+        yield (
+            f"running_var is exactly 0 in {zero} of {layer.channels} channels: their input was constant",
+            "nothing to repair; such channels can be pruned",
+        )
 
 
-def switched_off(e: CheckpointEvidence) -> Said:
+def switched_off(layer: StoredLayer) -> Said:
     """Channels whose weight is almost zero."""
-    for layer in e.layers.values():
-        if layer.weight is None or layer.weight.numel() < 2:
-            continue
-        off = facts.switched_off(layer.weight)
-        if off:
-            yield (
-                layer.name,
-                f"weight is almost 0 in {off} of {layer.channels} channels: their output does not depend on the input",
-                "nothing to repair; such channels can be pruned",
-            )
+    if layer.weight is None or layer.weight.numel() < 2:
+        return
+    off = bn126_switched_off.switched_off(layer.weight)
+    if off:
+        yield (
+            f"weight is almost 0 in {off} of {layer.channels} channels: their output does not depend on the input",
+            "nothing to repair; such channels can be pruned",
+        )
 
 
 CHECKPOINT_RULES: tuple[Rule, ...] = (
     Rule("BN202", "not finite in the file", "error", nonfinite),
     Rule("BN203", "negative variance in the file", "error", negative),
-    Rule("BN207", "statistics missing from the file", "error", incomplete),
-    Rule("BN208", "shapes that do not fit", "error", misshaped),
+    Rule("BN207", "statistics missing from the file", "error", of_each(incomplete)),
+    Rule("BN208", "shapes that do not fit", "error", of_each(misshaped)),
     Rule("BN201", "initial statistics in the file", "error", initial),
-    Rule("BN212", "averaged counter", "warning", averaged_counter),
+    Rule("BN212", "averaged counter", "warning", of_each(averaged_counter)),
     Rule("BN205", "half-precision statistics in the file", "warning", half),
     Rule("BN209", "counters differ between layers", "warning", counters_differ),
     Rule("BN211", "mean far outside its neighbours", "warning", outlying_mean),
     Rule("BN206", "counter 0 beside trained statistics", "note", counter_zero),
-    Rule("BN213", "counter missing from the file", "note", counter_missing),
+    Rule("BN213", "counter missing from the file", "note", of_each(counter_missing)),
     Rule("BN214", "statistics close to their start", "note", barely_moved),
-    Rule("BN204", "constant channels in the file", "note", constant),
-    Rule("BN210", "channels switched off in the file", "note", switched_off),
+    Rule("BN204", "constant channels in the file", "note", of_each(constant)),
+    Rule("BN210", "channels switched off in the file", "note", of_each(switched_off)),
 )

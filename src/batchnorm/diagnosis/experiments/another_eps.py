@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from batchnorm.diagnosis.experiments.conditions import with_eps
+from batchnorm.diagnosis.experiments.conditions import holding
 from batchnorm.diagnosis.experiments.data import Data
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.experiments.laboratory import Laboratory
@@ -58,7 +58,7 @@ def another_eps(lab: Laboratory, data: Data, layers: Mapping[str, Any], stored: 
         if not changed:
             return None
         received = {name: Received() for name in live}
-        outcome = lab.tried(data, f"eps {eps:g}", with_eps(changed, eps), received, every)
+        outcome = lab.tried(data, f"eps {eps:g}", holding(changed.values(), "eps", eps), received, every)
         found = [m for name, layer in live.items() if (m := _misfit_of(layer, received[name])) is not None]
         return _mean(found), list(changed), outcome
 

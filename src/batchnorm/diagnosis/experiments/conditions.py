@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -40,17 +40,12 @@ def _to_eval(layer: nn.Module, args: Any) -> None:
 @contextmanager
 def by_batch(model: nn.Module, layers: Layers, rest: bool = False) -> Iterator[None]:
     """Layers normalise with the batch and nothing moves; all else is in eval, or with rest in train mode."""
-    tracks = {layer: layer.track_running_stats for layer in layers.values()}
     others = [m for m in model.modules() if isinstance(m, _BatchNorm)] if rest else []
-    with modes(model, rest, but=others):
-        try:
-            for layer in tracks:
-                # A layer that does not track normalises with its batch, whatever its coupling, and moves nothing.
-                layer.training, layer.track_running_stats = True, False
-            yield
-        finally:
-            for layer, flag in tracks.items():
-                layer.track_running_stats = flag
+    # A layer that does not track normalises with its batch, whatever its coupling, and moves nothing.
+    with modes(model, rest, but=others), holding(layers.values(), "track_running_stats", False):
+        for layer in layers.values():
+            layer.training = True
+        yield
 
 
 @contextmanager
@@ -76,16 +71,16 @@ def write(layer: _BatchNorm, mean: Tensor, var: Tensor) -> None:
 
 
 @contextmanager
-def with_eps(layers: Layers, eps: float) -> Iterator[None]:
-    """Another eps in these layers."""
-    before = {layer: layer.eps for layer in layers.values()}
+def holding(objects: Iterable[Any], name: str, value: Any) -> Iterator[None]:
+    """Another value of this attribute in all of these; their own afterwards."""
+    before = [(one, getattr(one, name)) for one in objects]
     try:
-        for layer in before:
-            layer.eps = eps
+        for one, _ in before:
+            setattr(one, name, value)
         yield
     finally:
-        for layer, kept in before.items():
-            layer.eps = kept
+        for one, kept in before:
+            setattr(one, name, kept)
 
 
 @contextmanager
@@ -121,14 +116,7 @@ class _Local(_BatchNorm):
         pass
 
 
-@contextmanager
-def sync_on_cpu(layers: Layers) -> Iterator[None]:
+def sync_on_cpu(layers: Layers) -> AbstractContextManager[None]:
     """Let a SyncBatchNorm on the CPU run as the plain layer it is in one process."""
     taken = [m for m in layers.values() if type(m) is SyncBatchNorm and getattr(m.running_mean, "is_cpu", False)]
-    try:
-        for module in taken:
-            module.__class__ = _Local  # pyright: ignore[reportAttributeAccessIssue]
-        yield
-    finally:
-        for module in taken:
-            module.__class__ = SyncBatchNorm
+    return holding(taken, "__class__", _Local)

@@ -37,7 +37,6 @@ from batchnorm.models.state import preserved
 
 REST_BATCHES = 4  # at least, that are run with everything but batch norm in train mode
 REST_SAMPLES = 1024
-SUBSAMPLE = 0.5  # of a pass, for each cause that is repaired alone
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
 

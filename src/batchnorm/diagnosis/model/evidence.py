@@ -33,7 +33,6 @@ class Evidence:
     """
 
     layers: dict[str, LayerEvidence]
-    side: str = "model"
     samples: int = 0
     batches: int = 0
     offered: int | None = None

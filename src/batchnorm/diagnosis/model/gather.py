@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from batchnorm.diagnosis.experiments.another_eps import another_eps
 from batchnorm.diagnosis.experiments.attribution import shares
-from batchnorm.diagnosis.experiments.conditions import Statistics, as_batch_norm, swapped, sync_on_cpu, write
+from batchnorm.diagnosis.experiments.conditions import Statistics, as_batch_norm, holding, swapped, sync_on_cpu, write
 from batchnorm.diagnosis.experiments.data import PASSES, Data, limits
 from batchnorm.diagnosis.experiments.differing import Sample, difference
 from batchnorm.diagnosis.experiments.effect import Effect
@@ -323,19 +323,14 @@ def _evaluate(
         evidence.evaluation = effect(what, outcomes[f"eval_{base}"], outcomes["eval_own"], lab.scorer)
 
 
-@contextmanager
-def changed(lab: Laboratory, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def changed(lab: Laboratory, change: Callable[[torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
     """The model is given other values in the place of its first floating input."""
     before = lab.forward_fn
 
     def forward(model: nn.Module, batch: Any) -> Any:
         return call(model, replaced(batch, lambda x: change(x) if x.is_floating_point() else x), before)
 
-    lab.forward_fn = forward
-    try:
-        yield
-    finally:
-        lab.forward_fn = before
+    return holding([lab], "forward_fn", forward)
 
 
 def _shift(layer: LayerEvidence, other: Received) -> tuple[float, float, float, float] | None:

@@ -116,6 +116,11 @@ class LayerEvidence:
         return self.mean / (1 - share), ((self.var - share) / (1 - share)).clamp_min(0)
 
     @property
+    def factor(self) -> float:
+        """Between the stored and the actual variance."""
+        return math.exp(min(self.var_log_ratio, 50.0)) if self.var_log_ratio == self.var_log_ratio else math.nan
+
+    @property
     def remaining(self) -> float | None:
         """How much of the initial 0 or 1 would be left at this momentum, (1 - momentum)^t."""
         if not self.fades or self.momentum is None or not self.counter or not 0 < self.momentum <= 1:

@@ -129,9 +129,8 @@ def _row(layer: LayerEvidence) -> list[str]:
     share = "" if layer.share is None else f"{layer.share:.0%}"
     fewest = _fewest(layer)
     fewest = "" if fewest is None else f"{fewest:.0f}"
-    factor = math.exp(min(layer.var_log_ratio, 50.0)) if layer.var_log_ratio == layer.var_log_ratio else math.nan
     error = f"{layer.standard_error:.3f}" if math.isfinite(layer.standard_error) else "unknown"
-    return [name, f"{layer.drift:.3f}", error, f"{factor:.2f}", share, fewest, counter]
+    return [name, f"{layer.drift:.3f}", error, f"{layer.factor:.2f}", share, fewest, counter]
 
 
 def _plain(layer: LayerEvidence) -> dict[str, Any]:
@@ -177,9 +176,7 @@ def _drawn(layer: LayerEvidence) -> dict[str, Any]:
         "momentum": layer.momentum,
         "eps": layer.eps,
         "fewest values per channel": _fewest(layer),
-        "variance off by a factor of": round(math.exp(min(layer.var_log_ratio, 50.0)), 3)
-        if layer.var_log_ratio == layer.var_log_ratio
-        else None,
+        "variance off by a factor of": None if math.isnan(layer.factor) else round(layer.factor, 3),
         "divergence (nats)": _short(layer.divergence),
         "frozen": "yes" if layer.frozen else "no",
     }

@@ -6,32 +6,23 @@ A layer with momentum 0, or with tracking switched off, is BN107 or BN113 instea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN101"}
 TITLE = "statistics at their initial value"
 SEVERITY = "error"
 FIX = f"{RECALIBRATE}  # and copy, save and load buffers too, not only parameters()"
 predicts = by_statistics
 
 
-def look(e: Evidence) -> Said:
+def look_at(layer: LayerEvidence) -> Said:
     """A new layer in front of data that are standard already is not wrong."""
-    for layer in e.layers.values():
-        if layer.initial and layer.momentum != 0 and layer.tracks and layer.reached and (drifts(layer) or layer.frozen):
-            yield (
-                layer.name,
-                "running_mean is 0 and running_var is 1 in every channel: the statistics were never updated or loaded",
-            )
+    if layer.initial and layer.momentum != 0 and layer.tracks and layer.reached and (drifts(layer) or layer.frozen):
+        yield "running_mean is 0 and running_var is 1 in every channel: the statistics were never updated or loaded"
 
 
 def broken() -> Example:

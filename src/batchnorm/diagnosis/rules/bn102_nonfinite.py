@@ -10,31 +10,26 @@ from __future__ import annotations
 
 import torch
 
-from batchnorm.diagnosis.facts import Seen
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 
-CODES = {"model": "BN102"}
 TITLE = "statistics not finite"
 SEVERITY = "error"
 FIX = "batchnorm.recalibrate(model, loader)  # batchnorm.convert(model) skips such batches from now on"
 
 
-def look(e: Seen) -> Said:
-    """The layers in the order of the model."""
-    for layer in e.layers.values():
-        if layer.mean is None or layer.var is None:
-            continue
-        bad = ~(torch.isfinite(layer.mean) & torch.isfinite(layer.var))
-        if not bool(bad.any()):
-            continue
-        means = bool(torch.isfinite(layer.mean).all()) and bool(layer.var[bad].isnan().all())
-        why = " (the variances alone: a batch with one value per channel, one sample)" if means else ""
-        yield (
-            layer.name,
-            f"{int(bad.sum())} of {layer.mean.numel()} channels hold NaN or infinity{why}; an average never forgets "
-            "it, and train mode does not show it",
-        )
+def look_at(layer: LayerEvidence) -> Said:
+    """Any channel of mean or variance."""
+    bad = ~(torch.isfinite(layer.mean) & torch.isfinite(layer.var))
+    if not bool(bad.any()):
+        return
+    means = bool(torch.isfinite(layer.mean).all()) and bool(layer.var[bad].isnan().all())
+    why = " (the variances alone: a batch with one value per channel, one sample)" if means else ""
+    yield (
+        f"{int(bad.sum())} of {layer.mean.numel()} channels hold NaN or infinity{why}; an average never forgets "
+        "it, and train mode does not show it"
+    )
 
 
 def broken() -> Example:
@@ -42,8 +37,3 @@ def broken() -> Example:
     model = network()
     norms(model)[1].running_mean[1] = torch.nan
     return Example(model, batches())
-
-
-def healthy() -> Example:
-    """The same network without it."""
-    return Example(network(), batches())

@@ -5,16 +5,11 @@ Where no rounding explains it (BN104), running_var holds something else than var
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, misplaced
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN103"}
 TITLE = "variance negative"
 SEVERITY = "error"
 FIX = RECALIBRATE

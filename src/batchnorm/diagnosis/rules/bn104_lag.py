@@ -12,9 +12,9 @@ recalibration, tried on a copy, helps beyond noise, else a note.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 from batchnorm.diagnosis.rules.grounds import DRIFT as DRIFT
 from batchnorm.diagnosis.rules.grounds import LOG_RATIO as LOG_RATIO
@@ -22,10 +22,6 @@ from batchnorm.diagnosis.rules.grounds import MISPLACED as MISPLACED
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts, misplaced
 from batchnorm.diagnosis.rules.grounds import SURE as SURE
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN104"}
 TITLE = "statistics lag behind the data"
 SEVERITY = "warning"
 FIX = RECALIBRATE
@@ -36,7 +32,6 @@ def look(e: Evidence) -> Said:
     """By divergence: a corrupted layer came first so in every trial of benchmarks/attribution."""
     for layer in sorted(e.layers.values(), key=lambda x: -x.divergence):
         if drifts(layer) and not layer.initial and layer.sound:
-            ratio = math.exp(min(layer.var_log_ratio, 50.0))
             share = "" if layer.share is None else f"; alone it causes {layer.share:.0%} of the change in the output"
             error = f"+- {layer.standard_error:.2g}" if math.isfinite(layer.standard_error) else "error unknown"
             other = misplaced(layer)
@@ -44,7 +39,7 @@ def look(e: Evidence) -> Said:
             yield (
                 layer.name,
                 f"{found}the stored mean is {layer.drift:.2f} standard deviations ({error}) from what the layer "
-                f"receives, the variance off by a factor of {ratio:.2f}{share}",
+                f"receives, the variance off by a factor of {layer.factor:.2f}{share}",
             )
 
 
@@ -54,8 +49,3 @@ def broken() -> Example:
     layer = norms(model)[1]
     layer.running_mean += 3 * layer.running_var.sqrt()
     return Example(model, batches())
-
-
-def healthy() -> Example:
-    """Nothing moved."""
-    return Example(network(), batches())

@@ -7,38 +7,26 @@ Or they are float32 and hold numbers of bfloat16 alone, of which the weights hol
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN105"}
 TITLE = "half-precision statistics"
 SEVERITY = "warning"
 FIX = f"model.float(); {RECALIBRATE}  # batchnorm.convert(model) keeps them float32"
 predicts = by_statistics
 
 
-def look(e: Evidence) -> Said:
+def look_at(layer: LayerEvidence) -> Said:
     """Buffers narrower than float32."""
-    for layer in e.layers.values():
-        if layer.dtype in (torch.float16, torch.bfloat16):
-            yield (
-                layer.name,
-                f"statistics are {str(layer.dtype)[6:]}: small updates round away, and float16 overflows at 65504",
-            )
-        elif layer.weight is not None and not _rounded(layer.weight) and _rounded(layer.mean) and _rounded(layer.var):
-            yield (
-                layer.name,
-                "all statistics are numbers of bfloat16: they were kept so, and small updates rounded away",
-            )
+    if layer.dtype in (torch.float16, torch.bfloat16):
+        yield f"statistics are {str(layer.dtype)[6:]}: small updates round away, and float16 overflows at 65504"
+    elif layer.weight is not None and not _rounded(layer.weight) and _rounded(layer.mean) and _rounded(layer.var):
+        yield "all statistics are numbers of bfloat16: they were kept so, and small updates rounded away"
 
 
 def _rounded(values: Tensor) -> bool:

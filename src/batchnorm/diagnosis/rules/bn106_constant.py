@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from batchnorm.diagnosis.facts import Seen
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network, settle
 
-CODES = {"model": "BN106"}
 TITLE = "constant channels"
 SEVERITY = "note"
 FIX = "nothing to repair; such channels can be pruned"
 
 
-def look(e: Seen) -> Said:
+def look_at(layer: LayerEvidence) -> Said:
     """Count them."""
-    for layer in e.layers.values():
-        if layer.var is None:
-            continue
-        zero = int((layer.var == 0).sum())
-        if zero:
-            yield (
-                layer.name,
-                f"running_var is exactly 0 in {zero} of {layer.var.numel()} channels: their input was constant",
-            )
+    zero = int((layer.var == 0).sum())
+    if zero:
+        yield f"running_var is exactly 0 in {zero} of {layer.var.numel()} channels: their input was constant"
 
 
 def broken() -> Example:

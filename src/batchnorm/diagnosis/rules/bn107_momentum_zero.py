@@ -6,31 +6,24 @@ So the network is not trained with the statistics that inference uses. Also foun
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN107"}
 TITLE = "momentum 0 in train mode"
 SEVERITY = "warning"
 FIX = f"{RECALIBRATE}  # for what is trained already; batchnorm.freeze(model) before training on"
 predicts = by_statistics
 
 
-def look(e: Evidence) -> Said:
+def look_at(layer: LayerEvidence) -> Said:
     """Momentum 0 where the layer normalises with the batch, or drifts."""
-    for layer in e.layers.values():
-        if layer.momentum == 0 and not layer.frozen and (layer.training or drifts(layer)):
-            yield (
-                layer.name,
-                "momentum is 0: in train mode the layer normalises with the batch and moves nothing, so the network "
-                "is not trained with the statistics that inference uses",
-            )
+    if layer.momentum == 0 and not layer.frozen and (layer.training or drifts(layer)):
+        yield (
+            "momentum is 0: in train mode the layer normalises with the batch and moves nothing, so the network "
+            "is not trained with the statistics that inference uses"
+        )
 
 
 def broken() -> Example:

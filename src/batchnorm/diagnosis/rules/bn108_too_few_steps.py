@@ -12,18 +12,16 @@ not judged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts, fits_dropout, ruled_out
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
-    from batchnorm.diagnosis.model.layer import LayerEvidence
 
 REMAINS = 0.01  # of the initial value 0 or 1
 LEFT_OVER = 0.8  # of the distance between stored and actual statistics
@@ -31,7 +29,6 @@ CLOSES = 0.5  # of what recalibrating gains, by taking the initial value out
 MOST = 0.999  # of a share that can be taken out
 SAME = 0.35  # of the share, between what is measured and what the momentum would leave
 
-CODES = {"model": "BN108"}
 TITLE = "too few steps for the momentum"
 SEVERITY = "warning"
 FIX = RECALIBRATE + "{then}"
@@ -105,11 +102,5 @@ def _moved(momentum: float, steps: int) -> Example:
     return Example(model.eval(), batches())
 
 
-def broken() -> Example:
-    """16 steps at 0.01."""
-    return _moved(0.01, 16)
-
-
-def healthy() -> Example:
-    """120 steps at 0.1."""
-    return _moved(0.1, 120)
+broken = partial(_moved, 0.01, 16)  # 16 steps at 0.01
+healthy = partial(_moved, 0.1, 120)  # 120 steps at 0.1

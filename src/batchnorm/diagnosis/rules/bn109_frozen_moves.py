@@ -5,16 +5,11 @@ A warning where moving them to what the layer receives now makes a difference, e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN109"}
 TITLE = "frozen parameters, moving statistics"
 SEVERITY = "warning"
 FIX = "{code}batchnorm.freeze(model), after loading the statistics from before"
@@ -39,8 +34,3 @@ def broken() -> Example:
     model = network()
     norms(model)[0].requires_grad_(False)
     return Example(model, batches())
-
-
-def healthy() -> Example:
-    """Trained."""
-    return Example(network(), batches())

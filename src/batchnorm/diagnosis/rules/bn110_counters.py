@@ -6,19 +6,14 @@ Where most counters are 0, those are the ones that were lost.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
 
 FEWER = 0.5
 MORE = 1.9
 
-CODES = {"model": "BN110"}
 TITLE = "uneven counters"
 SEVERITY = "warning"
 FIX = f"{RECALIBRATE}  # pools all uses of a shared layer"

@@ -5,19 +5,14 @@ Activation checkpointing recomputes the forward.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network
 from batchnorm.diagnosis.rules.grounds import by_statistics
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN111"}
 TITLE = "double counting"
 SEVERITY = "warning"
 FIX = "batchnorm.convert(model)"
@@ -50,8 +45,3 @@ class _Checkpointed(nn.Module):
 def broken() -> Example:
     """Layers of torch inside a checkpoint."""
     return Example(_Checkpointed(network()), batches())
-
-
-def healthy() -> Example:
-    """The same without."""
-    return Example(network(), batches())

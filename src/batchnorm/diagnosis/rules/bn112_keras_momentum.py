@@ -8,22 +8,18 @@ another cause moved them, and it is a note.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from batchnorm.diagnosis.facts import Facts, Seen
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 from batchnorm.diagnosis.rules.grounds import SURE as SURE
 from batchnorm.diagnosis.rules.grounds import by_statistics, drifts, ruled_out
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
-    from batchnorm.diagnosis.model.layer import LayerEvidence
-
 LOWEST = 0.8  # its counterpart, 0.2, is about the largest momentum in use
 
-CODES = {"model": "BN112"}
 TITLE = "momentum of another framework"
 SEVERITY = "warning"
 FIX = "{layer}.momentum = {right:g}; batchnorm.recalibrate(model, loader)"
@@ -36,7 +32,7 @@ def predicts(e: Evidence) -> Effect:
     return whole if 2 * sum(map(_explains, off)) >= len(off) else ruled_out(whole)
 
 
-def _looks_like_keras(layer: Facts) -> bool:
+def _looks_like_keras(layer: Any) -> bool:
     return layer.momentum is not None and LOWEST <= layer.momentum < 1 and not layer.frozen
 
 
@@ -46,8 +42,8 @@ def _explains(layer: LayerEvidence) -> bool:
     return off <= SURE * batch * (m / (2 - m)) ** 0.5
 
 
-def look(e: Seen) -> Said:
-    """Layers that move, and whose momentum looks like the weight of the old value."""
+def look(e: Any) -> Said:
+    """Layers of a model or a run that move, and whose momentum looks like the weight of the old value."""
     for layer in e.layers.values():
         if _looks_like_keras(layer):
             yield (
@@ -63,8 +59,3 @@ def broken() -> Example:
     model = network()
     norms(model)[0].momentum = 0.9
     return Example(model, batches())
-
-
-def healthy() -> Example:
-    """The value of torch."""
-    return Example(network(), batches())

@@ -9,20 +9,15 @@ finite mean, so training normalises differently from inference whatever is store
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import data, network
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, batch_is_worse, by_statistics
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
 
 INFINITE = 3  # the mean of 1 / chi2 with 2 degrees of freedom
 FEW = 16  # below, the batch variance is off by 35 % or more, sqrt(2 / n)
 
-CODES = {"model": "BN114"}
 TITLE = "too few values per channel"
 SEVERITY = "warning"
 FIX = "{code}train on with batchnorm.freeze(model), or use larger batches"

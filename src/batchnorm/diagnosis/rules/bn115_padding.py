@@ -9,24 +9,21 @@ background, only then.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import nn
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.models.recalibration.recalibrating import recalibrate
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-    from batchnorm.diagnosis.model.layer import LayerEvidence
 
 SHIFT = 0.25  # standard deviations
 LOG_RATIO = 0.26  # a factor of 1.3
 VARIES = 0.03  # standard deviation of the batches' share of padding
 
-CODES = {"model": "BN115"}
 TITLE = "padding counted as data"
 SEVERITY = "warning"
 FIX = "batchnorm.convert(model), give its layers the lengths or a mask (batchnorm.masked), and train on or recalibrate"
@@ -77,11 +74,5 @@ def _sequences(padded: bool) -> Example:
     return Example(model, list(x.split(16)))
 
 
-def broken() -> Example:
-    """Between 25 and 50 of 50 positions."""
-    return _sequences(True)
-
-
-def healthy() -> Example:
-    """All of one length."""
-    return _sequences(False)
+broken = partial(_sequences, True)  # between 25 and 50 of 50 positions
+healthy = partial(_sequences, False)  # all of one length

@@ -8,26 +8,23 @@ lie closer, as of a recurrent layer, are named where statistics of each call's o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from torch import Tensor, nn
 
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, settle
 from batchnorm.diagnosis.rules.grounds import TWO_GROUPS as TWO_GROUPS
 from batchnorm.diagnosis.rules.grounds import UNLIKE as UNLIKE
 from batchnorm.diagnosis.rules.grounds import batch_is_better
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
 
 BETWEEN_CALLS = 0.1  # of the variance
 
 BY_CALL = "one layer for each call, with shared weight and bias, or batchnorm.bank"
 BY_BATCH = "batchnorm.convert(model), and with batchnorm.bank(model, domain) around the batches of each kind"
 
-CODES = {"model": "BN116"}
 TITLE = "several distributions through one layer"
 SEVERITY = "warning"
 FIX = "per-domain statistics: {how}"
@@ -93,11 +90,5 @@ def _halves(apart: float) -> Example:
     return Example(model, loader)
 
 
-def broken() -> Example:
-    """Halves four standard deviations apart."""
-    return _halves(4.0)
-
-
-def healthy() -> Example:
-    """Halves that are alike."""
-    return _halves(0.0)
+broken = partial(_halves, 4.0)  # halves four standard deviations apart
+healthy = partial(_halves, 0.0)  # halves that are alike

@@ -7,22 +7,19 @@ the last batches does, or one over the first few. Otherwise a note: validation l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules import bn116_distributions
 from batchnorm.diagnosis.rules.examples import data, network, settle
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts, first_unlike, ruled_out
 from batchnorm.diagnosis.rules.grounds import UNLIKE as UNLIKE
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
-    from batchnorm.diagnosis.model.layer import LayerEvidence
-
-CODES = {"model": "BN117"}
 TITLE = "batches are not alike"
 SEVERITY = "warning"
 REACH = 3.0
@@ -62,11 +59,5 @@ def _stretched(ordered: bool) -> Example:
     return Example(model, list((x[x[:, 0].argsort()] if ordered else x).split(32)))
 
 
-def broken() -> Example:
-    """Sorted by one feature."""
-    return _stretched(True)
-
-
-def healthy() -> Example:
-    """As they come."""
-    return _stretched(False)
+broken = partial(_stretched, True)  # sorted by one feature
+healthy = partial(_stretched, False)  # as they come

@@ -6,19 +6,14 @@ on and off. A note: nothing is wrong with the statistics.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network
 from batchnorm.models.tables import part_of
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
 GAP = 0.05  # of the size of the output
 
-CODES = {"model": "BN118"}
 TITLE = "the gap has another cause"
 SEVERITY = "note"
 FIX = "compare the modes with dropout off: model.eval() with batch norm layers alone in train()"
@@ -47,8 +42,3 @@ def look(e: Evidence) -> Said:
 def broken() -> Example:
     """Dropout in front of the head."""
     return Example(network(dropout=0.5), batches())
-
-
-def healthy() -> Example:
-    """None."""
-    return Example(network(), batches())

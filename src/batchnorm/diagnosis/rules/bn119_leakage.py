@@ -7,22 +7,19 @@ samples' labels, or given as higher_is_better.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules import bn116_distributions
 from batchnorm.diagnosis.rules.examples import accuracy, settle
 from batchnorm.diagnosis.rules.grounds import batch_is_better, first_unlike
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
 PERSISTS = 0.05  # of the distance to guessing
 
-CODES = {"model": "BN119"}
 TITLE = "samples of a batch inform each other"
 SEVERITY = "warning"
 FIX = (
@@ -70,11 +67,5 @@ def _sorted(by_batch: bool) -> Example:
     return Example(model, loader, {"metric": accuracy})
 
 
-def broken() -> Example:
-    """The label depends on the batch."""
-    return _sorted(True)
-
-
-def healthy() -> Example:
-    """The label depends on the sample."""
-    return _sorted(False)
+broken = partial(_sorted, True)  # the label depends on the batch
+healthy = partial(_sorted, False)  # the label depends on the sample

@@ -6,38 +6,31 @@ behind the last batch norm does not meet it at all.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import nn
 
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network
 from batchnorm.diagnosis.rules.grounds import CLOSER as CLOSER
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, fits_dropout
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN120"}
 TITLE = "statistics collected with dropout on"
 SEVERITY = "warning"
 FIX = f"{RECALIBRATE}  # dropout is off while it measures; or move dropout behind the last batch norm"
 predicts = by_statistics
 
 
-def look(e: Evidence) -> Said:
+def look_at(layer: LayerEvidence) -> Said:
     """Nearer with dropout on than off."""
-    for layer in e.layers.values():
-        if fits_dropout(layer):
-            factor = math.exp(min(layer.var_log_ratio, 50.0))
-            yield (
-                layer.name,
-                f"the stored statistics are those with dropout switched on; at inference the variance differs by a "
-                f"factor of {factor:.2f} ({layer.rest_drift:.2f} standard deviations off with dropout, "
-                f"{layer.drift:.2f} without)",
-            )
+    if fits_dropout(layer):
+        yield (
+            f"the stored statistics are those with dropout switched on; at inference the variance differs by a "
+            f"factor of {layer.factor:.2f} ({layer.rest_drift:.2f} standard deviations off with dropout, "
+            f"{layer.drift:.2f} without)"
+        )
 
 
 def _collected(dropout: float) -> Example:
@@ -48,11 +41,5 @@ def _collected(dropout: float) -> Example:
     return Example(model.eval(), batches())
 
 
-def broken() -> Example:
-    """Half of the inputs dropped."""
-    return _collected(0.5)
-
-
-def healthy() -> Example:
-    """None dropped."""
-    return _collected(0.0)
+broken = partial(_collected, 0.5)  # half of the inputs dropped
+healthy = partial(_collected, 0.0)  # none dropped

@@ -13,22 +13,17 @@ shares of the classes are BN131.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from batchnorm.diagnosis.experiments.differing import APART as APART
 from batchnorm.diagnosis.experiments.differing import SHIFT as SHIFT
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network
 from batchnorm.diagnosis.rules.grounds import SURE as SURE
 from batchnorm.diagnosis.rules.grounds import above, ruled_out
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
 LOG_RATIO = 0.5  # of the variance
 
-CODES = {"model": "BN121"}
 TITLE = "evaluation data differ from training data"
 SEVERITY = "warning"
 FIX = "{code}evaluate with the training's preprocessing{undo}{advice}"

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import nn
 
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, settle
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
 
 FAR = 100.0  # standard deviations of the mean from 0
 
-CODES = {"model": "BN122"}
 TITLE = "mean far from zero"
 SEVERITY = "note"
 FIX = "centre the input; batchnorm.convert(model) computes without cancellation"
 
 
-def look(e: Evidence) -> Said:
+def look_at(layer: LayerEvidence) -> Said:
     """The farthest channel."""
-    for layer in e.layers.values():
-        distance = (layer.mean.abs() / layer.scale)[layer.var > 0]
-        far = distance[torch.isfinite(distance)]
-        if far.numel() and float(far.max()) > FAR:
-            yield (
-                layer.name,
-                f"the mean lies up to {float(far.max()):.0f} standard deviations from 0: a variance computed as "
-                "E[x^2] - E[x]^2, or half precision, loses it",
-            )
+    distance = (layer.mean.abs() / layer.scale)[layer.var > 0]
+    far = distance[torch.isfinite(distance)]
+    if far.numel() and float(far.max()) > FAR:
+        yield (
+            f"the mean lies up to {float(far.max()):.0f} standard deviations from 0: a variance computed as "
+            "E[x^2] - E[x]^2, or half precision, loses it"
+        )
 
 
 def _far(offset: float) -> Example:
@@ -40,11 +35,5 @@ def _far(offset: float) -> Example:
     return Example(model, loader)
 
 
-def broken() -> Example:
-    """At 500."""
-    return _far(500.0)
-
-
-def healthy() -> Example:
-    """At 50."""
-    return _far(50.0)
+broken = partial(_far, 500.0)  # at 500
+healthy = partial(_far, 50.0)  # at 50

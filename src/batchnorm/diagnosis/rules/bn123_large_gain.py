@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from torch import nn
 
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, settle
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
 
 GAIN = 1000.0  # weight / sqrt(running_var + eps)
 
-CODES = {"model": "BN123"}
 TITLE = "large gain"
 SEVERITY = "note"
 FIX = "verify folded and quantised outputs against the original"
 
 
-def look(e: Evidence) -> Said:
+def look_at(layer: LayerEvidence) -> Said:
     """The largest of live channels."""
-    for layer in e.layers.values():
-        if layer.weight is None or layer.initial or not layer.sound:
-            continue
-        gain = layer.weight.abs() / layer.scale
-        live = gain[(layer.var > 0) & (layer.weight != 0)]
-        if live.numel() and float(live.max()) > GAIN:
-            yield (
-                layer.name,
-                f"weight / sqrt(running_var + eps) reaches {float(live.max()):.0f}: folding into a convolution, half "
-                "precision and quantisation lose accuracy there",
-            )
+    if layer.weight is None or layer.initial or not layer.sound:
+        return
+    gain = layer.weight.abs() / layer.scale
+    live = gain[(layer.var > 0) & (layer.weight != 0)]
+    if live.numel() and float(live.max()) > GAIN:
+        yield (
+            f"weight / sqrt(running_var + eps) reaches {float(live.max()):.0f}: folding into a convolution, half "
+            "precision and quantisation lose accuracy there"
+        )
 
 
 def _gain(weight: float) -> Example:
@@ -43,11 +38,5 @@ def _gain(weight: float) -> Example:
     return Example(model, loader)
 
 
-def broken() -> Example:
-    """A gain of 16,000."""
-    return _gain(50.0)
-
-
-def healthy() -> Example:
-    """A gain of 300."""
-    return _gain(1.0)
+broken = partial(_gain, 50.0)  # a gain of 16,000
+healthy = partial(_gain, 1.0)  # a gain of 300

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN124"}
 TITLE = "SyncBatchNorm in a process group on a CPU"
 SEVERITY = "warning"
 FIX = "module.__class__ = torch.nn.BatchNorm2d (1d, 3d) for each such module, which has the same state"
@@ -28,8 +23,3 @@ def look(e: Evidence) -> Said:
 def broken() -> Example:
     """Converted; found inside a process group."""
     return Example(nn.SyncBatchNorm.convert_sync_batchnorm(network()), batches())
-
-
-def healthy() -> Example:
-    """Plain layers."""
-    return Example(network(), batches())

@@ -7,18 +7,13 @@ warning.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
-from batchnorm.diagnosis.rules.examples import batches, network
+from batchnorm.diagnosis.model.evidence import Evidence
+from batchnorm.diagnosis.rules.examples import batches
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN125"}
 TITLE = "no running statistics"
 SEVERITY = "warning"
 FIX = "batchnorm.recalibrate(batchnorm.models.track(model), loader)  # or build it with track_running_stats=True"
@@ -42,8 +37,3 @@ def look(e: Evidence) -> Said:
 def broken() -> Example:
     """One such layer."""
     return Example(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, track_running_stats=False)), batches())
-
-
-def healthy() -> Example:
-    """Layers that track."""
-    return Example(network(), batches())

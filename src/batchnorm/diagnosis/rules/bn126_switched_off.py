@@ -5,39 +5,42 @@ The output, or its sign, does not depend on the input.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from batchnorm.diagnosis.facts import switched_off
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network, settle
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
+OFF = 1e-3  # of the median |weight|
 FIXED = 6.0
 
-CODES = {"model": "BN126"}
 TITLE = "channels switched off"
 SEVERITY = "note"
 FIX = "nothing to repair; such channels can be pruned"
 
 
-def look(e: Evidence) -> Said:
+def switched_off(weight: Tensor) -> int:
+    """How many channels' weight is almost zero beside the others'."""
+    size = weight.abs()
+    median = float(size.median())
+    return int((size < OFF * median).sum()) if median > 0 else int((size == 0).sum())
+
+
+def look_at(layer: LayerEvidence) -> Said:
     """Count both kinds."""
-    for layer in e.layers.values():
-        if layer.weight is None or layer.bias is None or layer.weight.numel() < 2:
-            continue
-        size = layer.weight.abs()
-        off = switched_off(layer.weight)
-        fixed = int(((layer.bias.abs() > FIXED * size) & (size > 0)).sum())
-        if off or fixed:
-            yield (
-                layer.name,
-                f"{off} of {size.numel()} channels have a weight of almost 0, in {fixed} the bias is more than "
-                f"{FIXED:g} times the weight: their output, or its sign, does not depend on the input",
-            )
+    if layer.weight is None or layer.bias is None or layer.weight.numel() < 2:
+        return
+    size = layer.weight.abs()
+    off = switched_off(layer.weight)
+    fixed = int(((layer.bias.abs() > FIXED * size) & (size > 0)).sum())
+    if off or fixed:
+        yield (
+            f"{off} of {size.numel()} channels have a weight of almost 0, in {fixed} the bias is more than "
+            f"{FIXED:g} times the weight: their output, or its sign, does not depend on the input"
+        )
 
 
 def _with(weight: float, bias: float) -> Example:
@@ -49,11 +52,5 @@ def _with(weight: float, bias: float) -> Example:
     return Example(model, batches())
 
 
-def broken() -> Example:
-    """One weight of 0, one bias of 10."""
-    return _with(0.0, 10.0)
-
-
-def healthy() -> Example:
-    """A small weight, a large bias."""
-    return _with(0.01, 5.0)
+broken = partial(_with, 0.0, 10.0)  # one weight of 0, one bias of 10
+healthy = partial(_with, 0.01, 5.0)  # a small weight, a large bias

@@ -6,33 +6,26 @@ the statistics are right. `convert` refuses such a layer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, drifts
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN129"}
 TITLE = "momentum outside [0, 1]"
 SEVERITY = "error"
 FIX = "{layer}.momentum = 0.1; " + RECALIBRATE
 
 
-def look(e: Evidence) -> Said:
+def look_at(layer: LayerEvidence) -> Said:
     """A momentum that is no weight, where it moves or has moved the statistics away."""
-    for layer in e.layers.values():
-        m = layer.momentum
-        if m is None or 0 <= m <= 1:
-            continue
-        if not layer.frozen and (layer.training or drifts(layer) or not layer.sound):
-            yield (
-                layer.name,
-                f"momentum is {m:g}, and the weight of the new batch in the average must be in [0, 1]: the old value "
-                f"weighs {1 - m:g}, so the statistics swing past the data or away from it, variances below 0",
-            )
+    m = layer.momentum
+    if m is None or 0 <= m <= 1:
+        return
+    if not layer.frozen and (layer.training or drifts(layer) or not layer.sound):
+        yield (
+            f"momentum is {m:g}, and the weight of the new batch in the average must be in [0, 1]: the old value "
+            f"weighs {1 - m:g}, so the statistics swing past the data or away from it, variances below 0"
+        )
 
 
 def broken() -> Example:

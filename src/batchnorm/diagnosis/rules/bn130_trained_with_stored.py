@@ -14,18 +14,14 @@ statistics that were overwritten cannot be found again; a checkpoint from before
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, network, norms, squared_error
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN130"}
 NEW = "new"  # the condition
 KNOWS = 0.3  # deviations from guessing: a network that was trained so is not near it
 LOST = 0.8  # of that distance: by less, 0 and 1 may be better by accident

@@ -7,19 +7,16 @@ class; it was tried there, and the report says what it did. A note: keep the sto
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 
 from batchnorm.diagnosis.experiments.differing import CLASSES as CLASSES
 from batchnorm.diagnosis.experiments.differing import variation
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import accuracy, batches, labelled, network
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN131"}
 TITLE = "classes have other shares in the evaluation data"
 SEVERITY = "note"
 FIX = "keep the stored statistics{advice}"
@@ -57,11 +54,5 @@ def _shares(skewed: bool) -> Example:
     return Example(model, labelled(model), {"metric": accuracy, "eval_loader": evaluation})
 
 
-def broken() -> Example:
-    """Nearly all of one class."""
-    return _shares(True)
-
-
-def healthy() -> Example:
-    """The same shares."""
-    return _shares(False)
+broken = partial(_shares, True)  # nearly all of one class
+healthy = partial(_shares, False)  # the same shares

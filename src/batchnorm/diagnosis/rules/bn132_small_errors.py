@@ -6,20 +6,17 @@ layer a little.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import nn
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, batches, network, norms, settle, squared_error
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN132"}
 TITLE = "small errors in many layers"
 SEVERITY = "warning"
 FIX = RECALIBRATE
@@ -53,11 +50,5 @@ def _deep(error: float) -> Example:
     return Example(model, loader, {"metric": squared_error})
 
 
-def broken() -> Example:
-    """0.09 standard deviations in twelve layers."""
-    return _deep(0.09)
-
-
-def healthy() -> Example:
-    """0.001."""
-    return _deep(0.001)
+broken = partial(_deep, 0.09)  # 0.09 standard deviations in twelve layers
+healthy = partial(_deep, 0.001)  # 0.001

@@ -7,19 +7,16 @@ they come in, or change the output. With large shuffled batches the two agree: t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from torch import Tensor, nn
 
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import accuracy, labelled, network, norms
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN133"}
 TITLE = "in train mode after eval()"
 SEVERITY = "warning"
 FIX = "{code}batchnorm.freeze(model)  # or let the model's train() reach its batch norm layers"
@@ -69,11 +66,5 @@ def _served(kept: bool) -> Example:
     return Example(model if kept else model.body, loader, {"metric": accuracy, "eval_loader": pieces})
 
 
-def broken() -> Example:
-    """Served in batches of two."""
-    return _served(True)
-
-
-def healthy() -> Example:
-    """The same network, which eval() reaches."""
-    return _served(False)
+broken = partial(_served, True)  # served in batches of two
+healthy = partial(_served, False)  # the same network, which eval() reaches

@@ -9,20 +9,17 @@ and, where there is a metric, if it does as well as recalibrating.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import nn
 
 from batchnorm.diagnosis.experiments.another_eps import FITS as FITS
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, batches, network, norms, settle, squared_error
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN134"}
 TITLE = "eps is not that of training"
 SEVERITY = "warning"
 FIX = "for layer in batchnorm.models.batch_norm_layers(model).values(): layer.eps = {eps:g}"
@@ -63,11 +60,5 @@ def _small(eps: float) -> Example:
     return Example(model, loader, {"metric": squared_error})
 
 
-def broken() -> Example:
-    """0.01 where variances are about 0.003."""
-    return _small(0.01)
-
-
-def healthy() -> Example:
-    """That of training."""
-    return _small(1e-5)
+broken = partial(_small, 0.01)  # 0.01 where variances are about 0.003
+healthy = partial(_small, 1e-5)  # that of training

@@ -6,18 +6,16 @@ another network. It is the cause if it does better than recalibrating; it is tri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, network, norms, squared_error
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN135"}
 TITLE = "class is not that of training"
 SEVERITY = "warning"
 FIX = "# build the model with torch's batch norm in the place of {kind}, and load the same weights"
@@ -59,11 +57,5 @@ def _of(kind: Any) -> Example:
     return Example(model, loader, {"metric": squared_error})
 
 
-def broken() -> Example:
-    """A class that only scales."""
-    return _of(_Scaling)
-
-
-def healthy() -> Example:
-    """Torch's."""
-    return _of(nn.BatchNorm1d)
+broken = partial(_of, _Scaling)  # a class that only scales
+healthy = partial(_of, nn.BatchNorm1d)  # torch's

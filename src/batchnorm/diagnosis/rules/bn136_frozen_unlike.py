@@ -7,19 +7,16 @@ are another model's, or were frozen too early. Exact statistics are tried in the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 
+from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, network, norms, squared_error
 from batchnorm.models.modes import freeze
 
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.experiments.effect import Effect
-    from batchnorm.diagnosis.model.evidence import Evidence
-
-CODES = {"model": "BN136"}
 TITLE = "frozen with statistics that the weights were not trained with"
 SEVERITY = "warning"
 FIX = (
@@ -53,11 +50,5 @@ def _frozen(moved: float) -> Example:
     return Example(freeze(model), loader, {"metric": squared_error})
 
 
-def broken() -> Example:
-    """Means two standard deviations off."""
-    return _frozen(2.0)
-
-
-def healthy() -> Example:
-    """Frozen as trained."""
-    return _frozen(0.0)
+broken = partial(_frozen, 2.0)  # means two standard deviations off
+healthy = partial(_frozen, 0.0)  # frozen as trained

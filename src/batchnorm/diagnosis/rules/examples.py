@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batchnorm.diagnosis.findings import Example
 from batchnorm.models.recalibration.recalibrating import recalibrate
 
 FEATURES = 8
@@ -32,6 +33,11 @@ def network(hidden: int = 2, seed: int = 0, dropout: float = 0.0) -> Any:
         model = nn.Sequential(*parts, nn.Dropout(dropout), nn.Linear(FEATURES, 3))
     settle(model, batches())
     return model
+
+
+def healthy() -> Example:
+    """The network with nothing wrong in it."""
+    return Example(network(), batches())
 
 
 @torch.no_grad()

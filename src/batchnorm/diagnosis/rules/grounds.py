@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from batchnorm.diagnosis.experiments.effect import Effect
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.model.evidence import Evidence
-    from batchnorm.diagnosis.model.layer import LayerEvidence
+from batchnorm.diagnosis.model.evidence import Evidence
+from batchnorm.diagnosis.model.layer import LayerEvidence
 
 RECALIBRATE = "batchnorm.recalibrate(model, loader)"
 DRIFT = 0.1  # stored standard deviations

@@ -56,7 +56,6 @@ class LayerRun:
     momentum: float | None
     frozen: bool
     trains_affine: bool | None
-    initial_counter: int | None
     timeline: list[Point] = field(default_factory=list)
     calls: int = 0
     recomputed: int = 0
@@ -163,7 +162,6 @@ class RunEvidence:
     planned: int | None = None
     ranks: int = 1
     closed: bool = False
-    side: str = "run"
 
 
 def gain(layer: _BatchNorm) -> float | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from batchnorm.diagnosis.findings import Rule, Said
+from batchnorm.diagnosis.findings import Rule, Said, of_each
 from batchnorm.diagnosis.rules import bn112_keras_momentum
-from batchnorm.diagnosis.run.evidence import RunEvidence
+from batchnorm.diagnosis.run.evidence import LayerRun, RunEvidence
 
 RANKS = 0.1  # running standard deviations
 REMAINS = 0.01
@@ -47,17 +47,15 @@ def frozen_moves(e: RunEvidence) -> Said:
         )
 
 
-def without_gradients(e: RunEvidence) -> Said:
+def without_gradients(layer: LayerRun) -> Said:
     """A forward in train mode under no_grad."""
-    for layer in e.layers.values():
-        if layer.silent_calls:
-            rest = ", in a part that was in eval otherwise" if layer.silent_in_eval else ""
-            yield (
-                layer.name,
-                f"a forward in train mode under no_grad moved the running statistics{rest}: an evaluation, a summary "
-                "or a teacher without eval()",
-                "model.eval() before it, or with batchnorm.pause(model): ...",
-            )
+    if layer.silent_calls:
+        rest = ", in a part that was in eval otherwise" if layer.silent_in_eval else ""
+        yield (
+            f"a forward in train mode under no_grad moved the running statistics{rest}: an evaluation, a summary "
+            "or a teacher without eval()",
+            "model.eval() before it, or with batchnorm.pause(model): ...",
+        )
 
 
 def stays_in_eval(e: RunEvidence) -> Said:
@@ -76,18 +74,16 @@ def stays_in_eval(e: RunEvidence) -> Said:
         )
 
 
-def trained_with_stored(e: RunEvidence) -> Said:
+def trained_with_stored(layer: LayerRun) -> Said:
     """Steps with batch norm in eval and the rest in train mode, or a spell in eval that is over."""
-    for layer in e.layers.values():
-        seen = layer.learns and not layer.frozen and layer.stored_steps >= STEPS
-        if not seen or layer.whole_eval_steps >= STEPS:
-            continue
-        yield (
-            layer.name,
-            f"{layer.stored_steps} of {layer.stored_steps + layer.batch_steps} optimizer steps trained the weights "
-            "with this layer in eval: they fit the stored statistics",
-            "keep the statistics, do not recalibrate; batchnorm.freeze(model) holds them through train()",
-        )
+    seen = layer.learns and not layer.frozen and layer.stored_steps >= STEPS
+    if not seen or layer.whole_eval_steps >= STEPS:
+        return
+    yield (
+        f"{layer.stored_steps} of {layer.stored_steps + layer.batch_steps} optimizer steps trained the weights "
+        "with this layer in eval: they fit the stored statistics",
+        "keep the statistics, do not recalibrate; batchnorm.freeze(model) holds them through train()",
+    )
 
 
 def several_a_step(e: RunEvidence) -> Said:
@@ -102,24 +98,21 @@ def several_a_step(e: RunEvidence) -> Said:
         )
 
 
-def ranks_differ(e: RunEvidence) -> Said:
+def ranks_differ(layer: LayerRun) -> Said:
     """Processes whose statistics, or whose batches, are apart."""
-    for layer in e.layers.values():
-        if layer.rank_drift > RANKS:
-            yield (
-                layer.name,
-                f"the processes' running means are up to {layer.rank_drift:.2f} standard deviations apart: what is "
-                "saved and evaluated depends on the rank",
-                "average the statistics over the ranks before evaluating and saving, or recalibrate",
-            )
-        elif layer.ranks_apart:
-            yield (
-                layer.name,
-                f"the processes' batches lie {layer.rank_shift:.2f} standard deviations (+- "
-                f"{layer.rank_shift_error:.2f}) apart: each sees other data, and where buffers are broadcast the "
-                "statistics are those of rank 0's part",
-                "shuffle before the data is divided among the ranks, or nn.SyncBatchNorm.convert_sync_batchnorm(model)",
-            )
+    if layer.rank_drift > RANKS:
+        yield (
+            f"the processes' running means are up to {layer.rank_drift:.2f} standard deviations apart: what is "
+            "saved and evaluated depends on the rank",
+            "average the statistics over the ranks before evaluating and saving, or recalibrate",
+        )
+    elif layer.ranks_apart:
+        yield (
+            f"the processes' batches lie {layer.rank_shift:.2f} standard deviations (+- "
+            f"{layer.rank_shift_error:.2f}) apart: each sees other data, and where buffers are broadcast the "
+            "statistics are those of rank 0's part",
+            "shuffle before the data is divided among the ranks, or nn.SyncBatchNorm.convert_sync_batchnorm(model)",
+        )
 
 
 def poisoned(e: RunEvidence) -> Said:
@@ -135,28 +128,24 @@ def poisoned(e: RunEvidence) -> Said:
             return
 
 
-def momentum_zero(e: RunEvidence) -> Said:
+def momentum_zero(layer: LayerRun) -> Said:
     """Momentum 0 in train mode."""
-    for layer in e.layers.values():
-        if layer.momentum == 0 and not layer.frozen and layer.calls:
-            yield (
-                layer.name,
-                "momentum is 0 in train mode: the layer normalises with the batch and moves nothing, so the network "
-                "is not trained with the statistics that inference uses",
-                "batchnorm.freeze(model)",
-            )
+    if layer.momentum == 0 and not layer.frozen and layer.calls:
+        yield (
+            "momentum is 0 in train mode: the layer normalises with the batch and moves nothing, so the network "
+            "is not trained with the statistics that inference uses",
+            "batchnorm.freeze(model)",
+        )
 
 
-def untracked(e: RunEvidence) -> Said:
+def untracked(layer: LayerRun) -> Said:
     """Tracking switched off on a layer with buffers."""
-    for layer in e.layers.values():
-        if layer.untracked:
-            yield (
-                layer.name,
-                "track_running_stats is False on a layer that has buffers: training does not move them, eval mode "
-                "uses the old ones",
-                "layer.track_running_stats = True; batchnorm.freeze(model) to freeze",
-            )
+    if layer.untracked:
+        yield (
+            "track_running_stats is False on a layer that has buffers: training does not move them, eval mode "
+            "uses the old ones",
+            "layer.track_running_stats = True; batchnorm.freeze(model) to freeze",
+        )
 
 
 def too_few_steps(e: RunEvidence) -> Said:
@@ -208,30 +197,28 @@ def keras_momentum(e: RunEvidence) -> Said:
         yield layer, message, f"layer.momentum = {values['right']:g}"
 
 
-def skipped(e: RunEvidence) -> Said:
+def skipped(layer: LayerRun) -> Said:
     """Batches that were left out."""
-    for layer in e.layers.values():
-        if layer.skipped:
-            yield (
-                layer.name,
-                f"{layer.skipped} batches with NaN or infinity were left out of the running statistics",
-                "look for what makes them: a loss scale, a learning rate, a broken sample",
-            )
+    if layer.skipped:
+        yield (
+            f"{layer.skipped} batches with NaN or infinity were left out of the running statistics",
+            "look for what makes them: a loss scale, a learning rate, a broken sample",
+        )
 
 
 RUN_RULES: tuple[Rule, ...] = (
     Rule("BN305", "statistics poisoned in the run", "error", poisoned),
-    Rule("BN306", "momentum 0 in the run", "warning", momentum_zero),
+    Rule("BN306", "momentum 0 in the run", "warning", of_each(momentum_zero)),
     Rule("BN307", "momentum of another framework in the run", "warning", keras_momentum),
-    Rule("BN312", "tracking switched off in the run", "warning", untracked),
+    Rule("BN312", "tracking switched off in the run", "warning", of_each(untracked)),
     Rule("BN301", "counting twice a step", "warning", recounted),
     Rule("BN302", "frozen and moving", "warning", frozen_moves),
-    Rule("BN303", "moving under no_grad", "warning", without_gradients),
+    Rule("BN303", "moving under no_grad", "warning", of_each(without_gradients)),
     Rule("BN314", "optimizer steps in eval", "warning", stays_in_eval),
     Rule("BN311", "several updates a step", "warning", several_a_step),
-    Rule("BN304", "ranks differ", "warning", ranks_differ),
+    Rule("BN304", "ranks differ", "warning", of_each(ranks_differ)),
     Rule("BN308", "too few steps for the momentum in the run", "warning", too_few_steps),
     Rule("BN310", "statistics lag in the run", "warning", drifting),
-    Rule("BN313", "trained with the stored statistics in the run", "note", trained_with_stored),
-    Rule("BN309", "skipped batches", "note", skipped),
+    Rule("BN313", "trained with the stored statistics in the run", "note", of_each(trained_with_stored)),
+    Rule("BN309", "skipped batches", "note", of_each(skipped)),
 )

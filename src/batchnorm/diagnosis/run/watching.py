@@ -101,8 +101,8 @@ class Watch(Report):
     ) -> None:
         self._modules = tracking_layers(model)
         layers = {name: _start(name, m) for name, m in self._modules.items()}
-        evidence = RunEvidence(layers, planned=steps, ranks=world() if compare_processes else 1)
-        super().__init__(RunSubject(evidence), [])
+        self.run = RunEvidence(layers, planned=steps, ranks=world() if compare_processes else 1)
+        super().__init__(RunSubject(self.run), [])
         self._every, self._optimizer = every, optimizer
         self._owners = {name: Owner(m, parent_of(model, name)) for name, m in self._modules.items()}
         self._tallies = {name: Tally() for name in self._modules}
@@ -137,11 +137,6 @@ class Watch(Report):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @property
-    def run(self) -> RunEvidence:
-        """The evidence."""
-        return self.evidence
 
     def close(self) -> None:
         """Take a last look, and the hooks off; may be called again."""
@@ -353,8 +348,7 @@ def _requires_grad(args: tuple[Any, ...]) -> bool:
 
 def _start(name: str, module: _BatchNorm) -> LayerRun:
     mean, var = module.running_mean, module.running_var
-    counter = None if module.num_batches_tracked is None else int(module.num_batches_tracked)
-    layer = LayerRun(name, next_momentum(module), is_frozen(module), _trains(module), counter)
+    layer = LayerRun(name, next_momentum(module), is_frozen(module), _trains(module))
     layer.fades, layer.plain = fades_from_start(module), is_plain(module)
     layer.started_initial = bool((mean == 0).all() and (var == 1).all())  # pyright: ignore
     return layer
