@@ -57,11 +57,19 @@ CASES = {
         "net = Net()\ntorch.save(net.state_dict(), 'a.pt')",
         "state = torch.load('a.pt')\nfor k in list(state):\n    if k.endswith('running_var'):\n        del state[k]\nnet = Net()\nnet.load_state_dict(state)",
     ]),
+    "BN412": ([], [
+        LOADED + "net.train()\nwith torch.no_grad():\n    for x, _ in loader:\n        net(x)\nnet.eval()",
+        LOADED + "net.train()\nwith torch.no_grad():\n    for x, _ in loader:\n        _ = net(x)\nnet.eval()",
+    ]),
+    "BN414": ([
+        ("def mean(states):\n    total = copy.deepcopy(states[0])\n    for k in total.keys():\n        for s in states[1:]:\n            total[k] += s[k]\n        total[k] = torch.div(total[k], len(states))\n    return total\nmean([Net().state_dict(), Net().state_dict()])", "note"),
+        "def mean(states):\n    total = copy.deepcopy(states[0])\n    for k in total.keys():\n        for s in states[1:]:\n            total[k] += s[k]\n        total[k] *= 1 / len(states)\n    return total\nmean([Net().state_dict(), Net().state_dict()])",
+    ], []),
     "BN421": ([
         ("net = Net()\nif args.fp16:\n    net.half()\noptimizer = optim.SGD(net.parameters(), 0.1)\n" + TRAINS, "note"),
     ], []),
     "BN426": ([
-        "parser = argparse.ArgumentParser()\nparser.add_argument('--bs', default=1, type=int)\nsets = parser.parse_args()\nloader = DataLoader(data, sets.bs)\nnet = Net()\noptimizer = optim.SGD(net.parameters(), 0.1)\n" + TRAINS + "net.eval()",
+        ("parser = argparse.ArgumentParser()\nparser.add_argument('--bs', default=1, type=int)\nsets = parser.parse_args()\nloader = DataLoader(data, sets.bs)\nnet = Net()\noptimizer = optim.SGD(net.parameters(), 0.1)\n" + TRAINS + "net.eval()", "note"),
         "class Config:\n    batch_size = 1\nconf = Config()\nloader = DataLoader(data, batch_size=conf.batch_size)\nnet = Net()\noptimizer = optim.SGD(net.parameters(), 0.1)\n" + TRAINS + "net.eval()",
     ], [
         "parser = argparse.ArgumentParser()\nparser.add_argument('--bs', type=int)\nsets = parser.parse_args()\nloader = DataLoader(data, sets.bs)\nnet = Net()\noptimizer = optim.SGD(net.parameters(), 0.1)\n" + TRAINS + "net.eval()",

@@ -353,7 +353,7 @@ def average(states):
     for key in total.keys():
         for i in range(1, len(states)):
             total[key] += states[i][key]
-        total[key] = torch.div(total[key], len(states))
+        total[key] /= len(states)
     return total
 average([model.state_dict(), model.state_dict()])
 """, ["""

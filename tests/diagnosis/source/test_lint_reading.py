@@ -147,9 +147,9 @@ FIXED = [
     ("nn.BatchNorm2d(8, 0.8, 0.1)\n", None),
     ("def f(bn):\n    bn.running_mean = 0.9 * bn.running_mean + 0.1 * bn.running_mean\n", "def f(bn):\n    pass\n"),
     (
-        "net = nn.BatchNorm1d(3)\ntotal = net.state_dict()\nfor k in total.keys():\n    total[k] = torch.div(total[k], 3)\n",
+        "net = nn.BatchNorm1d(3)\ntotal = net.state_dict()\nfor k in total.keys():\n    total[k] /= 3\n",
         "net = nn.BatchNorm1d(3)\ntotal = net.state_dict()\nfor k in total.keys():\n"
-        "    if not total[k].is_floating_point():\n        continue\n    total[k] = torch.div(total[k], 3)\n",
+        "    if not total[k].is_floating_point():\n        continue\n    total[k] /= 3\n",
     ),
 ]
 

@@ -95,8 +95,8 @@ CASES = {
     "BN426": ([
         FIT + SMALL + "fit(Net(), loader, optimizer)",
         FIT + "fit(Net(), DataLoader(data, shuffle=True), optimizer)",
-        FIT + "parser = argparse.ArgumentParser()\nparser.add_argument('--batch-size', type=int, default=1)\nargs = parser.parse_args()\nfit(Net(), DataLoader(data, args.batch_size), optimizer)",
-        FIT + "def loaders(size):\n    return DataLoader(data, batch_size=size)\ntest = loaders(64)\nfit(Net(), loaders(1), optimizer)",
+        (FIT + "parser = argparse.ArgumentParser()\nparser.add_argument('--batch-size', type=int, default=1)\nargs = parser.parse_args()\nfit(Net(), DataLoader(data, args.batch_size), optimizer)", "note"),
+        (FIT + "def loaders(size):\n    return DataLoader(data, batch_size=size)\ntest = loaders(64)\nfit(Net(), loaders(1), optimizer)", "note"),
         "class Trainer:\n    def __init__(self):\n        self.net = Net()\n        self.loader = DataLoader(data, batch_size=1)\n    def run(self):\n        self.net.train()\n        for at, batch in enumerate(self.loader):\n            self.net(batch['image'].cuda()).sum().backward()\n        self.net.eval()\ntrainer = Trainer()\ntrainer.run()",
         (FIT + SMALL.replace("=1", "=4") + "fit(Net(), loader, optimizer)", "note"),
         (FIT.replace("    net.eval()\n", "") + SMALL + "fit(Net(), loader, optimizer)", "note"),

@@ -218,9 +218,20 @@ def counter_too(facts: Facts) -> Iterator[Said]:
             "every entry of the state dict is averaged, the integer num_batches_tracked too: torch refuses a fraction "
             "in place, and truncates it when the state is loaded or copied into",
             "average floating entries only: if value.is_floating_point()",
-            sure=level == YES and event.data.get("in_place") != "copy_",
+            sure=level == YES and _refused(event),
             edit=_guard(event.node, outer),
         )
+
+
+def _refused(event: Event) -> bool:
+    """Whether an integer entry is divided or scaled where it lies, which torch refuses; a new tensor is cut later."""
+    node = event.node
+    by = node.value if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Mult) else None
+    return (
+        (isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Div))
+        or (by is not None and not (isinstance(by, ast.Constant) and isinstance(by.value, int)))
+        or event.data.get("in_place") in ("div_", "divide_", "true_divide_", "mul_", "multiply_", "lerp_")
+    )
 
 
 def _guard(node: ast.AST, loop: ast.For) -> Edit | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -89,7 +90,20 @@ def _filled(value: Any) -> bool:
 
 def measures(facts: Facts, event: Event, c: Context) -> bool:
     """Whether the forward, its caller or what set its mode is there to measure statistics."""
-    return any(facts.measures(f) for f in (event.function, c.function, c.mode.function) if f is not None and f.name)
+    if any(facts.measures(f) for f in (event.function, c.function, c.mode.function) if f is not None and f.name):
+        return True
+    return c.no_grad is True and c.mode.node is not None and not made_up(event) and _thrown_away(event)
+
+
+def _thrown_away(event: Event) -> bool:
+    """Whether a loop over data drops the output, `model(x)` or `_ = model(x)`: the statistics are what it is for."""
+    loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), None)
+    return loop is not None and any(
+        isinstance(node, ast.Expr)
+        or (isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id == "_" for t in node.targets))
+        for node in ast.walk(loop)
+        if isinstance(node, ast.Expr | ast.Assign) and node.value is event.node
+    )
 
 
 def is_average(facts: Facts, obj: Obj) -> bool:

@@ -32,7 +32,7 @@ def small_batches(facts: Facts) -> Iterator[Said]:
                 continue  # the larger ones may be those of training
             if any(_alternatives((loader, through), other) for other in larger):
                 continue
-            largest = int(max(sizes))
+            largest, size = int(max(sizes)), _given(loader)
             one = largest == 1
             where = f"(line {event.line} of {file_of(event)})"
             option = next((o for v in _size(loader, through) for o in map(facts.option, facts.aliases(v)) if o), None)
@@ -52,7 +52,12 @@ def small_batches(facts: Facts) -> Iterator[Said]:
                     else f"normalises with the statistics of {largest} samples, and the running statistics are as noisy"
                 ),
                 FIX,
-                sure=one and c.mode.value == TRAIN and facts.always_has(c.obj) and evaluated(facts, c.obj),
+                sure=one
+                and option is None
+                and not (isinstance(size, Obj) and size.kind == "parameter")  # the callers may choose by the mode
+                and c.mode.value == TRAIN
+                and facts.always_has(c.obj)
+                and evaluated(facts, c.obj),
             )
 
 
@@ -102,10 +107,15 @@ def _chosen(loader: Event, made: Obj) -> bool | None:
     return False if False in found else None if None in found else True
 
 
+def _given(loader: Event) -> Any:
+    """The batch size as the loader is given it."""
+    keywords, args = loader.data["keywords"], loader.data["args"]
+    return keywords.get("batch_size", args[1] if len(args) > 1 else Const(1))
+
+
 def _size(loader: Event, through: tuple[Obj, ...]) -> tuple[Any, ...]:
     """What a loader's batch size may be, in these calls of the functions around it."""
-    keywords, args = loader.data["keywords"], loader.data["args"]
-    value: Any = keywords.get("batch_size", args[1] if len(args) > 1 else Const(1))
+    value = _given(loader)
     for call in through:
         if isinstance(value, Obj) and value.kind == "parameter" and value.info is call.info:
             value = call.given.get(value.name) or value
