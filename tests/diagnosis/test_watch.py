@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 import batchnorm
 from batchnorm.diagnosis import watch
-from batchnorm.diagnosis.run.watching import BatchNormWarning
 from batchnorm.diagnosis.run.distances import hold, moved, sampled
 from batchnorm.diagnosis.run.rules import RUN_RULES
+from batchnorm.diagnosis.run.watching import BatchNormWarning
 from batchnorm.errors import BatchNormError
 
 

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import batchnorm
 from batchnorm.diagnosis import watch
-from batchnorm.diagnosis.run.watching import BatchNormWarning
 from batchnorm.diagnosis.run.rules import STEPS, STILL
+from batchnorm.diagnosis.run.watching import BatchNormWarning
 
 
 def block(inputs=4, width=8):
