@@ -9,7 +9,7 @@ from torch import nn
 
 import batchnorm
 from batchnorm.diagnosis.experiments import Effect, Outcome, another_eps
-from batchnorm.diagnosis.experiments.differing import Difference
+from batchnorm.diagnosis.experiments.changes import Change
 from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.diagnosis.rules import bn108_too_few_steps as few_steps
 from batchnorm.diagnosis.rules import bn112_keras_momentum as keras
@@ -34,12 +34,12 @@ def layer(**facts):
 
 
 def evidence(*layers, **facts):
-    usual = {"statistics": HELPS, "eval_exact": Effect("x", 0), "difference": Difference(), "attempt": None}
+    usual = {"statistics": HELPS, "eval_exact": Effect("x", 0), "difference": Change(), "attempt": None}
     return SimpleNamespace(layers={one.name: one for one in layers}, **{**usual, **facts})
 
 
 def test_what_recalibrating_does_is_asked_of_the_evaluation_data_first():
-    differ = Difference("evaluation inputs are 2 x of the training inputs x", (2.0, 0.0))
+    differ = Change("evaluation inputs are 2 x of the training inputs x", (2.0, 0.0))
     assert by_statistics(evidence(eval_exact=HARMS, difference=differ)) is HARMS
     assert by_statistics(evidence(eval_exact=HELPS, statistics=NOTHING)) is HELPS
     assert by_statistics(evidence(eval_exact=HELPS, statistics=NOTHING, difference=differ)) is NOTHING
@@ -122,7 +122,7 @@ class Lab:
     def __init__(self, module, then):
         self.active, self.then, self.scorer = {"0": module, "1": module}, then, None
 
-    def tried(self, data, what, within, evidence, every):
+    def run(self, data, what, within, evidence, every):
         evidence["0"], evidence["1"] = received(0.0), received(self.then)
         return Outcome(what)
 

@@ -53,7 +53,7 @@ def compare(first: CheckpointEvidence, second: CheckpointEvidence) -> Comparison
     other = {_bare(name): layer for name, layer in second.layers.items()}
     for name, layer in first.layers.items():
         partner = other.get(_bare(name))
-        before, after = _statistics(layer), _statistics(partner)
+        before, after = layer.statistics, None if partner is None else partner.statistics
         if partner is None or after is None:
             found.missing.append(name)
         elif before is not None and before.shape != after.shape:
@@ -75,13 +75,6 @@ def _bare(name: str) -> str:
             if name.startswith(prefix):
                 name, changed = name[len(prefix) :], True
     return name
-
-
-def _statistics(layer: StoredLayer | None) -> Tensor | None:
-    """Mean and variance as two rows, where both are there and fit each other."""
-    if layer is None or layer.mean is None or layer.var is None or layer.mean.shape != layer.var.shape:
-        return None
-    return torch.stack([layer.mean, layer.var])
 
 
 def _move(a: StoredLayer, b: StoredLayer, before: Tensor, after: Tensor) -> Move:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class StoredLayer:
     name: str
     # Where the state dict lies in the file, as `--key` takes it; "" for a file that is one.
     key: str = ""
+    # The file, and the key where it has several, as options of a command; "" for a file that no command repairs.
+    weights: str = ""
     mean: Tensor | None = None
     var: Tensor | None = None
     weight: Tensor | None = None
@@ -38,6 +41,12 @@ class StoredLayer:
     def channels(self) -> int:
         """How many, by the first vector there is."""
         return next((v.numel() for v in (self.mean, self.var, self.weight, self.bias) if v is not None), 0)
+
+    @property
+    def statistics(self) -> Tensor | None:
+        """Mean and variance as two rows, where both are there and fit each other."""
+        fit = self.mean is not None and self.var is not None and self.mean.shape == self.var.shape
+        return torch.stack([self.mean, self.var]) if fit else None  # pyright: ignore[reportArgumentType]
 
     @property
     def initial(self) -> bool:
@@ -100,6 +109,9 @@ def _read(
     for prefix in prefixes:
         layer = _layer(_join(shown, prefix) if prefix else shown, prefix, names, data)
         layer.key = key
+        if evidence.path.suffix != ".onnx":
+            named = f" --key {shlex.quote(key)}" if len(evidence.keys) > 1 else ""
+            layer.weights = f"--weights {shlex.quote(str(evidence.path))}{named}"
         evidence.layers[layer.name] = layer
     taken = {_join(prefix, of) for prefix in prefixes for of in KEYS}
     for name, entry in names.items() if sample_others else ():

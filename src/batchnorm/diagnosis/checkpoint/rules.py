@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-
 import torch
 
 from batchnorm.diagnosis.checkpoint.evidence import STATISTICS, CheckpointEvidence, StoredLayer
 from batchnorm.diagnosis.findings import Rule, Said, of_each
 from batchnorm.diagnosis.rules import bn126_switched_off
 
-RECALIBRATE = "batchnorm recalibrate --model M:F --data M:F --weights {file}{key} --out fixed.pt"
-COMPARE = "batchnorm diagnose --model M:F --data M:F --weights {file}{key}"
+RECALIBRATE = "batchnorm recalibrate --model M:F --data M:F {} --out fixed.pt"
+COMPARE = "batchnorm diagnose --model M:F --data M:F {}"
 NEAR_OVERFLOW = 0.5  # of float16's largest number, 65504
 FAR = 1000.0  # standard deviations, and
 UNLIKE = 100.0  # times the median of the layer
@@ -20,34 +18,30 @@ START = 0.1  # from the initial 0 or 1; an input whose statistics are others has
 SOON = 1000  # updates; after more, an average that still holds its start has a momentum nobody uses
 
 
-def _fix(e: CheckpointEvidence, layer: StoredLayer, command: str = RECALIBRATE) -> str:
-    if e.path.suffix == ".onnx":
+def _fix(layer: StoredLayer, command: str = RECALIBRATE) -> str:
+    if not layer.weights:
         return "repair the model and export it again: batchnorm.recalibrate(model, loader)"
-    key = f" --key {shlex.quote(layer.key)}" if len(e.keys) > 1 else ""
-    return command.format(file=shlex.quote(str(e.path)), key=key)
+    return command.replace("{}", layer.weights)
 
 
-def nonfinite(e: CheckpointEvidence) -> Said:
+def nonfinite(layer: StoredLayer) -> Said:
     """NaN or infinity in any of the vectors."""
-    for layer in e.layers.values():
-        vectors = {"mean": layer.mean, "var": layer.var, "weight": layer.weight, "bias": layer.bias}
-        bad = {k: int((~torch.isfinite(v)).sum()) for k, v in vectors.items() if v is not None}
-        if any(bad.values()):
-            where = ", ".join(f"{'running_' if k in ('mean', 'var') else ''}{k} in {n}" for k, n in bad.items() if n)
-            affected = bad.get("weight") or bad.get("bias")
-            yield (
-                layer.name,
-                f"NaN or infinity: {where} of {layer.channels} channels; eval mode gives NaN there",
-                "take an earlier checkpoint: the weights are lost" if affected else _fix(e, layer),
-            )
+    vectors = {"mean": layer.mean, "var": layer.var, "weight": layer.weight, "bias": layer.bias}
+    bad = {k: int((~torch.isfinite(v)).sum()) for k, v in vectors.items() if v is not None}
+    if any(bad.values()):
+        where = ", ".join(f"{'running_' if k in ('mean', 'var') else ''}{k} in {n}" for k, n in bad.items() if n)
+        affected = bad.get("weight") or bad.get("bias")
+        yield (
+            f"NaN or infinity: {where} of {layer.channels} channels; eval mode gives NaN there",
+            "take an earlier checkpoint: the weights are lost" if affected else _fix(layer),
+        )
 
 
-def negative(e: CheckpointEvidence) -> Said:
+def negative(layer: StoredLayer) -> Said:
     """A variance below zero."""
-    for layer in e.layers.values():
-        count = 0 if layer.var is None else int((layer.var < 0).sum())
-        if count:
-            yield layer.name, f"running_var is negative in {count} of {layer.channels} channels", _fix(e, layer)
+    count = 0 if layer.var is None else int((layer.var < 0).sum())
+    if count:
+        yield f"running_var is negative in {count} of {layer.channels} channels", _fix(layer)
 
 
 def incomplete(layer: StoredLayer) -> Said:
@@ -69,18 +63,16 @@ def misshaped(layer: StoredLayer) -> Said:
         yield f"shapes do not fit each other: {listed}", "save the layer's state_dict again"
 
 
-def initial(e: CheckpointEvidence) -> Said:
+def initial(layer: StoredLayer) -> Said:
     """Statistics that are those of a new layer."""
-    for layer in e.layers.values():
-        if layer.initial:
-            trained = _trained(layer)
-            extra = ", though weight and bias are trained" if trained else ""
-            yield (
-                layer.name,
-                f"running_mean is 0 and running_var is 1 in every channel{extra}: the statistics were never updated, "
-                "or left out when the file was made",
-                _fix(e, layer),
-            )
+    if layer.initial:
+        trained = _trained(layer)
+        extra = ", though weight and bias are trained" if trained else ""
+        yield (
+            f"running_mean is 0 and running_var is 1 in every channel{extra}: the statistics were never updated, "
+            "or left out when the file was made",
+            _fix(layer),
+        )
 
 
 def _trained(layer: StoredLayer) -> bool:
@@ -89,21 +81,19 @@ def _trained(layer: StoredLayer) -> bool:
     )
 
 
-def half(e: CheckpointEvidence) -> Said:
+def half(layer: StoredLayer) -> Said:
     """Statistics narrower than float32, or about to be too large for float16."""
-    for layer in e.layers.values():
-        narrow = {k for k in STATISTICS if layer.dtypes.get(k) in (torch.float16, torch.bfloat16)}
-        largest = max((float(v.abs().max()) for v in (layer.mean, layer.var) if v is not None and v.numel()), default=0)
-        if narrow and largest > NEAR_OVERFLOW * 65504 and torch.float16 in layer.dtypes.values():
-            yield layer.name, f"statistics are float16 and reach {largest:.3g}; 65504 is the end", _fix(e, layer)
-        elif narrow:
-            kind = str(layer.dtypes[sorted(narrow)[0]])[6:]
-            yield (
-                layer.name,
-                f"statistics are {kind}: small updates round away, values are off by up to "
-                f"{0.0005 if kind == 'float16' else 0.004:.2%}; batchnorm.convert(model) before .half() keeps float32",
-                _fix(e, layer),
-            )
+    narrow = {k for k in STATISTICS if layer.dtypes.get(k) in (torch.float16, torch.bfloat16)}
+    largest = max((float(v.abs().max()) for v in (layer.mean, layer.var) if v is not None and v.numel()), default=0)
+    if narrow and largest > NEAR_OVERFLOW * 65504 and torch.float16 in layer.dtypes.values():
+        yield f"statistics are float16 and reach {largest:.3g}; 65504 is the end", _fix(layer)
+    elif narrow:
+        kind = str(layer.dtypes[sorted(narrow)[0]])[6:]
+        yield (
+            f"statistics are {kind}: small updates round away, values are off by up to "
+            f"{0.0005 if kind == 'float16' else 0.004:.2%}; batchnorm.convert(model) before .half() keeps float32",
+            _fix(layer),
+        )
 
 
 def counters_differ(e: CheckpointEvidence) -> Said:
@@ -117,7 +107,7 @@ def counters_differ(e: CheckpointEvidence) -> Said:
                     name,
                     f"num_batches_tracked is {count:g}, in most layers {usual:g}: used several times in a forward, "
                     "frozen for a while, skipped, or loaded from elsewhere",
-                    _fix(e, e.layers[name]),
+                    _fix(e.layers[name]),
                 )
 
 
@@ -133,21 +123,20 @@ def averaged_counter(layer: StoredLayer) -> Said:
         )
 
 
-def outlying_mean(e: CheckpointEvidence) -> Said:
+def outlying_mean(layer: StoredLayer) -> Said:
     """A mean far outside its neighbours."""
-    for layer in e.layers.values():
-        if layer.mean is None or layer.var is None or layer.mean.shape != layer.var.shape:
-            continue
-        live = torch.isfinite(layer.mean) & (layer.var > 1e-6 * layer.var.median().clamp_min(1e-12))
-        distance = layer.mean[live].abs() / layer.var[live].sqrt()
-        if distance.numel() > 2 and float(distance.max()) > max(FAR, UNLIKE * float(distance.median())):
-            channel = int(torch.nonzero(live).flatten()[distance.argmax()])
-            yield (
-                layer.name,
-                f"the mean of channel {channel} lies {float(distance.max()):.0f} standard deviations from 0, the "
-                f"median channel's {float(distance.median()):.1f}: an outlying batch, or a broken channel",
-                _fix(e, layer, COMPARE),
-            )
+    if layer.statistics is None:
+        return
+    mean, var = layer.statistics
+    live = torch.isfinite(mean) & (var > 1e-6 * var.median().clamp_min(1e-12))
+    distance = mean[live].abs() / var[live].sqrt()
+    if distance.numel() > 2 and float(distance.max()) > max(FAR, UNLIKE * float(distance.median())):
+        channel = int(torch.nonzero(live).flatten()[distance.argmax()])
+        yield (
+            f"the mean of channel {channel} lies {float(distance.max()):.0f} standard deviations from 0, the "
+            f"median channel's {float(distance.median()):.1f}: an outlying batch, or a broken channel",
+            _fix(layer, COMPARE),
+        )
 
 
 def counter_zero(e: CheckpointEvidence) -> Said:
@@ -172,21 +161,19 @@ def counter_missing(layer: StoredLayer) -> Said:
         )
 
 
-def barely_moved(e: CheckpointEvidence) -> Said:
+def barely_moved(layer: StoredLayer) -> Said:
     """A few updates, after which every channel is still where it began; a standardised input looks the same."""
-    for layer in e.layers.values():
-        few = layer.counter is not None and 0 < layer.counter <= SOON
-        if not few or layer.initial or layer.mean is None or layer.var is None or not layer.mean.numel():
-            continue
-        mean, var = float(layer.mean.abs().max()), layer.var
-        if mean <= START and bool(((var - 1).abs() <= START).all()):
-            yield (
-                layer.name,
-                f"updated {layer.counter:g} times, but every channel is still close to the initial 0 and 1 (means up "
-                f"to {mean:.2g}, variances {float(var.min()):.3f} to {float(var.max()):.3f}): the layer's input is "
-                "standardised, or the average has hardly moved",
-                _fix(e, layer, COMPARE),
-            )
+    few = layer.counter is not None and 0 < layer.counter <= SOON
+    if not few or layer.initial or layer.mean is None or layer.var is None or not layer.mean.numel():
+        return
+    mean, var = float(layer.mean.abs().max()), layer.var
+    if mean <= START and bool(((var - 1).abs() <= START).all()):
+        yield (
+            f"updated {layer.counter:g} times, but every channel is still close to the initial 0 and 1 (means up "
+            f"to {mean:.2g}, variances {float(var.min()):.3f} to {float(var.max()):.3f}): the layer's input is "
+            "standardised, or the average has hardly moved",
+            _fix(layer, COMPARE),
+        )
 
 
 def constant(layer: StoredLayer) -> Said:
@@ -212,18 +199,18 @@ def switched_off(layer: StoredLayer) -> Said:
 
 
 CHECKPOINT_RULES: tuple[Rule, ...] = (
-    Rule("BN202", "not finite in the file", "error", nonfinite),
-    Rule("BN203", "negative variance in the file", "error", negative),
+    Rule("BN202", "not finite in the file", "error", of_each(nonfinite)),
+    Rule("BN203", "negative variance in the file", "error", of_each(negative)),
     Rule("BN207", "statistics missing from the file", "error", of_each(incomplete)),
     Rule("BN208", "shapes that do not fit", "error", of_each(misshaped)),
-    Rule("BN201", "initial statistics in the file", "error", initial),
+    Rule("BN201", "initial statistics in the file", "error", of_each(initial)),
     Rule("BN212", "averaged counter", "warning", of_each(averaged_counter)),
-    Rule("BN205", "half-precision statistics in the file", "warning", half),
+    Rule("BN205", "half-precision statistics in the file", "warning", of_each(half)),
     Rule("BN209", "counters differ between layers", "warning", counters_differ),
-    Rule("BN211", "mean far outside its neighbours", "warning", outlying_mean),
+    Rule("BN211", "mean far outside its neighbours", "warning", of_each(outlying_mean)),
     Rule("BN206", "counter 0 beside trained statistics", "note", counter_zero),
     Rule("BN213", "counter missing from the file", "note", of_each(counter_missing)),
-    Rule("BN214", "statistics close to their start", "note", barely_moved),
+    Rule("BN214", "statistics close to their start", "note", of_each(barely_moved)),
     Rule("BN204", "constant channels in the file", "note", of_each(constant)),
     Rule("BN210", "channels switched off in the file", "note", of_each(switched_off)),
 )

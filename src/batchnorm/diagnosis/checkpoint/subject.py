@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,24 +10,19 @@ from torch import Tensor
 from batchnorm.diagnosis.checkpoint.compare import Comparison
 from batchnorm.diagnosis.checkpoint.evidence import CheckpointEvidence, StoredLayer
 from batchnorm.diagnosis.report.channels import pack
-from batchnorm.diagnosis.report.subject import Table
+from batchnorm.diagnosis.report.subject import Subject, Table
 from batchnorm.models.batches import counted
 
 
-class CheckpointSubject:
+class CheckpointSubject(Subject):
     """One file, or two compared."""
 
     kind = "checkpoint"
     fine = "nothing wrong can be seen in the file alone"
 
     def __init__(self, evidence: CheckpointEvidence, comparison: Comparison | None = None) -> None:
-        self.evidence = evidence
+        super().__init__(evidence)
         self.comparison = comparison
-
-    @property
-    def layers(self) -> Mapping[str, StoredLayer]:
-        """The layers of the (first) file."""
-        return self.evidence.layers
 
     @property
     def measured(self) -> str:
@@ -96,16 +90,16 @@ def _moved(comparison: Comparison) -> str:
 
 
 def _vectors(layer: StoredLayer) -> list[Tensor]:
-    if layer.mean is None or layer.var is None or layer.mean.shape != layer.var.shape:
-        return []
-    return [layer.mean, layer.var.clamp_min(0).sqrt()]
+    pair = layer.statistics
+    return [] if pair is None else [pair[0], pair[1].clamp_min(0).sqrt()]
 
 
 def _distance(layer: StoredLayer) -> float | None:
-    if layer.mean is None or layer.var is None or layer.mean.shape != layer.var.shape:
+    if layer.statistics is None:
         return None
-    live = (layer.var > 0) & torch.isfinite(layer.mean + layer.var)
-    return float((layer.mean[live].square() / layer.var[live]).mean().sqrt()) if bool(live.any()) else None
+    mean, var = layer.statistics
+    live = (var > 0) & torch.isfinite(mean + var)
+    return float((mean[live].square() / var[live]).mean().sqrt()) if bool(live.any()) else None
 
 
 def _type(layer: StoredLayer) -> str:

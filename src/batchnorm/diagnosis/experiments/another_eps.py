@@ -58,7 +58,7 @@ def another_eps(lab: Laboratory, data: Data, layers: Mapping[str, Any], stored: 
         if not changed:
             return None
         received = {name: Received() for name in live}
-        outcome = lab.tried(data, f"eps {eps:g}", holding(changed.values(), "eps", eps), received, every)
+        outcome = lab.run(data, f"eps {eps:g}", holding(changed.values(), "eps", eps), received, every=every)
         found = [m for name, layer in live.items() if (m := _misfit_of(layer, received[name])) is not None]
         return _mean(found), list(changed), outcome
 

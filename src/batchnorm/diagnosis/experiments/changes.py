@@ -25,16 +25,19 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Change:
-    """apply makes training inputs like the evaluation inputs, undo the reverse; code undoes it on `args[0]`.
+    """What differs, in words; nothing where nothing does.
 
-    usual says that augmentation of the training inputs has the same effect.
+    apply makes training inputs like the evaluation inputs, undo the reverse; code undoes it on `args[0]`.
+    usual says that augmentation of the training inputs has the same effect: then only harm that was measured counts.
+    by_class says that it is the shares of the classes that differ.
     """
 
-    words: str
+    words: str = ""
     apply: Function | None = None
     undo: Function | None = None
     code: str = ""
     usual: bool = False
+    by_class: bool = False
 
 
 def _usual(a: float) -> str:

@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from batchnorm.diagnosis.experiments.changes import (
     Change,
-    Function,
     by_channel,
     by_curve,
     by_line,
@@ -85,8 +84,7 @@ class Sample:
             return None
         if not self.inputs[0].is_floating_point() and self.inputs[0].dim() < 4:
             return None
-        least = [min(sizes) for sizes in zip(*(t.shape[1:] for t in self.inputs), strict=True)]
-        x = torch.cat([t[(slice(None), *map(slice, least))] for t in self.inputs]).float()
+        x = torch.cat(_cropped(self.inputs)).float()
         finite = torch.isfinite(x.flatten(1)).all(1)
         return x[finite] if int(finite.sum()) >= FEWEST else None
 
@@ -95,23 +93,13 @@ class Sample:
         return {t.shape[2:] for t in self.inputs if t.dim() > 2}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """What differs, in words; nothing where nothing does.
-
-    apply makes training inputs like the evaluation inputs, undo the reverse, in words of Python code.
-    usual says that augmentation of the training inputs explains it as well: then only harm that was measured counts.
-    """
-
-    words: str = ""
-    by_class: bool = False
-    apply: Function | None = None
-    undo: Function | None = None
-    code: str = ""
-    usual: bool = False
+def _cropped(parts: list[Tensor]) -> list[Tensor]:
+    """All to the least size of any."""
+    least = [min(sizes) for sizes in zip(*(t.shape[1:] for t in parts), strict=True)]
+    return [t[(slice(None), *map(slice, least))] for t in parts]
 
 
-def difference(training: Sample, evaluation: Sample) -> Difference:
+def difference(training: Sample, evaluation: Sample) -> Change:
     """Compare the two: tokens, size, padding, values, spectrum, in that order; unless other classes explain it."""
     words = _tokens(training, evaluation)
     x, y = training.table, evaluation.table
@@ -122,26 +110,25 @@ def difference(training: Sample, evaluation: Sample) -> Difference:
         found.append(resized(x, y))
         y = found[0].undo(y)  # pyright: ignore[reportOptionalCall]
     elif x.shape != y.shape:
-        least = [min(sizes) for sizes in zip(x.shape[1:], y.shape[1:], strict=True)]
-        x, y = (v[(slice(None), *map(slice, least))] for v in (x, y))
+        x, y = _cropped([x, y])
     found += _padding(training, evaluation) or _dead(x, y)
     padded = bool(found) and "padding" in found[-1].words
     a, b = View(x), View(y)
     if not padded and (apart(a, b) > 0 or by_spectrum(a, b)[1] > 0):
         if _only_classes(a.grid.double(), b.grid.double(), training, evaluation):
-            return Difference("the classes have other shares", by_class=True)
+            return Change("the classes have other shares", by_class=True)
         found += _explained(a, b, spectra=not found)
     elif not found:
         found += turned(a, b)
     return _said(found)
 
 
-def _said(found: list[Change]) -> Difference:
+def _said(found: list[Change]) -> Change:
     """Changes one after the other, as one."""
     if not found:
-        return Difference()
+        return Change()
     applied, undone = [c.apply for c in found], [c.undo for c in reversed(found)]
-    return Difference(
+    return Change(
         "; ".join(c.words for c in found),
         apply=None if None in applied else lambda v: _through(applied, v),
         undo=None if None in undone else lambda v: _through(undone, v),

@@ -58,11 +58,18 @@ class Laboratory:
         data: Data,
         condition: str,
         within: AbstractContextManager[Any] | None = None,
-        before: Callable[[int], None] = lambda index: None,
+        received: dict[str, Received] | None = None,
+        **how: Any,
     ) -> Outcome:
-        """One pass in eval mode, within a context."""
-        with modes(self.model, False), within or ExitStack():
-            return self._pass(data, condition, before=before)
+        """One pass in eval mode, within a context, with what layers receive if that is asked for; how: see `_pass`."""
+
+        def look(name: str, x: Tensor, weight: Tensor | None) -> None:
+            received[name].add(x, weight)  # pyright: ignore[reportOptionalSubscript]
+            self.widest = max(self.widest, x.numel() // max(x.shape[0], 1) * 4)
+
+        seen = {name: self.layers[name] for name in received or ()}
+        with modes(self.model, False), within or ExitStack(), self.hooks(seen, look):
+            return self._pass(data, condition, **how)
 
     def _pass(
         self,
@@ -72,7 +79,7 @@ class Laboratory:
         every: int = 1,
         before: Callable[[int], None] = lambda index: None,
     ) -> Outcome:
-        """Score all batches, or every so many; before is called ahead of each."""
+        """Score all batches, or one of every so many; before is called ahead of each, sample takes note of them."""
         outcome = self._begin(condition)
         for index, batch in data:
             if data.batches > 1 and index % every:
@@ -129,16 +136,6 @@ class Laboratory:
         for name, layer in layers.items():
             stack.callback(on_input(layer, hook(name)).remove)
         return stack
-
-    def stored(self, data: Data, evidence: dict[str, Any], sample: Sample, condition: str = "stored") -> Outcome:
-        """A pass as inference runs, with what each layer receives (evidence by name: a `Received`)."""
-
-        def look(name: str, x: Tensor, weight: Tensor | None) -> None:
-            evidence[name].add(x, weight)
-            self.widest = max(self.widest, x.numel() // max(x.shape[0], 1) * 4)
-
-        with modes(self.model, False), self.hooks(self.layers, look):
-            return self._pass(data, condition, sample)
 
     def batch(self, data: Data, evidence: dict[str, Any]) -> Outcome:
         """A pass in which layers normalise with their batch (evidence by name: a `LayerEvidence`)."""
@@ -250,24 +247,6 @@ class Laboratory:
         data.forwarded += used * (len(found) + 1)
         return found, used
 
-    def tried(
-        self,
-        data: Data,
-        condition: str,
-        within: AbstractContextManager[Any],
-        evidence: dict[str, Any] | None = None,
-        every: int = 2,
-    ) -> Outcome:
-        """Every second batch in eval mode, within a context, with what each layer receives if that is asked for."""
-        seen = {} if evidence is None else {name: self.layers[name] for name in evidence}
-
-        def look(name: str, x: Tensor, weight: Tensor | None) -> None:
-            if evidence is not None:
-                evidence[name].add(x, weight)
-
-        with modes(self.model, False), within, self.hooks(seen, look):
-            return self._pass(data, condition, every=every)
-
     def by_call(self, data: Data, statistics: dict[str, list[tuple[Tensor, Tensor]]]) -> Outcome:
         """Every call of a layer in one forward with statistics of its own, the last ones for any further call."""
         count = dict.fromkeys(statistics, 0)
@@ -281,12 +260,10 @@ class Laboratory:
             return put
 
         first = {name: pairs[0] for name, pairs in statistics.items()}
-        with ExitStack() as stack:
-            stack.enter_context(modes(self.model, False))
-            stack.enter_context(swapped(self.active, first))
+        with swapped(self.active, first), ExitStack() as stack:
             for name in statistics:
                 stack.callback(self.active[name].register_forward_pre_hook(before(name)).remove)
-            return self._pass(data, "by_call", before=lambda index: count.update(dict.fromkeys(count, 0)))
+            return self.run(data, "by_call", before=lambda index: count.update(dict.fromkeys(count, 0)))
 
     def normalised(self, data: Data, layers: Layers) -> Statistics:
         """What layers, frozen or not, receive where those before them have their batch's statistics; put back."""
@@ -300,9 +277,9 @@ class Laboratory:
             if one.values is not None:
                 write(layers[name], one.values.mean, one.values.var(0))
 
-        with modes(self.model, False), swapped(layers, now), self.hooks(layers, look):  # pyright: ignore
-            self._pass(data, "normalised", every=2)
-        return {n: (r.values.mean, r.values.var(1)) for n, r in received.items() if r.values is not None}
+        with swapped(layers, now), self.hooks(layers, look):  # pyright: ignore
+            self.run(data, "normalised", every=2)
+        return {name: pair for name, one in received.items() if (pair := one.pair) is not None}
 
     def served(self, data: Data) -> Outcome | None:
         """A pass as `model.eval()` leaves the model; None where a batch is refused in train mode."""

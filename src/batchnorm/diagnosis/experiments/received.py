@@ -59,6 +59,11 @@ class Received:
         self.sample_means = sample_means if before is None else before.merge(sample_means)
 
     @property
+    def pair(self) -> tuple[Tensor, Tensor] | None:
+        """The mean and the unbiased variance, as a layer stores them; None where nothing was received."""
+        return None if self.values is None else (self.values.mean, self.values.var(1))
+
+    @property
     def standard_error(self) -> Tensor:
         """Of the mean, per channel."""
         if self.sample_means is None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from batchnorm.diagnosis.experiments.another_eps import AnotherEps
+from batchnorm.diagnosis.experiments.changes import Change
 from batchnorm.diagnosis.experiments.conditions import Statistics
-from batchnorm.diagnosis.experiments.differing import Difference
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.experiments.outcome import Outcome
 from batchnorm.diagnosis.experiments.training_step import TrainingStep
@@ -54,7 +54,7 @@ class Evidence:
     another_eps: AnotherEps | None = None
     new_statistics: Effect | None = None
     as_batch_norm: Effect | None = None
-    difference: Difference = field(default_factory=Difference)
+    difference: Change = field(default_factory=Change)
     eval_shift: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
     step: TrainingStep | None = None
     rest_gap: float | None = None

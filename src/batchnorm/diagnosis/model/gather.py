@@ -99,8 +99,8 @@ def _length(loader: Any) -> int:
 def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | None, attribution: bool) -> None:
     """The experiments, from the ones that everything rests on to those that a short budget leaves out."""
     rows, outcomes = evidence.layers, evidence.outcomes
-    sample = Sample()
-    outcomes["stored"] = lab.stored(data, {name: layer.in_eval for name, layer in rows.items()}, sample)
+    sample, received = Sample(), {name: layer.in_eval for name, layer in rows.items()}
+    outcomes["stored"] = lab.run(data, "stored", None, received, sample=sample)
     for _, batch in itertools.islice(data, 1):
         evidence.left_in_train = left_in_train(lab.model, lab.layers, batch, lab.forward_fn)
     for layer in rows.values():
@@ -138,7 +138,7 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     own = [m for m in lab.active.values() if _has_own_forward(m)]
     if own and lab.scorer is not None and data.room(0.5):
         with suppress(UserCodeError):  # a class that turns its input first
-            plain = lab.tried(data, "as batch norm", as_batch_norm(own))
+            plain = lab.run(data, "as batch norm", as_batch_norm(own), every=2)
             evidence.as_batch_norm = effect("torch's batch norm", outcomes["stored"], plain, lab.scorer)
     first = next(iter(data), None)
     if first is not None and outcomes["batch"].batches:
@@ -183,10 +183,10 @@ def _attribute(evidence: Evidence, lab: Laboratory, data: Data, exact: Statistic
     unlike = any(layer.spread > UNLIKE for layer in rows.values())
     right = dict(exact)
     for name in lab.active:
-        values = rows[name].collected.values
+        pair = rows[name].collected.pair
         # What batches of one kind each are normalised to is not what the layers see at inference.
-        if values is not None and not unlike:
-            right[name] = (values.mean, values.var(1))
+        if pair is not None and not unlike:
+            right[name] = pair
     kept = {name: (rows[name].mean, rows[name].var) for name in right}
     order = sorted(right, key=lambda name: -_rank(rows[name].divergence))
     found, evidence.attributed = lab.damage(data, right, kept, order)
@@ -207,16 +207,18 @@ def _padding(evidence: Evidence, lab: Laboratory, data: Data) -> None:
     full[: len(parts)] = parts
     evidence.padding_varies = float(full.std()) if evidence.batches > 1 else 0.0
     evidence.images = next(iter(lab.valid.values())).dim() == 3
-    without = {}
-    for name in lab.active:
-        values = evidence.layers[name].without_padding.values
-        if values is not None:
-            without[name] = (values.mean, values.var(1))
+    pairs = {name: evidence.layers[name].without_padding.pair for name in lab.active}
+    without = {name: pair for name, pair in pairs.items() if pair is not None}
     if lab.scorer is not None and without and data.room(1):
-        tried = evidence.outcomes["without_padding"] = lab.run(data, "without_padding", swapped(lab.active, without))
-        # Against exact statistics: that the stored ones are worse may have any cause.
-        before = evidence.outcomes["exact" if evidence.statistics.helps else "stored"]
-        evidence.padding_effect = effect("padding left out", before, tried, lab.scorer)
+        tried = lab.run(data, "without_padding", swapped(lab.active, without))
+        evidence.padding_effect = _beyond_exact(evidence, lab, "padding left out", tried)
+
+
+def _beyond_exact(evidence: Evidence, lab: Laboratory, what: str, tried: Outcome) -> Effect:
+    """Against exact statistics where they help: that the stored ones are worse may have any cause."""
+    evidence.outcomes[tried.condition] = tried
+    before = evidence.outcomes["exact" if evidence.statistics.helps else "stored"]
+    return effect(what, before, tried, lab.scorer)
 
 
 def _several_calls(evidence: Evidence, lab: Laboratory, data: Data) -> None:
@@ -226,12 +228,10 @@ def _several_calls(evidence: Evidence, lab: Laboratory, data: Data) -> None:
         return
     own = {}
     for name in lab.active:
-        found = [call.values for call in rows[name].by_call or [rows[name].collected]]
-        own[name] = [(values.mean, values.var(1)) for values in found if values is not None]
-    outcomes = evidence.outcomes
-    tried = outcomes["by_call"] = lab.by_call(data, {name: pairs for name, pairs in own.items() if pairs})
-    before = outcomes["exact" if evidence.statistics.helps else "stored"]
-    evidence.by_call = effect("statistics of their own for each call", before, tried, lab.scorer)
+        found = [call.pair for call in rows[name].by_call or [rows[name].collected]]
+        own[name] = [pair for pair in found if pair is not None]
+    tried = lab.by_call(data, {name: pairs for name, pairs in own.items() if pairs})
+    evidence.by_call = _beyond_exact(evidence, lab, "statistics of their own for each call", tried)
 
 
 def _two_kinds(evidence: Evidence, lab: Laboratory, data: Data) -> None:
@@ -251,10 +251,8 @@ def _two_kinds(evidence: Evidence, lab: Laboratory, data: Data) -> None:
         for name, pair in own[kinds[index]].items():  # pyright: ignore[reportOptionalMemberAccess]
             write(lab.active[name], *pair)
 
-    outcomes = evidence.outcomes
-    tried = outcomes["by_domain"] = lab.run(data, "by_domain", swapped(lab.active, own[0]), before)
-    start = outcomes["exact" if evidence.statistics.helps else "stored"]
-    evidence.by_domain = effect("statistics of their own for each kind of batch", start, tried, lab.scorer)
+    tried = lab.run(data, "by_domain", swapped(lab.active, own[0]), before=before)
+    evidence.by_domain = _beyond_exact(evidence, lab, "statistics of their own for each kind of batch", tried)
 
 
 def _frozen(evidence: Evidence, lab: Laboratory, data: Data) -> None:
@@ -263,8 +261,7 @@ def _frozen(evidence: Evidence, lab: Laboratory, data: Data) -> None:
     if lab.scorer is None or not any(unlike(evidence.layers[name]) for name in names) or not data.room(1):
         return
     layers = {name: lab.layers[name] for name in names}
-    exact = lab.normalised(data, layers)
-    tried = lab.tried(data, "frozen", swapped(layers, exact))
+    tried = lab.run(data, "frozen", swapped(layers, lab.normalised(data, layers)), every=2)
     evidence.frozen = effect("exact statistics in the frozen layers", evidence.outcomes["stored"], tried, lab.scorer)
 
 
@@ -295,7 +292,7 @@ def _evaluate(
     """The evaluation data under stored, exact and their own statistics."""
     outcomes, received = evidence.outcomes, {name: Received() for name in lab.layers}
     own_sample = Sample()
-    outcomes["eval_stored"] = lab.stored(others, received, own_sample, "eval_stored")
+    outcomes["eval_stored"] = lab.run(others, "eval_stored", None, received, sample=own_sample)
     evidence.difference = difference(sample, own_sample)
     for name, layer in evidence.layers.items():
         shift = _shift(layer, received[name])
@@ -314,7 +311,7 @@ def _evaluate(
         evidence.eval_undone = effect("undone", outcomes["eval_stored"], after, lab.scorer)
     if found.apply is not None and data.room(0.5):
         with changed(lab, found.apply):
-            after = lab.tried(data, "applied", nullcontext())
+            after = lab.run(data, "applied", every=2)
         evidence.eval_applied = effect("the same done to the loader's inputs", outcomes["stored"], after, lab.scorer)
     own, said = lab.recalibrated(others) if not others.out_of_time else (None, "")
     if own is not None:
@@ -373,7 +370,7 @@ def _attempts(evidence: Evidence, lab: Laboratory, data: Data) -> Callable[[str,
         if not data.room(0.5):
             return None
         with held(lab.model), sync_on_cpu(lab.layers):
-            after = lab.tried(data, what, swapped(lab.active, statistics))
+            after = lab.run(data, what, swapped(lab.active, statistics), every=2)
         evidence.passes = data.passes
         evidence.outcomes[what] = after
         return effect(what, evidence.outcomes["stored"], after, lab.scorer)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.report.channels import pack
-from batchnorm.diagnosis.report.subject import Table
+from batchnorm.diagnosis.report.subject import Subject, Table
 from batchnorm.models.batches import counted
 from batchnorm.models.tables import part_of
 
@@ -35,19 +34,12 @@ OTHERS = {
 }
 
 
-class ModelSubject:
+class ModelSubject(Subject):
     """A live model."""
 
     kind = "model"
     fine = "your statistics are fine"
-
-    def __init__(self, evidence: Evidence) -> None:
-        self.evidence = evidence
-
-    @property
-    def layers(self) -> Mapping[str, LayerEvidence]:
-        """The evidence of each layer by its path."""
-        return self.evidence.layers
+    evidence: Evidence
 
     @property
     def measured(self) -> str:

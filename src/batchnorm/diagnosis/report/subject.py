@@ -26,20 +26,17 @@ class Timeline(NamedTuple):
 class Subject(Protocol):
     """What `Report` asks of the evidence it presents."""
 
-    @property
-    def kind(self) -> str:
-        """model, checkpoint, run or source."""
-        ...
+    kind: str  # model, checkpoint, run or source
+    fine: str  # the verdict where nothing was found
+    evidence: Any
+
+    def __init__(self, evidence: Any) -> None:
+        self.evidence = evidence
 
     @property
     def layers(self) -> Mapping[str, Any]:
         """What is known of each layer, by path."""
-        ...
-
-    @property
-    def fine(self) -> str:
-        """The verdict where nothing was found."""
-        ...
+        return self.evidence.layers
 
     @property
     def measured(self) -> str:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from batchnorm.diagnosis.report.subject import Table, Timeline
+from batchnorm.diagnosis.report.subject import Subject, Table, Timeline
 from batchnorm.diagnosis.run.evidence import LayerRun, RunEvidence
 
 DRAWN = 8  # layers in a timeline
 
 
-class RunSubject:
+class RunSubject(Subject):
     """A training run."""
 
     kind = "run"
     fine = "nothing is wrong with the running statistics so far"
-
-    def __init__(self, evidence: RunEvidence) -> None:
-        self.evidence = evidence
-
-    @property
-    def layers(self) -> Mapping[str, LayerRun]:
-        """What each layer did, `.timeline` included."""
-        return self.evidence.layers
+    evidence: RunEvidence
 
     @property
     def measured(self) -> str:

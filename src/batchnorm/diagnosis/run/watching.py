@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -122,11 +123,11 @@ class Watch(Report):
         self._said: set[str] = set()
         self._handles: list[Any] = []
         for name, part in self._parts.items():
-            self._handles.append(part.register_forward_pre_hook(self._enterer(name)))
-            self._handles.append(part.register_forward_hook(self._leaver(name), always_call=True))
+            self._handles.append(part.register_forward_pre_hook(_named(self._enter, name)))
+            self._handles.append(part.register_forward_hook(_named(self._leave, name), always_call=True))
         for name, module in self._modules.items():
-            self._handles.append(module.register_forward_pre_hook(self._watcher(name)))
-            self._handles.append(module.register_forward_hook(self._finisher(name)))
+            self._handles.append(module.register_forward_pre_hook(_named(self._look_at, name)))
+            self._handles.append(module.register_forward_hook(_named(self._finish, name)))
         if optimizer is not None:
             self._handles.append(optimizer.register_step_post_hook(lambda *_: self._end_of_step()))
 
@@ -156,50 +157,44 @@ class Watch(Report):
         step = self.run.steps + 1
         return step <= FIRST or step % self._every == 0
 
-    def _enterer(self, name: str) -> Any:
-        def enter(part: nn.Module, args: Any) -> None:
-            if torch.compiler.is_compiling():
-                return
-            # What is entered again was left by an interrupt, which no hook sees, unless its call still runs: then it
-            # calls itself, as Lightning's modules do under DDP.
-            if name in self._inside and not _runs(self._call):
-                del self._inside[self._inside.index(name) :]
-            if not self._inside:
-                self._call = sys._getframe(1)
-            self._inside.append(name)
-            if len(self._inside) > 1 or recomputing():
-                return
-            self._training, self._silent = part.training, not torch.is_grad_enabled()
-            if self._silent:
-                if not part.training:
-                    self._evaluation()
-                return
-            self._entered.add(name)
+    def _enter(self, name: str, part: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        # What is entered again was left by an interrupt, which no hook sees, unless its call still runs: then it
+        # calls itself, as Lightning's modules do under DDP.
+        if name in self._inside and not _runs(self._call):
+            del self._inside[self._inside.index(name) :]
+        if not self._inside:
+            self._call = sys._getframe(2)  # past the hook
+        self._inside.append(name)
+        if len(self._inside) > 1 or recomputing():
+            return
+        self._training, self._silent = part.training, not torch.is_grad_enabled()
+        if self._silent:
             if not part.training:
-                return
-            if name in self._open and self._optimizer is None:
-                self._end_of_step()
-            self._open.add(name)
-            # Parts are called as the loop likes, a discriminator twice a step; only the model's forwards are judged.
-            self._forwards_in_step += name == ""
-            self.run.forwards += 1
+                self._evaluation()
+            return
+        self._entered.add(name)
+        if not part.training:
+            return
+        if name in self._open and self._optimizer is None:
+            self._end_of_step()
+        self._open.add(name)
+        # Parts are called as the loop likes, a discriminator twice a step; only the model's forwards are judged.
+        self._forwards_in_step += name == ""
+        self.run.forwards += 1
 
-        return enter
-
-    def _leaver(self, name: str) -> Any:
-        def leave(part: nn.Module, args: Any, output: Any) -> None:
-            if name in self._inside:
-                last = len(self._inside) - 1 - self._inside[::-1].index(name)
-                del self._inside[last:]
-            if not self._inside:
-                self._call = None
-            if not self._inside and self._silent:
-                self._silent = False
-                if self._moved_silently:
-                    self._moved_silently = False
-                    self._judge()
-
-        return leave
+    def _leave(self, name: str, part: nn.Module, args: Any, output: Any) -> None:
+        if name in self._inside:
+            last = len(self._inside) - 1 - self._inside[::-1].index(name)
+            del self._inside[last:]
+        if not self._inside:
+            self._call = None
+        if not self._inside and self._silent:
+            self._silent = False
+            if self._moved_silently:
+                self._moved_silently = False
+                self._judge()
 
     def _evaluation(self) -> None:
         """The first batch of an evaluation: say which layers' statistics lag now."""
@@ -212,55 +207,48 @@ class Watch(Report):
                 layer.lags.append(Lag(self.run.steps, layer.drift, layer.standard_error))
         self._judge()
 
-    def _watcher(self, name: str) -> Any:
+    def _look_at(self, name: str, module: _BatchNorm, args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling() or getattr(module, "paused", False):
+            return
         layer, tally = self.run.layers[name], self._tallies[name]
+        if not module.training:
+            if torch.is_grad_enabled() and not recomputing() and not is_frozen(module):
+                trains = _requires_grad(args) or _trains(module) is True
+                tally.eval += 1
+                tally.stored += trains
+                tally.whole += trains and bool(self._inside) and not self._training
+            return
+        if not module.track_running_stats:
+            # batchnorm.pause switches it off for a while; only what stays off is said.
+            layer.untracked = layer.untracked or (bool(self._inside) and self._training and not _paused(module))
+            return
+        if is_frozen(module):
+            return
+        if recomputing():
+            layer.recomputed += 1
+            return
+        layer.calls += 1
+        silent = self._silent if self._inside else not torch.is_grad_enabled()
+        if silent:
+            # update_bn and the like average on purpose, with momentum None.
+            momentum: Any = module.momentum
+            moves = momentum is not None and (callable(momentum) or momentum > 0)
+            layer.silent_calls += moves
+            self._moved_silently = self._moved_silently or moves
+            layer.silent_in_eval += moves and bool(self._inside) and not self._training
+            return
+        tally.batch += 1
+        if self._sampling() and name not in self._seen:
+            if isinstance(module, BatchNorm) or module.momentum == 0:
+                if args:
+                    self._seen[name] = sampled(module, args[0].detach())
+            else:
+                self._held[name] = hold(module)
 
-        def look(module: _BatchNorm, args: tuple[Any, ...]) -> None:
-            if torch.compiler.is_compiling() or getattr(module, "paused", False):
-                return
-            if not module.training:
-                if torch.is_grad_enabled() and not recomputing() and not is_frozen(module):
-                    trains = _requires_grad(args) or _trains(module) is True
-                    tally.eval += 1
-                    tally.stored += trains
-                    tally.whole += trains and bool(self._inside) and not self._training
-                return
-            if not module.track_running_stats:
-                # batchnorm.pause switches it off for a while; only what stays off is said.
-                layer.untracked = layer.untracked or (bool(self._inside) and self._training and not _paused(module))
-                return
-            if is_frozen(module):
-                return
-            if recomputing():
-                layer.recomputed += 1
-                return
-            layer.calls += 1
-            silent = self._silent if self._inside else not torch.is_grad_enabled()
-            if silent:
-                # update_bn and the like average on purpose, with momentum None.
-                momentum: Any = module.momentum
-                moves = momentum is not None and (callable(momentum) or momentum > 0)
-                layer.silent_calls += moves
-                self._moved_silently = self._moved_silently or moves
-                layer.silent_in_eval += moves and bool(self._inside) and not self._training
-                return
-            tally.batch += 1
-            if self._sampling() and name not in self._seen:
-                if isinstance(module, BatchNorm) or module.momentum == 0:
-                    if args:
-                        self._seen[name] = sampled(module, args[0].detach())
-                else:
-                    self._held[name] = hold(module)
-
-        return look
-
-    def _finisher(self, name: str) -> Any:
-        def finish(module: _BatchNorm, args: tuple[Any, ...], output: Any) -> None:
-            held = self._held.pop(name, None)
-            if held is not None and not torch.compiler.is_compiling():
-                self._seen[name] = moved(module, *held)
-
-        return finish
+    def _finish(self, name: str, module: _BatchNorm, args: tuple[Any, ...], output: Any) -> None:
+        held = self._held.pop(name, None)
+        if held is not None and not torch.compiler.is_compiling():
+            self._seen[name] = moved(module, *held)
 
     def _end_of_step(self) -> None:
         sampling = self._sampling()
@@ -340,6 +328,11 @@ class Watch(Report):
         if any(t is None for t in tensors):
             return {n: 0 if t is None else int(t) for n, t in zip(self._modules, tensors, strict=True)}
         return dict(zip(self._modules, torch.stack(tensors).tolist(), strict=True))  # pyright: ignore
+
+
+def _named(method: Callable[..., None], name: str) -> Callable[..., None]:
+    """A hook that knows its module's name; a function, which a copy of the model shares."""
+    return lambda *given: method(name, *given)
 
 
 def _requires_grad(args: tuple[Any, ...]) -> bool:
