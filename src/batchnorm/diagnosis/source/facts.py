@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter import events
-from batchnorm.diagnosis.source.names import is_layer, loads_weights, made_by
+from batchnorm.diagnosis.source.names import RECALIBRATES, is_layer, loads_weights, made_by
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, in_module, nodes_of
 from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, spelled, strings, variables
@@ -21,11 +21,9 @@ from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonica
 
 T = TypeVar("T")
 MEASURES = (
+    *RECALIBRATES,
     "reset_running_stats",
-    "update_bn",
-    "bn_update",
     "running_mean",
-    "recalibrate",
     "num_batches_tracked",
     "reset_stats",
     "reset_bn",
@@ -33,7 +31,6 @@ MEASURES = (
     "precise_bn",
     "calibrate_bn",
     "bn_calibration",
-    "update_bn_stats",
     "cumulative",
     "standing_statistics",
 )
@@ -73,6 +70,7 @@ class Facts:
 
     def __init__(self, project: Project) -> None:
         self.modules = [*project.modules.values()]
+        self.classes = [c for m in self.modules for c in m.classes]
         self.contents = Contents()
         self._kinds: dict[str, list[Event]] = defaultdict(list)
         for event in events(project):
@@ -114,8 +112,7 @@ class Facts:
     def _speaking(self) -> list[Module]:
         found = [e.function.module for e in self.of("layer") if e.data["name"].startswith("torch")]
         found += [e.function.module for e in self.of("outside") if made_by(e.data["name"], _first(e))]
-        classes = (c for m in self.modules for c in m.classes)
-        return [*found, *(c.module for c in classes if c.is_module and self.contents.scan(c)[0] == YES)]
+        return [*found, *(c.module for c in self.classes if c.is_module and self.contents.scan(c)[0] == YES)]
 
     def same(self, one: Any, other: Any) -> bool:
         """Whether two objects may be the same."""
@@ -147,9 +144,9 @@ class Facts:
     def holds(self, obj: Obj | None, owner: ClassInfo, depth: int = 0) -> bool:
         """Whether an object, or what is in its attributes, is made by a class."""
         for info in (c for alias in self.aliases(obj) for c in _classes(alias, 3)):
-            if owner in info.ancestors():
+            if owner in info.lineage:
                 return True
-            slots = (s for a in info.ancestors() if isinstance(a, ClassInfo) for s in a.self_obj.attrs.values())
+            slots = (s for a in info.lineage for s in a.self_obj.attrs.values())
             if depth < DEEPEST_PART and any(self.holds(slot, owner, depth + 1) for slot in list(slots)[:24]):
                 return True
         return False
@@ -410,7 +407,7 @@ class Facts:
         known &= not any(e.data["name"] == "add_param_group" for e in self.of("method"))
         made = {id(e) for e in self.optimizers}
         others = (e.data["name"] for e in self.of("outside") if id(e) not in made and "scheduler" not in e.data["name"])
-        own = (a.name for m in self.modules for c in m.classes for a in c.ancestors()[1:])
+        own = (a.name for c in self.classes for a in c.ancestors()[1:])
         return found, known and not any(OPTIMIZER.search(name) for name in (*others, *own))
 
     def aliases(self, obj: Any) -> list[Obj]:

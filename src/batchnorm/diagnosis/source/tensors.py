@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -22,19 +23,7 @@ from batchnorm.diagnosis.source.values import (
 )
 
 ONE: Poly = {(): 1.0}
-SAME = (
-    "detach",
-    "contiguous",
-    "view",
-    "reshape",
-    "squeeze",
-    "view_as",
-    "cuda",
-    "cpu",
-    "requires_grad_",
-    "numpy",
-    "expand_as",
-)
+SAME = re.compile(r"detach|contiguous|reshape|squeeze|view(_as)?|expand_as|cuda|cpu|numpy|requires_grad_")
 COPIES = ("clone", "new_tensor")
 CONVERTS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "long", "int")
 IN_PLACE = ("mul_", "add_", "sub_", "div_", "copy_", "lerp_", "fill_", "zero_", "set_", "assign")
@@ -122,7 +111,7 @@ def as_form(value: Any) -> Form | None:
 
 def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], version: int) -> Form | None:
     """What a tensor's method returns; None for a method that is not followed. In-place names give the new content."""
-    if name in SAME:
+    if SAME.fullmatch(name):
         return replace(form, terms=dict(form.terms))
     if name in COPIES:
         return frozen_form(form, version)

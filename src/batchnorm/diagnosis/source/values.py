@@ -234,12 +234,9 @@ def root(obj: Obj) -> Obj:
     for _ in range(8):
         obj = canonical(obj)
         if obj.kind == "attribute" and obj.parent is not None:
-            if (
-                len(obj.sources) == 1
-                and isinstance(obj.sources[0], Obj)
-                and obj.sources[0].kind not in ("list", "dict")
-            ):
-                obj = obj.sources[0]
+            only = obj.sources[0] if len(obj.sources) == 1 else None
+            if isinstance(only, Obj) and only.kind not in ("list", "dict"):
+                obj = only
                 continue
             parent = root(obj.parent)
             return obj if parent is obj.parent else parent.attr(obj.name)

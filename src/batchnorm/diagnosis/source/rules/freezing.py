@@ -132,7 +132,7 @@ def _trains_layers(facts: Facts, owner: ClassInfo) -> int:
         return 0
     trained = [a for _, c, level in training_forwards(facts) if level == YES for a in facts.aliases(c.obj)]
     made = [i for a in trained for i in (a, *a.sources[:3]) if isinstance(i, Obj) and isinstance(i.info, ClassInfo)]
-    on_purpose = any(adapts(c) for m in facts.modules for c in m.classes)
+    on_purpose = any(map(adapts, facts.classes))
     same = any(i.info.module is owner.module for i in made)
     return YES if same and not on_purpose else LIKELY if trained else 0
 

@@ -47,7 +47,7 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
 def _in_a_constructor(facts: Facts) -> Iterator[Said]:
     """BN408: layers, or a part, put in eval by a constructor alone, of a model that is put into train mode later."""
     trained = [e for e in facts.of("mode") if e.data["mode"] == TRAIN and e.obj is not None]
-    lightning = any(m.method("training_step") is not None for n in facts.modules for m in n.classes)
+    lightning = any(c.method("training_step") is not None for c in facts.classes)
     for event in facts.of("layer mode", "mode"):
         function, owner, obj = _maker(facts, event), event.function.owner, event.obj
         if function is not None and function.owner is not None:
