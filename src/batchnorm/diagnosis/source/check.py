@@ -53,11 +53,13 @@ def check(project: Project, config: Config | None = None) -> list[Located]:
 
 
 def _said(project: Project) -> Iterator[tuple[str, Said]]:
-    """What the rules say of files that belong together."""
+    """What the rules say of files that belong together; of what one says of a place, the first."""
     facts = Facts(project)
     for code, (_, look) in LOOKS.items():
+        first: dict[int, Said] = {}
         for s in look(facts):
-            yield code, s
+            first.setdefault(id(s.node), s)
+        yield from ((code, s) for s in first.values())
 
 
 def _findings(path: str, code: str, sure: bool, group: list[Said]) -> Iterator[Located]:

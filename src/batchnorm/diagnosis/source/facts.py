@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
-from batchnorm.diagnosis.source.interpreter import events
+from batchnorm.diagnosis.source.interpreter.function import Interpreter
+from batchnorm.diagnosis.source.interpreter.program import Program
 from batchnorm.diagnosis.source.names import RECALIBRATES, is_layer, loads_weights, made_by
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, in_module, nodes_of
@@ -73,7 +74,7 @@ class Facts:
         self.classes = [c for m in self.modules for c in m.classes]
         self.contents = Contents()
         self._kinds: dict[str, list[Event]] = defaultdict(list)
-        for event in events(project):
+        for event in Program(project, Interpreter).run():
             self._kinds[event.kind].append(event)
         self._answers: dict[str, Any] = {}
         self._known: dict[Any, list[Obj]] = {}
@@ -83,6 +84,10 @@ class Facts:
         """The events of these kinds."""
         for kind in kinds:
             yield from self._kinds[kind]
+
+    def set_to(self, mode: str, *kinds: str) -> Iterator[Event]:
+        """The events of these kinds, `mode` and `layer mode`, that set a mode."""
+        return (e for e in self.of(*kinds) if e.data["mode"] == mode)
 
     def once(self, key: str, work_out: Callable[[], T]) -> T:
         """An answer that several rules ask for, worked out by the first."""
@@ -343,7 +348,7 @@ class Facts:
             elif obj.kind == "external":
                 yield obj, path, given
 
-    def is_layer(self, obj: Obj) -> bool:
+    def is_layer(self, obj: Obj | None) -> bool:
         """Whether an object is a batch norm layer itself."""
         return any(a.kind == "external" and is_layer(a.info[0]) for a in self.aliases(obj))
 

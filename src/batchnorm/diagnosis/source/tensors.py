@@ -27,6 +27,9 @@ SAME = re.compile(r"detach|contiguous|reshape|squeeze|view(_as)?|expand_as|cuda|
 COPIES = ("clone", "new_tensor")
 CONVERTS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "long", "int")
 IN_PLACE = ("mul_", "add_", "sub_", "div_", "copy_", "lerp_", "fill_", "zero_", "set_", "assign")
+MULTIPLY, DIVIDE, ADD, SUBTRACT = ast.Mult(), ast.Div(), ast.Add(), ast.Sub()
+OPERATORS: dict[str, ast.operator] = dict(mul=MULTIPLY, multiply=MULTIPLY, div=DIVIDE, true_divide=DIVIDE)
+OPERATORS |= dict(add=ADD, sub=SUBTRACT, subtract=SUBTRACT)
 PURE = ("mul", "add", "sub", "div", "lerp", "true_divide", "multiply", "subtract", "addcmul")
 
 
@@ -124,16 +127,13 @@ def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], ver
         return frozen_form(first, version) if isinstance(first, Form) else other(first)
     if base in ("fill", "zero"):
         return other()
-    if base in ("mul", "multiply"):
-        return combine(ast.Mult(), form, first, version)
-    if base in ("div", "true_divide"):
-        return combine(ast.Div(), form, first, version)
     if base in ("add", "sub", "subtract"):
         alpha = keywords.get("alpha")
         if len(args) == 2:  # the old spelling: add_(alpha, other)
             alpha, first = args[0], args[1]
-        what = first if alpha is None else combine(ast.Mult(), first, alpha, version)
-        return combine(ast.Add() if base == "add" else ast.Sub(), form, what, version)
+        first = first if alpha is None else combine(ast.Mult(), first, alpha, version)
+    if base in OPERATORS:
+        return combine(OPERATORS[base], form, first, version)
     if base == "lerp":
         weight = args[1] if len(args) > 1 else keywords.get("weight")
         if weight is None:
@@ -158,10 +158,8 @@ def function(name: str, args: list[Any], keywords: dict[str, Any], version: int)
     return None
 
 
-def substitute(value: Any, replace: Any) -> Any:
+def substitute(value: Scalar, replace: Any) -> Any:
     """A scalar polynomial of parameters with a call's arguments in their place."""
-    if not isinstance(value, Scalar):
-        return value
     total: Any = None
     for monomial, weight in value.key:
         product: Any = Const(weight)

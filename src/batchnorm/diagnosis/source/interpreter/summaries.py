@@ -208,10 +208,10 @@ class Summaries(Forwards):
         )
         self.born.setdefault(made, tuple(self.tests))
         made.given = {name: mapped(slot) for name, slot in info.params.items()}
-        _hand_over(s.modes, self.state.modes, inner, made)
-        _hand_over(s.layers, self.state.layers, inner, made)
-        _hand_over(self._frozen(s, mapped), self.state.frozen, inner, made)
-        _hand_over(s.half, self.state.half, inner, made)
+        told = (s.modes, s.layers, self._frozen(s, mapped), s.half)
+        here: tuple[dict[Obj, Any], ...] = (self.state.modes, self.state.layers, self.state.frozen, self.state.half)
+        for what, held in zip(told, here, strict=True):
+            held.update({made: what[inner]} if inner in what else {})
         if inner.kind == "instance" and inner.info.is_module:
             self.wrap(made, [mapped(source) for source in inner.sources], node)
         if inner in s.loaded:
@@ -228,9 +228,3 @@ def _carry(told: dict[Obj, T], held: dict[Obj, T], mapped: Mapping) -> None:
     """What a summary says of its objects holds for what they are here."""
     for obj, what in told.items():
         held.update(dict.fromkeys(mapped.objects(obj), what))
-
-
-def _hand_over(told: dict[Obj, T], held: dict[Obj, T], inner: Obj, made: Obj) -> None:
-    """What a summary says of an object that it returns holds for the one that the call makes."""
-    if inner in told:
-        held[made] = told[inner]
