@@ -71,12 +71,8 @@ def _findings(path: str, code: str, sure: bool, group: list[Said]) -> Iterator[L
             yield Located(Finding(code, "warning", f"{path}:{line}", s.message, s.fix), path, line, s.edit)
         return
     first, *rest = sorted(lines)
-    also = (
-        ""
-        if not rest
-        else f" (also in line{'s' * (len(rest) > 1)} {', '.join(map(str, rest[:6]))}{' ...' * (len(rest) > 6)})"
-    )
-    s = lines[first]
+    more = f"{'s' * (len(rest) > 1)} {', '.join(map(str, rest[:6]))}{' ...' * (len(rest) > 6)}"
+    s, also = lines[first], f" (also in line{more})" if rest else ""
     yield Located(Finding(code, "note", f"{path}:{first}", f"maybe: {s.message}{also}", s.fix), path, first, None)
 
 

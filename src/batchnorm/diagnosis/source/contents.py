@@ -27,7 +27,6 @@ class Contents:
     def __init__(self) -> None:
         self._scanned: dict[tuple[int, frozenset[tuple[str, Any]]], tuple[int, bool, list[tuple[ast.AST, str]]]] = {}
         self._level: dict[int, int | None] = {}
-        self._busy: set[int] = set()
 
     def contains(self, value: Any, depth: int = 0) -> int | None:
         """The level of a value."""
@@ -48,17 +47,10 @@ class Contents:
         return self._of_object(value, depth)
 
     def _of_object(self, obj: Obj, depth: int) -> int | None:
-        if id(obj) in self._level:
-            return self._level[id(obj)]
-        if id(obj) in self._busy:
-            return None
-        self._busy.add(id(obj))
-        try:
-            found = self._work_out(obj, depth)
-        finally:
-            self._busy.discard(id(obj))
-        self._level[id(obj)] = found
-        return found
+        if id(obj) not in self._level:
+            self._level[id(obj)] = None  # while it is worked out: an object may be a part of itself
+            self._level[id(obj)] = self._work_out(obj, depth)
+        return self._level[id(obj)]
 
     def least(self, value: Any, depth: int = 0) -> int | None:
         """The level of a value in the worst case: of several models that a name may stand for, the least."""
@@ -324,13 +316,11 @@ def _made_outside(obj: Obj, depth: int = 0) -> list[Obj]:
 
 
 def _worst(levels: list[int | None]) -> int | None:
-    known = [level for level in levels if level is not None]
-    return min(known) if known else None
+    return min((level for level in levels if level is not None), default=None)
 
 
 def _best(levels: list[int | None]) -> int | None:
-    known = [level for level in levels if level is not None]
-    return max(known) if known else None
+    return max((level for level in levels if level is not None), default=None)
 
 
 def _switches(call: ast.Call, info: FunctionInfo, bound: int = 0) -> frozenset[tuple[str, Any]]:

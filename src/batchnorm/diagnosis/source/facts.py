@@ -18,7 +18,7 @@ from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, in_module, nodes_of
 from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, spelled, strings, variables
 from batchnorm.diagnosis.source.trace import Event
-from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonical, options
+from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonical, options, word
 
 T = TypeVar("T")
 MEASURES = (
@@ -116,7 +116,7 @@ class Facts:
     @cached_property
     def _speaking(self) -> list[Module]:
         found = [e.function.module for e in self.of("layer") if e.data["name"].startswith("torch")]
-        found += [e.function.module for e in self.of("outside") if made_by(e.data["name"], _first(e))]
+        found += [e.function.module for e in self.of("outside") if made_by(e.data["name"], word(e.data["args"], 0))]
         return [*found, *(c.module for c in self.classes if c.is_module and self.contents.scan(c)[0] == YES)]
 
     def same(self, one: Any, other: Any) -> bool:
@@ -252,10 +252,8 @@ class Facts:
     def trains(self, event: Event) -> bool:
         """Whether the function of an event makes training steps; of a script's own code, the loops around it."""
         node = event.function.node
-        return any(
-            not self._words_in(n).isdisjoint(STEPS)
-            for n in (event.data["loops"] if isinstance(node, ast.Module) else (node,))
-        )
+        around = event.data["loops"] if isinstance(node, ast.Module) else (node,)
+        return any(not self._words_in(n).isdisjoint(STEPS) for n in around)
 
     def fate(self, event: Event) -> Fate:
         """What becomes of a forward's output within its function."""
@@ -272,10 +270,8 @@ class Facts:
 
     def trains_beside(self, event: Event) -> bool:
         """Whether a forward's function runs another model, of which an optimizer has the weights."""
-        return any(
-            called(e) != called(event) and any(self.trains_part(o) for o in _run_by(e))
-            for e in self._forwards_in[id(event.function)]
-        )
+        others = [e for e in self._forwards_in[id(event.function)] if called(e) != called(event)]
+        return any(self.trains_part(o) for e in others for o in (e.obj, *(c.obj for c in e.contexts)) if o is not None)
 
     @cached_property
     def _forwards_in(self) -> dict[int, list[Event]]:
@@ -339,7 +335,7 @@ class Facts:
             if obj.kind == "attribute" and obj.parent is not None:
                 yield from self.origins(obj.parent, (obj.name, *path), given)
             if obj.kind in ("parameter", "attribute", "global", "result"):
-                for source in obj.sources[:6] if obj.kind == "result" else inflow(obj)[:6]:
+                for source in inflow(obj)[:6]:
                     if source is not obj:
                         yield from self.origins(source, path, (*given, obj))
             elif obj.kind == "external" and obj.sources and obj.info[0].endswith("Tensor"):
@@ -425,9 +421,8 @@ class Facts:
         if not isinstance(obj, Obj) or depth > 4:
             return []
         found = [obj]
-        flows: list[Any] = [obj.info] if obj.kind == "wrapper" else obj.sources[:6] if obj.kind == "result" else []
-        if obj.kind in ("parameter", "attribute", "global"):
-            flows = inflow(obj)[:6]
+        slot = obj.kind in ("parameter", "attribute", "global", "result")
+        flows = [obj.info] if obj.kind == "wrapper" else inflow(obj)[:6] if slot else []
         for option in (o for source in flows for o in options(source)):
             found.extend(self._aliases(option, depth + 1))
         return found[:24]
@@ -486,10 +481,6 @@ def _classes(obj: Obj, most: int) -> list[ClassInfo]:
     return [o.info for o in (obj, *obj.sources[:most]) if isinstance(o, Obj) and isinstance(o.info, ClassInfo)]
 
 
-def _run_by(forward: Event) -> list[Obj]:
-    return [o for o in (forward.obj, *(c.obj for c in forward.contexts)) if o is not None]
-
-
 def _methods(module: Module, name: str) -> list[ast.Call]:
     """The calls of methods whose names begin so."""
     return [n for n in module.nodes if isinstance(n, ast.Call) and method_of(n).startswith(name)]
@@ -507,11 +498,6 @@ def adapts(info: ClassInfo) -> bool:
     """Whether a torch module wraps a model together with its optimizer, as test-time adaptation does."""
     init = info.method("__init__") if info.is_module else None
     return init is not None and any(a.arg == "optimizer" for a in init.arguments.args)
-
-
-def _first(event: Event) -> str | None:
-    args = event.data["args"]
-    return args[0].value if args and isinstance(args[0], Const) and isinstance(args[0].value, str) else None
 
 
 def file_of(event: Event) -> str:

@@ -81,12 +81,8 @@ def made_by(name: str, first: str | None) -> bool | None:
     if name.startswith("segmentation_models_pytorch."):
         return (last(name)[:1].isupper() and last(name) not in ("Segformer", "DPT")) or None
     if FACTORIES.match(name) and not name.endswith("__dict__"):
-        said = (
-            first
-            if last(name) in ("create_model", "load", "get_model", "from_pretrained", "from_name") and first
-            else last(name)
-        )
-        found = architecture(said)
+        by_name = last(name) in ("create_model", "load", "get_model", "from_pretrained", "from_name")
+        found = architecture(first if by_name and first else last(name))
         if found is None and "efficientnet_pytorch" in name:
             return True
         return found

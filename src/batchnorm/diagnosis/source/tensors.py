@@ -30,7 +30,6 @@ IN_PLACE = ("mul_", "add_", "sub_", "div_", "copy_", "lerp_", "fill_", "zero_", 
 MULTIPLY, DIVIDE, ADD, SUBTRACT = ast.Mult(), ast.Div(), ast.Add(), ast.Sub()
 OPERATORS: dict[str, ast.operator] = dict(mul=MULTIPLY, multiply=MULTIPLY, div=DIVIDE, true_divide=DIVIDE)
 OPERATORS |= dict(add=ADD, sub=SUBTRACT, subtract=SUBTRACT)
-PURE = ("mul", "add", "sub", "div", "lerp", "true_divide", "multiply", "subtract", "addcmul")
 
 
 def frozen_form(form: Form, version: int) -> Form:
@@ -46,7 +45,8 @@ def other(owner: Any = None) -> Form:
 
 def combine(op: ast.operator, left: Any, right: Any, version: int) -> Any:
     """A binary operation on values; None if nothing is known of the result."""
-    a, b = as_form(left), as_form(right)
+    a = frozen_form(left, version) if isinstance(left, Form) else None
+    b = frozen_form(right, version) if isinstance(right, Form) else None
     if a is None and b is None:
         p, q = poly(left), poly(right)
         if p is None or q is None:
@@ -59,8 +59,6 @@ def combine(op: ast.operator, left: Any, right: Any, version: int) -> Any:
             inv = inverse(q)
             return None if inv is None else scalar(times(p, inv))
         return None
-    a = None if a is None else frozen_form(a, version)
-    b = None if b is None else frozen_form(b, version)
     if isinstance(op, ast.Add | ast.Sub):
         sign = 1.0 if isinstance(op, ast.Add) else -1.0
         if a is not None and b is not None:
@@ -107,11 +105,6 @@ def _scaled(form: Form, factor: Any) -> Form:
     return replace(form, terms={k: times(q, p) for k, q in form.terms.items()}, live=False)
 
 
-def as_form(value: Any) -> Form | None:
-    """A value as a formula, if it is one."""
-    return value if isinstance(value, Form) else None
-
-
 def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], version: int) -> Form | None:
     """What a tensor's method returns; None for a method that is not followed. In-place names give the new content."""
     if SAME.fullmatch(name):
@@ -148,14 +141,10 @@ def function(name: str, args: list[Any], keywords: dict[str, Any], version: int)
     """What torch.lerp, torch.add and the like return."""
     if not args and "input" in keywords:
         args = [keywords["input"], *args]
-    form = as_form(args[0]) if args else None
-    if form is None and len(args) > 1 and as_form(args[1]) is not None and name in ("mul", "add", "multiply"):
-        return method(args[1], name, [args[0]], keywords, version)
-    if form is None:
-        return None
-    if name in PURE or name == "clone":
-        return method(form, name, list(args[1:]), keywords, version)
-    return None
+    if args and isinstance(args[0], Form):
+        return method(args[0], name, args[1:], keywords, version)
+    turned = len(args) > 1 and isinstance(args[1], Form) and name in ("mul", "add")
+    return method(args[1], name, args[:1], keywords, version) if turned else None
 
 
 def substitute(value: Scalar, replace: Any) -> Any:

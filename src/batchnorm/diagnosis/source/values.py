@@ -8,7 +8,7 @@ that takes its meaning from what flows into it (`sources`). A `Form` is a tensor
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -206,6 +206,12 @@ def choice(values: list[Any]) -> Any:
 def options(value: Any) -> tuple[Any, ...]:
     """The values a value can be."""
     return value.options if isinstance(value, Choice) else () if value is None else (value,)
+
+
+def word(values: Sequence[Any], at: int) -> str | None:
+    """The literal string at a place of arguments, if one is there."""
+    value = values[at].value if len(values) > at and isinstance(values[at], Const) else None
+    return value if isinstance(value, str) else None
 
 
 def objects_in(value: Any) -> list[Obj]:

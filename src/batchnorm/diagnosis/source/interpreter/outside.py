@@ -34,6 +34,7 @@ from batchnorm.diagnosis.source.values import (
     choice,
     objects_in,
     options,
+    word,
 )
 
 PASSES_THROUGH = re.compile(
@@ -63,7 +64,7 @@ class Outside(Summaries):
         if short == "Variable" and keywords.get("volatile") == Const(True):
             return VOLATILE
         if EXPORTS.fullmatch(name):
-            self._exported(node, name, first if args else keywords.get("model"), args, keywords)
+            self._exported(node, name, first if args else keywords.get("model"), keywords)
         if PASSES_THROUGH.fullmatch(name):
             return first if name != "set" else None
         if name in DICTS and isinstance(first, Obj) and first.kind == "iteration":
@@ -98,8 +99,9 @@ class Outside(Summaries):
         if name in CHECKPOINT and args:
             self.event("checkpoint", node, None, what=first, arguments=args[1:])
             return None
-        if name == "getattr" and len(args) >= 2 and isinstance(args[1], Const) and isinstance(args[1].value, str):
-            return self.read(first, args[1].value, node)
+        attribute = word(args, 1)
+        if name == "getattr" and attribute is not None:
+            return self.read(first, attribute, node)
         if name == "getattr" and len(args) >= 2:
             if isinstance(first, Namespace):
                 return self.item(self.names_of(first.module), None)
@@ -109,8 +111,8 @@ class Outside(Summaries):
             return self.names_of(self.info.module)
         if name == "eval" and first is not None and not isinstance(first, Const):
             return self.item(self.names_of(self.info.module), None)
-        if name == "setattr" and len(args) == 3 and isinstance(args[1], Const) and isinstance(args[1].value, str):
-            target = ast.Attribute(node.args[0], args[1].value, ast.Store())
+        if name == "setattr" and len(args) == 3 and attribute is not None:
+            target = ast.Attribute(node.args[0], attribute, ast.Store())
             self.bind(ast.copy_location(target, node), args[2], node)
             return None
         if name == "type" and isinstance(first, Obj):
@@ -144,7 +146,7 @@ class Outside(Summaries):
             return self._made(node, name, args, Mode(UNKNOWN), keywords)
         return self._made(node, name, args, Mode(TRAIN) if self._constructs(name) else Mode(UNKNOWN), keywords)
 
-    def _exported(self, node: ast.Call, name: str, model: Any, args: list[Any], keywords: dict[str, Any]) -> None:
+    def _exported(self, node: ast.Call, name: str, model: Any, keywords: dict[str, Any]) -> None:
         for obj in {id(o): o for o in map(canonical, objects_in(model)) if o.kind not in OPAQUE}.values():
             event = self.event("export", node, obj, name=name, keywords=keywords)
             self.happens(event, obj)
@@ -171,7 +173,7 @@ class Outside(Summaries):
     def _made(
         self, node: ast.Call, name: str, args: list[Any], mode: Mode, keywords: dict[str, Any] | None = None
     ) -> Obj:
-        first = args[0].value if args and isinstance(args[0], Const) and isinstance(args[0].value, str) else None
+        first = word(args, 0)
         if name.startswith("torch.hub") and len(args) > 1 and isinstance(args[1], Const):
             first = args[1].value
         made = self.program.obj((node, name), lambda: Obj("external", last(name), info=(name, first), node=node))
