@@ -53,11 +53,13 @@ def check(project: Project, config: Config | None = None) -> list[Located]:
 
 
 def _said(project: Project) -> Iterator[tuple[str, Said]]:
-    """What the rules say of files that belong together."""
+    """What the rules say of files that belong together; of what one says of a place, the first."""
     facts = Facts(project)
     for code, (_, look) in LOOKS.items():
+        first: dict[int, Said] = {}
         for s in look(facts):
-            yield code, s
+            first.setdefault(id(s.node), s)
+        yield from ((code, s) for s in first.values())
 
 
 def _findings(path: str, code: str, sure: bool, group: list[Said]) -> Iterator[Located]:
@@ -69,12 +71,8 @@ def _findings(path: str, code: str, sure: bool, group: list[Said]) -> Iterator[L
             yield Located(Finding(code, "warning", f"{path}:{line}", s.message, s.fix), path, line, s.edit)
         return
     first, *rest = sorted(lines)
-    also = (
-        ""
-        if not rest
-        else f" (also in line{'s' * (len(rest) > 1)} {', '.join(map(str, rest[:6]))}{' ...' * (len(rest) > 6)})"
-    )
-    s = lines[first]
+    more = f"{'s' * (len(rest) > 1)} {', '.join(map(str, rest[:6]))}{' ...' * (len(rest) > 6)}"
+    s, also = lines[first], f" (also in line{more})" if rest else ""
     yield Located(Finding(code, "note", f"{path}:{first}", f"maybe: {s.message}{also}", s.fix), path, first, None)
 
 

@@ -27,7 +27,6 @@ class Contents:
     def __init__(self) -> None:
         self._scanned: dict[tuple[int, frozenset[tuple[str, Any]]], tuple[int, bool, list[tuple[ast.AST, str]]]] = {}
         self._level: dict[int, int | None] = {}
-        self._busy: set[int] = set()
 
     def contains(self, value: Any, depth: int = 0) -> int | None:
         """The level of a value."""
@@ -48,17 +47,10 @@ class Contents:
         return self._of_object(value, depth)
 
     def _of_object(self, obj: Obj, depth: int) -> int | None:
-        if id(obj) in self._level:
-            return self._level[id(obj)]
-        if id(obj) in self._busy:
-            return None
-        self._busy.add(id(obj))
-        try:
-            found = self._work_out(obj, depth)
-        finally:
-            self._busy.discard(id(obj))
-        self._level[id(obj)] = found
-        return found
+        if id(obj) not in self._level:
+            self._level[id(obj)] = None  # while it is worked out: an object may be a part of itself
+            self._level[id(obj)] = self._work_out(obj, depth)
+        return self._level[id(obj)]
 
     def least(self, value: Any, depth: int = 0) -> int | None:
         """The level of a value in the worst case: of several models that a name may stand for, the least."""
@@ -225,10 +217,7 @@ class _Scan:
                     stack.extend((child, certain, name) for child in (chosen if isinstance(chosen, list) else [chosen]))
                     continue
                 holds = _holds(node.test, self.defaults)
-                for block, level in (
-                    (node.body, holds),
-                    (node.orelse, YES if holds == NO else NO if holds == YES else LIKELY),
-                ):
+                for block, level in ((node.body, holds), (node.orelse, YES - holds)):
                     inner = min(certain, max(level, LIKELY))
                     stack.extend((child, inner, name) for child in (block if isinstance(block, list) else [block]))
                 continue
@@ -292,9 +281,7 @@ class _Scan:
                 self.dropout = True
             elif made_by(value.name, None):
                 self.level = max(self.level, certain)
-        elif (isinstance(value, Class) and value.info is not self.root) or (
-            isinstance(value, Function) and value.info is not self.root
-        ):
+        elif isinstance(value, Class | Function) and value.info is not self.root:
             self.take(self.contents.scan(value.info), certain)
 
     def _static(self, node: ast.Name | ast.Attribute) -> Any:
@@ -305,9 +292,8 @@ def inflow(obj: Obj, depth: int = 0) -> list[Any]:
     """What flows into a slot: its own sources, and of an attribute, the same attribute of what its owner may be."""
     found = list(obj.sources)
     if obj.kind == "attribute" and obj.parent is not None and depth < 6:
-        for source in (
-            inflow(obj.parent, depth + 1) if obj.parent.kind not in ("self", "instance") else obj.parent.sources
-        ):
+        own = obj.parent.kind in ("self", "instance")
+        for source in obj.parent.sources if own else inflow(obj.parent, depth + 1):
             if isinstance(source, Obj) and obj.name in source.attrs:
                 found.append(source.attrs[obj.name])
             elif isinstance(source, Obj) and source.kind in ("list", "dict") and obj.name == "[]":
@@ -315,12 +301,9 @@ def inflow(obj: Obj, depth: int = 0) -> list[Any]:
             elif isinstance(source, Obj) and source.kind in ("attribute", "parameter", "result", "wrapper", "copy"):
                 found.append(source.attr(obj.name))
         info = obj.parent.info
-        if obj.parent.kind in ("instance", "self") and isinstance(info, ClassInfo):
-            for ancestor in info.ancestors():
-                if isinstance(ancestor, ClassInfo) and obj.name in ancestor.self_obj.attrs:
-                    slot = ancestor.self_obj.attrs[obj.name]
-                    if slot is not obj:
-                        found.append(slot)
+        if own and isinstance(info, ClassInfo):
+            slots = (a.self_obj.attrs.get(obj.name) for a in info.lineage)
+            found.extend(slot for slot in slots if slot is not None and slot is not obj)
     return found
 
 
@@ -333,13 +316,11 @@ def _made_outside(obj: Obj, depth: int = 0) -> list[Obj]:
 
 
 def _worst(levels: list[int | None]) -> int | None:
-    known = [level for level in levels if level is not None]
-    return min(known) if known else None
+    return min((level for level in levels if level is not None), default=None)
 
 
 def _best(levels: list[int | None]) -> int | None:
-    known = [level for level in levels if level is not None]
-    return max(known) if known else None
+    return max((level for level in levels if level is not None), default=None)
 
 
 def _switches(call: ast.Call, info: FunctionInfo, bound: int = 0) -> frozenset[tuple[str, Any]]:
@@ -366,25 +347,18 @@ def _decided(test: ast.AST, given: dict[str, Any]) -> bool | None:
 def _holds(test: ast.AST, defaults: dict[str, Any]) -> int:
     """Whether a condition holds with the parameters' defaults: YES, NO, or LIKELY where that is unknown."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        inner = _holds(test.operand, defaults)
-        return YES if inner == NO else NO if inner == YES else LIKELY
+        return YES - _holds(test.operand, defaults)
     if isinstance(test, ast.Name) and test.id in defaults:
         return YES if defaults[test.id] else NO
     if isinstance(test, ast.Attribute):
         return _holds(ast.Name(test.attr), defaults) if test.attr in defaults else LIKELY
-    if (
-        isinstance(test, ast.Compare)
-        and len(test.ops) == 1
-        and isinstance(test.left, ast.Name)
-        and test.left.id in defaults
-    ):
-        right, left = test.comparators[0], defaults[test.left.id]
-        if isinstance(right, ast.Constant) and isinstance(test.ops[0], ast.Eq | ast.Is):
-            return YES if left == right.value else NO
-        if isinstance(right, ast.Constant) and isinstance(test.ops[0], ast.NotEq | ast.IsNot):
-            return YES if left != right.value else NO
-        if isinstance(right, ast.Constant) and isinstance(test.ops[0], ast.Gt) and isinstance(left, int | float):
-            return YES if isinstance(right.value, int | float) and left > right.value else NO
+    if isinstance(test, ast.Compare) and isinstance(test.comparators[0], ast.Constant) and len(test.ops) == 1:
+        name, op, right = getattr(test.left, "id", ""), test.ops[0], test.comparators[0].value
+        left = defaults.get(name)
+        if name in defaults and isinstance(op, ast.Eq | ast.Is | ast.NotEq | ast.IsNot):
+            return YES if (left == right) == isinstance(op, ast.Eq | ast.Is) else NO
+        if isinstance(left, int | float) and isinstance(op, ast.Gt):
+            return YES if isinstance(right, int | float) and left > right else NO
     if isinstance(test, ast.BoolOp):
         parts = [_holds(v, defaults) for v in test.values]
         return min(parts) if isinstance(test.op, ast.And) else max(parts)

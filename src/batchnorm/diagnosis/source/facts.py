@@ -11,21 +11,20 @@ from typing import Any, NamedTuple, TypeVar
 
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
-from batchnorm.diagnosis.source.interpreter import events
-from batchnorm.diagnosis.source.names import is_layer, loads_weights, made_by
+from batchnorm.diagnosis.source.interpreter.function import Interpreter
+from batchnorm.diagnosis.source.interpreter.program import Program
+from batchnorm.diagnosis.source.names import RECALIBRATES, is_layer, loads_weights, made_by
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, in_module, nodes_of
 from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, spelled, strings, variables
 from batchnorm.diagnosis.source.trace import Event
-from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonical, options
+from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonical, options, word
 
 T = TypeVar("T")
 MEASURES = (
+    *RECALIBRATES,
     "reset_running_stats",
-    "update_bn",
-    "bn_update",
     "running_mean",
-    "recalibrate",
     "num_batches_tracked",
     "reset_stats",
     "reset_bn",
@@ -33,7 +32,6 @@ MEASURES = (
     "precise_bn",
     "calibrate_bn",
     "bn_calibration",
-    "update_bn_stats",
     "cumulative",
     "standing_statistics",
 )
@@ -73,9 +71,10 @@ class Facts:
 
     def __init__(self, project: Project) -> None:
         self.modules = [*project.modules.values()]
+        self.classes = [c for m in self.modules for c in m.classes]
         self.contents = Contents()
         self._kinds: dict[str, list[Event]] = defaultdict(list)
-        for event in events(project):
+        for event in Program(project, Interpreter).run():
             self._kinds[event.kind].append(event)
         self._answers: dict[str, Any] = {}
         self._known: dict[Any, list[Obj]] = {}
@@ -85,6 +84,10 @@ class Facts:
         """The events of these kinds."""
         for kind in kinds:
             yield from self._kinds[kind]
+
+    def set_to(self, mode: str, *kinds: str) -> Iterator[Event]:
+        """The events of these kinds, `mode` and `layer mode`, that set a mode."""
+        return (e for e in self.of(*kinds) if e.data["mode"] == mode)
 
     def once(self, key: str, work_out: Callable[[], T]) -> T:
         """An answer that several rules ask for, worked out by the first."""
@@ -113,9 +116,8 @@ class Facts:
     @cached_property
     def _speaking(self) -> list[Module]:
         found = [e.function.module for e in self.of("layer") if e.data["name"].startswith("torch")]
-        found += [e.function.module for e in self.of("outside") if made_by(e.data["name"], _first(e))]
-        classes = (c for m in self.modules for c in m.classes)
-        return [*found, *(c.module for c in classes if c.is_module and self.contents.scan(c)[0] == YES)]
+        found += [e.function.module for e in self.of("outside") if made_by(e.data["name"], word(e.data["args"], 0))]
+        return [*found, *(c.module for c in self.classes if c.is_module and self.contents.scan(c)[0] == YES)]
 
     def same(self, one: Any, other: Any) -> bool:
         """Whether two objects may be the same."""
@@ -147,9 +149,9 @@ class Facts:
     def holds(self, obj: Obj | None, owner: ClassInfo, depth: int = 0) -> bool:
         """Whether an object, or what is in its attributes, is made by a class."""
         for info in (c for alias in self.aliases(obj) for c in _classes(alias, 3)):
-            if owner in info.ancestors():
+            if owner in info.lineage:
                 return True
-            slots = (s for a in info.ancestors() if isinstance(a, ClassInfo) for s in a.self_obj.attrs.values())
+            slots = (s for a in info.lineage for s in a.self_obj.attrs.values())
             if depth < DEEPEST_PART and any(self.holds(slot, owner, depth + 1) for slot in list(slots)[:24]):
                 return True
         return False
@@ -250,10 +252,8 @@ class Facts:
     def trains(self, event: Event) -> bool:
         """Whether the function of an event makes training steps; of a script's own code, the loops around it."""
         node = event.function.node
-        return any(
-            not self._words_in(n).isdisjoint(STEPS)
-            for n in (event.data["loops"] if isinstance(node, ast.Module) else (node,))
-        )
+        around = event.data["loops"] if isinstance(node, ast.Module) else (node,)
+        return any(not self._words_in(n).isdisjoint(STEPS) for n in around)
 
     def fate(self, event: Event) -> Fate:
         """What becomes of a forward's output within its function."""
@@ -270,10 +270,8 @@ class Facts:
 
     def trains_beside(self, event: Event) -> bool:
         """Whether a forward's function runs another model, of which an optimizer has the weights."""
-        return any(
-            called(e) != called(event) and any(self.trains_part(o) for o in _run_by(e))
-            for e in self._forwards_in[id(event.function)]
-        )
+        others = [e for e in self._forwards_in[id(event.function)] if called(e) != called(event)]
+        return any(self.trains_part(o) for e in others for o in (e.obj, *(c.obj for c in e.contexts)) if o is not None)
 
     @cached_property
     def _forwards_in(self) -> dict[int, list[Event]]:
@@ -337,7 +335,7 @@ class Facts:
             if obj.kind == "attribute" and obj.parent is not None:
                 yield from self.origins(obj.parent, (obj.name, *path), given)
             if obj.kind in ("parameter", "attribute", "global", "result"):
-                for source in obj.sources[:6] if obj.kind == "result" else inflow(obj)[:6]:
+                for source in inflow(obj)[:6]:
                     if source is not obj:
                         yield from self.origins(source, path, (*given, obj))
             elif obj.kind == "external" and obj.sources and obj.info[0].endswith("Tensor"):
@@ -346,7 +344,7 @@ class Facts:
             elif obj.kind == "external":
                 yield obj, path, given
 
-    def is_layer(self, obj: Obj) -> bool:
+    def is_layer(self, obj: Obj | None) -> bool:
         """Whether an object is a batch norm layer itself."""
         return any(a.kind == "external" and is_layer(a.info[0]) for a in self.aliases(obj))
 
@@ -410,7 +408,7 @@ class Facts:
         known &= not any(e.data["name"] == "add_param_group" for e in self.of("method"))
         made = {id(e) for e in self.optimizers}
         others = (e.data["name"] for e in self.of("outside") if id(e) not in made and "scheduler" not in e.data["name"])
-        own = (a.name for m in self.modules for c in m.classes for a in c.ancestors()[1:])
+        own = (a.name for c in self.classes for a in c.ancestors()[1:])
         return found, known and not any(OPTIMIZER.search(name) for name in (*others, *own))
 
     def aliases(self, obj: Any) -> list[Obj]:
@@ -423,9 +421,8 @@ class Facts:
         if not isinstance(obj, Obj) or depth > 4:
             return []
         found = [obj]
-        flows: list[Any] = [obj.info] if obj.kind == "wrapper" else obj.sources[:6] if obj.kind == "result" else []
-        if obj.kind in ("parameter", "attribute", "global"):
-            flows = inflow(obj)[:6]
+        slot = obj.kind in ("parameter", "attribute", "global", "result")
+        flows = [obj.info] if obj.kind == "wrapper" else inflow(obj)[:6] if slot else []
         for option in (o for source in flows for o in options(source)):
             found.extend(self._aliases(option, depth + 1))
         return found[:24]
@@ -484,10 +481,6 @@ def _classes(obj: Obj, most: int) -> list[ClassInfo]:
     return [o.info for o in (obj, *obj.sources[:most]) if isinstance(o, Obj) and isinstance(o.info, ClassInfo)]
 
 
-def _run_by(forward: Event) -> list[Obj]:
-    return [o for o in (forward.obj, *(c.obj for c in forward.contexts)) if o is not None]
-
-
 def _methods(module: Module, name: str) -> list[ast.Call]:
     """The calls of methods whose names begin so."""
     return [n for n in module.nodes if isinstance(n, ast.Call) and method_of(n).startswith(name)]
@@ -505,11 +498,6 @@ def adapts(info: ClassInfo) -> bool:
     """Whether a torch module wraps a model together with its optimizer, as test-time adaptation does."""
     init = info.method("__init__") if info.is_module else None
     return init is not None and any(a.arg == "optimizer" for a in init.arguments.args)
-
-
-def _first(event: Event) -> str | None:
-    args = event.data["args"]
-    return args[0].value if args and isinstance(args[0], Const) and isinstance(args[0].value, str) else None
 
 
 def file_of(event: Event) -> str:

@@ -31,22 +31,10 @@ FACTORIES = re.compile(
     r"segmentation_models_pytorch|torch\.hub|geffnet|cnn_finetune|senet)\b"
 )
 DROPOUT = re.compile(r"^torch\.nn\.(Alpha|Feature)?Dropout[123]?d?$|DropPath$")
-WRAPPERS = {
-    "DataParallel": "data parallel",
-    "DistributedDataParallel": "ddp",
-    "DDP": "ddp",
-    "DataParallelWithCallback": "data parallel",
-    "BalancedDataParallel": "data parallel",
-    "MMDataParallel": "data parallel",
-    "MMDistributedDataParallel": "ddp",
-}
+WRAPPERS = re.compile(r"(?P<ddp>DDP|(MM)?DistributedDataParallel)|(Balanced|MM)?DataParallel(WithCallback)?")
+RECALIBRATES = ("update_bn", "bn_update", "recalibrate", "update_bn_stats")  # functions that measure anew
 CHECKPOINT = {"torch.utils.checkpoint.checkpoint", "torch.utils.checkpoint.checkpoint_sequential"}
-WITHOUT_GRADIENTS = {
-    "torch.no_grad",
-    "torch.inference_mode",
-    "torch.autograd.no_grad",
-    "torch.autograd.grad_mode.no_grad",
-}
+WITHOUT_GRADIENTS = re.compile(r"torch\.(inference_mode|(autograd\.(grad_mode\.)?)?no_grad)")
 # Functions from outside whose call leaves a model's mode as it is.
 HARMLESS = re.compile(
     r"^(torch|torchvision|numpy|np|print|len|isinstance|type|id|repr|str|list|tuple|dict|set|zip|enumerate|map|filter|sum|sorted|any|all|"
@@ -93,12 +81,8 @@ def made_by(name: str, first: str | None) -> bool | None:
     if name.startswith("segmentation_models_pytorch."):
         return (last(name)[:1].isupper() and last(name) not in ("Segformer", "DPT")) or None
     if FACTORIES.match(name) and not name.endswith("__dict__"):
-        said = (
-            first
-            if last(name) in ("create_model", "load", "get_model", "from_pretrained", "from_name") and first
-            else last(name)
-        )
-        found = architecture(said)
+        by_name = last(name) in ("create_model", "load", "get_model", "from_pretrained", "from_name")
+        found = architecture(first if by_name and first else last(name))
         if found is None and "efficientnet_pytorch" in name:
             return True
         return found

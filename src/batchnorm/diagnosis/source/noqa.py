@@ -54,7 +54,7 @@ def _logical_lines(text: str) -> list[tuple[int, int, str]]:
             if token.type == tokenize.COMMENT:
                 comments += token.string + "\n"
             elif token.type in (tokenize.NEWLINE, tokenize.NL) and (
-                token.type == tokenize.NEWLINE or not _open(text, found, token, first)
+                token.type == tokenize.NEWLINE or not _open(token, first)
             ):
                 if comments:
                     found.append((first, token.start[0], comments))
@@ -65,7 +65,7 @@ def _logical_lines(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
-def _open(text: str, found: list[tuple[int, int, str]], token: tokenize.TokenInfo, first: int) -> bool:
+def _open(token: tokenize.TokenInfo, first: int) -> bool:
     """Whether a line break is inside a statement: tokenize says NL there too, and for blank and comment lines."""
     stripped = token.line.strip()
     return not (stripped == "" or stripped.startswith("#")) or token.start[0] != first

@@ -102,19 +102,19 @@ class ClassInfo:
             found.extend(base.info.ancestors(seen) if isinstance(base, Class) else [base])
         return found
 
+    @property
+    def lineage(self) -> list[ClassInfo]:
+        """Itself and its bases of the linted files."""
+        return [a for a in self.ancestors() if isinstance(a, ClassInfo)]
+
     def method(self, name: str) -> FunctionInfo | None:
         """A method, inherited ones included."""
-        for ancestor in self.ancestors():
-            if isinstance(ancestor, ClassInfo) and name in ancestor.methods:
-                return ancestor.methods[name]
-        return None
+        return next((a.methods[name] for a in self.lineage if name in a.methods), None)
 
     def constant(self, name: str) -> Any:
         """A class attribute's value."""
-        for ancestor in self.ancestors():
-            if isinstance(ancestor, ClassInfo) and name in ancestor.constants:
-                return ancestor.dicts.get(name) or ancestor.module.static(ancestor.constants[name])
-        return None
+        of = next((a for a in self.lineage if name in a.constants), None)
+        return None if of is None else of.dicts.get(name) or of.module.static(of.constants[name])
 
     @cached_property
     def dicts(self) -> dict[str, Obj]:
@@ -123,9 +123,8 @@ class ClassInfo:
         for name, node in self.constants.items():
             pairs = []
             if isinstance(node, ast.Dict):
-                pairs = [
-                    (k.value, v) for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant)
-                ]
+                each = zip(node.keys, node.values, strict=True)
+                pairs = [(k.value, v) for k, v in each if isinstance(k, ast.Constant)]
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
                 pairs = [(k.arg, k.value) for k in node.keywords]
             if pairs:
@@ -138,10 +137,7 @@ class ClassInfo:
     def is_module(self) -> bool:
         """Whether it is a torch module, as far as its bases say."""
         names = [a.name for a in self.ancestors() if isinstance(a, External)]
-        return any(
-            n.startswith(("torch.nn.", "torchvision.", "timm.")) or n.endswith(("Module", "LightningModule"))
-            for n in names
-        )
+        return any(n.startswith(("torch.nn.", "torchvision.", "timm.")) or n.endswith("Module") for n in names)
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -22,23 +23,13 @@ from batchnorm.diagnosis.source.values import (
 )
 
 ONE: Poly = {(): 1.0}
-SAME = (
-    "detach",
-    "contiguous",
-    "view",
-    "reshape",
-    "squeeze",
-    "view_as",
-    "cuda",
-    "cpu",
-    "requires_grad_",
-    "numpy",
-    "expand_as",
-)
+SAME = re.compile(r"detach|contiguous|reshape|squeeze|view(_as)?|expand_as|cuda|cpu|numpy|requires_grad_")
 COPIES = ("clone", "new_tensor")
 CONVERTS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "long", "int")
 IN_PLACE = ("mul_", "add_", "sub_", "div_", "copy_", "lerp_", "fill_", "zero_", "set_", "assign")
-PURE = ("mul", "add", "sub", "div", "lerp", "true_divide", "multiply", "subtract", "addcmul")
+MULTIPLY, DIVIDE, ADD, SUBTRACT = ast.Mult(), ast.Div(), ast.Add(), ast.Sub()
+OPERATORS: dict[str, ast.operator] = dict(mul=MULTIPLY, multiply=MULTIPLY, div=DIVIDE, true_divide=DIVIDE)
+OPERATORS |= dict(add=ADD, sub=SUBTRACT, subtract=SUBTRACT)
 
 
 def frozen_form(form: Form, version: int) -> Form:
@@ -54,7 +45,8 @@ def other(owner: Any = None) -> Form:
 
 def combine(op: ast.operator, left: Any, right: Any, version: int) -> Any:
     """A binary operation on values; None if nothing is known of the result."""
-    a, b = as_form(left), as_form(right)
+    a = frozen_form(left, version) if isinstance(left, Form) else None
+    b = frozen_form(right, version) if isinstance(right, Form) else None
     if a is None and b is None:
         p, q = poly(left), poly(right)
         if p is None or q is None:
@@ -67,8 +59,6 @@ def combine(op: ast.operator, left: Any, right: Any, version: int) -> Any:
             inv = inverse(q)
             return None if inv is None else scalar(times(p, inv))
         return None
-    a = None if a is None else frozen_form(a, version)
-    b = None if b is None else frozen_form(b, version)
     if isinstance(op, ast.Add | ast.Sub):
         sign = 1.0 if isinstance(op, ast.Add) else -1.0
         if a is not None and b is not None:
@@ -115,14 +105,9 @@ def _scaled(form: Form, factor: Any) -> Form:
     return replace(form, terms={k: times(q, p) for k, q in form.terms.items()}, live=False)
 
 
-def as_form(value: Any) -> Form | None:
-    """A value as a formula, if it is one."""
-    return value if isinstance(value, Form) else None
-
-
 def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], version: int) -> Form | None:
     """What a tensor's method returns; None for a method that is not followed. In-place names give the new content."""
-    if name in SAME:
+    if SAME.fullmatch(name):
         return replace(form, terms=dict(form.terms))
     if name in COPIES:
         return frozen_form(form, version)
@@ -135,16 +120,13 @@ def method(form: Form, name: str, args: list[Any], keywords: dict[str, Any], ver
         return frozen_form(first, version) if isinstance(first, Form) else other(first)
     if base in ("fill", "zero"):
         return other()
-    if base in ("mul", "multiply"):
-        return combine(ast.Mult(), form, first, version)
-    if base in ("div", "true_divide"):
-        return combine(ast.Div(), form, first, version)
     if base in ("add", "sub", "subtract"):
         alpha = keywords.get("alpha")
         if len(args) == 2:  # the old spelling: add_(alpha, other)
             alpha, first = args[0], args[1]
-        what = first if alpha is None else combine(ast.Mult(), first, alpha, version)
-        return combine(ast.Add() if base == "add" else ast.Sub(), form, what, version)
+        first = first if alpha is None else combine(ast.Mult(), first, alpha, version)
+    if base in OPERATORS:
+        return combine(OPERATORS[base], form, first, version)
     if base == "lerp":
         weight = args[1] if len(args) > 1 else keywords.get("weight")
         if weight is None:
@@ -159,20 +141,14 @@ def function(name: str, args: list[Any], keywords: dict[str, Any], version: int)
     """What torch.lerp, torch.add and the like return."""
     if not args and "input" in keywords:
         args = [keywords["input"], *args]
-    form = as_form(args[0]) if args else None
-    if form is None and len(args) > 1 and as_form(args[1]) is not None and name in ("mul", "add", "multiply"):
-        return method(args[1], name, [args[0]], keywords, version)
-    if form is None:
-        return None
-    if name in PURE or name == "clone":
-        return method(form, name, list(args[1:]), keywords, version)
-    return None
+    if args and isinstance(args[0], Form):
+        return method(args[0], name, args[1:], keywords, version)
+    turned = len(args) > 1 and isinstance(args[1], Form) and name in ("mul", "add")
+    return method(args[1], name, args[:1], keywords, version) if turned else None
 
 
-def substitute(value: Any, replace: Any) -> Any:
+def substitute(value: Scalar, replace: Any) -> Any:
     """A scalar polynomial of parameters with a call's arguments in their place."""
-    if not isinstance(value, Scalar):
-        return value
     total: Any = None
     for monomial, weight in value.key:
         product: Any = Const(weight)

@@ -96,15 +96,8 @@ class Use(NamedTuple):
     """A forward of a slot whose mode, or whose past, only a caller knows."""
 
     event: Event
-    slot: Obj
-    no_grad: bool | None
-    one_rank: bool
-    layers: Mode | None
-    frozen: tuple[tuple[Obj, Freeze], ...]
-    half: tuple[ast.AST, FunctionInfo, bool] | None
-    conditional: bool
-    mode: Mode | None = None  # where the function itself set it
-    at: tuple[ast.Call, FunctionInfo] | None = None
+    mode: Mode | None  # where the function itself set it
+    here: Context
 
 
 @dataclass(eq=False)

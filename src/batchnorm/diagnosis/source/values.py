@@ -8,7 +8,7 @@ that takes its meaning from what flows into it (`sources`). A `Form` is a tensor
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -208,6 +208,12 @@ def options(value: Any) -> tuple[Any, ...]:
     return value.options if isinstance(value, Choice) else () if value is None else (value,)
 
 
+def word(values: Sequence[Any], at: int) -> str | None:
+    """The literal string at a place of arguments, if one is there."""
+    value = values[at].value if len(values) > at and isinstance(values[at], Const) else None
+    return value if isinstance(value, str) else None
+
+
 def objects_in(value: Any) -> list[Obj]:
     """The objects that a value can be, of a list all elements."""
     found: list[Obj] = []
@@ -234,12 +240,9 @@ def root(obj: Obj) -> Obj:
     for _ in range(8):
         obj = canonical(obj)
         if obj.kind == "attribute" and obj.parent is not None:
-            if (
-                len(obj.sources) == 1
-                and isinstance(obj.sources[0], Obj)
-                and obj.sources[0].kind not in ("list", "dict")
-            ):
-                obj = obj.sources[0]
+            only = obj.sources[0] if len(obj.sources) == 1 else None
+            if isinstance(only, Obj) and only.kind not in ("list", "dict"):
+                obj = only
                 continue
             parent = root(obj.parent)
             return obj if parent is obj.parent else parent.attr(obj.name)

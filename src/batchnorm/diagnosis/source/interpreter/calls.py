@@ -27,14 +27,7 @@ from batchnorm.diagnosis.source.values import (
 
 MAY_SWITCH = re.compile(r"fit|evaluate|run|test|validate|setup|restore|resume|load(_weights|_networks|_checkpoint)?")
 NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
-NO_PARTS = (
-    "zero_grad",
-    "register_buffer",
-    "register_parameter",
-    "register_forward_hook",
-    "add_module",
-    "get_parameter",
-)
+NO_PARTS = re.compile(r"zero_grad|register_(buffer|parameter|forward_hook)|add_module|get_parameter")
 MOST_NAMED = 6  # classes under one name that are followed one by one
 DEEPEST_NAME = 4
 CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")
@@ -173,7 +166,7 @@ class Calls(Methods):
             return self.element(base)
         if base.kind == "dict" and name in ("get", "pop") and args:
             return self.item(base, args[0])
-        if name in NO_PARTS:
+        if NO_PARTS.fullmatch(name):
             return None
         if name in ("get", "pop") and args and isinstance(args[0], Const) and args[0].value in self.entries(base):
             return self.item(base, args[0])

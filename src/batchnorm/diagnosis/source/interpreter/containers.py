@@ -90,11 +90,9 @@ class Containers(Modes):
                         found.update(self.entries(choice(list(slot.sources)), depth + 1))
                     elif name.startswith("["):
                         found[name[1:-1]] = choice(list(slot.sources))
-            elif obj.kind in ("global", "attribute", "parameter", "result"):
-                for source in inflow(obj)[:4] if obj.kind != "result" else obj.sources[:4]:
+            elif obj.kind in ("global", "attribute", "parameter", "result", "copy"):
+                for source in inflow(obj)[:4]:
                     found.update(self.entries(source, depth + 1))
-            elif obj.kind == "copy":
-                found.update(self.entries(choice(list(obj.sources)), depth + 1))
         return found
 
     def dictionary(self, node: ast.AST, entries: list[tuple[Any, Any]]) -> Obj:

@@ -146,12 +146,11 @@ class Forwards(Narrowing):
         """An event whose meaning depends on the mode of an object, which is returned."""
         mode = self.mode(obj)
         self.measured(obj, mode, event)
-        if mode is None:
-            self._use(self._used(event, obj))
-        else:
-            event.seen(self.situation(obj, mode, no_grad=self.state.no_grad))
-            if mode.value in (TRAIN, EVAL, SWITCHED) and mode.node is not None:
-                self._use(self._used(event, obj, mode))
+        here = self.situation(obj, mode or Mode(UNKNOWN), no_grad=self.state.no_grad)
+        if mode is not None:
+            event.seen(here)
+        if mode is None or (mode.value in (TRAIN, EVAL, SWITCHED) and mode.node is not None):
+            self._use(Use(event, mode, here))
         return mode
 
     def measured(self, obj: Obj, mode: Mode | None, event: Event) -> None:
@@ -173,21 +172,11 @@ class Forwards(Narrowing):
     def _resets(self, obj: Obj) -> list[tuple[Obj, Any]]:
         return [(o, v) for (o, name), v in self.state.heap.items() if name == MEASURED and self.inside(o, obj)]
 
-    def _used(self, event: Any, obj: Obj, mode: Any = None) -> Use:
-        """The call as it stands here, in a mode if one is known."""
-        layers, moving, half = self.layers_mode(obj), self.moving(obj), self.half_of(obj)
-        return Use(event, obj, self.state.no_grad, self.ranks > 0, layers, moving, half, self.conditions > 0, mode)
-
     def _use(self, use: Use) -> None:
-        if use.mode is not None and use.slot.kind not in SLOTS:
+        here = use.here
+        if use.mode is not None and here.obj.kind not in SLOTS:
             return
-        key = (
-            id(use.event),
-            id(use.slot),
-            use.no_grad,
-            None if use.layers is None else use.layers.value,
-            use.one_rank,
-            None if use.mode is None else use.mode.value,
-        )
+        modes = tuple(None if mode is None else mode.value for mode in (use.mode, here.layers))
+        key = (id(use.event), id(here.obj), here.no_grad, here.one_rank, modes)
         if len(self.summary.uses) < MOST_USES:
             self.summary.uses.setdefault(key, use)

@@ -53,5 +53,5 @@ class Interpreter(Statements):
         """`@torch.no_grad()` and the like."""
         target = node.func if isinstance(node, ast.Call) else node
         value = self.info.module.static(target)
-        if isinstance(value, External) and value.name in WITHOUT_GRADIENTS:
+        if isinstance(value, External) and WITHOUT_GRADIENTS.fullmatch(value.name):
             self.state.no_grad = True

@@ -110,7 +110,7 @@ class Narrowing(Containers):
         target = node.func if isinstance(node, ast.Call) else node
         value = self.ev(target) if isinstance(target, ast.Name | ast.Attribute) else None
         if isinstance(value, External):
-            if value.name in WITHOUT_GRADIENTS:
+            if WITHOUT_GRADIENTS.fullmatch(value.name):
                 return (True,)
             if value.name == "torch.enable_grad":
                 return (False,)

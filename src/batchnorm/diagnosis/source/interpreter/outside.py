@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.interpreter.summaries import Summaries
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
-from batchnorm.diagnosis.source.names import CHECKPOINT, FACTORIES, HARMLESS, WRAPPERS, is_layer, last, loads_weights
+from batchnorm.diagnosis.source.names import (
+    CHECKPOINT,
+    FACTORIES,
+    HARMLESS,
+    RECALIBRATES,
+    WRAPPERS,
+    is_layer,
+    last,
+    loads_weights,
+)
 from batchnorm.diagnosis.source.project import Class, Function, Module, Namespace, Super
 from batchnorm.diagnosis.source.trace import TRAIN, UNKNOWN, Mode
 from batchnorm.diagnosis.source.values import (
@@ -24,43 +34,16 @@ from batchnorm.diagnosis.source.values import (
     choice,
     objects_in,
     options,
+    word,
 )
 
-PASSES_THROUGH = (
-    "tqdm.tqdm",
-    "tqdm.auto.tqdm",
-    "tqdm",
-    "list",
-    "tuple",
-    "iter",
-    "reversed",
-    "sorted",
-    "set",
-    "tqdm.notebook.tqdm",
-    "tqdm.trange",
-    "torch.autograd.Variable",
-    "torch.autograd.variable.Variable",
+PASSES_THROUGH = re.compile(
+    r"tqdm(\.auto|\.notebook)?(\.tqdm|\.trange)?|list|tuple|iter|reversed|sorted|set|torch\.autograd\.(variable\.)?Variable|"
+    r"torch\.(compile|jit\.script|jit\.trace)"
 )
 DICTS = ("dict", "collections.OrderedDict")
-EXPORTS = (
-    "torch.jit.script",
-    "torch.jit.trace",
-    "torch.onnx.export",
-    "torch.onnx.dynamo_export",
-    "torch.export.export",
-)
-ATTRIBUTES = (
-    "SimpleNamespace",
-    "Namespace",
-    "EasyDict",
-    "edict",
-    "AttrDict",
-    "Munch",
-    "ConfigDict",
-    "Box",
-    "CfgNode",
-    "CN",
-)
+EXPORTS = re.compile(r"torch\.(jit\.(script|trace)|onnx\.(dynamo_)?export|export\.export)")
+ATTRIBUTES = re.compile(r"(Simple)?Namespace|EasyDict|edict|AttrDict|Munch|ConfigDict|Box|CfgNode|CN")
 PREPARES = ("prepare", "initialize", "setup")
 CONVERTS_SYNC = ("convert_sync_batchnorm", "convert_syncbn_model", "convert_model")
 
@@ -80,9 +63,9 @@ class Outside(Summaries):
             return self._copied(node, first)
         if short == "Variable" and keywords.get("volatile") == Const(True):
             return VOLATILE
-        if name in EXPORTS:
-            self._exported(node, name, first if args else keywords.get("model"), args, keywords)
-        if name in PASSES_THROUGH or name in ("torch.jit.script", "torch.jit.trace", "torch.compile"):
+        if EXPORTS.fullmatch(name):
+            self._exported(node, name, first if args else keywords.get("model"), keywords)
+        if PASSES_THROUGH.fullmatch(name):
             return first if name != "set" else None
         if name in DICTS and isinstance(first, Obj) and first.kind == "iteration":
             return first
@@ -102,8 +85,9 @@ class Outside(Summaries):
             return self.together(node, args)
         if short == "partial" and args:
             return Partial(first, tuple(args[1:]), tuple(keywords.items()))
-        if short in WRAPPERS and args:
-            return self._wrapped(node, first, WRAPPERS[short])
+        wrapper = WRAPPERS.fullmatch(short) if args else None
+        if wrapper:
+            return self._wrapped(node, first, "ddp" if wrapper["ddp"] else "data parallel")
         if short in CONVERTS_SYNC and args:
             for obj in objects_in(first):
                 event = self.event("sync", node, obj)
@@ -115,8 +99,9 @@ class Outside(Summaries):
         if name in CHECKPOINT and args:
             self.event("checkpoint", node, None, what=first, arguments=args[1:])
             return None
-        if name == "getattr" and len(args) >= 2 and isinstance(args[1], Const) and isinstance(args[1].value, str):
-            return self.read(first, args[1].value, node)
+        attribute = word(args, 1)
+        if name == "getattr" and attribute is not None:
+            return self.read(first, attribute, node)
         if name == "getattr" and len(args) >= 2:
             if isinstance(first, Namespace):
                 return self.item(self.names_of(first.module), None)
@@ -126,8 +111,8 @@ class Outside(Summaries):
             return self.names_of(self.info.module)
         if name == "eval" and first is not None and not isinstance(first, Const):
             return self.item(self.names_of(self.info.module), None)
-        if name == "setattr" and len(args) == 3 and isinstance(args[1], Const) and isinstance(args[1].value, str):
-            target = ast.Attribute(node.args[0], args[1].value, ast.Store())
+        if name == "setattr" and len(args) == 3 and attribute is not None:
+            target = ast.Attribute(node.args[0], attribute, ast.Store())
             self.bind(ast.copy_location(target, node), args[2], node)
             return None
         if name == "type" and isinstance(first, Obj):
@@ -145,7 +130,7 @@ class Outside(Summaries):
         for obj in (o for value in args[:2] for o in objects_in(value) if o.kind not in OPAQUE):
             mode = self.mode(obj) or Mode(UNKNOWN)
             event.seen(self.situation(canonical(obj), mode, no_grad=self.state.no_grad))
-        if short in ("update_bn", "bn_update", "update_bn_stats", "recalibrate"):
+        if short in RECALIBRATES:
             for obj in (canonical(o) for a in args for o in objects_in(a)):
                 self.remeasured(obj)
             return None
@@ -161,7 +146,7 @@ class Outside(Summaries):
             return self._made(node, name, args, Mode(UNKNOWN), keywords)
         return self._made(node, name, args, Mode(TRAIN) if self._constructs(name) else Mode(UNKNOWN), keywords)
 
-    def _exported(self, node: ast.Call, name: str, model: Any, args: list[Any], keywords: dict[str, Any]) -> None:
+    def _exported(self, node: ast.Call, name: str, model: Any, keywords: dict[str, Any]) -> None:
         for obj in {id(o): o for o in map(canonical, objects_in(model)) if o.kind not in OPAQUE}.values():
             event = self.event("export", node, obj, name=name, keywords=keywords)
             self.happens(event, obj)
@@ -188,11 +173,11 @@ class Outside(Summaries):
     def _made(
         self, node: ast.Call, name: str, args: list[Any], mode: Mode, keywords: dict[str, Any] | None = None
     ) -> Obj:
-        first = args[0].value if args and isinstance(args[0], Const) and isinstance(args[0].value, str) else None
+        first = word(args, 0)
         if name.startswith("torch.hub") and len(args) > 1 and isinstance(args[1], Const):
             first = args[1].value
         made = self.program.obj((node, name), lambda: Obj("external", last(name), info=(name, first), node=node))
-        if last(name) in ATTRIBUTES:
+        if ATTRIBUTES.fullmatch(last(name)):
             for key, value in {**(self.entries(args[0]) if args else {}), **(keywords or {})}.items():
                 made.attr(key).flows_from(value)
         self.born.setdefault(made, tuple(self.tests))

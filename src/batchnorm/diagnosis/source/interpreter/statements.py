@@ -117,7 +117,7 @@ class Statements(Expressions):
     def on_AugAssign(self, node: ast.AugAssign) -> None:
         target = node.target
         old, new = self.ev(_load(target)), self.ev(node.value)
-        if tensors.as_form(old) is None and tensors.as_form(new) is not None and isinstance(old, Obj):
+        if isinstance(old, Obj) and isinstance(new, Form):
             old = self.unknown_tensor(old)
         value = tensors.combine(node.op, old, new, self.state.version)
         if isinstance(old, Obj) and old.kind in ("list", "dict") and isinstance(node.op, ast.Add):
@@ -127,9 +127,8 @@ class Statements(Expressions):
             return
         if isinstance(old, Const) and isinstance(new, Const):
             value = arithmetic(node.op, old, new)
-        form = tensors.as_form(value)
-        if isinstance(old, Form) and old.live and form is not None:
-            self.written(node, old, form, augmented=True)
+        if isinstance(old, Form) and old.live and isinstance(value, Form):
+            self.written(node, old, value, augmented=True)
             return
         self.bind(target, value, node)
 
@@ -157,7 +156,7 @@ class Statements(Expressions):
             base, key = self.ev(target.value), self.ev(target.slice)
             old = self.item(base, key)
             if isinstance(old, Form) and old.live:
-                self.written(node, old, tensors.as_form(value) or tensors.other(), plain=value)
+                self.assigned(node, old, value)
             elif isinstance(base, Obj):
                 if isinstance(key, Const):
                     self.state.heap[base, f"[{key.value}]"] = value
@@ -171,7 +170,7 @@ class Statements(Expressions):
         name = target.attr
         if isinstance(base, Form) and name == "data":
             if base.live:
-                self.written(node, base, tensors.as_form(value) or tensors.other(), plain=value)
+                self.assigned(node, base, value)
                 if isinstance(value, Form):
                     value.terms, value.live, value.mixed = {a: {(): 1.0} for a in base.terms}, True, False
             return
@@ -184,7 +183,7 @@ class Statements(Expressions):
             if name in STATISTICS and (
                 not isinstance(owner.info, ClassInfo) or owner.kind != "self" or owner.info.is_module
             ):
-                self.assign_statistic(owner, name, value, node, target)
+                self.assign_statistic(owner, name, value, node)
                 if owner.kind == "self":
                     self.state.heap[owner, name] = value
                 continue
@@ -196,13 +195,16 @@ class Statements(Expressions):
             for option in options(value):
                 slot.flows_from(option)
 
-    def assign_statistic(self, owner: Obj, name: str, value: Any, node: ast.AST, target: ast.Attribute) -> None:
+    def assign_statistic(self, owner: Obj, name: str, value: Any, node: ast.AST) -> None:
         """`bn.running_mean = value`: the buffer is now that tensor, and so is the name it came from."""
         old = self.statistic(owner, name)
-        form = tensors.as_form(value)
-        self.written(node, old, form if form is not None else tensors.other(), plain=value)
-        if form is not None and not form.live:
-            form.terms, form.live, form.mixed, form.converted = dict(old.terms), True, False, False
+        self.assigned(node, old, value)
+        if isinstance(value, Form) and not value.live:
+            value.terms, value.live, value.mixed, value.converted = dict(old.terms), True, False, False
+
+    def assigned(self, node: ast.AST, old: Form, value: Any) -> None:
+        """A buffer, a parameter or an entry is assigned what may be no formula."""
+        self.written(node, old, value if isinstance(value, Form) else tensors.other(), plain=value)
 
     def on_Delete(self, node: ast.Delete) -> None:
         for target in node.targets:

@@ -67,8 +67,8 @@ class Summaries(Forwards):
         known = {
             (key, id(obj)): (use, obj)
             for key, use in s.uses.items()
-            for obj in mapped.objects(use.slot)
-            if switched.get(id(obj), use.slot) is use.slot  # else the callee sets its mode under another name
+            for obj in mapped.objects(use.here.obj)
+            if switched.get(id(obj), use.here.obj) is use.here.obj  # else the callee sets its mode under another name
         }
         for use, obj in known.values():
             if obj.kind not in OPAQUE and obj.kind != "output":
@@ -76,48 +76,34 @@ class Summaries(Forwards):
 
     def _happen(self, use: Use, obj: Obj, call: ast.Call) -> None:
         """A callee's forward of what is here `obj`."""
-        at = use.at
-        if at is None and in_module(use.event.function) and not in_module(self.info):
-            at = (call, self.info)
-        use = use._replace(
-            at=at,
-            slot=obj,
-            no_grad=_either(use.no_grad, self.state.no_grad),
-            one_rank=use.one_rank or self.ranks > 0,
-            layers=self._layers(use, obj),
-            frozen=use.frozen + self.moving(obj),
-            half=use.half or self.half_of(obj),
-            conditional=use.conditional or self.conditions > 0,
+        there, mode = use.here, use.mode or self.mode(obj)
+        no_grad = _either(there.no_grad, self.state.no_grad)
+        here = self.situation(obj, mode or Mode(UNKNOWN), no_grad=no_grad, layers=self._layers(use, obj))
+        enters = there.at is None and in_module(use.event.function) and not in_module(self.info)
+        here = here._replace(
+            one_rank=there.one_rank or here.one_rank,
+            conditional=there.conditional or here.conditional,
+            frozen=there.frozen + here.frozen,
+            half=there.half or here.half,
+            at=(call, self.info) if enters else there.at,
         )
-        mode = use.mode or self.mode(obj)
         self.measured(obj, mode, use.event)
         if mode is None or use.mode is not None:
-            self._use(use)
+            self._use(Use(use.event, use.mode, here))
         if mode is None:
             return
-        context = self.situation(obj, mode, no_grad=use.no_grad, layers=use.layers)
-        if use.mode is not None and not (
-            use.frozen or use.half or use.one_rank or use.layers is not None or context.loaded
-        ):
+        if use.mode is not None and not (here.frozen or here.half or here.one_rank or here.layers or here.loaded):
             return  # nothing that the function did not know itself
-        moving = use.layers is None or use.layers.value == TRAIN
-        use.event.seen(
-            context._replace(
-                one_rank=use.one_rank,
-                frozen=use.frozen if moving else (),
-                half=use.half,
-                conditional=use.conditional,
-                at=use.at,
-            )
-        )
+        moving = here.layers is None or here.layers.value == TRAIN
+        use.event.seen(here if moving else here._replace(frozen=()))
         self.state.version += mode.value != EVAL
 
     def _layers(self, use: Use, obj: Obj) -> Mode | None:
         """The mode of the layers in a callee's forward; its own train() undoes what was frozen here."""
-        layers = use.layers if use.layers is not None else self.layers_mode(obj)
+        layers = use.here.layers or self.layers_mode(obj)
         if use.mode is None or use.mode.value != TRAIN or self.sees_to_modes(obj):
             return layers
-        if use.layers is None and layers is not None and layers.value == EVAL:
+        if use.here.layers is None and layers is not None and layers.value == EVAL:
             if use.mode.node is not None:
                 self.event("unfreeze", use.mode.node, obj, frozen=layers, by=use.mode.function or self.info)
             layers = Mode(TRAIN, use.mode.node, use.mode.function)
@@ -208,10 +194,10 @@ class Summaries(Forwards):
         )
         self.born.setdefault(made, tuple(self.tests))
         made.given = {name: mapped(slot) for name, slot in info.params.items()}
-        _hand_over(s.modes, self.state.modes, inner, made)
-        _hand_over(s.layers, self.state.layers, inner, made)
-        _hand_over(self._frozen(s, mapped), self.state.frozen, inner, made)
-        _hand_over(s.half, self.state.half, inner, made)
+        told: list[dict[Obj, Any]] = [s.modes, s.layers, self._frozen(s, mapped), s.half]
+        here: list[dict[Obj, Any]] = [self.state.modes, self.state.layers, self.state.frozen, self.state.half]
+        for what, held in zip(told, here, strict=True):
+            held.update({made: what[inner]} if inner in what else {})
         if inner.kind == "instance" and inner.info.is_module:
             self.wrap(made, [mapped(source) for source in inner.sources], node)
         if inner in s.loaded:
@@ -228,9 +214,3 @@ def _carry(told: dict[Obj, T], held: dict[Obj, T], mapped: Mapping) -> None:
     """What a summary says of its objects holds for what they are here."""
     for obj, what in told.items():
         held.update(dict.fromkeys(mapped.objects(obj), what))
-
-
-def _hand_over(told: dict[Obj, T], held: dict[Obj, T], inner: Obj, made: Obj) -> None:
-    """What a summary says of an object that it returns holds for the one that the call makes."""
-    if inner in told:
-        held[made] = told[inner]

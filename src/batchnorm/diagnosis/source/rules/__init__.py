@@ -32,7 +32,7 @@ from batchnorm.diagnosis.source.rules import (
 )
 
 Look = Callable[[Facts], Iterator[Said]]
-RULES: dict[str, tuple[str, Look]] = {
+LOOKS: dict[str, tuple[str, Look]] = {
     "BN401": ("an update by hand that changes nothing", statistics_by_hand.changes_nothing),
     "BN402": ("an update by hand after eval()", statistics_by_hand.after_eval),
     "BN403": ("momentum of Keras in torch", momentum.torch_momentum),
@@ -76,22 +76,6 @@ RULES: dict[str, tuple[str, Look]] = {
     "BN441": ("single samples without running statistics", unmeasured.alone_without_statistics),
     "BN442": ("parameters without their statistics", parameters_alone.without_statistics),
 }
-
-
-def once(look: Look) -> Look:
-    """Of what a rule says of one place, the first."""
-
-    def first(facts: Facts) -> Iterator[Said]:
-        seen: set[int] = set()
-        for said in look(facts):
-            if id(said.node) not in seen:
-                seen.add(id(said.node))
-                yield said
-
-    return first
-
-
-LOOKS: dict[str, tuple[str, Look]] = {code: (title, once(look)) for code, (title, look) in RULES.items()}
 
 
 def _rule(code: str, title: str, look: Look) -> Rule:

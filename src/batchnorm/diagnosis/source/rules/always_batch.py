@@ -44,9 +44,9 @@ def ignores_eval(facts: Facts) -> Iterator[Said]:
             "training=self.training" if torch else "training=is_training, False at evaluation",
             sure=torch,
         )
-    for event in facts.of("mode"):
+    for event in facts.set_to(TRAIN, "mode"):
         owner = event.function.owner
-        if event.data["mode"] != TRAIN or owner is None or not owner.is_module or event.function.name not in FORWARDS:
+        if owner is None or not owner.is_module or event.function.name not in FORWARDS:
             continue
         part = event.obj
         if part is None or part.parent is not owner.self_obj or not facts.is_layer(part) or _asks(event):
@@ -168,5 +168,4 @@ def traced_in_train(facts: Facts) -> Iterator[Said]:
 
 def _evaluated_later(facts: Facts, event: Event) -> bool:
     """Whether a function puts something in eval after a call: a scripted model keeps a mode that can be set."""
-    modes = (e for e in facts.of("mode") if e.function is event.function)
-    return any(e.data["mode"] == EVAL and e.line > event.line for e in modes)
+    return any(e.function is event.function and e.line > event.line for e in facts.set_to(EVAL, "mode"))

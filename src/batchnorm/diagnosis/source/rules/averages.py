@@ -9,40 +9,18 @@ from typing import Any, NamedTuple, TypeGuard
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
 from batchnorm.diagnosis.source.fixes import Edit
-from batchnorm.diagnosis.source.names import last
+from batchnorm.diagnosis.source.names import RECALIBRATES, last
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.syntax import method_of, reads, spelled, strings, words
 from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Atom, Form, Obj, canonical, objects_in, owners
 
-RECALIBRATE = ("update_bn", "bn_update", "recalibrate", "update_bn_stats")
 BUFFERS = ("buffers", "named_buffers", "_buffers", "running_mean", "running_var")
 PARTS = re.compile(r"num_batches|running_|tracked|\bbn|norm")
-SELECTED = (
-    "keys",
-    "layers",
-    "skip",
-    "ignore",
-    "personal",
-    "bn_keys",
-    "w_locals_keys",
-    "global_keys",
-    "exclude",
-    "excluded",
+SELECTED = re.compile(r"(bn_|global_|w_locals_)?keys|layers|skip|ignore|personal|excluded?")
+CARES = re.compile(
+    r"num_batches_tracked|is_floating_point|is_complex|dtype|float32|int(64)?|long|LongTensor|requires_grad|data_ptr"
 )
-CARES = {
-    "num_batches_tracked",
-    "is_floating_point",
-    "dtype",
-    "long",
-    "int64",
-    "is_complex",
-    "requires_grad",
-    "float32",
-    "LongTensor",
-    "int",
-    "data_ptr",
-}
 
 
 class Mixture(NamedTuple):
@@ -186,7 +164,7 @@ def _buffers_too(facts: Facts, event: Event, owner: Obj) -> bool:
             return True
         if any(c.mode.value != EVAL and is_it(c.obj) for c in forward.contexts):
             return True
-    return not facts.called.isdisjoint(RECALIBRATE)
+    return not facts.called.isdisjoint(RECALIBRATES)
 
 
 def soft_copies(facts: Facts) -> Iterator[Obj]:
@@ -274,12 +252,12 @@ def takes_off(form: Form, target: Atom) -> bool:
 def takes_some(loop: ast.AST) -> bool:
     """Whether the loop tells integers from floating entries, or takes some entries only."""
     said = strings(loop)
-    if not CARES.isdisjoint((*words(loop), *said)) or any(PARTS.search(word.lower()) for word in said):
+    if any(map(CARES.fullmatch, (*words(loop), *said))) or any(PARTS.search(word.lower()) for word in said):
         return True
     asked = [n for n in ast.walk(loop) if isinstance(n, ast.Compare) and isinstance(n.ops[0], ast.In | ast.NotIn)]
     if any(isinstance(n.left, ast.Constant) for n in asked) or reads(loop, "type", "to", "float", "long"):
         return True
-    return any(isinstance(c, ast.Name) and c.id in SELECTED for n in asked for c in n.comparators)
+    return any(isinstance(c, ast.Name) and SELECTED.fullmatch(c.id) for n in asked for c in n.comparators)
 
 
 def level_of(facts: Facts, event: Event) -> int | None:
@@ -303,7 +281,7 @@ def missing_update_bn(facts: Facts) -> Iterator[Said]:
         if event.data["name"].rsplit(".", 1)[-1] != "AveragedModel" or "swa_utils" not in event.data["name"]:
             continue
         module = event.function.module
-        if "use_buffers" in event.data["keywords"] or not facts.called.isdisjoint(RECALIBRATE):
+        if "use_buffers" in event.data["keywords"] or not facts.called.isdisjoint(RECALIBRATES):
             continue
         if not facts.uses(module, "update_parameters"):
             continue

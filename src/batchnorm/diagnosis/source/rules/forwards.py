@@ -133,4 +133,4 @@ def teaches(event: Event) -> bool:
 
 def evaluated(facts: Facts, obj: Obj | None) -> bool:
     """Whether a model is put in eval somewhere."""
-    return any(e.data["mode"] == EVAL and facts.same(e.obj, obj) for e in facts.of("mode"))
+    return any(facts.same(e.obj, obj) for e in facts.set_to(EVAL, "mode"))

@@ -67,11 +67,11 @@ def _by_class(facts: Facts) -> Iterator[Said]:
         module = event.function.module
         if not event.data["layer"]:
             continue
-        if any(e.data["mode"] == EVAL and e.function.module is module for e in facts.of("layer mode")):
+        if any(e.function.module is module for e in facts.set_to(EVAL, "layer mode")):
             continue
         if facts.uses(module, "track_running_stats", "FrozenBatchNorm2d", "freeze_bn", "freeze_batch_norm"):
             continue
-        if any(e.data["mode"] == TRAIN and e.function.module is module for e in facts.of("mode")):
+        if any(e.function.module is module for e in facts.set_to(TRAIN, "mode")):
             yield _said(event, "model", "", _reached(facts, event, event.obj) == YES)
 
 
@@ -93,12 +93,8 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
                 continue
         elif not (_partly(facts, part, thawed) and event.function.name):
             continue
-        trains = any(
-            e.data["mode"] == TRAIN
-            and _may_be(facts, e.obj, inside, part)
-            and not exclusive(event.data["tests"], e.data["tests"])
-            for e in facts.of("mode")
-        )
+        put = (e for e in facts.set_to(TRAIN, "mode") if _may_be(facts, e.obj, inside, part))
+        trains = any(not exclusive(event.data["tests"], e.data["tests"]) for e in put)
         layers = _trains_layers(facts, inside) if inside is not None and facts.is_layer(part) else 0
         if lightning or trains or layers:
             yield _said(event, part.path, "", sure=reached == YES and (lightning or trains or layers == YES))
@@ -128,11 +124,11 @@ def _lasts(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
 
 def _trains_layers(facts: Facts, owner: ClassInfo) -> int:
     """Whether models train in train mode, and no layers are put in eval by their class; YES for models of one file."""
-    if any(e.data["mode"] == EVAL for e in facts.of("layer mode")):
+    if any(facts.set_to(EVAL, "layer mode")):
         return 0
     trained = [a for _, c, level in training_forwards(facts) if level == YES for a in facts.aliases(c.obj)]
     made = [i for a in trained for i in (a, *a.sources[:3]) if isinstance(i, Obj) and isinstance(i.info, ClassInfo)]
-    on_purpose = any(adapts(c) for m in facts.modules for c in m.classes)
+    on_purpose = any(map(adapts, facts.classes))
     same = any(i.info.module is owner.module for i in made)
     return YES if same and not on_purpose else LIKELY if trained else 0
 

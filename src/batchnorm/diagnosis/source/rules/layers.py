@@ -12,10 +12,10 @@ from batchnorm.diagnosis.source.values import Const, Obj
 
 def flipped_tracking(facts: Facts) -> Iterator[Said]:
     """BN411: track_running_stats = False on a layer that keeps its buffers."""
-    for event in facts.of("attribute"):
-        if event.data["name"] != "track_running_stats" or event.obj is None or event.obj.kind == "self":
-            continue
-        if not (isinstance(event.data["value"], Const) and event.data["value"].value is False):
+    flips = [e for e in facts.of("attribute") if e.data["name"] == "track_running_stats"]
+    off = [e for e in flips if isinstance(e.data["value"], Const) and e.data["value"].value is False]
+    for event in off:
+        if event.obj is None or event.obj.kind == "self":
             continue
         every = reads(event.function.node, "modules", "named_modules", "children")
         if not every and event.obj.kind not in ("batch norm", "layer", "parameter"):
@@ -27,12 +27,7 @@ def flipped_tracking(facts: Facts) -> Iterator[Said]:
             and any(isinstance(t, ast.Attribute) and t.attr in ("running_mean", "running_var") for t in n.targets)
             for n in ast.walk(event.function.node)
         )
-        others = [
-            e
-            for e in facts.of("attribute")
-            if e.data["name"] == "track_running_stats" and e is not event and e.function.module is event.function.module
-        ]
-        restored = any(not (isinstance(e.data["value"], Const) and e.data["value"].value is False) for e in others)
+        restored = any(e not in off and e.function.module is event.function.module for e in flips)
         if without or restored:
             continue
         yield said(

@@ -153,12 +153,9 @@ def sync_after_ddp(facts: Facts) -> Iterator[Said]:
 def checkpointed(facts: Facts) -> Iterator[Said]:
     """BN424: activation checkpointing around batch norm."""
     for event in facts.of("checkpoint"):
-        level = None
-        for option in options(event.data["what"]):
-            if isinstance(option, Obj):
-                level = max(level or 0, facts.has(option) or 0)
-            elif isinstance(option, Function):
-                level = max(level or 0, _called_inside(facts, option))
+        run = options(event.data["what"])
+        levels = [facts.has(o) or 0 for o in run if isinstance(o, Obj)]
+        level = max([*levels, *(_called_inside(facts, o) for o in run if isinstance(o, Function))], default=0)
         if level in (YES, LIKELY):
             yield said(
                 event,

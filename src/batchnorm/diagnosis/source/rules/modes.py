@@ -242,7 +242,7 @@ def _evaluates(facts: Facts, evals: Mode) -> bool:
 
 def _never_trained(facts: Facts) -> Iterator[Said]:
     """A new model that its first training step finds in eval, and that nothing puts in train mode."""
-    put = {id(o) for e in facts.of("mode") if e.data["mode"] == TRAIN for o in facts.aliases(e.obj)}
+    put = {id(o) for e in facts.set_to(TRAIN, "mode") for o in facts.aliases(e.obj)}
     for event, c, level in forwards(facts):
         if c.mode.value != EVAL or c.mode.node is None or c.no_grad is not False or c.layers is not None or c.loaded:
             continue
@@ -318,9 +318,9 @@ def _put_in_train(facts: Facts) -> Iterator[Said]:
     """`teacher.train()` in a training step, of a network that no optimizer has and that is no average."""
     if not facts.trained:
         return
-    for event in facts.of("mode"):
+    for event in facts.set_to(TRAIN, "mode"):
         func, obj = event.node.func, event.obj
-        if event.data["mode"] != TRAIN or obj is None or not facts.trains(event):
+        if obj is None or not facts.trains(event):
             continue
         name = spelled(func.value) if isinstance(func, ast.Attribute) else ""
         if not TEACHER.search(name.lower().rsplit(".", 1)[-1]) or is_average(facts, obj):

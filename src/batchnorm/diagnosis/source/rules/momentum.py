@@ -36,9 +36,8 @@ def layers(facts: Facts) -> Iterator[Numbers]:
         call, name = event.node, event.data["name"]
         torch = is_torch_layer(name) or last(name) in OTHER_LAYERS
         framework = "Keras" if KERAS.match(name) else "Flax" if FLAX.match(name) else "torch" if torch else ""
-        if not framework or (
-            event.data["subclass"] is not None and event.data["subclass"].method("__init__") is not None
-        ):
+        subclass = event.data["subclass"]
+        if not framework or (subclass is not None and subclass.method("__init__") is not None):
             continue
         args, keywords = event.data["args"], event.data["keywords"]
         tracked = keywords.get("track_running_stats", args[4] if len(args) > 4 else None) != Const(False)
@@ -169,16 +168,9 @@ def frozen_by_momentum(facts: Facts) -> Iterator[Said]:
             continue
         if facts.numbers(event.data["value"]) != [0.0]:
             continue
-        others = [
-            e
-            for e in facts.of("attribute")
-            if "momentum" in e.data["name"] and e is not event and e.function.module is event.function.module
-        ]
-        kept = reads(event.function.node, "momentum")
-        restored = any(
-            e.data["name"] != "momentum" or facts.numbers(e.data["value"]) != [0.0]
-            for e in others
-            if e.obj is not None and e.obj.kind in ("batch norm", "layer")
-        )
-        if not kept and not restored:
+        beside = (e for e in facts.of("attribute") if e is not event and e.function.module is event.function.module)
+        others = [e for e in beside if e.obj is not None and e.obj.kind in ("batch norm", "layer")]
+        others = [e for e in others if "momentum" in e.data["name"]]
+        restored = any(e.data["name"] != "momentum" or facts.numbers(e.data["value"]) != [0.0] for e in others)
+        if not restored and not reads(event.function.node, "momentum"):
             yield Said(event.function.module, event.node, message, FREEZE)

@@ -17,22 +17,21 @@ KEEPS = ("state_dict", "_save_to_state_dict", "get_extra_state", "_apply", "__se
 
 def no_buffers(facts: Facts) -> Iterator[Said]:
     """BN438: `self.running_mean = torch.zeros(c)` in a torch module."""
-    for module in facts.modules:
-        for owner in module.classes:
-            bases = [a.name for a in owner.ancestors() if isinstance(a, External)]
-            if not owner.is_module or not all(b.endswith(".Module") for b in bases) or facts.uses_in(owner, *KEEPS):
-                continue
-            text, given = strings(owner.node), _statistics(owner)
-            found = [(n, name) for n, name in _fresh(owner) if name in given and name not in text]
-            if found:
-                node, name = found[0]
-                yield Said(
-                    module,
-                    node,
-                    f"self.{name} is a plain tensor: state_dict() does not hold it, so a loaded {owner.name} evaluates "
-                    "with new statistics, and .to() leaves it behind",
-                    f'self.register_buffer("{name}", {spelled(node.value)})',
-                )
+    for owner in facts.classes:
+        bases = [a.name for a in owner.ancestors() if isinstance(a, External)]
+        if not owner.is_module or not all(b.endswith(".Module") for b in bases) or facts.uses_in(owner, *KEEPS):
+            continue
+        text, given = strings(owner.node), _statistics(owner)
+        found = [(n, name) for n, name in _fresh(owner) if name in given and name not in text]
+        if found:
+            node, name = found[0]
+            yield Said(
+                owner.module,
+                node,
+                f"self.{name} is a plain tensor: state_dict() does not hold it, so a loaded {owner.name} evaluates "
+                "with new statistics, and .to() leaves it behind",
+                f'self.register_buffer("{name}", {spelled(node.value)})',
+            )
 
 
 def _statistics(owner: ClassInfo) -> set[str]:
@@ -61,15 +60,14 @@ def _fresh(owner: ClassInfo) -> Iterator[tuple[ast.Assign, str]]:
 
 def train_loses_the_mode(facts: Facts) -> Iterator[Said]:
     """BN439: a train() of its own that drops `mode`, does not reach all parts, or returns nothing that is used."""
-    for module in facts.modules:
-        for owner in module.classes:
-            train = owner.methods.get("train") if owner.is_module else None
-            if train is None or not isinstance(train.node, ast.FunctionDef) or facts.steps(train):
-                continue
-            names = [a.arg for a in train.arguments.args[1:]]
-            if len(names) == 1 and "eval" not in owner.methods:
-                yield from _drops(facts, owner, train, names[0])
-                yield from _returns_nothing(facts, owner, train)
+    for owner in facts.classes:
+        train = owner.methods.get("train") if owner.is_module else None
+        if train is None or not isinstance(train.node, ast.FunctionDef) or facts.steps(train):
+            continue
+        names = [a.arg for a in train.arguments.args[1:]]
+        if len(names) == 1 and "eval" not in owner.methods:
+            yield from _drops(facts, owner, train, names[0])
+            yield from _returns_nothing(facts, owner, train)
 
 
 def _drops(facts: Facts, owner: ClassInfo, train: FunctionInfo, mode: str) -> Iterator[Said]:

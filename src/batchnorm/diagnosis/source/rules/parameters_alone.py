@@ -77,5 +77,5 @@ def _evaluated(facts: Facts, event: Event, owner: Obj) -> bool:
     """Whether the same function puts the model in eval afterwards, and it was given no weights otherwise."""
     if facts.pretrained(owner) or any(facts.same(e.obj, owner) for e in facts.of("load")):
         return False
-    evals = (e for e in facts.of("mode") if e.data["mode"] == EVAL and e.function is event.function)
+    evals = (e for e in facts.set_to(EVAL, "mode") if e.function is event.function)
     return any(facts.same(e.obj, owner) for e in evals)

@@ -8,7 +8,8 @@ from typing import Any
 
 from batchnorm.diagnosis.source.facts import Facts, Said, said
 from batchnorm.diagnosis.source.fixes import Edit
-from batchnorm.diagnosis.source.trace import EVAL, Event
+from batchnorm.diagnosis.source.syntax import method_of
+from batchnorm.diagnosis.source.trace import EVAL
 from batchnorm.diagnosis.source.values import Atom, Const, Form, Obj
 
 RECALIBRATE = "batchnorm.recalibrate(model, loader)"
@@ -43,15 +44,13 @@ def _is_itself(form: Form, atom: Atom) -> bool:
     return found == atom and set(weight) == {()} and abs(weight[()] - 1) < 1e-9
 
 
-def _without(node: ast.AST) -> Edit | None:
+def _without(node: Any) -> Edit | None:
     """The statement becomes `pass`."""
-    if isinstance(node, ast.Assign | ast.Expr) and node.end_lineno is not None and node.end_col_offset is not None:
-        if isinstance(node, ast.Assign) and len(node.targets) > 1:
-            return None
-        return Edit(node.lineno, node.col_offset, node.end_lineno, node.end_col_offset, "pass")
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.end_lineno is not None:
-        return Edit(node.lineno, node.col_offset, node.end_lineno, node.end_col_offset or 0, "None")
-    return None
+    several = isinstance(node, ast.Assign) and len(node.targets) > 1
+    if several or not (isinstance(node, ast.Assign | ast.Expr) or method_of(node)) or node.end_lineno is None:
+        return None
+    new = "None" if isinstance(node, ast.Call) else "pass"
+    return Edit(node.lineno, node.col_offset, node.end_lineno, node.end_col_offset or 0, new)
 
 
 def after_eval(facts: Facts) -> Iterator[Said]:
@@ -65,8 +64,8 @@ def after_eval(facts: Facts) -> Iterator[Said]:
             continue
         if all(_is_itself(now, at) for now, at, _ in values) or not _updates(values, atom):
             continue
-        if _restores(event):
-            continue
+        if event.data.get("in_place") == "copy_" and isinstance(event.data.get("argument"), Const):
+            continue  # put back
         yield said(
             event,
             f"{atom.name} is updated by hand after eval(): the layer itself updates it in every forward in train mode",
@@ -83,7 +82,3 @@ def _updates(values: list[Any], atom: Atom) -> bool:
         if any(a.kind == "statistic" and isinstance(a.owner, Obj) and a.owner is not current.owner for a in now.terms):
             return False  # a mixture of two layers' statistics
     return True
-
-
-def _restores(event: Event) -> bool:
-    return event.data.get("in_place") == "copy_" and isinstance(event.data.get("argument"), Const)

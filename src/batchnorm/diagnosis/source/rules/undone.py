@@ -46,13 +46,13 @@ def eval_before_train(facts: Facts) -> Iterator[Said]:
 
 def _in_a_constructor(facts: Facts) -> Iterator[Said]:
     """BN408: layers, or a part, put in eval by a constructor alone, of a model that is put into train mode later."""
-    trained = [e for e in facts.of("mode") if e.data["mode"] == TRAIN and e.obj is not None]
-    lightning = any(m.method("training_step") is not None for n in facts.modules for m in n.classes)
-    for event in facts.of("layer mode", "mode"):
+    trained = [e for e in facts.set_to(TRAIN, "mode") if e.obj is not None]
+    lightning = any(c.method("training_step") is not None for c in facts.classes)
+    for event in facts.set_to(EVAL, "layer mode", "mode"):
         function, owner, obj = _maker(facts, event), event.function.owner, event.obj
         if function is not None and function.owner is not None:
             owner, obj = function.owner, next((a for a in facts.aliases(obj) if belongs(facts, function.owner, a)), obj)
-        if event.data["mode"] != EVAL or owner is None or not owner.is_module or owner.method("train") is not None:
+        if owner is None or not owner.is_module or owner.method("train") is not None:
             continue
         whole = event.kind == "layer mode" and obj is owner.self_obj
         part = obj is not None and not whole and _belongs(facts, owner, obj) and facts.has(obj) == YES
@@ -80,7 +80,7 @@ def _in_a_constructor(facts: Facts) -> Iterator[Said]:
 def _maker(facts: Facts, event: Event) -> FunctionInfo | None:
     """The constructor that alone calls a helper which puts layers in eval."""
     helper = event.function
-    if helper.owner is not None or not helper.name or event.data["mode"] != EVAL:
+    if helper.owner is not None or not helper.name:
         return None
     makers = [
         f
@@ -109,7 +109,7 @@ def _made(obj: Obj | None) -> bool:
 
 def _made_only(facts: Facts, function: FunctionInfo, obj: Obj | None) -> bool:
     """Whether only constructors run a function, and nothing else puts the same object, or layers, in eval."""
-    evals = (e for e in facts.of("layer mode", "mode") if e.data["mode"] == EVAL and e.function.name != "__init__")
+    evals = (e for e in facts.set_to(EVAL, "layer mode", "mode") if e.function.name != "__init__")
     elsewhere = any(e.function is not function and facts.same(e.obj, obj) for e in evals)
     return not elsewhere and facts.only_constructs(function)
 
@@ -128,10 +128,8 @@ def _undone(event: Event) -> Iterator[Said]:
 
 def _again(facts: Facts, event: Event) -> bool:
     """Whether the layers are put in eval again after a train()."""
-    return any(
-        e.obj is event.obj and e.data["mode"] == EVAL and e.line > event.line and e.function is event.function
-        for e in facts.of("layer mode")
-    )
+    here = (e for e in facts.set_to(EVAL, "layer mode") if e.obj is event.obj and e.function is event.function)
+    return any(e.line > event.line for e in here)
 
 
 def _part_trains_again(facts: Facts) -> Iterator[Said]:
@@ -141,7 +139,7 @@ def _part_trains_again(facts: Facts) -> Iterator[Said]:
         frozen, part = event.data["frozen"], event.obj
         if part is None or facts.has(part) != YES:
             continue
-        again = [e for e in facts.of("mode") if e.data["mode"] == EVAL and e.node is not frozen.node]
+        again = [e for e in facts.set_to(EVAL, "mode") if e.node is not frozen.node]
         if any(facts.same(e.obj, part) and e.function.name != "__init__" for e in again):
             continue
         if any(facts.same(o, event.data["of"]) for o in trained):
@@ -158,9 +156,9 @@ def never_applied(facts: Facts) -> Iterator[Said]:
     """BN431: a helper that puts layers in eval and is never called, or an option for it that nothing reads."""
     if not training_forwards(facts, managed=True):
         return
-    for event in facts.of("layer mode"):
+    for event in facts.set_to(EVAL, "layer mode"):
         function = event.function
-        if event.data["mode"] != EVAL or not FREEZES.search(function.name) or function.node is None:
+        if not FREEZES.search(function.name) or function.node is None:
             continue
         hidden = _hidden_by(function)
         if hidden is None and function.name in facts.mentioned:
@@ -208,11 +206,11 @@ def _freezes(facts: Facts) -> bool:
     """Whether some line of the files that are in use stops batch norm's statistics, or calls what may do so."""
     used = {m for module in facts.modules for m in module.imported}
     used |= {e.function.module for e, _, _ in training_forwards(facts, managed=True)}
-    for event in facts.of("layer mode", "mode"):
+    for event in facts.set_to(EVAL, "layer mode", "mode"):
         function = event.function
-        layers = event.kind == "layer mode" or in_module(function) or (event.obj and facts.is_layer(event.obj))
+        layers = event.kind == "layer mode" or in_module(function) or facts.is_layer(event.obj)
         alive = not function.name or (function.name in facts.called and _hidden_by(function) is None)
-        if event.data["mode"] == EVAL and layers and function.module in used and alive:
+        if layers and function.module in used and alive:
             return True
     defined = {f.name for m in facts.modules for f in m.functions}
     return any(BY_OTHERS.search(name) for name in facts.called - defined) or not facts.mentioned.isdisjoint(FREEZERS)
