@@ -63,7 +63,7 @@ CASES = {
     ]),
     "BN414": ([
         ("def mean(states):\n    total = copy.deepcopy(states[0])\n    for k in total.keys():\n        for s in states[1:]:\n            total[k] += s[k]\n        total[k] = torch.div(total[k], len(states))\n    return total\nmean([Net().state_dict(), Net().state_dict()])", "note"),
-        "def mean(states):\n    total = copy.deepcopy(states[0])\n    for k in total.keys():\n        for s in states[1:]:\n            total[k] += s[k]\n        total[k] *= 1 / len(states)\n    return total\nmean([Net().state_dict(), Net().state_dict()])",
+        "def mean(states):\n    total = copy.deepcopy(states[0])\n    for k in total.keys():\n        for s in states[1:]:\n            total[k] += s[k]\n        total[k] /= len(states)\n    return total\nmean([Net().state_dict(), Net().state_dict()])",
     ], []),
     "BN421": ([
         ("net = Net()\nif args.fp16:\n    net.half()\noptimizer = optim.SGD(net.parameters(), 0.1)\n" + TRAINS, "note"),
