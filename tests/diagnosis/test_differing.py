@@ -53,6 +53,9 @@ def words(seed, shift=0):
 def test_tokens_and_padding():
     assert compared(words(0), words(1)).words == ""
     assert "tokens occur with other frequencies" in compared(words(0), words(1, shift=7)).words
+    short = torch.where(torch.arange(20) < 4, words(1), 0)
+    share = (short == 0).double().mean()
+    assert f"number 0 takes up {share:.0%} of evaluation inputs" in compared(words(0), short).words
     front = torch.stack([row.roll(int((row == 0).sum())) for row in words(1)])
     assert "padding takes up 42% in front and 1% behind of evaluation inputs" in compared(words(0), front).words
     short = torch.cat([signals(1)[..., :48], torch.zeros(300, 2, 48)], 2)
@@ -117,3 +120,36 @@ def test_statistics_of_each_kind_are_tried_before_they_are_advised():
     assert first.fix.startswith("per-domain statistics: batchnorm.convert(model), and with batchnorm.bank")
     assert report.evidence.by_domain.after > report.evidence.metric("exact") + 0.1
     assert report.evidence.passes <= 8
+
+
+def by_frequency(count, low, shares, seed):
+    """Sequences around 0 whose class, the model's output, is their frequency."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.multinomial(torch.tensor(shares), count, replacement=True, generator=g)
+    tone = low * (1 + y[:, None, None])
+    phase = 6.28 * torch.rand(count, 1, 1, generator=g)
+    return (tone * torch.arange(64) + phase).sin() + 0.1 * torch.randn(count, 1, 64, generator=g), y
+
+
+@pytest.mark.parametrize(("low", "by_class"), [(0.2, True), (0.1, False)])
+def test_other_shares_of_predicted_classes_explain_no_other_spectrum_within_them(low, by_class):
+    """The mean of every class is 0, whatever its frequency; half of it is another class to the model, or none."""
+    a, b = Sample(), Sample()
+    x, y = by_frequency(600, 0.2, [1.0, 1.0, 1.0], 0)
+    a.add(x, nn.functional.one_hot(y, 3).float())
+    x, y = by_frequency(600, low, [1.0, 6.0, 1.0], 1)
+    b.add(x, nn.functional.one_hot(y, 3).float())
+    found = difference(a, b)
+    assert found.by_class == by_class
+    assert ("times as fast" in found.words) != by_class
+
+
+def test_another_length_is_said_though_the_predicted_classes_have_other_shares():
+    a, b = Sample(), Sample()
+    x, y = by_frequency(600, 0.2, [1.0, 1.0, 1.0], 0)
+    a.add(x, nn.functional.one_hot(y, 3).float())
+    x, y = by_frequency(600, 0.2, [1.0, 6.0, 1.0], 1)
+    b.add(x[:, :, ::2], nn.functional.one_hot(y, 3).float())
+    found = difference(a, b)
+    assert not found.by_class
+    assert "evaluation inputs are 32, training inputs 64" in found.words

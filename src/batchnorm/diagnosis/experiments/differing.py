@@ -115,9 +115,10 @@ def difference(training: Sample, evaluation: Sample) -> Change:
     padded = bool(found) and "padding" in found[-1].words
     a, b = View(x), View(y)
     if not padded and (apart(a, b) > 0 or by_spectrum(a, b)[1] > 0):
-        if _only_classes(a.grid.double(), b.grid.double(), training, evaluation):
+        only_classes = _only_classes(a, b, training, evaluation)
+        if only_classes and not found:
             return Change("the classes have other shares", by_class=True)
-        found += _explained(a, b, spectra=not found)
+        found += [] if only_classes else _explained(a, b, spectra=not found)
     elif not found:
         found += turned(a, b)
     return _said(found)
@@ -295,16 +296,27 @@ def _tokens(training: Sample, evaluation: Sample) -> str:
     whole = sum(functional.pad(v, (0, size - len(v))) for v in (one, two))
     far, chance = variation(whole, other), variation(one, two)  # pyright: ignore[reportArgumentType]
     chance *= (0.25 + 0.25 * len(rows) / max(evaluation.count, 1)) ** 0.5
-    if far < max(CLASSES, 2 * chance):
+    limit = max(CLASSES, 2 * chance)
+    if far < limit:
         return ""
+    size = max(len(whole), len(other))  # pyright: ignore[reportArgumentType]
+    p, q = (functional.pad(v, (0, size - len(v))).double() for v in (whole, other))  # pyright: ignore
+    most = int((p / p.sum() - q / q.sum()).abs().argmax())
+    others = torch.arange(size) != most
+    if variation(p[others], q[others]) < limit:
+        return (
+            f"number {most} takes up {q[most] / q.sum():.0%} of evaluation inputs, {p[most] / p.sum():.0%} of training "
+            "inputs: padding of other lengths, or unknown words"
+        )
     return (
         f"tokens occur with other frequencies in evaluation inputs (total variation {far:.2f}; chance {chance:.2f}): "
         "another vocabulary, tokenizer or language"
     )
 
 
-def _only_classes(a: Tensor, b: Tensor, training: Sample, evaluation: Sample) -> bool:
+def _only_classes(one: View, other: View, training: Sample, evaluation: Sample) -> bool:
     """Whether other shares of the predicted classes explain the difference: within a class the inputs agree."""
+    a, b = one.grid.double(), other.grid.double()
     if not training.classes or not evaluation.classes:
         return False
     first, second = torch.cat(training.classes), torch.cat(evaluation.classes)
@@ -329,7 +341,11 @@ def _only_classes(a: Tensor, b: Tensor, training: Sample, evaluation: Sample) ->
     if weight < 0.5 * len(b):
         return False
     shift, left = (math.sqrt(max(v, 0.0)) for v in (moved(a, b), within / weight))
-    return left < max(0.5 * shift, 0.1) and abs(sum(wide) / len(wide)) < SCALE
+    if left >= max(0.5 * shift, 0.1) or abs(sum(wide) / len(wide)) >= SCALE:
+        return False
+    members = [(torch.where(first == label)[0], int((second == label).sum())) for label in torch.unique(second)]
+    rows = torch.cat([at[torch.arange(count) % len(at)] for at, count in members if len(at)])
+    return by_spectrum(View(one.x[rows]), other)[1] <= EXPLAINS * by_spectrum(one, other)[1]
 
 
 def variation(a: Tensor, b: Tensor) -> float:
