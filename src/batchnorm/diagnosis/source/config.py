@@ -73,12 +73,8 @@ def codes(value: object, name: str) -> tuple[str, ...]:
     """A list of codes or beginnings of codes, checked against those that exist."""
     from batchnorm.diagnosis.source.rules import LOOKS
 
-    check(
-        isinstance(value, list | tuple) and all(isinstance(v, str) for v in value),
-        name,
-        "a list of codes such as 'BN405'",
-        repr(value),
-    )
+    listed = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    check(listed, name, "a list of codes such as 'BN405'", repr(value))
     for code in value:  # pyright: ignore[reportGeneralTypeIssues]
         known = bool(code) and any(known.startswith(code) for known in LOOKS)
         check(known, name, "made of codes such as 'BN405', or their beginnings, such as 'BN4'", repr(code))

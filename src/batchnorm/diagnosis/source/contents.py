@@ -10,7 +10,7 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source.names import DROPOUT, is_layer, last, made_by
-from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Module
+from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo
 from batchnorm.diagnosis.source.syntax import name_of, of_self
 from batchnorm.diagnosis.source.values import Choice, External, Obj, Partial, Tuple
 
@@ -160,7 +160,7 @@ class Contents:
         if key in self._scanned:
             return self._scanned[key]
         self._scanned[key] = (NO, False, [])
-        scan = _Scan(self, info.module, info, dict(given))
+        scan = _Scan(self, info, dict(given))
         if isinstance(info, ClassInfo):
             for method in info.methods.values():
                 scan.given = dict(given) if method.name == "__init__" else {}
@@ -182,10 +182,8 @@ class Contents:
 class _Scan:
     """One walk over a body: which layer classes it reaches, and under which conditions."""
 
-    def __init__(
-        self, contents: Contents, module: Module, root: ClassInfo | FunctionInfo, given: dict[str, Any] | None = None
-    ) -> None:
-        self.contents, self.module, self.root, self.given = contents, module, root, given or {}
+    def __init__(self, contents: Contents, root: ClassInfo | FunctionInfo, given: dict[str, Any]) -> None:
+        self.contents, self.module, self.root, self.given = contents, root.module, root, given
         self.level, self.dropout, self.layers = NO, False, []
         self.defaults: dict[str, Any] = {}
         self.held: list[str] = []  # the attribute that each layer, found in the class itself, is in

@@ -8,7 +8,6 @@ import ast
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.syntax import dotted, name_of, variables
 
 DETACHES = ("detach", "item", "numpy", "tolist", "argmax", "detach_", "data", "long", "bool", "argsort", "grad")
@@ -101,10 +100,10 @@ class Outputs:
         elif isinstance(node, ast.With | ast.AsyncWith):
             quiet = 0
             for item in node.items:
-                flow = self.ev(item.context_expr)
                 context = item.context_expr
-                name = last(dotted(context.func if isinstance(context, ast.Call) else context))
-                quiet += name in ("no_grad", "inference_mode")
+                flow = self.ev(context)
+                named = name_of(context.func if isinstance(context, ast.Call) else context)
+                quiet += named in ("no_grad", "inference_mode")
                 if item.optional_vars is not None:
                     self.bind(item.optional_vars, flow, None)
             self.without_gradients += quiet

@@ -123,10 +123,9 @@ class Calls(Methods):
     def construct(self, node: ast.Call, info: ClassInfo, args: list[Any], keywords: dict[str, Any]) -> Any:
         """An instance of a class of the linted files."""
         made = self.program.obj((node, id(info)), lambda: Obj("instance", info.name, info=info, node=node))
-        for value in (*args, *keywords.values()):
-            for option in options(value):
-                if isinstance(option, Class | Obj | External | Partial):
-                    made.flows_from(option)
+        for option in (o for value in (*args, *keywords.values()) for o in options(value)):
+            if isinstance(option, Class | Obj | External | Partial):
+                made.flows_from(option)
         self.born.setdefault(made, tuple(self.tests))
         if info.is_module:
             self.state.modes[made] = Mode(TRAIN)

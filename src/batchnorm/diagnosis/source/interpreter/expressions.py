@@ -253,9 +253,8 @@ class Expressions(Calls):
         made = self.program.obj((node, "dict"), lambda: Obj("dict", "dict", node=node))
         made.flows_from(value)
         filtered = [test for generator in node.generators for test in generator.ifs]
-        sources = [self.ev(g.iter) for g in node.generators]
-        if filtered and len(sources) == 1:
-            self.event("filter", node, made, source=sources[0], tests=filtered)
+        if filtered and len(node.generators) == 1:
+            self.event("filter", node, made, tests=filtered)
         return made
 
     def ev_Starred(self, node: ast.Starred | ast.Await) -> Any:

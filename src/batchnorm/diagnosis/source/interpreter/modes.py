@@ -73,15 +73,11 @@ class Modes(Walk):
     def set_mode(self, value: Any, mode: str, node: ast.AST) -> None:
         """`x.train()` and `x.eval()`, for all that x can be."""
         for obj in {id(o): o for o in (canonical(o) for o in objects_in(value))}.values():
-            if obj.kind == "layer":
-                self.set_layers(obj.info, mode, node, obj)
-                continue
-            if obj.kind == "batch norm":
-                self.set_layers(obj.parent, mode, node, obj)
+            if obj.kind in ("layer", "batch norm"):
+                self.set_layers(obj.info if obj.kind == "layer" else obj.parent, mode, node, obj)
                 continue
             event = self.event("mode", node, obj, mode=mode)
-            layers = self.layers_mode(obj)
-            event.seen(self.situation(obj, self.mode(obj) or Mode(UNKNOWN), layers=layers))
+            event.seen(self.situation(obj, self.mode(obj) or Mode(UNKNOWN)))
             self.switch(obj, Mode(mode, node, self.info))
 
     def switch(self, obj: Obj, mode: Mode) -> None:

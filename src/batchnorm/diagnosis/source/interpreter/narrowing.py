@@ -32,17 +32,13 @@ class Narrowing(Containers):
                 found.update(self.narrow(value)[0])
             return (found, {}) if isinstance(test.op, ast.And) or len(found) == 1 else ({}, {})
         name = self._tested_layer(test)
-        if name is None:
+        value = self.state.env.get(name) if name is not None else None
+        if name is None or not isinstance(value, Obj):
             return {}, {}
-        value = self.state.env.get(name)
-        if isinstance(value, Obj):
-            owner = value.info if value.kind == "layer" else value
-            narrowed = self.program.obj(
-                (id(test), id(value)),
-                lambda: Obj("batch norm", name, parent=owner if isinstance(owner, Obj) else None, info=value),
-            )
-            return {name: narrowed}, {}
-        return {}, {}
+        owner = value.info if value.kind == "layer" else value
+        parent = owner if isinstance(owner, Obj) else None
+        key = (id(test), id(value))
+        return {name: self.program.obj(key, lambda: Obj("batch norm", name, parent=parent, info=value))}, {}
 
     def _tested_layer(self, test: ast.AST) -> str | None:
         """The name that a test finds to be batch norm, by its class or by its class's name."""
@@ -67,15 +63,10 @@ class Narrowing(Containers):
 
     def _is_layer_class(self, node: ast.AST) -> bool:
         value = self.ev(node)
+        # `self.norm_layer` too
         held = [o for s in inflow(value) for o in options(s)] if isinstance(value, Obj) else options(value)
-        for option in held:  # `self.norm_layer` too
-            if isinstance(option, External) and is_layer(option.name):
-                return True
-            if isinstance(option, Class) and any(
-                isinstance(a, External) and is_layer(a.name) for a in option.info.ancestors()
-            ):
-                return True
-        return False
+        bases = (b for o in held for b in (o.info.ancestors() if isinstance(o, Class) else [o]))
+        return any(isinstance(b, External) and is_layer(b.name) for b in bases)
 
     def _named(self, node: ast.AST) -> str | None:
         """Of `name` in `name = m.__class__.__name__`, m."""

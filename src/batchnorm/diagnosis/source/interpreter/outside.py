@@ -97,7 +97,7 @@ class Outside(Summaries):
             found = [a for a in args if objects_in(a)]
             return Tuple(tuple(args)) if len(args) > 1 else found[0] if found else first
         if name in CHECKPOINT and args:
-            self.event("checkpoint", node, None, what=first, arguments=args[1:])
+            self.event("checkpoint", node, None, what=first)
             return None
         attribute = word(args, 1)
         if name == "getattr" and attribute is not None:

@@ -128,7 +128,7 @@ class Statements(Expressions):
         if isinstance(old, Const) and isinstance(new, Const):
             value = arithmetic(node.op, old, new)
         if isinstance(old, Form) and old.live and isinstance(value, Form):
-            self.written(node, old, value, augmented=True)
+            self.written(node, old, value)
             return
         self.bind(target, value, node)
 
@@ -139,11 +139,8 @@ class Statements(Expressions):
             if target.id in self.globals:
                 self.info.module.slot(target.id).flows_from(value)
         elif isinstance(target, ast.Tuple | ast.List):
-            if (
-                isinstance(value, Tuple)
-                and len(value.items) == len(target.elts)
-                and not any(isinstance(t, ast.Starred) for t in target.elts)
-            ):
+            starred = any(isinstance(t, ast.Starred) for t in target.elts)
+            if isinstance(value, Tuple) and len(value.items) == len(target.elts) and not starred:
                 for t, v in zip(target.elts, value.items, strict=True):
                     self.bind(t, v, node)
             else:
@@ -180,9 +177,8 @@ class Statements(Expressions):
         for owner in options(base):
             if not isinstance(owner, Obj):
                 continue
-            if name in STATISTICS and (
-                not isinstance(owner.info, ClassInfo) or owner.kind != "self" or owner.info.is_module
-            ):
+            of_module = not isinstance(owner.info, ClassInfo) or owner.kind != "self" or owner.info.is_module
+            if name in STATISTICS and of_module:
                 self.assign_statistic(owner, name, value, node)
                 if owner.kind == "self":
                     self.state.heap[owner, name] = value

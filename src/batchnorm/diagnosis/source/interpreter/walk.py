@@ -110,9 +110,8 @@ class Walk:
             (only,) = flows
             held = isinstance(only, Obj) and only.kind in ("list", "dict", "iteration", "zip", "state")
             return only if held or isinstance(only, Const | External | Class) else slot
-        elif flows and all(isinstance(f, Const) for f in flows) and len(flows) <= 2 and info is not None:
-            return None if name == "training" else slot
-        return slot
+        literal = len(flows) == 2 and all(isinstance(f, Const) for f in flows)
+        return None if literal and info is not None and name == "training" else slot
 
     def statistic(self, owner: Obj, name: str) -> Form:
         """A running statistic as a tensor."""

@@ -113,13 +113,16 @@ def belongs(facts: Facts, owner: ClassInfo | None, part: Obj | None) -> bool:
     return any(e.obj is owner.self_obj and part in options(e.data["value"]) for e in facts.of("attribute"))
 
 
+def _unset(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
+    """Whether nothing in the program sees to the mode of a model's part."""
+    put = any(e.obj is not None and within(e.obj, part) for e in facts.of("mode", "layer mode"))
+    return not put and owner.method("train") is None
+
+
 def _lasts(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
-    """Whether nothing in the program sees to the mode of a model's frozen part."""
-    if owner.method("train") is not None:
-        return False
-    if any(e.obj is not None and within(e.obj, part) for e in facts.of("mode", "layer mode")):
-        return False
-    return not any(e.obj is not None and within(e.obj, part) and e.data["no_grad"] is True for e in facts.of("forward"))
+    """Whether nothing in the program sees to the mode of a model's frozen part, or runs it without gradients."""
+    quiet = (e.obj for e in facts.of("forward") if e.obj is not None and e.data["no_grad"] is True)
+    return _unset(facts, owner, part) and not any(within(o, part) for o in quiet)
 
 
 def _trains_layers(facts: Facts, owner: ClassInfo) -> int:
@@ -144,10 +147,7 @@ def _without_gradients(facts: Facts) -> Iterator[Said]:
             continue
         if facts.has(part) != YES or not facts.pretrained(part) or is_average(facts, part) or teaches(event):
             continue
-        put = any(e.obj is not None and within(e.obj, part) for e in facts.of("mode", "layer mode"))
-        if put or owner.method("train") is not None:
-            continue
-        if any(_may_be(facts, obj, owner, part) for obj in running):
+        if _unset(facts, owner, part) and any(_may_be(facts, obj, owner, part) for obj in running):
             yield _said(event, part.path, "", how="no_grad")
 
 

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import Facts, Said, said
-from batchnorm.diagnosis.source.syntax import reads
+from batchnorm.diagnosis.source.syntax import name_of, reads
 from batchnorm.diagnosis.source.values import Const, Obj
 
 
@@ -20,13 +20,9 @@ def flipped_tracking(facts: Facts) -> Iterator[Said]:
         every = reads(event.function.node, "modules", "named_modules", "children")
         if not every and event.obj.kind not in ("batch norm", "layer", "parameter"):
             continue
-        without = any(
-            isinstance(n, ast.Assign)
-            and isinstance(n.value, ast.Constant)
-            and n.value.value is None
-            and any(isinstance(t, ast.Attribute) and t.attr in ("running_mean", "running_var") for t in n.targets)
-            for n in ast.walk(event.function.node)
-        )
+        assigned = (n for n in ast.walk(event.function.node) if isinstance(n, ast.Assign))
+        nones = [t for n in assigned if ast.unparse(n.value) == "None" for t in n.targets]
+        without = any(name_of(t) in ("running_mean", "running_var") for t in nones)
         restored = any(e not in off and e.function.module is event.function.module for e in flips)
         if without or restored:
             continue

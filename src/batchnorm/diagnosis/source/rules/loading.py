@@ -10,7 +10,7 @@ from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
 from batchnorm.diagnosis.source.project import Function, Module
 from batchnorm.diagnosis.source.rules.averages import BUFFERS
 from batchnorm.diagnosis.source.rules.forwards import forwards
-from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, spelled, strings
+from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, reads, spelled, strings
 from batchnorm.diagnosis.source.trace import TRAIN
 from batchnorm.diagnosis.source.values import Const, Form, Obj, canonical, objects_in, options
 
@@ -51,11 +51,9 @@ def _left_out(module: Module, node: ast.AST, sure: bool) -> Said:
 
 def _keeps_parameters(test: ast.AST) -> bool:
     """`k in dict(model.named_parameters())`, which has no buffers."""
-    return (
-        isinstance(test, ast.Compare)
-        and isinstance(test.ops[0], ast.In)
-        and any(isinstance(n, ast.Attribute) and n.attr == "named_parameters" for n in ast.walk(test.comparators[0]))
-    )
+    if not isinstance(test, ast.Compare) or not isinstance(test.ops[0], ast.In):
+        return False
+    return reads(test.comparators[0], "named_parameters")
 
 
 def _not_strict(call: ast.Call) -> bool:

@@ -162,11 +162,9 @@ def _aside(facts: Facts, event: Event, c: Context) -> str:
         return "runs forward in train mode for the gradient of its input"
     if not facts.trains(event) or facts.has(c.obj) != YES:
         return ""
-    inside = {id(n) for n in ast.walk(event.node)}
-    if any(
-        isinstance(v, Obj) and v.kind == "external" and NUMBERS.match(v.info[0]) and id(v.node) in inside
-        for v in event.data["inputs"]
-    ):
+    given = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
+    made = [v.node for v in given if NUMBERS.match(v.info[0])]
+    if any(n in made for n in ast.walk(event.node)):
         return "runs forward in train mode on made-up data"
     if c.no_grad is True and not _unused(facts, event, c):
         return "runs forward under no_grad in the train mode of a training step"

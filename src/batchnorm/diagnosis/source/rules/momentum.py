@@ -44,10 +44,10 @@ def layers(facts: Facts) -> Iterator[Numbers]:
         starred = any(isinstance(a, ast.Starred) for a in call.args)
 
         at = {"torch": 2, "Keras": 1, "Flax": -1}[framework]
+        second = framework == "torch" and len(call.args) > 1 and not starred
         momentum = keywords.get("momentum", args[at] if 0 <= at < len(args) and not starred else None)
-        eps = keywords.get("eps", args[1] if framework == "torch" and len(args) > 1 and not starred else None)
-        plain = framework == "torch" and not starred
-        eps_node = call.args[1] if plain and len(call.args) > 1 else None
+        eps = keywords.get("eps", args[1] if second else None)
+        eps_node = call.args[1] if second else None
         numbers = facts.numbers(momentum) if tracked else []
         yield Numbers(event, call, framework, numbers, facts.numbers(eps), eps_node)
 

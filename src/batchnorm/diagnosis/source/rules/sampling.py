@@ -14,19 +14,16 @@ SAVES = re.compile(r"(^|\.)(save_image|make_grid|imsave|imshow|add_images?|imwri
 
 def sampled_in_train(facts: Facts) -> Iterator[Said]:
     """BN428: samples drawn under no_grad in train mode; sure where the weights were loaded and nothing trains."""
-    saved = {id(f) for e in facts.of("outside", "method") if SAVES.search(e.data["name"]) for f in _outputs(facts, e)}
+    shown = (v for e in facts.of("outside", "method") if SAVES.search(e.data["name"]) for v in e.data["args"][:3])
+    saved = {id(f) for value in shown for f in facts.forwards_of(value)}
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or not generates(event):
             continue
         if c.no_grad is not True and not infers(facts, event, c) and not _shown(facts, event, saved):
             continue
-        if (
-            c.layers is not None
-            or level != YES
-            or facts.fate(event).feeds
-            or measures(facts, event, c)
-            or is_average(facts, c.obj)
-        ):
+        if c.layers is not None or level != YES or facts.fate(event).feeds:
+            continue
+        if measures(facts, event, c) or is_average(facts, c.obj):
             continue
         name = called(event)
         only = c.loaded and c.mode.node is None and not any(facts.steps(f.module) for f in (event.function, c.function))
@@ -37,11 +34,6 @@ def sampled_in_train(facts: Facts) -> Iterator[Said]:
             f"{name}.eval() before" + ("" if only else f", {name}.train() after"),
             sure=only,
         )
-
-
-def _outputs(facts: Facts, event: Event) -> list[Event]:
-    """The forwards whose outputs a call is given."""
-    return [f for value in event.data["args"][:3] for f in facts.forwards_of(value)]
 
 
 def _shown(facts: Facts, event: Event, saved: set[int]) -> bool:

@@ -36,11 +36,7 @@ def small_batches(facts: Facts) -> Iterator[Said]:
             one = largest == 1
             where = f"(line {event.line} of {file_of(event)})"
             option = next((o for v in _size(loader, through) for o in map(facts.option, facts.aliases(v)) if o), None)
-            by = (
-                ""
-                if option is None
-                else f"--{option.name} of the loader in line {loader.line} is {largest} by default: "
-            )
+            by = f"--{option.name} of the loader in line {loader.line} is {largest} by default: " if option else ""
             yield Said(
                 loader.function.module if option is None else option.module,
                 call if option is None else option.node,

@@ -60,11 +60,8 @@ def _in_a_constructor(facts: Facts) -> Iterator[Said]:
             continue
         known = [e for e in trained if facts.holds(e.obj, owner)]
         others = [e for e in trained if facts.has(e.obj) != NO and _made(e.obj)]
-        if (
-            not (facts.steps_anywhere or lightning)
-            or not (known or others or lightning)
-            or (owner.name not in facts.mentioned and owner.method("training_step") is None)
-        ):
+        trains = lightning or (facts.steps_anywhere and (known or others))
+        if not trains or (owner.name not in facts.mentioned and owner.method("training_step") is None):
             continue
         undo = (known or others or [None])[0]
         where = f" in line {undo.line} of {file_of(undo)}" if undo is not None else " of the trainer"
@@ -82,14 +79,8 @@ def _maker(facts: Facts, event: Event) -> FunctionInfo | None:
     helper = event.function
     if helper.owner is not None or not helper.name:
         return None
-    makers = [
-        f
-        for m in facts.modules
-        if helper.name in m.text
-        for f in m.functions
-        if f.name == "__init__" and f.owner is not None and any(calls_by_name(n, helper.name) for n in ast.walk(f.node))
-    ]
-    return makers[0] if makers else None
+    inits = (f for m in facts.modules if helper.name in m.text for f in m.functions if f.name == "__init__" and f.owner)
+    return next((f for f in inits if any(calls_by_name(n, helper.name) for n in ast.walk(f.node))), None)
 
 
 def _belongs(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
