@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
-Said = Iterator[tuple[Any, ...]]
+Said = Iterator[Any]
 ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 
 
@@ -97,5 +97,9 @@ def _filled(fix: str, layer: str, values: dict[str, Any]) -> str:
 
 def apply_rules(rules: Iterable[Rule], evidence: Any) -> list[Finding]:
     """All findings, the most severe first, causes before symptoms: in the order of the rules."""
-    found = [finding for rule in rules for finding in rule.apply(evidence)]
+    return by_severity(finding for rule in rules for finding in rule.apply(evidence))
+
+
+def by_severity(found: Iterable[Finding]) -> list[Finding]:
+    """The most severe first."""
     return sorted(found, key=lambda finding: ORDER.index(finding.severity))

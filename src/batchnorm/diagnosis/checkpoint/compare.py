@@ -37,9 +37,8 @@ class Move:
 
 @dataclass
 class Comparison:
-    """Both files, the layers they share, and those the second lacks."""
+    """The second file, the layers that both share, and those it lacks."""
 
-    first: CheckpointEvidence
     second: CheckpointEvidence
     moves: dict[str, Move] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -49,7 +48,7 @@ class Comparison:
 
 def compare(first: CheckpointEvidence, second: CheckpointEvidence) -> Comparison:
     """Match layers by name, with or without the prefix a wrapper adds."""
-    found = Comparison(first, second)
+    found = Comparison(second)
     other = {_bare(name): layer for name, layer in second.layers.items()}
     for name, layer in first.layers.items():
         partner = other.get(_bare(name))

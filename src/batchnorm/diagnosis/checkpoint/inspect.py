@@ -10,7 +10,7 @@ from batchnorm.diagnosis.checkpoint.compare import COMPARISON_RULES, compare
 from batchnorm.diagnosis.checkpoint.evidence import CheckpointEvidence, gather
 from batchnorm.diagnosis.checkpoint.rules import CHECKPOINT_RULES
 from batchnorm.diagnosis.checkpoint.subject import CheckpointSubject
-from batchnorm.diagnosis.findings import Finding, apply_rules
+from batchnorm.diagnosis.findings import Finding, apply_rules, by_severity
 from batchnorm.diagnosis.report import Report
 from batchnorm.errors import BatchNormError
 
@@ -56,9 +56,7 @@ def inspect_checkpoint(path: str | Path, other: str | Path | None = None, *, key
         return Report(CheckpointSubject(first), apply_rules(CHECKPOINT_RULES, first))
     comparison = compare(first, gather(other, sample_others=True, key=key, name="other"))
     found = apply_rules(COMPARISON_RULES, comparison) + _of_each(first, comparison.second)
-    order = ("error", "warning", "note")
-    findings = sorted(found, key=lambda finding: order.index(finding.severity))
-    return Report(CheckpointSubject(first, comparison), findings)
+    return Report(CheckpointSubject(first, comparison), by_severity(found))
 
 
 def _of_each(first: CheckpointEvidence, second: CheckpointEvidence) -> list[Finding]:

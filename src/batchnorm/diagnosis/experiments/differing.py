@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -131,17 +131,15 @@ def _said(found: list[Change]) -> Change:
     applied, undone = [c.apply for c in found], [c.undo for c in reversed(found)]
     return Change(
         "; ".join(c.words for c in found),
-        apply=None if None in applied else lambda v: _through(applied, v),
-        undo=None if None in undone else lambda v: _through(undone, v),
+        apply=None if None in applied else lambda v: reduce(_then, applied, v),
+        undo=None if None in undone else lambda v: reduce(_then, undone, v),
         code=found[0].code if len(found) == 1 else "",
         usual=all(c.usual for c in found),
     )
 
 
-def _through(functions: Iterable[Any], v: Tensor) -> Tensor:
-    for function in functions:
-        v = function(v)
-    return v
+def _then(v: Tensor, function: Any) -> Tensor:
+    return function(v)
 
 
 def distances(x: View, y: View) -> tuple[Tensor, float]:

@@ -201,7 +201,8 @@ class Laboratory:
         """
         outcome = self._begin("rest")
         # Vectors of spectral norm, queues and counters move in train mode.
-        with preserved(self.model), same_random(self.model), modes(self.model, True, but=self._normalising()):
+        norms = batch_norm_layers(self.model).values()
+        with preserved(self.model), same_random(self.model), modes(self.model, True, but=norms):
             for index, batch in data:
                 output = self.forward(data, batch, index)
                 try:
@@ -233,17 +234,12 @@ class Laboratory:
                 except ValueError:
                     continue
 
-    def _normalising(self) -> list[nn.Module]:
-        return list(batch_norm_layers(self.model).values())
-
     def damage(
         self, data: Data, right: Statistics, stored: Statistics, order: list[str]
     ) -> tuple[dict[str, float], int]:
         """Attribution within one pass's worth of forwards."""
-        first = next(iter(data), None)
-        if first is None:
-            return {}, 0
-        found, used = attribute(self.model, self.active, right, stored, order, first[1], self.forward_fn, data.samples)
+        _, batch = next(iter(data))
+        found, used = attribute(self.model, self.active, right, stored, order, batch, self.forward_fn, data.samples)
         data.forwarded += used * (len(found) + 1)
         return found, used
 
@@ -251,18 +247,13 @@ class Laboratory:
         """Every call of a layer in one forward with statistics of its own, the last ones for any further call."""
         count = dict.fromkeys(statistics, 0)
 
-        def before(name: str) -> Callable[[nn.Module, Any], None]:
-            def put(module: nn.Module, args: Any) -> None:
-                pairs = statistics[name]
-                write(self.active[name], *pairs[min(count[name], len(pairs) - 1)])
-                count[name] += 1
-
-            return put
+        def put(name: str, x: Tensor, weight: Tensor | None) -> None:
+            pairs = statistics[name]
+            write(self.active[name], *pairs[min(count[name], len(pairs) - 1)])
+            count[name] += 1
 
         first = {name: pairs[0] for name, pairs in statistics.items()}
-        with swapped(self.active, first), ExitStack() as stack:
-            for name in statistics:
-                stack.callback(self.active[name].register_forward_pre_hook(before(name)).remove)
+        with swapped(self.active, first), self.hooks({name: self.active[name] for name in statistics}, put):
             return self.run(data, "by_call", before=lambda index: count.update(dict.fromkeys(count, 0)))
 
     def normalised(self, data: Data, layers: Layers) -> Statistics:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.experiments.scores import Scorer, Units
+from batchnorm.models.batches import tensors
 
 KEPT_BYTES = 64 << 20  # of outputs, for distances
 MOST_CLASSES = 4096
@@ -126,7 +127,4 @@ def effect(what: str, before: Outcome, after: Outcome, scorer: Scorer | None, no
 
 def first_output(output: Any) -> Tensor | None:
     """The first floating tensor in what a model returned."""
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    items = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    return next((t for t in map(first_output, items) if t is not None), None)
+    return next((t for t in tensors(output) if t.is_floating_point()), None)

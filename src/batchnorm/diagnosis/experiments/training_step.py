@@ -11,21 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.diagnosis.experiments.conditions import Layers
-from batchnorm.models.batches import call
+from batchnorm.models.batches import call, tensors
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.state import preserved
 
 
 @dataclass
 class TrainingStep:
-    """Per layer: whether its statistics moved, by how many updates in the backward, and whether `train()` reaches it.
-
-    refused is the error where the model could not take the step.
-    """
+    """Per layer: whether its statistics moved, and by how many updates in the backward; nothing of a step refused."""
 
     moved: dict[str, bool] = field(default_factory=dict)
     updates_in_backward: dict[str, int] = field(default_factory=dict)
-    refused: str = ""
 
 
 def left_in_eval(model: nn.Module, layers: Layers) -> set[str]:
@@ -55,8 +51,7 @@ def left_in_train(model: nn.Module, layers: Layers, batch: Any, forward_fn: Call
 def training_step(model: nn.Module, layers: Layers, batch: Any, forward_fn: Callable[..., Any] | None) -> TrainingStep:
     """Run forward and backward as `model.train()` would, then put back every buffer, gradient and flag.
 
-    A model that cannot take such a step on this batch (one value per channel, no floating output) says
-    so in refused; that is itself no finding.
+    That a model cannot take such a step on this batch (one value per channel, no floating output) is itself no finding.
     """
     step = TrainingStep(dict.fromkeys(layers, False), dict.fromkeys(layers, 0))
     before = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in layers.items()}  # pyright: ignore
@@ -76,8 +71,8 @@ def training_step(model: nn.Module, layers: Layers, batch: Any, forward_fn: Call
             for name, m in layers.items():
                 mean, var = before[name]
                 step.moved[name] = not (_same(mean, m.running_mean) and _same(var, m.running_var))
-    except (ValueError, RuntimeError, TypeError) as error:
-        return TrainingStep(refused=str(error))
+    except (ValueError, RuntimeError, TypeError):
+        return TrainingStep()
     return step
 
 
@@ -91,8 +86,5 @@ def _count(module: nn.Module) -> int:
 
 
 def _sum(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output.float().sum() if output.is_floating_point() else None
-    items = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    parts = [part for part in map(_sum, items) if part is not None]
+    parts = [t.float().sum() for t in tensors(output) if t.is_floating_point()]
     return torch.stack(parts).sum() if parts else None

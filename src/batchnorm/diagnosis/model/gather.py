@@ -6,6 +6,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -74,7 +76,7 @@ def gather(
     half = None if seconds is None else seconds / 2
     others = None if eval_loader is None else Data(eval_loader, samples, half, "eval_loader")
     scorer = None if metric is None else Scorer(metric, higher_is_better)
-    bar = progress_bar(range(int(PASSES) * _length(loader)), True, "diagnosing") if progress else nullcontext()
+    bar = progress_bar(range(int(PASSES) * length_hint(loader, 1)), True, "diagnosing") if progress else nullcontext()
     with held(inner), sync_on_cpu(layers), bar as advance:
         evidence.left_in_eval = left_in_eval(inner, layers)
         for name in evidence.left_in_eval:
@@ -83,17 +85,6 @@ def gather(
         lab = Laboratory(inner, layers, active, forward_fn, scorer, advance or (lambda steps: None))
         _measure(evidence, lab, data, others, attribution)
     return evidence
-
-
-def _passed_as_it_is(batch: Any) -> bool:
-    return isinstance(batch[0] if isinstance(batch, (tuple, list)) and batch else batch, torch.Tensor)
-
-
-def _length(loader: Any) -> int:
-    try:
-        return len(loader)
-    except TypeError:
-        return 1
 
 
 def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | None, attribution: bool) -> None:
@@ -133,16 +124,17 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
         _evaluate(evidence, lab, data, sample, others, exact)
     _served(evidence, lab, data, others)
     # The model is called with the batch's first tensor as it is: a hook can change it.
-    evidence.feeds_tensors = lab.forward_fn is None and _passed_as_it_is(next(iter(data))[1])
+    batch = next(iter(data))[1]
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    evidence.feeds_tensors = lab.forward_fn is None and isinstance(first, torch.Tensor)
     evidence.another_eps = another_eps(lab, data, rows, outcomes["stored"])
     own = [m for m in lab.active.values() if _has_own_forward(m)]
     if own and lab.scorer is not None and data.room(0.5):
         with suppress(UserCodeError):  # a class that turns its input first
             plain = lab.run(data, "as batch norm", as_batch_norm(own), every=2)
             evidence.as_batch_norm = effect("torch's batch norm", outcomes["stored"], plain, lab.scorer)
-    first = next(iter(data), None)
-    if first is not None and outcomes["batch"].batches:
-        evidence.step = training_step(lab.model, lab.layers, first[1], lab.forward_fn)
+    if outcomes["batch"].batches:
+        evidence.step = training_step(lab.model, lab.layers, batch, lab.forward_fn)
         for name, moved in evidence.step.moved.items():
             rows[name].modes = {"train": 1} if moved or name not in evidence.left_in_eval else {"eval": 1}
     if lab.scorer is not None:
@@ -150,7 +142,7 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     evidence.labelled = lab.scorer is not None and not lab.scorer.given
     evidence.passes = data.passes
     evidence.exact = exact or {}
-    evidence.attempt = _attempts(evidence, lab, data)
+    evidence.attempt = partial(_attempt, evidence, lab, data)
 
 
 def _has_own_forward(layer: nn.Module) -> bool:
@@ -363,19 +355,14 @@ def _unpaired(before: Outcome, after: Outcome, scorer: Scorer | None) -> Effect:
     return Effect("evaluation data", after.samples, before.mean, after.mean, worse, variance**0.5, count, scale)
 
 
-def _attempts(evidence: Evidence, lab: Laboratory, data: Data) -> Callable[[str, Statistics], Effect | None]:
+def _attempt(evidence: Evidence, lab: Laboratory, data: Data, what: str, statistics: Statistics) -> Effect | None:
     """Other statistics in some layers, on every second batch, while there is room; the model is held still."""
-
-    def attempt(what: str, statistics: Statistics) -> Effect | None:
-        if not data.room(0.5):
-            return None
-        with held(lab.model), sync_on_cpu(lab.layers):
-            after = lab.run(data, what, swapped(lab.active, statistics), every=2)
-        evidence.passes = data.passes
-        evidence.outcomes[what] = after
-        return effect(what, evidence.outcomes["stored"], after, lab.scorer)
-
-    return attempt
+    if not data.room(0.5):
+        return None
+    with held(lab.model), sync_on_cpu(lab.layers):
+        after = evidence.outcomes[what] = lab.run(data, what, swapped(lab.active, statistics), every=2)
+    evidence.passes = data.passes
+    return effect(what, evidence.outcomes["stored"], after, lab.scorer)
 
 
 def _random_modules(model: nn.Module) -> list[str]:

@@ -154,9 +154,14 @@ class LayerEvidence:
         return share, mixed / whole if whole > 0 else 1.0
 
 
+def trains_affine(module: _BatchNorm) -> bool | None:
+    """Whether weight or bias require gradients; None for a layer without."""
+    affine = [p.requires_grad for p in (module.weight, module.bias) if p is not None]
+    return any(affine) if affine else None
+
+
 def stored(name: str, module: _BatchNorm) -> LayerEvidence:
     """What a layer holds, copied to float64 on the CPU."""
-    affine = [p.requires_grad for p in (module.weight, module.bias) if p is not None]
     counter = module.num_batches_tracked
     mean, var = module.running_mean, module.running_var
     empty = torch.zeros(0, dtype=torch.float64)
@@ -170,7 +175,7 @@ def stored(name: str, module: _BatchNorm) -> LayerEvidence:
         training=module.training,
         tracks=module.track_running_stats,
         frozen=is_frozen(module),
-        trains_affine=any(affine) if affine else None,
+        trains_affine=trains_affine(module),
         mean=empty if mean is None else mean.detach().to("cpu", torch.float64, copy=True),
         var=empty if var is None else var.detach().to("cpu", torch.float64, copy=True),
         dtype=torch.float32 if var is None else var.dtype,

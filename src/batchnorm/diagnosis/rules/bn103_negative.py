@@ -5,6 +5,8 @@ Where no rounding explains it (BN104), running_var holds something else than var
 
 from __future__ import annotations
 
+from functools import partial
+
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
@@ -25,15 +27,11 @@ def look(e: Evidence) -> Said:
             yield layer.name, f"running_var is negative in {count} of {layer.var.numel()} channels"
 
 
-def broken() -> Example:
-    """One channel below zero."""
+def _first(variance: float) -> Example:
     model = network()
-    norms(model)[0].running_var[0] = -0.1
+    norms(model)[0].running_var[0] = variance
     return Example(model, batches())
 
 
-def healthy() -> Example:
-    """One channel of exactly zero."""
-    model = network()
-    norms(model)[0].running_var[0] = 0.0
-    return Example(model, batches())
+broken = partial(_first, -0.1)
+healthy = partial(_first, 0.0)

@@ -7,6 +7,8 @@ Or they are float32 and hold numbers of bfloat16 alone, of which the weights hol
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -34,11 +36,9 @@ def _rounded(values: Tensor) -> bool:
     return bool(values.bfloat16().double().equal(values)) and bool((values != values[:1]).any())
 
 
-def broken() -> Example:
-    """A whole model in bfloat16."""
-    return Example(network().bfloat16(), [x.bfloat16() for x in batches()])
+def _of(dtype: torch.dtype) -> Example:
+    return Example(network().to(dtype), [x.to(dtype) for x in batches()])
 
 
-def healthy() -> Example:
-    """In float64."""
-    return Example(network().double(), [x.double() for x in batches()])
+broken = partial(_of, torch.bfloat16)
+healthy = partial(_of, torch.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from batchnorm.diagnosis.findings import Example, Said
@@ -20,19 +22,14 @@ def look_at(layer: LayerEvidence) -> Said:
         yield f"running_var is exactly 0 in {zero} of {layer.var.numel()} channels: their input was constant"
 
 
-def broken() -> Example:
-    """A row of weights of zero."""
+def _scaled(by: float) -> Example:
+    """One channel's weights, small or zero."""
     model = network()
     with torch.no_grad():
-        model[0].weight[2].zero_()
+        model[0].weight[2] *= by
     settle(model, batches())
     return Example(model, batches())
 
 
-def healthy() -> Example:
-    """Small, but not constant."""
-    model = network()
-    with torch.no_grad():
-        model[0].weight[2] *= 1e-3
-    settle(model, batches())
-    return Example(model, batches())
+broken = partial(_scaled, 0.0)
+healthy = partial(_scaled, 1e-3)

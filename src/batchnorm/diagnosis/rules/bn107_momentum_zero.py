@@ -6,9 +6,11 @@ So the network is not trained with the statistics that inference uses. Also foun
 
 from __future__ import annotations
 
+from functools import partial
+
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.model.layer import LayerEvidence
-from batchnorm.diagnosis.rules.examples import batches, network, norms
+from batchnorm.diagnosis.rules.examples import batches, having, network, norms
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics, drifts
 
 TITLE = "momentum 0 in train mode"
@@ -34,8 +36,4 @@ def broken() -> Example:
     return Example(model, batches())
 
 
-def healthy() -> Example:
-    """Momentum None."""
-    model = network()
-    norms(model)[0].momentum = None
-    return Example(model, batches())
+healthy = partial(having, momentum=None)

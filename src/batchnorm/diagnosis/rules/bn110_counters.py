@@ -6,6 +6,8 @@ Where most counters are 0, those are the ones that were lost.
 
 from __future__ import annotations
 
+from functools import partial
+
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network, norms
@@ -38,15 +40,11 @@ def look(e: Evidence) -> Said:
             )
 
 
-def broken() -> Example:
-    """3 of 1000."""
+def _of_1000(count: int) -> Example:
     model = network(hidden=3)
-    norms(model)[0].num_batches_tracked.fill_(3)
+    norms(model)[0].num_batches_tracked.fill_(count)
     return Example(model, batches())
 
 
-def healthy() -> Example:
-    """Nearly alike."""
-    model = network(hidden=3)
-    norms(model)[0].num_batches_tracked.fill_(900)
-    return Example(model, batches())
+broken = partial(_of_1000, 3)
+healthy = partial(_of_1000, 900)

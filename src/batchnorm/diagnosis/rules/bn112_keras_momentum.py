@@ -8,13 +8,14 @@ another cause moved them, and it is a note.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from batchnorm.diagnosis.experiments.effect import Effect
-from batchnorm.diagnosis.findings import Example, Said
+from batchnorm.diagnosis.findings import Said
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence
-from batchnorm.diagnosis.rules.examples import batches, network, norms
+from batchnorm.diagnosis.rules.examples import having
 from batchnorm.diagnosis.rules.grounds import SURE as SURE
 from batchnorm.diagnosis.rules.grounds import by_statistics, drifts, ruled_out
 
@@ -54,8 +55,4 @@ def look(e: Any) -> Said:
             )
 
 
-def broken() -> Example:
-    """0.9 in one layer."""
-    model = network()
-    norms(model)[0].momentum = 0.9
-    return Example(model, batches())
+broken = partial(having, momentum=0.9)

@@ -5,9 +5,11 @@ To freeze a layer, `freeze`.
 
 from __future__ import annotations
 
-from batchnorm.diagnosis.findings import Example, Said
+from functools import partial
+
+from batchnorm.diagnosis.findings import Said
 from batchnorm.diagnosis.model.layer import LayerEvidence
-from batchnorm.diagnosis.rules.examples import batches, network, norms
+from batchnorm.diagnosis.rules.examples import having
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
 
 TITLE = "tracking switched off after construction"
@@ -25,8 +27,4 @@ def look_at(layer: LayerEvidence) -> Said:
         )
 
 
-def broken() -> Example:
-    """Switched off."""
-    model = network()
-    norms(model)[0].track_running_stats = False
-    return Example(model, batches())
+broken = partial(having, track_running_stats=False)

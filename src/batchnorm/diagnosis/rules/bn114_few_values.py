@@ -9,6 +9,8 @@ finite mean, so training normalises differently from inference whatever is store
 
 from __future__ import annotations
 
+from functools import partial
+
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.model.evidence import Evidence
@@ -46,11 +48,9 @@ def look(e: Evidence) -> Said:
             )
 
 
-def broken() -> Example:
-    """Batches of four."""
-    return Example(network(), list(data().split(4)))
+def _in_batches_of(size: int) -> Example:
+    return Example(network(), list(data().split(size)))
 
 
-def healthy() -> Example:
-    """Batches of 32."""
-    return Example(network(), list(data().split(32)))
+broken = partial(_in_batches_of, 4)
+healthy = partial(_in_batches_of, 32)

@@ -5,6 +5,8 @@ A last batch of one sample, a 1 x 1 feature map.
 
 from __future__ import annotations
 
+from functools import partial
+
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import data, network
@@ -20,11 +22,9 @@ def look_at(layer: LayerEvidence) -> Said:
         yield f"batch {layer.inputs.single} has one value per channel: it has no variance, and training stops there"
 
 
-def broken() -> Example:
-    """The last batch has one sample."""
-    return Example(network(), list(data(65).split(32)))
+def _samples(count: int) -> Example:
+    return Example(network(), list(data(count).split(32)))
 
 
-def healthy() -> Example:
-    """Two."""
-    return Example(network(), list(data(66).split(32)))
+broken = partial(_samples, 65)  # the last batch has one
+healthy = partial(_samples, 66)

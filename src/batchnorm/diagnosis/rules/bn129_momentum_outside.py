@@ -6,9 +6,11 @@ the statistics are right. `convert` refuses such a layer.
 
 from __future__ import annotations
 
-from batchnorm.diagnosis.findings import Example, Said
+from functools import partial
+
+from batchnorm.diagnosis.findings import Said
 from batchnorm.diagnosis.model.layer import LayerEvidence
-from batchnorm.diagnosis.rules.examples import batches, network, norms
+from batchnorm.diagnosis.rules.examples import having
 from batchnorm.diagnosis.rules.grounds import RECALIBRATE, drifts
 
 TITLE = "momentum outside [0, 1]"
@@ -28,15 +30,5 @@ def look_at(layer: LayerEvidence) -> Said:
         )
 
 
-def broken() -> Example:
-    """2 in train mode."""
-    model = network().train()
-    norms(model)[0].momentum = 2.0
-    return Example(model, batches())
-
-
-def healthy() -> Example:
-    """1 in train mode."""
-    model = network().train()
-    norms(model)[0].momentum = 1.0
-    return Example(model, batches())
+broken = partial(having, momentum=2.0)
+healthy = partial(having, momentum=1.0)

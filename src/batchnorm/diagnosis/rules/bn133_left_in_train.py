@@ -8,10 +8,10 @@ they come in, or change the output. With large shuffled batches the two agree: t
 from __future__ import annotations
 
 from functools import partial
+from operator import attrgetter
 
 from torch import Tensor, nn
 
-from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import accuracy, labelled, network, norms
@@ -20,11 +20,7 @@ from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
 TITLE = "in train mode after eval()"
 SEVERITY = "warning"
 FIX = "{code}batchnorm.freeze(model)  # or let the model's train() reach its batch norm layers"
-
-
-def predicts(e: Evidence) -> Effect | None:
-    """The stored statistics instead of the batch's, as the model is used."""
-    return e.served
+predicts = attrgetter("served")  # the stored statistics instead of the batch's, as the model is used
 
 
 def look(e: Evidence) -> Said:

@@ -7,11 +7,11 @@ another network. It is the cause if it does better than recalibrating; it is tri
 from __future__ import annotations
 
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
 
-from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, network, norms, squared_error
@@ -19,11 +19,7 @@ from batchnorm.diagnosis.rules.examples import answered, network, norms, squared
 TITLE = "class is not that of training"
 SEVERITY = "warning"
 FIX = "# build the model with torch's batch norm in the place of {kind}, and load the same weights"
-
-
-def predicts(e: Evidence) -> Effect | None:
-    """The metric with torch's forward, at the stored statistics."""
-    return e.as_batch_norm
+predicts = attrgetter("as_batch_norm")  # the metric with torch's forward, at the stored statistics
 
 
 def look(e: Evidence) -> Said:

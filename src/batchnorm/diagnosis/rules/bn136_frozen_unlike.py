@@ -8,10 +8,10 @@ are another model's, or were frozen too early. Exact statistics are tried in the
 from __future__ import annotations
 
 from functools import partial
+from operator import attrgetter
 
 import torch
 
-from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import answered, network, norms, squared_error
@@ -23,11 +23,7 @@ FIX = (
     "batchnorm.unfreeze(model); batchnorm.recalibrate(model, loader); batchnorm.freeze(model)  "
     "# or keep them, and train on so"
 )
-
-
-def predicts(e: Evidence) -> Effect | None:
-    """Exact statistics in the frozen layers."""
-    return e.frozen
+predicts = attrgetter("frozen")  # exact statistics in the frozen layers
 
 
 def look(e: Evidence) -> Said:

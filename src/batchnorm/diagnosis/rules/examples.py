@@ -40,6 +40,14 @@ def healthy() -> Example:
     return Example(network(), batches())
 
 
+def having(**attributes: Any) -> Example:
+    """The network with other attributes of its first batch norm layer."""
+    model = network()
+    for name, value in attributes.items():
+        setattr(norms(model)[0], name, value)
+    return Example(model, batches())
+
+
 @torch.no_grad()
 def settle(model: nn.Module, loader: list[Tensor]) -> None:
     """Right statistics, and the counter of a long training."""

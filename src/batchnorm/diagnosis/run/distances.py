@@ -28,10 +28,7 @@ def moved(module: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor
     """
     weight = gain(module) or 1.0
     new_mean, new_var = hold(module)
-    scale = var.clamp_min(0) + module.eps
-    shift = (new_mean - mean) / weight / scale.sqrt()
-    batch_var = var + (new_var - var) / weight
-    return shift, ((batch_var.clamp_min(0) + module.eps) / scale).log()
+    return _apart(module, (new_mean - mean) / weight, var, var + (new_var - var) / weight)
 
 
 @torch.no_grad()
@@ -41,6 +38,9 @@ def sampled(module: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     part = part if part.numel() > part.shape[1] else x
     var, mean = torch.var_mean(part.transpose(0, 1).flatten(1), 1)
     running_mean, running_var = hold(module)
-    scale = running_var.clamp_min(0) + module.eps
-    shift = (mean - running_mean) / scale.sqrt()
-    return shift, ((var + module.eps) / scale).log()
+    return _apart(module, mean - running_mean, running_var, var)
+
+
+def _apart(module: _BatchNorm, step: Tensor, var: Tensor, batch_var: Tensor) -> tuple[Tensor, Tensor]:
+    scale = var.clamp_min(0) + module.eps
+    return step / scale.sqrt(), ((batch_var.clamp_min(0) + module.eps) / scale).log()

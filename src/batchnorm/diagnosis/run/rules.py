@@ -153,15 +153,8 @@ def too_few_steps(e: RunEvidence) -> Said:
     steps = e.planned if e.planned is not None else e.steps if e.closed else None
     for layer in e.layers.values():
         m = layer.momentum
-        fair = (
-            layer.fades
-            and layer.started_initial
-            and m is not None
-            and 0 < m < 1
-            and not layer.frozen
-            and layer.calls > 0
-        )
-        if steps and fair and m is not None:
+        fair = layer.fades and layer.started_initial and not layer.frozen and layer.calls > 0
+        if steps and fair and m is not None and 0 < m < 1:
             a_step = layer.calls / max(e.steps, 1) if e.steps else 1.0
             left = (1 - m) ** (steps * max(a_step, 1.0))
             if left > REMAINS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.arguments import a_flag, a_module_with_values, arguments, instance, whole
 from batchnorm.diagnosis.findings import Finding, apply_rules
+from batchnorm.diagnosis.model.layer import trains_affine
 from batchnorm.diagnosis.report import Report
 from batchnorm.diagnosis.run.distances import hold, moved, sampled
 from batchnorm.diagnosis.run.evidence import Lag, LayerRun, Point, RunEvidence, gain, window
@@ -134,9 +135,7 @@ class Watch(Report):
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -184,7 +183,7 @@ class Watch(Report):
         self._forwards_in_step += name == ""
         self.run.forwards += 1
 
-    def _leave(self, name: str, part: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, name: str, *_: Any) -> None:
         if name in self._inside:
             last = len(self._inside) - 1 - self._inside[::-1].index(name)
             del self._inside[last:]
@@ -213,7 +212,7 @@ class Watch(Report):
         layer, tally = self.run.layers[name], self._tallies[name]
         if not module.training:
             if torch.is_grad_enabled() and not recomputing() and not is_frozen(module):
-                trains = _requires_grad(args) or _trains(module) is True
+                trains = _requires_grad(args) or trains_affine(module) is True
                 tally.eval += 1
                 tally.stored += trains
                 tally.whole += trains and bool(self._inside) and not self._training
@@ -245,7 +244,7 @@ class Watch(Report):
             else:
                 self._held[name] = hold(module)
 
-    def _finish(self, name: str, module: _BatchNorm, args: tuple[Any, ...], output: Any) -> None:
+    def _finish(self, name: str, module: _BatchNorm, *_: Any) -> None:
         held = self._held.pop(name, None)
         if held is not None and not torch.compiler.is_compiling():
             self._seen[name] = moved(module, *held)
@@ -279,7 +278,7 @@ class Watch(Report):
         for index, (name, module) in enumerate(self._modules.items()):
             layer = self.run.layers[name]
             layer.momentum, layer.finite = next_momentum(module), layer.finite and bool(finite[index])
-            layer.frozen, layer.trains_affine = is_frozen(module), _trains(module)
+            layer.frozen, layer.trains_affine = is_frozen(module), trains_affine(module)
             layer.updates += max(counters[name] - old[name], 0)
             skipped = getattr(module, "num_batches_skipped", None)
             layer.skipped = 0 if skipped is None else int(skipped)
@@ -341,15 +340,10 @@ def _requires_grad(args: tuple[Any, ...]) -> bool:
 
 def _start(name: str, module: _BatchNorm) -> LayerRun:
     mean, var = module.running_mean, module.running_var
-    layer = LayerRun(name, next_momentum(module), is_frozen(module), _trains(module))
+    layer = LayerRun(name, next_momentum(module), is_frozen(module), trains_affine(module))
     layer.fades, layer.plain = fades_from_start(module), is_plain(module)
     layer.started_initial = bool((mean == 0).all() and (var == 1).all())  # pyright: ignore
     return layer
-
-
-def _trains(module: _BatchNorm) -> bool | None:
-    affine = [p.requires_grad for p in (module.weight, module.bias) if p is not None]
-    return any(affine) if affine else None
 
 
 def _runs(call: FrameType | None) -> bool:
