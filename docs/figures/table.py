@@ -203,6 +203,7 @@ def _diagnosis() -> Iterator[Claim]:
     for name, key in rows.items():
         yield _judged("judgement/independent.json", name, key)
         yield _judged("judgement/independent2.json", f"second half: {name}", key)
+        yield _judged("judgement/independent3.json", f"third corpus: {name}", key)
 
 
 def _judged(file: str, name: str, key: str) -> Claim:
