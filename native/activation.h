@@ -15,8 +15,8 @@ typedef int32_t VI __attribute__((vector_size(BN_BYTES)));
 // 2 ** n for -126 <= n <= 127.
 BN_INLINE VF power_of_two(VI n) { return (VF)((n + 127) << 23); }
 
-// Cody and Waite's reduction and a polynomial; within 1.5 units in the last place. Two factors, since one would overflow
-// before the result does.
+// Cody and Waite's reduction and a polynomial; within 1.5 units in the last place. Two factors, since one would
+// overflow before the result does.
 BN_INLINE VF exponential(VF x) {
     x = x > 90.0f ? splat(90.0f) : x < -110.0f ? splat(-110.0f) : x;
     const VF magic = splat(0x1.8p23f), shifted = x * 0x1.715476p0f + magic, whole = shifted - magic;
@@ -34,8 +34,8 @@ BN_INLINE VF exponential(VF x) {
 // exp(t * t / 2) times the normal distribution below -t, for t >= 0: a polynomial in (t - 4) / (t + 4), fitted to a
 // relative error of 2e-8 up to 14.5, beyond which the density is 0.
 BN_INLINE VF tail_over_density(VF t) {
-    constexpr float c[] = {-6.528439553e-05f, -1.678252156e-04f, 6.577625754e-04f, 5.025509745e-04f, -8.497917093e-03f,
-                           3.086549975e-02f, -7.170674205e-02f, 1.243792027e-01f, -1.703977436e-01f, 9.441064298e-02f};
+    constexpr float c[] = {-6.528439553e-05f, -1.678252156e-04f, 6.577625754e-04f, 5.025509745e-04f,  -8.497917093e-03f,
+                           3.086549975e-02f,  -7.170674205e-02f, 1.243792027e-01f, -1.703977436e-01f, 9.441064298e-02f};
     t = t > 15.0f ? splat(15.0f) : t;
     const VF u = (t - 4.0f) / (t + 4.0f);
     VF p = splat(c[0]);
@@ -100,8 +100,8 @@ template <int ACT, class V, class A> BN_INLINE V activated(V y, A slope, int kin
     return y;
 }
 
-// The gradient behind the activation, by what the activation was given or (where its sign tells) returned, as it is stored
-// in T: relu's passes where that is NaN, leaky relu's is scaled there, as torch's are.
+// The gradient behind the activation, by what the activation was given or (where its sign tells) returned, as it is
+// stored in T: relu's passes where that is NaN, leaky relu's is scaled there, as torch's are.
 template <int ACT, class T, class V, class A> BN_INLINE V gated(V g, V y, A slope, int kind) {
     if (ACT == kRelu) return where_above(y, Underflow<T>::limit, g);
     if (ACT == kLeakyRelu || (ACT == kCalled && kind == kLeakyRelu)) return y > Underflow<T>::limit ? g : g * slope;

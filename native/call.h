@@ -10,9 +10,9 @@ enum Activation : int { kNone = 0, kRelu = 1, kLeakyRelu = 2, kRelu6 = 3, kSilu 
 
 // Where the backward finds the sign that the activation saw, and the data.
 enum Source : int {
-    kRecompute = 0,   // the sign from x, by the same arithmetic as forward
-    kOutput = 1,      // the sign from the saved output (a residual was added)
-    kInvert = 2,      // no x at all: the output is inverted (in-place form)
+    kRecompute = 0,  // the sign from x, by the same arithmetic as forward
+    kOutput = 1,     // the sign from the saved output (a residual was added)
+    kInvert = 2,     // no x at all: the output is inverted (in-place form)
 };
 
 // Rows of `saved`, each groups x channels of double.
@@ -21,15 +21,15 @@ enum Row : int {
     kCountSquared,
     kBatchMean,
     kM2,
-    kMean,       // taken off in the forward
+    kMean,  // taken off in the forward
     kInvstd,
-    kCentre,     // about which the variance's share was taken
-    kShare,      // share of the batch in the variance, over the count
+    kCentre,  // about which the variance's share was taken
+    kShare,   // share of the batch in the variance, over the count
     kRatio,
     kOffset,
-    kScale,      // scale and shift of the output
+    kScale,  // scale and shift of the output
     kShift,
-    kFollow,     // scales the gradient as the ratio does, and not the output
+    kFollow,  // scales the gradient as the ratio does, and not the output
     kRows,
 };
 
@@ -66,12 +66,12 @@ struct Pulled {
 struct Plan {
     Numbers numbers;
     double eps;
-    bool centred;               // else moments are about zero
-    bool stored;                // the population alone, which no moments are asked for
-    bool reduced;               // saved has the moments already
-    bool planned;               // saved has mean, scale and shift of the output already
-    bool summed;                // sum_g and sum_gx are given
-    bool by_group;              // the vectors have groups x C values, not C
+    bool centred;                  // else moments are about zero
+    bool stored;                   // the population alone, which no moments are asked for
+    bool reduced;                  // saved has the moments already
+    bool planned;                  // saved has mean, scale and shift of the output already
+    bool summed;                   // sum_g and sum_gx are given
+    bool by_group;                 // the vectors have groups x C values, not C
     const double *pm, *pv, *rest;  // null is 0
     Pulled pull;
 };
@@ -87,17 +87,17 @@ struct Call {
     // Tensors of the data's dtype.
     const void* x;
     const void* g;
-    const void* y_in;       // the saved output, for the backward
+    const void* y_in;  // the saved output, for the backward
     const void* residual;
-    void* out;              // y or dx; of stored statistics null asks for the channel vectors alone
-    void* out_residual;     // the residual's gradient
+    void* out;           // y or dx; of stored statistics null asks for the channel vectors alone
+    void* out_residual;  // the residual's gradient
     // Sample weights (n x s), float, or double for double data; null without.
     const void* weights;
-    const Count* counts;    // what each group's weigh; null without
+    const Count* counts;  // what each group's weigh; null without
     // Channel vectors.
-    const double* gamma;    // C, or null
+    const double* gamma;  // C, or null
     const double* beta;
-    double* saved;          // kRows rows of groups x C
+    double* saved;  // kRows rows of groups x C
     // Rows of groups x C: the backward's sums, and what else may be given.
     double* sum_g;
     double* sum_gx;
@@ -106,9 +106,9 @@ struct Call {
     int activation;
     int source;
     double slope;
-    double* scratch;        // see scratch_doubles
+    double* scratch;  // see scratch_doubles
     bool wants_dx, wants_sums;
-    bool streams;           // the output is larger than what the cache would hold for its reader
+    bool streams;  // the output is larger than what the cache would hold for its reader
 };
 
 // The entry points of one instruction set.
@@ -127,7 +127,9 @@ const Table& table_avx512();
 static inline double times(double weight, double v) { return weight == 0 ? 0 : weight * v; }
 
 // Of a reduction: squares that are infinite already are those of infinite values, which have no variance.
-static inline double about_zero(double n, double mean, double m2) { return m2 - m2 == 0 || m2 != m2 ? m2 + n * mean * mean : m2; }
+static inline double about_zero(double n, double mean, double m2) {
+    return m2 - m2 == 0 || m2 != m2 ? m2 + n * mean * mean : m2;
+}
 static inline double about_mean(double mean, double m2) { return mean - mean == 0 ? m2 : __builtin_nan(""); }
 
 struct Range { int64_t first, last; };
@@ -155,9 +157,9 @@ template <class A> static inline void weigh(const Shape& q, const A* w, Count* c
 
 // Blocks are the units of merging; their number depends on the shape alone.
 struct Blocks {
-    int64_t count;   // of one group (the larger one)
-    int64_t size;    // rows (channels last) or samples or elements (contiguous) of one
-    bool splits_row; // contiguous: a block is a part of one sample's row
+    int64_t count;    // of one group (the larger one)
+    int64_t size;     // rows (channels last) or samples or elements (contiguous) of one
+    bool splits_row;  // contiguous: a block is a part of one sample's row
     int64_t per_row;
 };
 

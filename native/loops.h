@@ -81,16 +81,18 @@ template <class T, class A> static Loops<A> going_back(const Call& q, OnTheWay s
     if (q.weights) {
         choose_pull<T, A, kNone, kRecompute>(l, stored);
         l.sums = stored ? sums_block<T, A, true, kNone, kRecompute, true, false>
-                         : sums_block<T, A, true, kNone, kRecompute, false, false>;
+                        : sums_block<T, A, true, kNone, kRecompute, false, false>;
         l.clear_row = clear_row<T, A>;
         l.pull = pull_block<T, A, true, kNone, kRecompute, false>;
         l.pull_rows = pull_rows<T, A, true, kNone, kRecompute, false>;
     } else if (q.source == kInvert) {
         choose_pull<T, A, kLeakyRelu, kInvert>(l, stored);
     } else if (q.activation == kRelu) {
-        q.source == kOutput ? choose_pull<T, A, kRelu, kOutput>(l, stored) : choose_pull<T, A, kRelu, kRecompute>(l, stored);
+        q.source == kOutput ? choose_pull<T, A, kRelu, kOutput>(l, stored)
+                            : choose_pull<T, A, kRelu, kRecompute>(l, stored);
     } else if (q.activation != kNone) {
-        q.source == kOutput ? choose_pull<T, A, kCalled, kOutput>(l, stored) : choose_pull<T, A, kCalled, kRecompute>(l, stored);
+        q.source == kOutput ? choose_pull<T, A, kCalled, kOutput>(l, stored)
+                            : choose_pull<T, A, kCalled, kRecompute>(l, stored);
     } else {
         choose_pull<T, A, kNone, kRecompute>(l, stored);
     }

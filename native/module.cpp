@@ -137,7 +137,8 @@ Weights weights_of(Address p, int kind, const Data& d) {
     return w;
 }
 
-// A call with all that it needs room for: the caller's vectors of doubles, the scratch, weights, and what each group's weigh.
+// A call with all that it needs room for: the caller's vectors of doubles, the scratch, weights, and what each group's
+// weigh.
 struct Pass {
     std::unique_ptr<double[]> room;
     Weights weights;
@@ -145,7 +146,8 @@ struct Pass {
     Call q{};
 
     Pass(const Data& d, Address x, Address w, int weight_kind, int64_t doubles)
-        : room(new double[static_cast<size_t>(doubles + scratch_doubles(d.shape))]), weights(weights_of(w, weight_kind, d)) {
+        : room(new double[static_cast<size_t>(doubles + scratch_doubles(d.shape))]),
+          weights(weights_of(w, weight_kind, d)) {
         const int64_t size = d.wide() ? 8 : d.dtype == kFloat32 ? 4 : 2, all = d.values() * d.shape.c;
         q.dtype = d.dtype;
         q.shape = d.shape;
@@ -194,11 +196,11 @@ Plan plan_of(const Spec& s) {
     return p;
 }
 
-// The training forward, or inference with the stored statistics: moments, arithmetic, output, and the running statistics
-// where `moves`. saved has kRows rows of groups x C, the first four of them filled in where `reduced`.
+// The training forward, or inference with the stored statistics: moments, arithmetic, output, and the running
+// statistics where `moves`. saved has kRows rows of groups x C, the first four of them filled in where `reduced`.
 int forward(const Spec& spec, const Data& d, Address x, Address y, Address residual, Address weights, int weight_kind,
-            Address gamma, Address beta, int parameter_dtype, Address saved, const Vectors& v, Address mean, Address var,
-            bool wide_statistics, Address tracked, Address skipped, bool moves, bool reduced) {
+            Address gamma, Address beta, int parameter_dtype, Address saved, const Vectors& v, Address mean,
+            Address var, bool wide_statistics, Address tracked, Address skipped, bool moves, bool reduced) {
     nb::gil_scoped_release released;
     const int64_t c = d.shape.c;
     Pass pass(d, x, weights, weight_kind, 4 * c);
@@ -222,7 +224,8 @@ int forward(const Spec& spec, const Data& d, Address x, Address y, Address resid
     if (d.values() > 0 || reduced) table().forward(q);
     if (!moves) return kDone;
     const Stored to{at<void>(mean), at<void>(var), wide_statistics};
-    const int status = move(spec, q.shape, q.saved, to, at<double>(v.from_mean), at<double>(v.from_var), vectors + 2 * c);
+    const int status =
+        move(spec, q.shape, q.saved, to, at<double>(v.from_mean), at<double>(v.from_var), vectors + 2 * c);
     if (status == kDone && tracked) ++*at<int64_t>(tracked);
     if (status == kSkipped && skipped) ++*at<int64_t>(skipped);
     return status;
@@ -231,8 +234,8 @@ int forward(const Spec& spec, const Data& d, Address x, Address y, Address resid
 // What a backward does: all, the sums alone, or what follows them.
 enum Phase : int { kWhole = 0, kSums = 1, kRest = 2 };
 
-// What a memory asks of the data, as rule.Sums has it: rows of the means of g and of g * xhat (g at the normalised data), of
-// xhat and of its square. Whether all sums are finite.
+// What a memory asks of the data, as rule.Sums has it: rows of the means of g and of g * xhat (g at the normalised
+// data), of xhat and of its square. Whether all sums are finite.
 bool means_of(const Call& q, double* means) {
     const int64_t all = q.shape.groups * q.shape.c;
     bool finite = true;
@@ -251,8 +254,8 @@ bool means_of(const Call& q, double* means) {
     return finite;
 }
 
-// Gradients of weight and bias are written as float or double (`wide_parameters`), summed over groups; sums has two rows
-// of groups x C, or is 0. With means, four rows more, whether all sums are finite.
+// Gradients of weight and bias are written as float or double (`wide_parameters`), summed over groups; sums has two
+// rows of groups x C, or is 0. With means, four rows more, whether all sums are finite.
 bool backward(const Spec& spec, const Data& d, Address g, Address x, Address y, Address dx, Address dresidual,
               Address weights, int weight_kind, Address gamma, Address beta, int parameter_dtype, Address saved,
               Address dgamma, Address dbeta, bool wide_parameters, int source, bool pulls, double own_u, double own_v,
@@ -317,7 +320,8 @@ void reduce(const Data& d, Address x, Address weights, int weight_kind, Address 
 }
 
 // With the rows of `saved` that a pass reads, of those at the addresses given.
-Pass planned(const Data& d, Address x, Address weights, int weight_kind, std::initializer_list<std::pair<Row, Address>> given) {
+Pass planned(const Data& d, Address x, Address weights, int weight_kind,
+             std::initializer_list<std::pair<Row, Address>> given) {
     const int64_t all = d.rows();
     Pass pass(d, x, weights, weight_kind, kRows * all);
     pass.q.saved = pass.room.get();
@@ -327,15 +331,16 @@ Pass planned(const Data& d, Address x, Address weights, int weight_kind, std::in
     return pass;
 }
 
-void apply(const Data& d, Address x, Address y, Address weights, int weight_kind, Address mean, Address scale, Address shift) {
+void apply(const Data& d, Address x, Address y, Address weights, int weight_kind, Address mean, Address scale,
+           Address shift) {
     nb::gil_scoped_release released;
     Pass pass = planned(d, x, weights, weight_kind, {{kMean, mean}, {kScale, scale}, {kShift, shift}});
     pass.q.out = at<void>(y);
     table().forward(pass.q);
 }
 
-void backward_reduce(const Data& d, Address g, Address x, Address weights, int weight_kind, Address mean, Address invstd,
-                     Address sum_g, Address sum_gx) {
+void backward_reduce(const Data& d, Address g, Address x, Address weights, int weight_kind, Address mean,
+                     Address invstd, Address sum_g, Address sum_gx) {
     nb::gil_scoped_release released;
     Pass pass = planned(d, x, weights, weight_kind, {{kMean, mean}, {kInvstd, invstd}});
     pass.q.g = at<void>(g);
@@ -362,16 +367,22 @@ void backward_apply(const Data& d, Address g, Address x, Address dx, Address wei
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);
     nb::class_<Spec>(m, "Spec").def(
-        "__init__", [](Spec* s, double mean, double share, double spread, bool log, double low, double high, bool quiet, double shift,
-                       double gain, double q, double p, double r, bool root, int correction, double eps, bool centred, bool stored,
-                       int activation, double slope, bool reliability, int nonfinite) {
-            new (s) Spec{{mean, share, spread, log, low, high, quiet, shift}, {gain, q, p, r, root, correction}, eps, centred, stored,
-                         activation, slope, reliability, nonfinite};
+        "__init__", [](Spec* s, double mean, double share, double spread, bool log, double low, double high, bool quiet,
+                       double shift, double gain, double q, double p, double r, bool root, int correction, double eps,
+                       bool centred, bool stored, int activation, double slope, bool reliability, int nonfinite) {
+            new (s) Spec{{mean, share, spread, log, low, high, quiet, shift},
+                         {gain, q, p, r, root, correction},
+                         eps,
+                         centred,
+                         stored,
+                         activation,
+                         slope,
+                         reliability,
+                         nonfinite};
         });
-    nb::class_<Vectors>(m, "Vectors").def(
-        "__init__", [](Vectors* v, Address pm, Address pv, Address rest, Address from_mean, Address from_var, bool by_group) {
-            new (v) Vectors{pm, pv, rest, from_mean, from_var, by_group};
-        });
+    nb::class_<Vectors>(m, "Vectors")
+        .def("__init__", [](Vectors* v, Address pm, Address pv, Address rest, Address from_mean, Address from_var,
+                            bool by_group) { new (v) Vectors{pm, pv, rest, from_mean, from_var, by_group}; });
     nb::class_<Data>(m, "Data").def(
         "__init__", [](Data* d, int dtype, int64_t n, int64_t c, int64_t s, bool last, int64_t groups, int threads) {
             new (d) Data{dtype, {n, c, s, groups, last}, threads};
@@ -383,14 +394,16 @@ NB_MODULE(_native, m) {
     m.def("apply", &apply);
     m.def("backward_reduce", &backward_reduce);
     m.def("backward_apply", &backward_apply);
-    m.def("recurrence", [](int64_t rows, int64_t c, Address x, Address gain, bool wide_gain, Address start, Address out) {
-        nb::gil_scoped_release released;
-        recurrence(rows, c, at<double>(x), at<double>(gain), wide_gain, at<double>(start), at<double>(out));
-    });
-    m.def("ring_sum", [](Address ring, bool wide, int64_t rows, int64_t c, int64_t left_out, double scale, bool log, Address out) {
-        if (wide) ring_sum(at<const double>(ring), rows, c, left_out, scale, log, at<double>(out));
-        else ring_sum(at<const float>(ring), rows, c, left_out, scale, log, at<double>(out));
-    });
+    m.def("recurrence",
+          [](int64_t rows, int64_t c, Address x, Address gain, bool wide_gain, Address start, Address out) {
+              nb::gil_scoped_release released;
+              recurrence(rows, c, at<double>(x), at<double>(gain), wide_gain, at<double>(start), at<double>(out));
+          });
+    m.def("ring_sum",
+          [](Address ring, bool wide, int64_t rows, int64_t c, int64_t left_out, double scale, bool log, Address out) {
+              if (wide) ring_sum(at<const double>(ring), rows, c, left_out, scale, log, at<double>(out));
+              else ring_sum(at<const float>(ring), rows, c, left_out, scale, log, at<double>(out));
+          });
     m.def("instruction_sets", &instruction_sets);
     m.def("instruction_set", [] { return std::string(table().name); });
     m.def("choose", &choose);

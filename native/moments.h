@@ -10,7 +10,10 @@ struct Moments { double n, mean, m2; };
 // Chan, Golub and LeVeque (1979).
 BN_INLINE void merge(Moments& a, const Moments& b) {
     if (b.n == 0) return;
-    if (a.n == 0) { a = b; return; }
+    if (a.n == 0) {
+        a = b;
+        return;
+    }
     const double n = a.n + b.n, share = b.n / n, delta = b.mean - a.mean;
     if (finite(delta)) {
         a.mean += delta * share;
@@ -37,7 +40,8 @@ template <class A, bool W> struct Tile {
 
     BN_INLINE void clear(Tile& t) {
         for (int j = 0; j < 4; ++j) t.s1[j] = t.s2[j] = V{};
-        if (W) for (int j = 0; j < 4; ++j) t.sw[j] = V{};
+        if (W)
+            for (int j = 0; j < 4; ++j) t.sw[j] = V{};
         t.filled = 0;
     }
 
@@ -68,8 +72,7 @@ template <class A, bool W> struct Tile {
     }
 };
 
-template <class A, bool W, class V>
-BN_INLINE void add(Tile<A, W>& t, int j, V x, V w) {
+template <class A, bool W, class V> BN_INLINE void add(Tile<A, W>& t, int j, V x, V w) {
     if (W) {
         x = w != 0 ? x : t.k;
         const V d = x - t.k, wd = w * d;
@@ -97,9 +100,18 @@ BN_INLINE void add_span(Tile<A, W>& t, const T* p, const A* w, int64_t n, int64_
         add<A, W, V>(t, 2, load(p + i + 2 * L), weight(i + 2 * L));
         add<A, W, V>(t, 3, load(p + i + 3 * L), weight(i + 3 * L));
     }
-    if (i + L <= n) { add<A, W, V>(t, 0, load(p + i), weight(i)); i += L; }
-    if (i + L <= n) { add<A, W, V>(t, 1, load(p + i), weight(i)); i += L; }
-    if (i + L <= n) { add<A, W, V>(t, 2, load(p + i), weight(i)); i += L; }
+    if (i + L <= n) {
+        add<A, W, V>(t, 0, load(p + i), weight(i));
+        i += L;
+    }
+    if (i + L <= n) {
+        add<A, W, V>(t, 1, load(p + i), weight(i));
+        i += L;
+    }
+    if (i + L <= n) {
+        add<A, W, V>(t, 2, load(p + i), weight(i));
+        i += L;
+    }
     if (i < n) {
         const int rest = static_cast<int>(n - i);
         add<A, W, V>(t, 3, load(p + i, rest, t.k), W ? load(w + i, rest, V{}) : V{});

@@ -31,12 +31,13 @@ BN_INLINE bool by_block(const Call& q, const Blocks& b) {
 
 template <class Body> BN_INLINE void each_block(const Call& q, const Blocks& b, int64_t bytes, const Body& body) {
     if (!by_block(q, b)) {
-        each_channel(q, bytes, [&](int64_t g, int64_t c) { for (int64_t k = 0; k < b.count; ++k) body(g, c, k); });
+        each_channel(q, bytes, [&](int64_t g, int64_t c) {
+            for (int64_t k = 0; k < b.count; ++k) body(g, c, k);
+        });
         return;
     }
-    parallel(q.threads, q.shape.groups * q.shape.c * b.count, [&](int64_t unit) {
-        body(unit / b.count / q.shape.c, unit / b.count % q.shape.c, unit % b.count);
-    });
+    parallel(q.threads, q.shape.groups * q.shape.c * b.count,
+             [&](int64_t unit) { body(unit / b.count / q.shape.c, unit / b.count % q.shape.c, unit % b.count); });
 }
 
 // Tells `done(at, channel, moments, squared count)` of one channel.
@@ -47,7 +48,8 @@ BN_INLINE void counted(const Call& q, int64_t group, int64_t at, int64_t ch, Mom
 }
 
 // The moments of every group and channel.
-template <class A, class Done> BN_INLINE void reduce_planes(const Call& q, const Blocks& b, const Loops<A>& l, const Done& done) {
+template <class A, class Done>
+BN_INLINE void reduce_planes(const Call& q, const Blocks& b, const Loops<A>& l, const Done& done) {
     const int64_t c = q.shape.c;
     if (!by_block(q, b)) {
         each_channel(q, l.bytes, [&](int64_t g, int64_t ch) {
@@ -58,9 +60,8 @@ template <class A, class Done> BN_INLINE void reduce_planes(const Call& q, const
         return;
     }
     Moments* parts = reinterpret_cast<Moments*>(q.scratch);
-    each_block(q, b, l.bytes, [&](int64_t g, int64_t ch, int64_t k) {
-        parts[(g * c + ch) * b.count + k] = l.reduce(q, b, g, ch, k);
-    });
+    each_block(q, b, l.bytes,
+               [&](int64_t g, int64_t ch, int64_t k) { parts[(g * c + ch) * b.count + k] = l.reduce(q, b, g, ch, k); });
     for (int64_t at = 0; at < q.shape.groups * c; ++at) {
         Moments m{0, 0, 0};
         for (int64_t k = 0; k < b.count; ++k) merge(m, parts[at * b.count + k]);
@@ -85,9 +86,8 @@ template <class A> static void forward_planes(const Call& q, const Loops<A>& l) 
         });
         if (!apart) return;
     }
-    each_block(q, b, l.bytes, [&](int64_t g, int64_t ch, int64_t k) {
-        l.apply(q, b, g, ch, k, saved_affine<A>(q, g * c + ch));
-    });
+    each_block(q, b, l.bytes,
+               [&](int64_t g, int64_t ch, int64_t k) { l.apply(q, b, g, ch, k, saved_affine<A>(q, g * c + ch)); });
 }
 
 // The scale that the sums' loop stores the gradient with.
@@ -114,7 +114,8 @@ template <class A> static void backward_planes(const Call& q, const Loops<A>& l,
         l.pull(second, b, g, ch, k, Ch::seen(q, g * c + ch, ch), Ch::pulled(q, g * c + ch, ch));
     };
     const bool pulls = q.wants_dx && stored != kDx;
-    if (!q.plan.summed) for (int64_t at = 0; at < all; ++at) q.sum_g[at] = q.sum_gx[at] = 0;
+    if (!q.plan.summed)
+        for (int64_t at = 0; at < all; ++at) q.sum_g[at] = q.sum_gx[at] = 0;
     if (!q.wants_sums) {
         if (pulls) each_block(q, b, l.bytes, pulled);
         return;
@@ -124,7 +125,8 @@ template <class A> static void backward_planes(const Call& q, const Loops<A>& l,
             double sg = 0, sx = 0;
             for (int64_t k = 0; k < b.count; ++k) block_sums(g, ch, k, sg, sx);
             Ch::settle(q, g * c + ch, ch, sg, sx);
-            if (pulls) for (int64_t k = b.count; k-- > 0;) pulled(g, ch, k);
+            if (pulls)
+                for (int64_t k = b.count; k-- > 0;) pulled(g, ch, k);
         });
         return;
     }
@@ -171,7 +173,8 @@ template <class Body> BN_INLINE void each_merge(const Call& q, const Blocks& b, 
     });
 }
 
-template <class A, class Done> BN_INLINE void reduce_all_rows(const Call& q, const Blocks& b, const Loops<A>& l, const Done& done) {
+template <class A, class Done>
+BN_INLINE void reduce_all_rows(const Call& q, const Blocks& b, const Loops<A>& l, const Done& done) {
     each_row_block(q, b, false, [&](int64_t g, int64_t k) { l.reduce_rows(q, b, g, k); });
     each_merge(q, b, [&](int64_t at, int64_t g, int64_t ch) {
         Moments m{0, 0, 0};
@@ -228,15 +231,18 @@ template <class A> static void forward_rows(const Call& q, const Loops<A>& l) {
 }
 
 // The sums of one block of rows, in its scratch; rows without weight are left out.
-template <class A> static void sums_of_block(const Call& q, const Blocks& b, const Loops<A>& l, int64_t group, int64_t block,
-                                             OnTheWay stored) {
+template <class A> static void sums_of_block(const Call& q, const Blocks& b, const Loops<A>& l, int64_t group,
+                                             int64_t block, OnTheWay stored) {
     const int64_t c = q.shape.c;
     const Cols k = whole_rows(q.shape);
     const Vectors<A> f = vectors_of<A>(q, b, group);
     const BlockSums<A> t = BlockSums<A>::at(q.scratch, group * b.count + block, c);
     const A* w = static_cast<const A*>(q.weights);
     const Range rows = rows_of(q.shape, b, group, block);
-    for (int64_t i = 0; i < c; ++i) { t.mean[i] = t.m2[i] = 0; t.s1[i] = t.s2[i] = 0; }
+    for (int64_t i = 0; i < c; ++i) {
+        t.mean[i] = t.m2[i] = 0;
+        t.s1[i] = t.s2[i] = 0;
+    }
     for (int64_t r = rows.first; r < rows.last;) {
         const int64_t end = least(r + kLastRows, rows.last);
         if (w) {
@@ -397,7 +403,8 @@ static void backward(const Call& given) {
     q.wants_sums = !q.plan.summed && (q.wants_sums || at_once);
     const bool costly = (q.activation == kSilu || q.activation == kGelu) && q.wants_sums && q.wants_dx;
     const OnTheWay stored = at_once ? kDx : costly ? kGated : kNothing;
-    by_type(q.dtype, [&](auto t, auto a) { backward_with(q, going_back<decltype(t), decltype(a)>(q, stored), stored); });
+    by_type(q.dtype,
+            [&](auto t, auto a) { backward_with(q, going_back<decltype(t), decltype(a)>(q, stored), stored); });
 }
 
 template <class A> static void reduce_with(const Call& q, const Loops<A>& l) {

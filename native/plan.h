@@ -8,9 +8,7 @@ namespace bn {
 namespace BN_NS {
 
 // Limits that meet leave nothing to clip, whatever the value is.
-BN_INLINE double clamp(double v, double low, double high) {
-    return v < low || low == high ? low : v > high ? high : v;
-}
+BN_INLINE double clamp(double v, double low, double high) { return v < low || low == high ? low : v > high ? high : v; }
 
 BN_INLINE double at_or_0(const double* v, int64_t i) { return v ? v[i] : 0; }
 
@@ -95,7 +93,8 @@ BN_INLINE void pull_channel(const Call& q, int64_t at, int64_t channel, double s
     const double gamma = q.gamma ? q.gamma[channel] : 1, n = s[kCount * rows], safe = n > 0 ? n : 1;
     const double invstd = s[kInvstd * rows];
     scale = invstd * gamma * s[kRatio * rows] * s[kFollow * rows];
-    const double own_u = (p.given ? p.own_u : q.plan.numbers.mean) / safe, own_v = p.given ? p.own_v / safe : s[kShare * rows];
+    const double own_u = (p.given ? p.own_u : q.plan.numbers.mean) / safe,
+                 own_v = p.given ? p.own_v / safe : s[kShare * rows];
     u = own_u == 0 ? 0 : own_u * scale * sum_g;
     v = own_v == 0 ? 0 : own_v * scale * sum_gx * invstd;
     if (p.base_u) u += p.base_u[i];

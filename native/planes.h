@@ -24,8 +24,8 @@ BN_INLINE void runs_of(const Shape& q, const Blocks& b, int64_t group, int64_t c
 
 template <class T, class A, bool W>
 BN_LOOP Moments reduce_wide(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block) {
-    // Squares overflowed float: once more in double. NaN and infinity come here too and stay what they are, but that the
-    // squares of infinities without NaN are infinite, for who asks for E[x^2].
+    // Squares overflowed float: once more in double. NaN and infinity come here too and stay what they are, but that
+    // the squares of infinities without NaN are infinite, for who asks for E[x^2].
     const T* x = static_cast<const T*>(q.x);
     const A* w = static_cast<const A*>(q.weights);
     double n = 0, s = 0, m2 = 0;
@@ -37,7 +37,10 @@ BN_LOOP Moments reduce_wide(const Call& q, const Blocks& b, int64_t group, int64
                 if (weight == 0) continue;
                 const double v = static_cast<double>(scalar(x + at + i));
                 if (pass) m2 += weight * (v - mean) * (v - mean);
-                else { n += weight; s += weight * v; }
+                else {
+                    n += weight;
+                    s += weight * v;
+                }
             }
         });
     }
@@ -51,7 +54,8 @@ BN_LOOP Moments reduce_block(const Call& q, const Blocks& b, int64_t group, int6
     Tile<A, W> t;
     bool begun = false;
     if (W) {
-        // The first shift is the value that counts most: a far one that hardly counts would leave float sums few digits.
+        // The first shift is the value that counts most: a far one that hardly counts would leave float sums few
+        // digits.
         A most = 0, shift = 0;
         int64_t left = 16;
         runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t run, int64_t wat) {
@@ -106,15 +110,16 @@ BN_INLINE void apply_run(const Call& q, const Affine<A>& f, int64_t at, int64_t 
     if (i < n) one(i, static_cast<int>(n - i), false);
 }
 
-template <class T, class A, bool W, int ACT, bool RES>
-BN_LOOP void apply_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, const Affine<A>& f) {
-    runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t n, int64_t wat) {
-        apply_run<T, A, W, ACT, RES>(q, f, at, n, wat);
-    });
+template <class T, class A, bool W, int ACT, bool RES> BN_LOOP void apply_block(const Call& q, const Blocks& b,
+                                                                                int64_t group, int64_t channel,
+                                                                                int64_t block, const Affine<A>& f) {
+    runs_of(q.shape, b, group, channel, block,
+            [&](int64_t at, int64_t n, int64_t wat) { apply_run<T, A, W, ACT, RES>(q, f, at, n, wat); });
 }
 
-// What the backward's loops read: the gradient behind the activation, and the data (or, inverted, z found again from y).
-// The addresses are held here, since the stores between two reads might, for all the compiler knows, change the call's.
+// What the backward's loops read: the gradient behind the activation, and the data (or, inverted, z found again from
+// y). The addresses are held here, since the stores between two reads might, for all the compiler knows, change the
+// call's.
 template <class T, class A, bool W, int ACT, int SRC> struct Gradient {
     typedef typename VecOf<A>::type V;
     const T *g_at, *x_at, *y_at;
@@ -125,8 +130,8 @@ template <class T, class A, bool W, int ACT, int SRC> struct Gradient {
     explicit Gradient(const Call& q, int64_t at = 0, int64_t wat = 0)
         : g_at(static_cast<const T*>(q.g) + at), x_at(SRC == kInvert ? nullptr : static_cast<const T*>(q.x) + at),
           y_at(SRC == kRecompute ? nullptr : static_cast<const T*>(q.y_in) + at),
-          w_at(W ? static_cast<const A*>(q.weights) + wat : nullptr), slope(static_cast<A>(q.slope)), inverse(slope != 0 ? 1 / slope : 0),
-          activation(q.activation) {}
+          w_at(W ? static_cast<const A*>(q.weights) + wat : nullptr), slope(static_cast<A>(q.slope)),
+          inverse(slope != 0 ? 1 / slope : 0), activation(q.activation) {}
 
     // Lanes beyond n hold the mean, and no gradient.
     __attribute__((always_inline)) void read(int64_t at, int n, V mean, V scale, V shift, V& g, V& x, V& w) const {
@@ -239,8 +244,8 @@ BN_INLINE void pull_run(const Call& q, const Affine<A>& k, const Pull<A>& f, int
 
 // Both blocks' loops take what the activation saw, and what the gradient is scaled with.
 template <class T, class A, bool W, int ACT, int SRC, bool OUT, bool RES>
-BN_LOOP void sums_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, const Affine<A>& seen,
-                        A scale, double& sum_g, double& sum_gx) {
+BN_LOOP void sums_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block,
+                        const Affine<A>& seen, A scale, double& sum_g, double& sum_gx) {
     Sums<A> t;
     t.sum_g = t.sum_gx = 0;
     Sums<A>::clear(t);
@@ -253,11 +258,10 @@ BN_LOOP void sums_block(const Call& q, const Blocks& b, int64_t group, int64_t c
 }
 
 template <class T, class A, bool W, int ACT, int SRC, bool RES>
-BN_LOOP void pull_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block, const Affine<A>& seen,
-                        const Pull<A>& f) {
-    runs_of(q.shape, b, group, channel, block, [&](int64_t at, int64_t n, int64_t wat) {
-        pull_run<T, A, W, ACT, SRC, RES>(q, seen, f, at, n, wat);
-    });
+BN_LOOP void pull_block(const Call& q, const Blocks& b, int64_t group, int64_t channel, int64_t block,
+                        const Affine<A>& seen, const Pull<A>& f) {
+    runs_of(q.shape, b, group, channel, block,
+            [&](int64_t at, int64_t n, int64_t wat) { pull_run<T, A, W, ACT, SRC, RES>(q, seen, f, at, n, wat); });
 }
 
 }  // namespace BN_NS

@@ -72,8 +72,7 @@ BN_LOOP void add_rows(const T* x, int64_t first, int64_t end, int64_t c, int64_t
     for (; first < end; ++first) add_some_rows<T, A, 1>(x + first * stride, c, stride, k, s1, s2);
 }
 
-template <class T, class A>
-BN_LOOP void add_weighted_row(const T* x, A weight, int64_t c, const A* k, A* s1, A* s2) {
+template <class T, class A> BN_LOOP void add_weighted_row(const T* x, A weight, int64_t c, const A* k, A* s1, A* s2) {
     typedef typename VecOf<A>::type V;
     const V w = splat(weight);
     each_part<A>(c, [&](int64_t i, int n) __attribute__((always_inline)) {
@@ -95,7 +94,10 @@ BN_LOOP void rows_wide(const Call& q, const BlockSums<A>& t, Range rows, int64_t
             if (weight == 0) continue;
             const double v = static_cast<double>(scalar(x + r * q.shape.c + channel));
             if (pass) m2 += weight * (v - mean) * (v - mean);
-            else { n += weight; s += weight * v; }
+            else {
+                n += weight;
+                s += weight * v;
+            }
         }
     }
     t.mean[channel] = s / (n > 0 ? n : 1);
@@ -110,14 +112,21 @@ BN_LOOP void reduce_rows(const Call& q, const Blocks& b, int64_t group, int64_t 
     const A* w = static_cast<const A*>(q.weights);
     const Range rows = rows_of(q.shape, b, group, block);
     *t.n = 0;
-    for (int64_t i = 0; i < c; ++i) { t.mean[i] = t.m2[i] = 0; t.s1[i] = t.s2[i] = 0; t.k[i] = 0; }
+    for (int64_t i = 0; i < c; ++i) {
+        t.mean[i] = t.m2[i] = 0;
+        t.s1[i] = t.s2[i] = 0;
+        t.k[i] = 0;
+    }
     int64_t r = rows.first;
-    if (W) while (r < rows.last && w[r] == 0) ++r;
+    if (W)
+        while (r < rows.last && w[r] == 0) ++r;
     if (r >= rows.last) return;
     // The shift of the first tile: the mean of its first few rows, or the one that counts most.
     const int64_t few = W ? 1 : least(4, rows.last - r);
     int64_t shift = r;
-    if (W) for (int64_t j = r; j < least(r + 16, rows.last); ++j) if (w[j] > w[shift]) shift = j;
+    if (W)
+        for (int64_t j = r; j < least(r + 16, rows.last); ++j)
+            if (w[j] > w[shift]) shift = j;
     for (int64_t j = 0; j < few; ++j)
         for (int64_t i = 0; i < c; ++i) t.k[i] += static_cast<A>(scalar(x + (shift + j) * c + i)) / static_cast<A>(few);
     int64_t target = kFirstRows;
@@ -143,9 +152,7 @@ BN_LOOP void reduce_rows(const Call& q, const Blocks& b, int64_t group, int64_t 
 }
 
 // Parameters of all channels of a group as arrays of the arithmetic type.
-template <class A> struct Vectors {
-    A *mean, *scale, *shift, *centre, *pull_scale, *u, *v;
-};
+template <class A> struct Vectors { A *mean, *scale, *shift, *centre, *pull_scale, *u, *v; };
 
 // Whether whole vectors of the output can be streamed: every row begins at a multiple of the vector's size.
 template <class T, int L> BN_INLINE bool streamable(const Call& q, const T* out, const Cols& k) {
@@ -173,7 +180,8 @@ BN_LOOP void apply_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range
     const bool streams = streamable<T, width<A>()>(q, static_cast<const T*>(q.out), k);
     auto some = [&](int64_t r, int count, bool past) __attribute__((always_inline)) {
         each_part<A>(c, [&](int64_t i, int n) __attribute__((always_inline)) {
-            const V mean = take(f.mean + i, n, V{}), scale = take(f.scale + i, n, V{}), shift = take(f.shift + i, n, V{});
+            const V mean = take(f.mean + i, n, V{}), scale = take(f.scale + i, n, V{}),
+                    shift = take(f.shift + i, n, V{});
             for (int j = 0; j < count; ++j) {
                 const int64_t at = (r + j) * stride + i;
                 V v = (take(x + at, n, V{}) - mean) * scale + shift;
@@ -183,7 +191,8 @@ BN_LOOP void apply_rows(const Call& q, const Vectors<A>& f, const Cols& k, Range
         });
     };
     int64_t r = rows.first;
-    if (streams) for (; r + 4 <= rows.last; r += 4) some(r, 4, true);
+    if (streams)
+        for (; r + 4 <= rows.last; r += 4) some(r, 4, true);
     for (; r + 4 <= rows.last; r += 4) some(r, 4, false);
     for (; r < rows.last; ++r) some(r, 1, false);
 }
@@ -208,7 +217,8 @@ BN_LOOP void sums_of_rows(const Call& q, const Vectors<A>& vectors, const Cols& 
     T* dr = static_cast<T*>(q.out_residual);
     auto some = [&](int64_t r, int count) __attribute__((always_inline)) {
         each_part<A>(columns, [&](int64_t i, int n) __attribute__((always_inline)) {
-            const V mean = take(f.mean + i, n, V{}), scale = take(f.scale + i, n, V{}), shift = take(f.shift + i, n, V{});
+            const V mean = take(f.mean + i, n, V{}), scale = take(f.scale + i, n, V{}),
+                    shift = take(f.shift + i, n, V{});
             const V out = OUT ? take(f.pull_scale + i, n, V{}) : V{};
             V a = take(s1 + i, n, V{}), ax = take(s2 + i, n, V{});
             for (int j = 0; j < count; ++j) {
@@ -242,7 +252,8 @@ BN_LOOP void pull_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, 
     const bool streams = streamable<T, L>(q, dx, k) && (!RES || streamable<T, L>(q, dr, k));
     auto some = [&](int64_t r, int count, A weight, bool past) __attribute__((always_inline)) {
         each_part<A>(c, [&](int64_t i, int n) __attribute__((always_inline)) {
-            const V mean = take(f.mean + i, n, V{}), scale = take(f.scale + i, n, V{}), shift = take(f.shift + i, n, V{});
+            const V mean = take(f.mean + i, n, V{}), scale = take(f.scale + i, n, V{}),
+                    shift = take(f.shift + i, n, V{});
             const V centre = take(f.centre + i, n, V{}), out = take(f.pull_scale + i, n, V{});
             const V u = take(f.u + i, n, V{}), v = take(f.v + i, n, V{});
             for (int j = 0; j < count; ++j) {
@@ -264,7 +275,8 @@ BN_LOOP void pull_rows(const Call& q, const Vectors<A>& vectors, const Cols& k, 
         }
         return;
     }
-    if (streams) for (; r + 4 <= rows.last; r += 4) some(r, 4, 1, true);
+    if (streams)
+        for (; r + 4 <= rows.last; r += 4) some(r, 4, 1, true);
     for (; r + 4 <= rows.last; r += 4) some(r, 4, 1, false);
     for (; r < rows.last; ++r) some(r, 1, 1, false);
 }

@@ -19,7 +19,8 @@ template <class A> struct Strip {
     int64_t group, first, channels;
     Cols cols;
     Range rows;
-    A mean[kColumns], scale[kColumns], shift[kColumns], centre[kColumns], pull_scale[kColumns], u[kColumns], v[kColumns];
+    A mean[kColumns], scale[kColumns], shift[kColumns], centre[kColumns], pull_scale[kColumns], u[kColumns],
+        v[kColumns];
     A s1[kColumns], s2[kColumns];
 
     BN_INLINE Vectors<A> vectors(Strip& p) { return {p.mean, p.scale, p.shift, p.centre, p.pull_scale, p.u, p.v}; }

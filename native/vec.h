@@ -19,7 +19,8 @@
 #define BN_INLINE static inline __attribute__((always_inline))
 // A loop over data: compiled once for each kind of data and called through loops.h, never copied into its callers.
 #define BN_LOOP static __attribute__((noinline))
-// Conversions and parts of vectors. Without the instructions for them they are long, so x86's oldest machines call them.
+// Conversions and parts of vectors. Without the instructions for them they are long, so x86's oldest machines call
+// them.
 #if defined(__x86_64__) && !defined(__AVX2__)
 #define BN_EDGE BN_LOOP
 #else
@@ -33,12 +34,8 @@ struct BF16 { uint16_t bits; };
 struct F16 { uint16_t bits; };
 
 template <class A> struct VecOf;
-template <> struct VecOf<float> {
-    typedef float type __attribute__((vector_size(BN_BYTES), aligned(4)));
-};
-template <> struct VecOf<double> {
-    typedef double type __attribute__((vector_size(BN_BYTES), aligned(8)));
-};
+template <> struct VecOf<float> { typedef float type __attribute__((vector_size(BN_BYTES), aligned(4))); };
+template <> struct VecOf<double> { typedef double type __attribute__((vector_size(BN_BYTES), aligned(8))); };
 typedef typename VecOf<float>::type VF;
 typedef typename VecOf<double>::type VD;
 typedef uint32_t VU __attribute__((vector_size(BN_BYTES)));
@@ -57,8 +54,8 @@ BN_INLINE VD splat(double v) { return VD{} + v; }
 // Not memcpy: for AVX2 GCC makes of it two halves that pass through the stack, which waits for them each time.
 typedef float AnyVF __attribute__((vector_size(BN_BYTES), aligned(1), may_alias));
 typedef double AnyVD __attribute__((vector_size(BN_BYTES), aligned(1), may_alias));
-BN_INLINE VF load(const float* p) { return (VF)*reinterpret_cast<const AnyVF*>(p); }
-BN_INLINE VD load(const double* p) { return (VD)*reinterpret_cast<const AnyVD*>(p); }
+BN_INLINE VF load(const float* p) { return (VF) * reinterpret_cast<const AnyVF*>(p); }
+BN_INLINE VD load(const double* p) { return (VD) * reinterpret_cast<const AnyVD*>(p); }
 BN_INLINE void store(float* p, VF v) { *reinterpret_cast<AnyVF*>(p) = (AnyVF)v; }
 BN_INLINE void store(double* p, VD v) { *reinterpret_cast<AnyVD*>(p) = (AnyVD)v; }
 
@@ -97,13 +94,24 @@ BN_EDGE VH to_f16(VF v) {
 }
 #endif
 
-BN_INLINE VH load_bits(const uint16_t* p) { VH h; std::memcpy(&h, p, sizeof h); return h; }
+BN_INLINE VH load_bits(const uint16_t* p) {
+    VH h;
+    std::memcpy(&h, p, sizeof h);
+    return h;
+}
 BN_INLINE VF load(const BF16* p) { return from_bf16(load_bits(&p->bits)); }
 BN_INLINE VF load(const F16* p) { return from_f16(load_bits(&p->bits)); }
-BN_INLINE void store(BF16* p, VF v) { VH h = to_bf16(v); std::memcpy(p, &h, sizeof h); }
-BN_INLINE void store(F16* p, VF v) { VH h = to_f16(v); std::memcpy(p, &h, sizeof h); }
+BN_INLINE void store(BF16* p, VF v) {
+    VH h = to_bf16(v);
+    std::memcpy(p, &h, sizeof h);
+}
+BN_INLINE void store(F16* p, VF v) {
+    VH h = to_f16(v);
+    std::memcpy(p, &h, sizeof h);
+}
 
-// v where y is not at most the limit (NaN is not), else zero. The plain conditional becomes a mask that is made a vector first.
+// v where y is not at most the limit (NaN is not), else zero. The plain conditional becomes a mask that is made a
+// vector first.
 #if defined(__AVX512F__)
 // v is held in a register first: made a masked load, as the compiler likes it, it would wait for y to be known.
 BN_INLINE VF where_above(VF y, float limit, VF v) {
