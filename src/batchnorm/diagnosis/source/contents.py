@@ -302,6 +302,9 @@ def inflow(obj: Obj, depth: int = 0) -> list[Any]:
         if own and isinstance(info, ClassInfo):
             slots = (a.self_obj.attrs.get(obj.name) for a in info.lineage)
             found.extend(slot for slot in slots if slot is not None and slot is not obj)
+            if not found and obj.parent.kind == "self":  # made by the classes that inherit from this one
+                heirs = (a.self_obj.attrs.get(obj.name) for a in info.heirs)
+                found.extend(slot for slot in heirs if slot is not None and slot.sources)
     return found
 
 

@@ -507,4 +507,5 @@ def file_of(event: Event) -> str:
 
 def called(event: Event) -> str:
     """The name of what a forward calls."""
-    return spelled(event.node.func)
+    func = event.node.func
+    return spelled(event.node.args[0] if name_of(func) == "data_parallel" and event.node.args else func)

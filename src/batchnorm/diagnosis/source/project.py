@@ -29,6 +29,7 @@ class FunctionInfo:
     outer: FunctionInfo | None = None
     params: dict[str, Obj] = field(default_factory=dict)
     inner: dict[str, FunctionInfo] = field(default_factory=dict)
+    closure: dict[str, Any] = field(default_factory=dict)  # the names of the function around it
 
     @property
     def arguments(self) -> ast.arguments:
@@ -78,6 +79,7 @@ class ClassInfo:
     module: Module
     methods: dict[str, FunctionInfo] = field(default_factory=dict)
     constants: dict[str, ast.expr] = field(default_factory=dict)
+    heirs: list[ClassInfo] = field(default_factory=list)  # the classes that inherit from it
 
     def __post_init__(self) -> None:
         self.self_obj = Obj("self", "self", info=self)

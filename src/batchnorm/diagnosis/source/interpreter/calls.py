@@ -27,7 +27,7 @@ from batchnorm.diagnosis.source.values import (
 
 MAY_SWITCH = re.compile(r"fit|evaluate|run|test|validate|setup|restore|resume|load(_weights|_networks|_checkpoint)?")
 NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
-NO_PARTS = re.compile(r"zero_grad|register_(buffer|parameter|forward_hook)|add_module|get_parameter")
+NO_PARTS = re.compile(r"zero_grad|register_(buffer|parameter|forward_hook)|get_parameter")
 MOST_NAMED = 6  # classes under one name that are followed one by one
 DEEPEST_NAME = 4
 CONTAINERS = ("append", "add", "insert", "extend", "update", "setdefault")
@@ -157,6 +157,8 @@ class Calls(Methods):
         if classes and name not in ("load_state_dict", "state_dict", "forward", "__call__"):
             modules = name in ("train", "eval") and any(c.is_module for c in classes)
             own = [] if modules or len(classes) > MOST_NAMED else [c.method(name) for c in classes]
+            if own == [None] and base.kind == "self":
+                own = [h.methods[name] for h in classes[0].heirs if name in h.methods][:MOST_NAMED]
             if own and None not in own:
                 return self._each(node, [f for f in dict.fromkeys(own) if f], base, args, keywords)
         if name in STANDARD:
@@ -166,6 +168,9 @@ class Calls(Methods):
         if base.kind == "dict" and name in ("get", "pop") and args:
             return self.item(base, args[0])
         if NO_PARTS.fullmatch(name):
+            return None
+        if name in ("add_module", "register_module") and len(args) == 2:
+            self.added(node, base, args)
             return None
         if name in ("get", "pop") and args and isinstance(args[0], Const) and args[0].value in self.entries(base):
             return self.item(base, args[0])

@@ -56,6 +56,8 @@ class Expressions(Calls):
         env = self.state.env
         if name in env:
             return env[name]
+        if name in self.info.closure:
+            return self.info.closure[name]
         outer = self.info.outer
         while outer is not None and not isinstance(outer.node, ast.Module):
             if name in outer.params:

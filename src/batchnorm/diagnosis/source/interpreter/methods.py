@@ -13,8 +13,8 @@ from batchnorm.diagnosis.source.interpreter.containers import ITERATIONS
 from batchnorm.diagnosis.source.interpreter.forwards import MEASURED
 from batchnorm.diagnosis.source.interpreter.outside import Outside
 from batchnorm.diagnosis.source.project import Function
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Mode
-from batchnorm.diagnosis.source.values import Const, External, Flag, Form, Obj, canonical, objects_in, options
+from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, UNKNOWN, Mode
+from batchnorm.diagnosis.source.values import Const, External, Flag, Form, Obj, canonical, objects_in, options, word
 
 RETURNS_ITSELF = (
     "cuda",
@@ -58,6 +58,15 @@ class Methods(Outside):
             return replace(value, terms=dict(value.terms), live=base.live)
         return value
 
+    def added(self, node: ast.Call, base: Obj, args: list[Any]) -> None:
+        """`base.add_module(name, part)`: an attribute where the name is literal, and what base holds in any case."""
+        attribute = word(args, 0)
+        if attribute is not None and isinstance(node.func, ast.Attribute):
+            target = ast.Attribute(node.func.value, attribute, ast.Store())
+            self.bind(ast.copy_location(target, node), args[1], node)
+        for option in options(args[1]) if base.kind == "external" else ():
+            base.flows_from(option)
+
     def m_eval(self, node: ast.Call, base: Obj, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         if args or base.kind in ("optimizer",):
             return None
@@ -75,6 +84,8 @@ class Methods(Outside):
         elif isinstance(on, Flag) and canonical(on.obj) is canonical(base):
             # Back to what the caller left.
             self.state.modes.pop(canonical(base), None)
+        elif Const(True) in options(on):
+            self.set_mode(base, SWITCHED, node)
         else:
             self.forget_modes([base])
         return base

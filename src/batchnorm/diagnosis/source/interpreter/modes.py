@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from batchnorm.diagnosis.source.conditions import exclusive
 from batchnorm.diagnosis.source.contents import Contents
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE, Walk
 from batchnorm.diagnosis.source.project import ClassInfo
@@ -41,6 +42,8 @@ class Modes(Walk):
         found = []
         for part, freeze in self.state.frozen.items():
             mode, layers = self.mode(part), self.layers_mode(part)
+            if freeze.tests and exclusive(freeze.tests, (*self.tests, *self.returned)):
+                continue
             if (
                 self.inside(part, obj)
                 and (mode is None or mode.value in (TRAIN, SWITCHED) or part is obj)
@@ -72,13 +75,14 @@ class Modes(Walk):
 
     def set_mode(self, value: Any, mode: str, node: ast.AST) -> None:
         """`x.train()` and `x.eval()`, for all that x can be."""
-        for obj in {id(o): o for o in (canonical(o) for o in objects_in(value))}.values():
+        found = {id(o): o for o in (canonical(o) for o in objects_in(value))}
+        for obj in found.values():
             if obj.kind in ("layer", "batch norm"):
                 self.set_layers(obj.info if obj.kind == "layer" else obj.parent, mode, node, obj)
                 continue
             event = self.event("mode", node, obj, mode=mode)
             event.seen(self.situation(obj, self.mode(obj) or Mode(UNKNOWN)))
-            self.switch(obj, Mode(mode, node, self.info))
+            self.switch(obj, Mode(mode, node, self.info, sure=len(found) == 1))
 
     def switch(self, obj: Obj, mode: Mode) -> None:
         """A mode for an object and its parts; train() undoes what was frozen inside, unless its class sees to that."""

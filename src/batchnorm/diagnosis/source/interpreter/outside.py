@@ -38,8 +38,8 @@ from batchnorm.diagnosis.source.values import (
 )
 
 PASSES_THROUGH = re.compile(
-    r"tqdm(\.auto|\.notebook)?(\.tqdm|\.trange)?|list|tuple|iter|reversed|sorted|set|torch\.autograd\.(variable\.)?Variable|"
-    r"torch\.(compile|jit\.script|jit\.trace)"
+    r"tqdm(\.auto|\.notebook)?(\.tqdm|\.trange)?|list|tuple|iter|(itertools\.)?cycle|reversed|sorted|set|"
+    r"torch\.autograd\.(variable\.)?Variable|torch\.(compile|jit\.script|jit\.trace)"
 )
 DICTS = ("dict", "collections.OrderedDict")
 EXPORTS = re.compile(r"torch\.(jit\.(script|trace)|onnx\.(dynamo_)?export|export\.export)")
@@ -88,6 +88,8 @@ class Outside(Summaries):
         wrapper = WRAPPERS.fullmatch(short) if args else None
         if wrapper:
             return self._wrapped(node, first, "ddp" if wrapper["ddp"] else "data parallel")
+        if name.startswith("torch.nn.parallel") and short == "data_parallel" and args:
+            return choice([self.forward(node, o, [*args[1:], *keywords.values()]) for o in objects_in(first)])
         if short in CONVERTS_SYNC and args:
             for obj in objects_in(first):
                 event = self.event("sync", node, obj)

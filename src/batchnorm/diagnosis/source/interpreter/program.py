@@ -32,6 +32,9 @@ class Program:
 
     def run(self) -> list[Event]:
         """All events of the program."""
+        for info in (c for module in self.project.modules.values() for c in module.classes):
+            for base in info.lineage[1:]:
+                base.heirs.append(info)
         for _ in range(2):
             self.events.clear()
             self.summaries.clear()

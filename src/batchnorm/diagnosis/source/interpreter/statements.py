@@ -64,9 +64,17 @@ class Statements(Expressions):
         found = self.info.inner.get(node.name)
         if found is not None:
             self.state.env[node.name] = Function(found)
+            found.closure = self.closed()
         if node.decorator_list and isinstance(self.info.node, ast.Module):
             top = self.info.module.names.get(node.name)
             self.decorated(node, top) if isinstance(top, Function) and top.info.node is node else None
+
+    def closed(self) -> dict[str, Any]:
+        """The models that a function inside this one sees by their names here."""
+        if isinstance(self.info.node, ast.Module):
+            return {}
+        kinds = ("external", "instance", "wrapper", "copy", "result")
+        return {n: v for n, v in self.state.env.items() if isinstance(v, Obj) and v.kind in kinds}
 
     on_AsyncFunctionDef = on_FunctionDef
 

@@ -37,7 +37,7 @@ class Summaries(Forwards):
                 slot.flows_from(option)
         summary = self.program.summarize(info, self.depth + 1)
         mapped = Mapping(self, node, info, bound, owner)
-        self._run(summary, mapped)
+        self._run(summary, mapped, info)
         self._switch_modes(summary, mapped)
         self._set_parts(summary, mapped)
         self._assign(summary, mapped)
@@ -61,8 +61,8 @@ class Summaries(Forwards):
             found[others.arg] = self.dictionary(others, [(Const(k), v) for k, v in keywords.items() if k not in named])
         return found
 
-    def _run(self, s: Summary, mapped: Mapping) -> None:
-        """The callee's forwards."""
+    def _run(self, s: Summary, mapped: Mapping, info: FunctionInfo) -> None:
+        """The callee's forwards, those apart that its arguments rule out."""
         switched = {id(o): slot for slot in s.modes for o in mapped.objects(slot)}
         known = {
             (key, id(obj)): (use, obj)
@@ -71,6 +71,8 @@ class Summaries(Forwards):
             if switched.get(id(obj), use.here.obj) is use.here.obj  # else the callee sets its mode under another name
         }
         for use, obj in known.values():
+            if use.event.function is info and passed(use.event.data["tests"], mapped.given) is None:
+                continue
             if obj.kind not in OPAQUE and obj.kind != "output":
                 self._happen(use, obj, mapped.node)
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, adapts, called
 from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.syntax import variables
@@ -22,6 +22,7 @@ TAKES_DATA = re.compile(r"encoder|classif|feature|extract|backbone|embed|relatio
 MADE_UP = re.compile(
     r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
 )
+LOSS = re.compile(r"(loss|criterion)(_?fn|_?func(tion)?)?$")
 FILLS = ("uniform_", "normal_", "random_", "fill_", "zero_", "bernoulli_")
 TEACHER = re.compile(
     r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erence)?_model|frozen|old_model|model_old|prev(ious)?_model|pretrained"
@@ -43,6 +44,7 @@ def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int
             continue
         for context in event.contexts:
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
+            level = 0 if level == LIKELY and LOSS.search(called(event).lower()) else level
             if level and (managed or not facts.manages(context.obj)):
                 yield event, context, level
 

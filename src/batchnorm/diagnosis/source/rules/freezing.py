@@ -26,6 +26,7 @@ def stops_weights_only(facts: Facts) -> Iterator[Said]:
     yield from _by_class(facts)
     yield from _where_it_is_made(facts, thawed)
     yield from _without_gradients(facts)
+    yield from _by_learning_rate(facts)
 
 
 def _said(event: Event, part: str, where: str, sure: bool = True, how: str = "requires_grad = False") -> Said:
@@ -151,6 +152,26 @@ def _without_gradients(facts: Facts) -> Iterator[Said]:
             yield _said(event, part.path, "", how="no_grad")
 
 
+def _by_learning_rate(facts: Facts) -> Iterator[Said]:
+    """Parameter groups with a learning rate of 0, of models that train in train mode."""
+    if not any(facts.set_to(TRAIN, "mode")) or any(facts.set_to(EVAL, "layer mode")):
+        return
+    for module in facts.modules:
+        for group in module.nodes if "params" in module.text and facts.speaks_near(module) else ():
+            keys = map(ast.unparse, filter(None, group.keys)) if isinstance(group, ast.Dict) else ()
+            given = dict(zip(keys, getattr(group, "values", ()), strict=False))
+            rate = given.get("'lr'")
+            if "'params'" in given and isinstance(rate, ast.Constant) and rate.value == 0:
+                yield Said(
+                    module,
+                    group,
+                    "a learning rate of 0 stops weights, not the running statistics: they move in every forward in "
+                    "train mode",
+                    FREEZE.format("part"),
+                    sure=False,
+                )
+
+
 def _may_be(facts: Facts, obj: Obj | None, owner: ClassInfo | None, part: Obj) -> bool:
     """Whether what trains may be, or may hold, the owner of the frozen part."""
     if owner is not None and facts.holds(obj, owner):
@@ -166,6 +187,9 @@ def _selects(event: Event) -> bool:
 def _partly(facts: Facts, obj: Obj, thawed: list[Obj]) -> bool:
     """Whether a part of a frozen model is trained: a new head, or parameters that were thawed."""
     if any(o is not obj and within(o, obj) for o in thawed):
+        return True
+    made = [a.info for a in facts.aliases(obj) for a in (a, *a.sources[:3]) if isinstance(a, Obj)]
+    if any(belongs(facts, c, o) for c in made if isinstance(c, ClassInfo) for o in thawed):
         return True
     same = {id(o) for o in facts.aliases(obj)}
     return any(e.data["name"] in HEADS and id(canonical(e.obj)) in same for e in facts.of("attribute"))

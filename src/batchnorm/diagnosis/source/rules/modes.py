@@ -23,7 +23,7 @@ from batchnorm.diagnosis.source.rules.forwards import (
 from batchnorm.diagnosis.source.rules.freezing import belongs
 from batchnorm.diagnosis.source.syntax import spelled, words
 from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Context, Event, Mode
-from batchnorm.diagnosis.source.values import Obj, canonical
+from batchnorm.diagnosis.source.values import Obj, canonical, owners
 
 SECOND = re.compile(r"ema|teacher|target|momentum|avg|average|key")
 AVERAGES = re.compile(
@@ -214,8 +214,8 @@ def never_back(facts: Facts) -> Iterator[Said]:
         before = set[str]().union(*(first.get((id(event.node), id(o)), ()) for o in same))
         if c.obj.kind in SLOTS and c.function is event.function:
             before |= {o.mode.value for o in event.contexts if o.function is not c.function}
-        if TRAIN not in before or (test is not None and _once(test)):
-            continue
+        if TRAIN not in before or (test is not None and (_once(test) or not evals.sure)):
+            continue  # of one of two models, the other goes back
         fate = facts.fate(event)
         if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
             continue
@@ -273,6 +273,8 @@ def second_network(facts: Facts) -> Iterator[Said]:
         if c.mode.value != TRAIN or not facts.trains(event) or c.second:
             continue
         if is_average(facts, c.obj) or facts.trains_part(c.obj) or c.layers is not None:
+            continue
+        if any(id(a) in facts.trained for o in owners(c.obj) for a in facts.aliases(o)):
             continue
         named = teaches(event)
         taught = c.loaded and (c.no_grad is True or named)

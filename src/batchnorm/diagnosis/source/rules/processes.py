@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, said
+from batchnorm.diagnosis.source.facts import Facts, Said, said
 from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.project import FunctionInfo
 from batchnorm.diagnosis.source.syntax import spelled
@@ -25,7 +25,7 @@ DISTRIBUTED = ("DistributedDataParallel", "DDP", "init_process_group", "init_dis
 
 def not_synchronized(facts: Facts) -> Iterator[Said]:
     """BN435: DistributedDataParallel around batch norm that no line of the program synchronizes."""
-    wrapped = [e for e in facts.of("ddp") if e.obj is not None and facts.has(e.obj) == YES]
+    wrapped = [e for e in facts.of("ddp") if e.obj is not None and facts.has(e.obj)]
     if wrapped and not any(True for _ in facts.of("sync")) and facts.mentioned.isdisjoint(SYNCHRONIZED):
         for event in wrapped:
             yield said(

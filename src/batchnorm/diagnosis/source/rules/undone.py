@@ -11,7 +11,7 @@ from batchnorm.diagnosis.source.facts import YES, Facts, Said, file_of, said
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, in_module
 from batchnorm.diagnosis.source.rules.forwards import forwards, training_forwards
 from batchnorm.diagnosis.source.rules.freezing import FREEZE, belongs
-from batchnorm.diagnosis.source.syntax import calls_by_name, name_of, of_self, spelled
+from batchnorm.diagnosis.source.syntax import calls_by_name, name_of, of_self, spelled, words
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event, Mode
 from batchnorm.diagnosis.source.values import Obj, canonical, options
 
@@ -59,6 +59,8 @@ def _in_a_constructor(facts: Facts) -> Iterator[Said]:
         if not (whole or part) or not _made_only(facts, event.function, event.obj):
             continue
         known = [e for e in trained if facts.holds(e.obj, owner)]
+        if part and not known and any(a.kind == "copy" for a in facts.aliases(obj)):
+            continue  # an average, or a target: what is copied is put into train mode
         others = [e for e in trained if facts.has(e.obj) != NO and _made(e.obj)]
         trains = lightning or (facts.steps_anywhere and (known or others))
         if not trains or (owner.name not in facts.mentioned and owner.method("training_step") is None):
@@ -181,6 +183,8 @@ def _never_read(facts: Facts) -> Iterator[Said]:
         if not OPTIONS.search(name) or facts.spreads:
             continue
         read = name in facts.mentioned
+        if any(name in words(t.node) for e in facts.set_to(EVAL, "mode") for t in e.data["tests"]):
+            continue
         if not read or not _freezes(facts):
             yield Said(
                 module,
