@@ -11,7 +11,7 @@ from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.methods import STANDARD, Methods
 from batchnorm.diagnosis.source.names import is_layer, last
 from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Super
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Mode, join
+from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Mode, join
 from batchnorm.diagnosis.source.values import (
     Choice,
     Const,
@@ -142,7 +142,10 @@ class Calls(Methods):
     def method_call(self, node: ast.Call, base: Any, name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
         """`base.name(...)`."""
         if isinstance(base, Choice):
-            return choice([self.method_call(node, option, name, args, keywords) for option in base.options])
+            self.several = sum(isinstance(o, Obj) and o.kind in SLOTS for o in base.options) > 1
+            made = [self.method_call(node, option, name, args, keywords) for option in base.options]
+            self.several = False
+            return choice(made)
         if isinstance(base, Form):
             return self._tensor_method(node, base, name, args, keywords)
         if isinstance(base, Tuple):
@@ -229,7 +232,8 @@ class Calls(Methods):
         return choice(values)
 
     def _callable_part(self, base: Obj, name: str) -> bool:
-        known = name in base.attrs and bool(base.attrs[name].sources)
+        held = (base, *(c.self_obj for c in self.classes_of(base)))
+        known = any(name in o.attrs and o.attrs[name].sources for o in held)
         return known and base.kind in ("parameter", "attribute", "global", "instance", "copy")
 
 

@@ -75,14 +75,13 @@ class Modes(Walk):
 
     def set_mode(self, value: Any, mode: str, node: ast.AST) -> None:
         """`x.train()` and `x.eval()`, for all that x can be."""
-        found = {id(o): o for o in (canonical(o) for o in objects_in(value))}
-        for obj in found.values():
+        for obj in {id(o): o for o in (canonical(o) for o in objects_in(value))}.values():
             if obj.kind in ("layer", "batch norm"):
                 self.set_layers(obj.info if obj.kind == "layer" else obj.parent, mode, node, obj)
                 continue
             event = self.event("mode", node, obj, mode=mode)
             event.seen(self.situation(obj, self.mode(obj) or Mode(UNKNOWN)))
-            self.switch(obj, Mode(mode, node, self.info, sure=len(found) == 1))
+            self.switch(obj, Mode(mode, node, self.info, sure=not self.several))
 
     def switch(self, obj: Obj, mode: Mode) -> None:
         """A mode for an object and its parts; train() undoes what was frozen inside, unless its class sees to that."""

@@ -35,6 +35,7 @@ class Walk:
         self.entered: dict[Obj, Mode] = {}  # the modes inside of a `with` block of what was called last
         self.held: dict[Obj, Obj] = {}  # what an attribute was found to hold, and the attribute's owner
         self.read_through: dict[Obj, Obj] = {}  # a layer, and the attribute of a model that it was last read from
+        self.several = False  # a name that stands for one of several objects is what a method is called on
         self.conditions = self.ranks = self.second = 0
         self.touches_tensors = info.module.touches_statistics
 
@@ -106,6 +107,8 @@ class Walk:
         slot = base.attr(name)
         info = base.info if base.kind in ("self", "instance") and isinstance(base.info, ClassInfo) else None
         flows = inflow(slot) if info is not None else slot.sources
+        if base.kind == "global" and (shared := _shared(base, name)) is not None:
+            return shared
         if len(flows) == 1:
             (only,) = flows
             held = isinstance(only, Obj) and only.kind in ("list", "dict", "iteration", "zip", "state")
@@ -134,3 +137,11 @@ class Walk:
     def unknown_tensor(self, obj: Obj) -> Form:
         """An object that is used as a tensor."""
         return Form({Atom("element", obj): {(): 1.0}}, live=True)
+
+
+def _shared(base: Obj, name: str) -> Obj | None:
+    """The global name of what an attribute of a global object holds: of `attack.model`, `model`."""
+    made = base.sources[0] if len(base.sources) == 1 else None
+    held = made.attrs[name].sources if isinstance(made, Obj) and made.kind == "instance" and name in made.attrs else []
+    slots = base.info.slots.values() if len(held) == 1 and isinstance(canonical(held[0]), Obj) else ()
+    return next((s for s in slots if [canonical(o) for o in s.sources] == [canonical(held[0])]), None)
