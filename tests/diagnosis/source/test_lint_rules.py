@@ -4,19 +4,19 @@
 import pytest
 
 from batchnorm.diagnosis.source.rules import LOOKS
-from tests.diagnosis.source import cases, conditional, programs, purposes, scripts, spellings, training
+from tests.diagnosis.source import cases, conditional, holders, programs, purposes, scripts, spellings, training
 from tests.diagnosis.source.read_code import found
 from tests.diagnosis.source.textbook import KINDS
 
 WRONG = [
     (code, source.HEAD, *(w if isinstance(w, tuple) else (w, "warning")))
-    for source in (cases, training, programs, conditional, purposes, scripts)
+    for source in (cases, training, programs, conditional, purposes, scripts, holders)
     for code, (wrong, _) in source.CASES.items()
     for w in wrong
 ]
 RIGHT = [
     (code, source.HEAD + r)
-    for source in (cases, training, programs, conditional, purposes, scripts)
+    for source in (cases, training, programs, conditional, purposes, scripts, holders)
     for code, (_, right) in source.CASES.items()
     for r in right
 ]

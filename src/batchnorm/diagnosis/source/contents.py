@@ -242,6 +242,10 @@ class _Scan:
             if isinstance(node, ast.List | ast.Tuple):
                 stack.extend((child, certain, name or str(at)) for at, child in enumerate(node.elts))
                 continue
+            if isinstance(node, ast.Call) and name_of(node.func) == "add_module" and len(node.args) == 2:
+                given = node.args[0].value if isinstance(node.args[0], ast.Constant) else ast.unparse(node.args[0])
+                stack.append((node.args[1], certain, str(given)))
+                continue
             if isinstance(node, ast.Call) and self._call(node, certain):
                 stack.extend((child, certain, name) for child in (*node.args, *(k.value for k in node.keywords)))
                 continue

@@ -154,7 +154,7 @@ def _without_gradients(facts: Facts) -> Iterator[Said]:
 
 def _by_learning_rate(facts: Facts) -> Iterator[Said]:
     """Parameter groups with a learning rate of 0, of models that train in train mode."""
-    if not any(facts.set_to(TRAIN, "mode")) or any(facts.set_to(EVAL, "layer mode")):
+    if not training_forwards(facts) or any(facts.set_to(EVAL, "layer mode")):
         return
     for module in facts.modules:
         for group in module.nodes if "params" in module.text and facts.speaks_near(module) else ():
