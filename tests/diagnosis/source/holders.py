@@ -4,7 +4,7 @@
 from tests.diagnosis.source.training import FIT
 from tests.diagnosis.source.training import HEAD as TRAINING
 
-HEAD = TRAINING + FIT
+HEAD = TRAINING
 STEP = "loss = net(x).sum()\n        optimizer.zero_grad()\n        loss.backward()\n        optimizer.step()\n"
 STEPS = "net.train()\nfor epoch in range(9):\n    for x, y in loader:\n        " + STEP + "net.eval()\n"
 ALL = "for p in net.parameters():\n    p.requires_grad = False\n"
@@ -141,6 +141,7 @@ optimizer = optim.SGD(net.head.parameters(), 0.1)
 CHECKPOINT = "from torch.utils.checkpoint import checkpoint\nclass Layer(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.add_module('norm', nn.NORM)\n    def forward(self, x):\n        return checkpoint(self.norm, x)"
 NAMES = "class Named(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.body = nn.Sequential()\n        self.body.add_module('NAME', nn.BatchNorm2d(3))\nnet = Named()\nfor name, p in net.named_parameters():\n    if 'norm' in name:\n        p.data.fill_(1)"
 THAW = "for p in net.fc.parameters():\n    p.requires_grad = True\noptimizer = optim.SGD(net.fc.parameters(), 0.1)\n"
+CHOSEN = "model = torchvision.models.__dict__[args.arch]()\nmodel = nn.parallel.DistributedDataParallel(model)\nmodel.load_state_dict(torch.load('a.pt'))\nmodel.MODE()"
 
 # code: (found, not found); a found one is a pair with its severity, "warning" where it is left out
 CASES = {
@@ -155,7 +156,7 @@ CASES = {
         "net = Net()\n" + ALL + THAW + STEPS.replace("net.train()", "net.eval()"),
         GROUPS.replace("RATE", "0.01") + STEPS,
         INNER.replace("NORM", "GroupNorm(3, 3)") + STEPS,
-        "def main(args):\n    net = Net()\n    optimizer = optim.SGD(net.parameters(), 0.1)\n    if not args.supervised:\n        for p in net.body.parameters():\n            p.requires_grad = False\n    if args.supervised:\n        fit(net, loader, optimizer)\nmain(args)",
+        FIT + "def main(args):\n    net = Net()\n    optimizer = optim.SGD(net.parameters(), 0.1)\n    if not args.supervised:\n        for p in net.body.parameters():\n            p.requires_grad = False\n    if args.supervised:\n        fit(net, loader, optimizer)\nmain(args)",
     ]),
     "BN412": ([(ATTACK.replace("MODE", "pass"), "note")], [ATTACK.replace("MODE", "self.model.eval()"), FLAG]),
     "BN413": ([SERVER.replace("BUFFERS", "pass")], [SERVER.replace("BUFFERS", BUFFERS)]),
@@ -165,4 +166,5 @@ CASES = {
     ]),
     "BN424": ([CHECKPOINT.replace("NORM", "BatchNorm2d(3)")], [CHECKPOINT.replace("NORM", "GroupNorm(3, 3)")]),
     "BN431": ([(OPTION.replace("BODY", "print(args.fix_bn)"), "note")], [OPTION.replace("BODY", "if args.fix_bn:\n        net.eval()")]),
+    "BN435": ([(CHOSEN.replace("MODE", "train"), "note")], [CHOSEN.replace("MODE", "eval")]),
 }  # fmt: skip

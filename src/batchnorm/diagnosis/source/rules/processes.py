@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import Facts, Said, said
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
 from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.project import FunctionInfo
 from batchnorm.diagnosis.source.syntax import spelled
+from batchnorm.diagnosis.source.trace import TRAIN
 
 SYNCHRONIZED = (
     "SyncBatchNorm",
@@ -25,7 +26,9 @@ DISTRIBUTED = ("DistributedDataParallel", "DDP", "init_process_group", "init_dis
 
 def not_synchronized(facts: Facts) -> Iterator[Said]:
     """BN435: DistributedDataParallel around batch norm that no line of the program synchronizes."""
-    wrapped = [e for e in facts.of("ddp") if e.obj is not None and facts.has(e.obj)]
+    trains = {e.function.module for e in facts.set_to(TRAIN, "mode")}
+    has = ((e, facts.has(e.obj)) for e in facts.of("ddp") if e.obj is not None)
+    wrapped = [e for e, level in has if level == YES or (level == LIKELY and e.function.module in trains)]
     if wrapped and not any(True for _ in facts.of("sync")) and facts.mentioned.isdisjoint(SYNCHRONIZED):
         for event in wrapped:
             yield said(
