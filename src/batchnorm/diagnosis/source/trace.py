@@ -184,7 +184,7 @@ def _switched(a: Mode, b: Mode) -> Mode:
     test = a.test or b.test
     if trains is None or UNKNOWN in (a.value, b.value) or trains.node is None:
         return Mode(UNKNOWN, lapse=evals, test=test)
-    return Mode(SWITCHED, trains.node, trains.function, lapse=evals, test=test)
+    return Mode(SWITCHED, trains.node, trains.function, trains.sure, lapse=evals, test=test)
 
 
 def _join_values(a: dict[Any, Any], b: dict[Any, Any], out: dict[Any, Any], choose: Any) -> None:

@@ -214,8 +214,8 @@ def never_back(facts: Facts) -> Iterator[Said]:
         before = set[str]().union(*(first.get((id(event.node), id(o)), ()) for o in same))
         if c.obj.kind in SLOTS and c.function is event.function:
             before |= {o.mode.value for o in event.contexts if o.function is not c.function}
-        if TRAIN not in before or (test is not None and (_once(test) or not evals.sure)):
-            continue  # of one of two models, the other goes back
+        if TRAIN not in before or (test is not None and (_once(test) or not c.mode.sure)):
+            continue  # what was put in eval as one of two models goes back as one
         fate = facts.fate(event)
         if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
             continue
