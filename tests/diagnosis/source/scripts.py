@@ -42,6 +42,7 @@ CASES = {
         LOADED + "past = copy.deepcopy(net)\n" + STUDENT + BESIDE.replace("OLD", "past"),
         LOADED + STUDENT + "net.train()\n" + BESIDE.replace("with torch.no_grad():\n        ", "if True:\n        ").replace("OLD", "net"),
     ], [
+        "class Both(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.encoder = Net()\n        self.decoder = nn.Sequential(nn.Linear(10, 3), nn.BatchNorm1d(3))\n    def forward(self, x):\n        return self.decoder(self.encoder(x))\nnet, critic = Both(), nn.Linear(3, 1)\nif args.resume:\n    net.load_state_dict(torch.load('a.pt'))\noptimizer, other = optim.SGD(net.parameters(), 0.1), optim.SGD(critic.parameters(), 0.1)\nfor x in loader:\n    loss = critic(net.decoder(net.encoder(x))).sum()\n    optimizer.zero_grad()\n    loss.backward()\n    optimizer.step()\n    other.zero_grad()\n    critic(x).sum().backward()\n    other.step()",
         LOADED + STUDENT + "net.eval()\n" + BESIDE.replace("OLD", "net"),
         "from timm.optim import create_optimizer_v2\n" + LOADED + STUDENT + "other = create_optimizer_v2(net)\nnet.train()\n" + BESIDE.replace("with torch.no_grad():\n        ", "if True:\n        ").replace("OLD", "net"),
         LOADED + STUDENT.replace("student.parameters()", "[*student.parameters(), *others(net)]") + "net.train()\n" + BESIDE.replace("with torch.no_grad():\n        ", "if True:\n        ").replace("OLD", "net"),

@@ -370,18 +370,15 @@ class Facts:
 
     def trains_part(self, obj: Obj) -> bool:
         """Whether an optimizer was given an object, or a part of it."""
-        stack, seen = [(o, 0) for o in self.aliases(obj)], set[int]()
-        while stack:
-            at, depth = stack.pop()
-            if id(at) in self.trained:
-                return True
-            if id(at) in seen or depth > DEEPEST_PART * 2:
-                continue
-            seen.add(id(at))
-            own = at.info.self_obj.attrs if isinstance(at.info, ClassInfo) else {}
-            inside = [*at.attrs.values(), *own.values(), *(at.sources if at.kind == "attribute" else ())]
-            stack.extend((o, depth + 1) for s in inside for o in options(s) if isinstance(o, Obj))
-        return False
+        return any(id(part) in self.trained for part in _parts(self.aliases(obj)))
+
+    def trains_whole(self, obj: Obj) -> bool:
+        """Whether an optimizer was given an object, or what it is a part of."""
+        return not self._trained_parts.isdisjoint(map(id, self.aliases(obj)))
+
+    @cached_property
+    def _trained_parts(self) -> set[int]:
+        return {id(part) for part in _parts(list(self.trained.values()))}
 
     @cached_property
     def _trained(self) -> tuple[dict[int, Obj], bool]:
@@ -509,3 +506,17 @@ def called(event: Event) -> str:
     """The name of what a forward calls."""
     func = event.node.func
     return spelled(event.node.args[0] if name_of(func) == "data_parallel" and event.node.args else func)
+
+
+def _parts(objects: list[Obj]) -> Iterator[Obj]:
+    """Objects and what they hold, by their own attributes and their classes'."""
+    stack, seen = [(o, 0) for o in objects], set[int]()
+    while stack:
+        at, depth = stack.pop()
+        if id(at) in seen or depth > DEEPEST_PART * 2:
+            continue
+        seen.add(id(at))
+        yield at
+        own = at.info.self_obj.attrs if isinstance(at.info, ClassInfo) else {}
+        inside = [*at.attrs.values(), *own.values(), *(at.sources if at.kind == "attribute" else ())]
+        stack.extend((o, depth + 1) for s in inside for o in options(s) if isinstance(o, Obj))

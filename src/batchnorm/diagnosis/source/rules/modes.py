@@ -274,7 +274,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
             continue
         if is_average(facts, c.obj) or facts.trains_part(c.obj) or c.layers is not None:
             continue
-        if any(id(a) in facts.trained for o in owners(c.obj) for a in facts.aliases(o)):
+        if any(facts.trains_whole(o) for o in owners(c.obj)):
             continue
         named = teaches(event)
         taught = c.loaded and (c.no_grad is True or named)
