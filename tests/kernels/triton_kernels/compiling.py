@@ -63,7 +63,7 @@ def noted(launches):
 def launches():
     """What the tests launch; what they assert of results is not looked at."""
     from batchnorm.kernels.triton import geometry
-    from tests.kernels.triton_kernels import conftest, test_operands, test_whole, twins
+    from tests.kernels.triton_kernels import conftest, test_triton_operands, test_whole, twins
 
     def step(layer, batches, device, dtype=torch.float32, last=False, times=4):
         for x, g, given in batches:
@@ -73,9 +73,9 @@ def launches():
         with (
             mock.patch.object(geometry, "SIZES", geometry.Sizes(**sizes)),
             mock.patch.object(test_whole, "compare", step),
-            mock.patch.object(test_operands, "compare", step),
+            mock.patch.object(test_triton_operands, "compare", step),
         ):
-            tests = {**vars(test_whole), **vars(test_operands)}
+            tests = {**vars(test_whole), **vars(test_triton_operands)}
             for test in [value for name, value in tests.items() if name.startswith("test_")]:
                 for given in _parameters(test):
                     try:
