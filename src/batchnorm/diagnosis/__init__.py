@@ -1,15 +1,11 @@
 """One model, read only: evidence (from a run, a checkpoint or source code), then rules, then a report."""
 
-import sys
-
 from batchnorm.diagnosis.catalogue import RULES
 from batchnorm.diagnosis.checkpoint import inspect_checkpoint
 from batchnorm.diagnosis.findings import Finding, Rule
-from batchnorm.diagnosis.model import diagnosing
 from batchnorm.diagnosis.model.diagnosing import diagnose
 from batchnorm.diagnosis.model.evidence import Evidence, LayerEvidence
 from batchnorm.diagnosis.report import Report
-from batchnorm.diagnosis.run import watching
 from batchnorm.diagnosis.run.watching import BatchNormWarning, watch
 from batchnorm.diagnosis.source import lint
 
@@ -26,7 +22,3 @@ __all__ = [
     "lint",
     "watch",
 ]
-
-# Pickles of version 0.1.0 name these modules.
-sys.modules["batchnorm.diagnosis.model.diagnose"] = diagnosing
-sys.modules["batchnorm.diagnosis.run.watch"] = watching
