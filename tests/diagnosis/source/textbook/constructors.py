@@ -1,5 +1,21 @@
 """Constructors that probe a shape, teachers of trainers, single samples."""
 
+# A network without running statistics that serves; the case says how.
+SERVES = """\
+class Enc(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(8, track_running_stats=False)
+        self.conv = nn.Conv2d(3, 8, 3)
+    def forward(self, x):
+        return self.bn(self.conv(x))
+def serve(path, image):
+    m = Enc()
+    m.load_state_dict(torch.load(path))
+    m.eval()
+    with torch.no_grad():
+"""
+
 WRONG = {
     "BN408": [
         (
@@ -114,93 +130,38 @@ class Q(nn.Module):
     ],
     "BN441": [
         (
-            """\
-class Enc(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(8, track_running_stats=False)
-        self.conv = nn.Conv2d(3, 8, 3)
-    def forward(self, x):
-        return self.bn(self.conv(x))
-def serve(path, image):
-    m = Enc()
-    m.load_state_dict(torch.load(path))
-    m.eval()
-    with torch.no_grad():
+            SERVES
+            + """\
         return m(image.unsqueeze(0))
 """,
             "note",
         ),
         (
-            """\
-class Enc(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(8, track_running_stats=False)
-        self.conv = nn.Conv2d(3, 8, 3)
-    def forward(self, x):
-        return self.bn(self.conv(x))
-def serve(path, image):
-    m = Enc()
-    m.load_state_dict(torch.load(path))
-    m.eval()
-    with torch.no_grad():
+            SERVES
+            + """\
         return m(image[None])
 """,
             "note",
         ),
         (
-            """\
-class Enc(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(8, track_running_stats=False)
-        self.conv = nn.Conv2d(3, 8, 3)
-    def forward(self, x):
-        return self.bn(self.conv(x))
-def serve(path, image):
-    m = Enc()
-    m.load_state_dict(torch.load(path))
-    m.eval()
-    with torch.no_grad():
+            SERVES
+            + """\
         x = image.unsqueeze(0)
         return m(x.cuda())
 """,
             "note",
         ),
         (
-            """\
-class Enc(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(8, track_running_stats=False)
-        self.conv = nn.Conv2d(3, 8, 3)
-    def forward(self, x):
-        return self.bn(self.conv(x))
-def serve(path, image):
-    m = Enc()
-    m.load_state_dict(torch.load(path))
-    m.eval()
-    with torch.no_grad():
+            SERVES
+            + """\
         for x in DataLoader(image, batch_size=1):
             print(m(x))
 """,
             "note",
         ),
         (
-            """\
-class Enc(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(8, track_running_stats=False)
-        self.conv = nn.Conv2d(3, 8, 3)
-    def forward(self, x):
-        return self.bn(self.conv(x))
-def serve(path, image):
-    m = Enc()
-    m.load_state_dict(torch.load(path))
-    m.eval()
-    with torch.no_grad():
+            SERVES
+            + """\
         return m(torch.unsqueeze(image, 0))
 """,
             "note",
@@ -283,19 +244,8 @@ class Q(nn.Module):
     def forward(self, x):
         return self.fc(self.features(x).flatten(1))
 """,
-    """\
-class Enc(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(8, track_running_stats=False)
-        self.conv = nn.Conv2d(3, 8, 3)
-    def forward(self, x):
-        return self.bn(self.conv(x))
-def serve(path, image):
-    m = Enc()
-    m.load_state_dict(torch.load(path))
-    m.eval()
-    with torch.no_grad():
+    SERVES
+    + """\
         return m(image)
 """,
     """\
@@ -328,19 +278,8 @@ def serve(path, image):
     with torch.no_grad():
         return m(image.unsqueeze(0))
 """,
-    """\
-class Enc(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(8, track_running_stats=False)
-        self.conv = nn.Conv2d(3, 8, 3)
-    def forward(self, x):
-        return self.bn(self.conv(x))
-def serve(path, image):
-    m = Enc()
-    m.load_state_dict(torch.load(path))
-    m.eval()
-    with torch.no_grad():
+    SERVES
+    + """\
         return m(image.unsqueeze(1))
 """,
 ]

@@ -1,40 +1,35 @@
 # ruff: noqa: E501
 """Exports in train mode, train mode as a constant, statistics that are no buffers."""
 
-WRONG = {
-    "BN436": [
-        (
-            """\
+# A layer with buffers of its own; the case has its forward.
+BUFFERS = """\
 class FB(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(c)); self.bias = nn.Parameter(torch.zeros(c))
         self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
     def forward(self, x):
+"""
+
+WRONG = {
+    "BN436": [
+        (
+            BUFFERS
+            + """\
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True)
 """,
             "warning",
         ),
         (
-            """\
-class FB(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(c)); self.bias = nn.Parameter(torch.zeros(c))
-        self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
-    def forward(self, x):
+            BUFFERS
+            + """\
         return nn.functional.batch_norm(x, running_mean=self.running_mean, running_var=self.running_var, weight=self.weight, bias=self.bias, training=True, momentum=0.1)
 """,
             "warning",
         ),
         (
-            """\
-class FB(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(c)); self.bias = nn.Parameter(torch.zeros(c))
-        self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
-    def forward(self, x):
+            BUFFERS
+            + """\
         return torch.batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, True, 0.1, 1e-5, False)
 """,
             "warning",
@@ -410,71 +405,36 @@ def main(path):
     scripted.eval()
     scripted.save("m.pt")
 """,
-    """\
-class FB(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(c)); self.bias = nn.Parameter(torch.zeros(c))
-        self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
-    def forward(self, x):
+    BUFFERS
+    + """\
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training or not self.track)
 """,
-    """\
-class FB(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(c)); self.bias = nn.Parameter(torch.zeros(c))
-        self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
-    def forward(self, x):
+    BUFFERS
+    + """\
         return F.batch_norm(x, torch.zeros_like(self.running_mean), torch.ones_like(self.running_var), training=True, momentum=1)
 """,
-    """\
-class FB(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(c)); self.bias = nn.Parameter(torch.zeros(c))
-        self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
-    def forward(self, x):
+    BUFFERS
+    + """\
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
 """,
-    """\
-class FB(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(c)); self.bias = nn.Parameter(torch.zeros(c))
-        self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
-    def forward(self, x):
+    BUFFERS
+    + """\
         if self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=True)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False)
 """,
-    """\
-class FB(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(c)); self.bias = nn.Parameter(torch.zeros(c))
-        self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
-    def forward(self, x):
+    BUFFERS
+    + """\
         return F.instance_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True)
 """,
-    """\
-class FB(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(c)); self.bias = nn.Parameter(torch.zeros(c))
-        self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
-    def forward(self, x):
+    BUFFERS
+    + """\
         if not self.training:
             return x * self.weight[:, None, None]
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=True)
 """,
-    """\
-class FB(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(c)); self.bias = nn.Parameter(torch.zeros(c))
-        self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
-    def forward(self, x):
+    BUFFERS
+    + """\
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False)
 """,
     """\

@@ -1,5 +1,26 @@
 """Averages over clients, soups and target networks."""
 
+# Ends a case's `average`, trains clients and averages them.
+FEDERATED = """\
+    return global_model
+def run(loaders, test):
+    g = Net()
+    for r in range(10):
+        clients = []
+        for loader in loaders:
+            c = copy.deepcopy(g)
+            c.train()
+            opt = optim.SGD(c.parameters(), 0.1)
+            for x, y in loader:
+                loss = F.cross_entropy(c(x), y)
+                opt.zero_grad(); loss.backward(); opt.step()
+            clients.append(c)
+        average(g, clients)
+    g.eval()
+    with torch.no_grad():
+        print(sum((g(x).argmax(1) == y).sum() for x, y in test))
+"""
+
 WRONG = {
     "BN413": [
         (
@@ -8,24 +29,8 @@ def average(global_model, clients):
     with torch.no_grad():
         for name, p in global_model.named_parameters():
             p.copy_(torch.stack([dict(c.named_parameters())[name] for c in clients]).mean(0))
-    return global_model
-def run(loaders, test):
-    g = Net()
-    for r in range(10):
-        clients = []
-        for loader in loaders:
-            c = copy.deepcopy(g)
-            c.train()
-            opt = optim.SGD(c.parameters(), 0.1)
-            for x, y in loader:
-                loss = F.cross_entropy(c(x), y)
-                opt.zero_grad(); loss.backward(); opt.step()
-            clients.append(c)
-        average(g, clients)
-    g.eval()
-    with torch.no_grad():
-        print(sum((g(x).argmax(1) == y).sum() for x, y in test))
-""",
+"""
+            + FEDERATED,
             "warning",
         ),
         (
@@ -33,24 +38,8 @@ def run(loaders, test):
 def average(global_model, clients):
     for p in zip(global_model.parameters(), *[c.parameters() for c in clients]):
         p[0].data = torch.stack([q.data for q in p[1:]]).mean(dim=0)
-    return global_model
-def run(loaders, test):
-    g = Net()
-    for r in range(10):
-        clients = []
-        for loader in loaders:
-            c = copy.deepcopy(g)
-            c.train()
-            opt = optim.SGD(c.parameters(), 0.1)
-            for x, y in loader:
-                loss = F.cross_entropy(c(x), y)
-                opt.zero_grad(); loss.backward(); opt.step()
-            clients.append(c)
-        average(g, clients)
-    g.eval()
-    with torch.no_grad():
-        print(sum((g(x).argmax(1) == y).sum() for x, y in test))
-""",
+"""
+            + FEDERATED,
             "warning",
         ),
         (
@@ -61,24 +50,8 @@ def average(global_model, clients):
     for c in clients:
         for p, q in zip(global_model.parameters(), c.parameters()):
             p.data += q.data / len(clients)
-    return global_model
-def run(loaders, test):
-    g = Net()
-    for r in range(10):
-        clients = []
-        for loader in loaders:
-            c = copy.deepcopy(g)
-            c.train()
-            opt = optim.SGD(c.parameters(), 0.1)
-            for x, y in loader:
-                loss = F.cross_entropy(c(x), y)
-                opt.zero_grad(); loss.backward(); opt.step()
-            clients.append(c)
-        average(g, clients)
-    g.eval()
-    with torch.no_grad():
-        print(sum((g(x).argmax(1) == y).sum() for x, y in test))
-""",
+"""
+            + FEDERATED,
             "warning",
         ),
         (
@@ -87,24 +60,8 @@ def average(global_model, clients):
     weights = [1 / len(clients)] * len(clients)
     for name, p in global_model.named_parameters():
         p.data = sum(w * dict(c.named_parameters())[name].data for w, c in zip(weights, clients))
-    return global_model
-def run(loaders, test):
-    g = Net()
-    for r in range(10):
-        clients = []
-        for loader in loaders:
-            c = copy.deepcopy(g)
-            c.train()
-            opt = optim.SGD(c.parameters(), 0.1)
-            for x, y in loader:
-                loss = F.cross_entropy(c(x), y)
-                opt.zero_grad(); loss.backward(); opt.step()
-            clients.append(c)
-        average(g, clients)
-    g.eval()
-    with torch.no_grad():
-        print(sum((g(x).argmax(1) == y).sum() for x, y in test))
-""",
+"""
+            + FEDERATED,
             "warning",
         ),
         (
@@ -113,24 +70,8 @@ def average(global_model, clients):
     for ps in zip(global_model.parameters(), *(c.parameters() for c in clients)):
         target, sources = ps[0], ps[1:]
         target.data.copy_(sum(s.data for s in sources) / len(sources))
-    return global_model
-def run(loaders, test):
-    g = Net()
-    for r in range(10):
-        clients = []
-        for loader in loaders:
-            c = copy.deepcopy(g)
-            c.train()
-            opt = optim.SGD(c.parameters(), 0.1)
-            for x, y in loader:
-                loss = F.cross_entropy(c(x), y)
-                opt.zero_grad(); loss.backward(); opt.step()
-            clients.append(c)
-        average(g, clients)
-    g.eval()
-    with torch.no_grad():
-        print(sum((g(x).argmax(1) == y).sum() for x, y in test))
-""",
+"""
+            + FEDERATED,
             "warning",
         ),
         (
@@ -158,24 +99,8 @@ def average(global_model, clients):
         for c in clients:
             total = total + dict(c.named_parameters())[name].data
         p.data.copy_(total / len(clients))
-    return global_model
-def run(loaders, test):
-    g = Net()
-    for r in range(10):
-        clients = []
-        for loader in loaders:
-            c = copy.deepcopy(g)
-            c.train()
-            opt = optim.SGD(c.parameters(), 0.1)
-            for x, y in loader:
-                loss = F.cross_entropy(c(x), y)
-                opt.zero_grad(); loss.backward(); opt.step()
-            clients.append(c)
-        average(g, clients)
-    g.eval()
-    with torch.no_grad():
-        print(sum((g(x).argmax(1) == y).sum() for x, y in test))
-""",
+"""
+            + FEDERATED,
             "warning",
         ),
         (
@@ -301,46 +226,14 @@ def average(global_model, clients):
             p.copy_(torch.stack([dict(c.named_parameters())[name] for c in clients]).mean(0))
         for name, b in global_model.named_buffers():
             b.copy_(torch.stack([dict(c.named_buffers())[name].float() for c in clients]).mean(0))
-    return global_model
-def run(loaders, test):
-    g = Net()
-    for r in range(10):
-        clients = []
-        for loader in loaders:
-            c = copy.deepcopy(g)
-            c.train()
-            opt = optim.SGD(c.parameters(), 0.1)
-            for x, y in loader:
-                loss = F.cross_entropy(c(x), y)
-                opt.zero_grad(); loss.backward(); opt.step()
-            clients.append(c)
-        average(g, clients)
-    g.eval()
-    with torch.no_grad():
-        print(sum((g(x).argmax(1) == y).sum() for x, y in test))
-""",
+"""
+    + FEDERATED,
     """\
 def average(global_model, clients):
     for name, p in global_model.named_parameters():
         p.grad = torch.stack([dict(c.named_parameters())[name].grad for c in clients]).mean(0)
-    return global_model
-def run(loaders, test):
-    g = Net()
-    for r in range(10):
-        clients = []
-        for loader in loaders:
-            c = copy.deepcopy(g)
-            c.train()
-            opt = optim.SGD(c.parameters(), 0.1)
-            for x, y in loader:
-                loss = F.cross_entropy(c(x), y)
-                opt.zero_grad(); loss.backward(); opt.step()
-            clients.append(c)
-        average(g, clients)
-    g.eval()
-    with torch.no_grad():
-        print(sum((g(x).argmax(1) == y).sum() for x, y in test))
-""",
+"""
+    + FEDERATED,
     """\
 def average(global_model, clients):
     sd = global_model.state_dict()
@@ -348,24 +241,8 @@ def average(global_model, clients):
         if sd[k].is_floating_point():
             sd[k] = torch.stack([c.state_dict()[k] for c in clients]).mean(0)
     global_model.load_state_dict(sd)
-    return global_model
-def run(loaders, test):
-    g = Net()
-    for r in range(10):
-        clients = []
-        for loader in loaders:
-            c = copy.deepcopy(g)
-            c.train()
-            opt = optim.SGD(c.parameters(), 0.1)
-            for x, y in loader:
-                loss = F.cross_entropy(c(x), y)
-                opt.zero_grad(); loss.backward(); opt.step()
-            clients.append(c)
-        average(g, clients)
-    g.eval()
-    with torch.no_grad():
-        print(sum((g(x).argmax(1) == y).sum() for x, y in test))
-""",
+"""
+    + FEDERATED,
     """\
 def spread(models):
     with torch.no_grad():

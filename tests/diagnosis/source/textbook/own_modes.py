@@ -1,5 +1,17 @@
 """Overridden train(), layers frozen by constructors, reset statistics."""
 
+# Trains a wrapper that the case defines.
+FIT = """\
+def fit(loader):
+    m = Wrap()
+    opt = optim.SGD(m.parameters(), 0.1)
+    for e in range(3):
+        m.train()
+        for x, y in loader:
+            loss = F.cross_entropy(m(x), y)
+            opt.zero_grad(); loss.backward(); opt.step()
+"""
+
 WRONG = {
     "BN408": [
         (
@@ -14,15 +26,8 @@ class Wrap(nn.Module):
         self.head = nn.Linear(10, 2)
     def forward(self, x):
         return self.head(self.body(x))
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+            + FIT,
             "warning",
         ),
         (
@@ -40,15 +45,8 @@ class Wrap(nn.Module):
             if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d)):
                 m.eval()
                 m.weight.requires_grad = False
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+            + FIT,
             "warning",
         ),
         (
@@ -61,15 +59,8 @@ class Wrap(nn.Module):
         self.head = nn.Linear(10, 2)
     def forward(self, x):
         return self.head(self.body(x))
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+            + FIT,
             "warning",
         ),
         (
@@ -84,15 +75,8 @@ class Wrap(nn.Module):
         self.head = nn.Linear(10, 2)
     def forward(self, x):
         return self.head(self.body(x))
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+            + FIT,
             "warning",
         ),
         (
@@ -108,15 +92,8 @@ class Wrap(nn.Module):
         self.head = nn.Linear(10, 2)
     def forward(self, x):
         return self.head(self.body(x))
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+            + FIT,
             "warning",
         ),
         (
@@ -133,15 +110,8 @@ class Wrap(nn.Module):
         self.head = nn.Linear(10, 2)
     def forward(self, x):
         return self.head(self.body(x))
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+            + FIT,
             "warning",
         ),
     ],
@@ -159,15 +129,8 @@ class Wrap(nn.Module):
         super().train()
         self.body.eval()
         return self
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+            + FIT,
             "warning",
         ),
         (
@@ -184,15 +147,8 @@ class Wrap(nn.Module):
         for m in self.modules():
             if isinstance(m, nn.BatchNorm2d):
                 m.eval()
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+            + FIT,
             "warning",
         ),
         (
@@ -223,15 +179,8 @@ class Wrap(nn.Module):
     def train(self, mode=True):
         self.body.eval()
         return self
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+            + FIT,
             "warning",
         ),
         (
@@ -387,15 +336,8 @@ class Wrap(nn.Module):
         super().train(mode)
         self.body.eval()
         return self
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+    + FIT,
     """\
 class Wrap(nn.Module):
     def __init__(self):
@@ -428,15 +370,8 @@ class Wrap(nn.Module):
         self.head = nn.Linear(10, 2)
     def forward(self, x):
         return self.head(self.body(x))
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+    + FIT,
     """\
 class Wrap(nn.Module):
     def __init__(self):
@@ -585,15 +520,8 @@ class Wrap(nn.Module):
         super().train(mode)
         self.body.eval()
         return self
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+    + FIT,
     """\
 class Wrap(nn.Module):
     def __init__(self):
@@ -605,15 +533,8 @@ class Wrap(nn.Module):
     def train(self, mode=True):
         super().train(mode=mode)
         self.body.eval()
-def fit(loader):
-    m = Wrap()
-    opt = optim.SGD(m.parameters(), 0.1)
-    for e in range(3):
-        m.train()
-        for x, y in loader:
-            loss = F.cross_entropy(m(x), y)
-            opt.zero_grad(); loss.backward(); opt.step()
-""",
+"""
+    + FIT,
     """\
 def disabled_train(self, mode=True):
     return self
