@@ -19,22 +19,24 @@ Layers = dict[str, _BatchNorm]
 
 
 @contextmanager
-def modes(model: nn.Module, training: bool, but: Iterable[nn.Module] = ()) -> Iterator[None]:
+def modes(model: nn.Module, training: bool, but: Iterable[nn.Module] = ()) -> Iterator[set[nn.Module]]:
     """Every module in one mode, those in `but` in the other, without gradients; their own flags afterwards.
 
-    Batch norm in eval is held there, whatever a forward does.
+    Batch norm in eval is held there, whatever a forward does; given are the layers that one had put in train mode.
     """
-    others = list(but)
+    others, switched = list(but), set[nn.Module]()
+
+    def hold(layer: nn.Module, args: Any) -> None:
+        # One that does not track is asked for its batch's statistics.
+        if layer.training and layer.track_running_stats:
+            switched.add(layer)
+            layer.training = False
+
     held = [m for m in model.modules() if isinstance(m, _BatchNorm) and (m in others) == training]
     with in_mode(model, training, others), torch.no_grad(), ExitStack() as stack:
         for layer in held:
-            stack.callback(layer.register_forward_pre_hook(_to_eval, prepend=True).remove)
-        yield
-
-
-def _to_eval(layer: nn.Module, args: Any) -> None:
-    # One that does not track is asked for its batch's statistics.
-    layer.training = layer.training and not layer.track_running_stats
+            stack.callback(layer.register_forward_pre_hook(hold, prepend=True).remove)
+        yield switched
 
 
 @contextmanager

@@ -114,11 +114,13 @@ def difference(training: Sample, evaluation: Sample) -> Change:
     found += _padding(training, evaluation) or _dead(x, y)
     padded = bool(found) and "padding" in found[-1].words
     a, b = View(x), View(y)
-    if not padded and (apart(a, b) > 0 or by_spectrum(a, b)[1] > 0):
-        only_classes = _only_classes(a, b, training, evaluation)
+    values, rough = (0.0, (None, 0.0)) if padded else (apart(a, b), by_spectrum(a, b))
+    if values > 0 or rough[1] > 0:
+        only_classes = _only_classes(a, b, rough[1], training, evaluation)
         if only_classes and not found:
             return Change("the classes have other shares", by_class=True)
-        found += [] if only_classes else _explained(a, b, spectra=not found)
+        # What resizing did to the spectrum is no change of its own.
+        found += [] if only_classes else _explained(a, b, values, (None, 0.0) if found else rough)
     elif not found:
         found += turned(a, b)
     return _said(found)
@@ -171,9 +173,8 @@ def _places(x: View, y: View) -> float:
     return math.sqrt(excess) if excess > SURE * error else 0.0
 
 
-def _explained(x: View, y: View, spectra: bool) -> list[Change]:
+def _explained(x: View, y: View, values: float, rough: tuple[Change | None, float]) -> list[Change]:
     """The least that makes the one of the other: of values, of the spectrum, of both, or that nothing does."""
-    values, rough = apart(x, y), by_spectrum(x, y) if spectra else (None, 0.0)
     change = _of_values(x, y) if values else None
     if change is not None and change.apply is not None:
         made = View(change.apply(x.x))
@@ -312,7 +313,7 @@ def _tokens(training: Sample, evaluation: Sample) -> str:
     )
 
 
-def _only_classes(one: View, other: View, training: Sample, evaluation: Sample) -> bool:
+def _only_classes(one: View, other: View, rough: float, training: Sample, evaluation: Sample) -> bool:
     """Whether other shares of the predicted classes explain the difference: within a class the inputs agree."""
     a, b = one.grid.double(), other.grid.double()
     if not training.classes or not evaluation.classes:
@@ -343,7 +344,7 @@ def _only_classes(one: View, other: View, training: Sample, evaluation: Sample) 
         return False
     members = [(torch.where(first == label)[0], int((second == label).sum())) for label in torch.unique(second)]
     rows = torch.cat([at[torch.arange(count) % len(at)] for at, count in members if len(at)])
-    return by_spectrum(View(one.x[rows]), other)[1] <= EXPLAINS * by_spectrum(one, other)[1]
+    return by_spectrum(View(one.x[rows]), other)[1] <= EXPLAINS * rough
 
 
 def variation(a: Tensor, b: Tensor) -> float:

@@ -52,6 +52,8 @@ class Laboratory:
     advance: Callable[[int], None] = lambda steps: None
     valid: dict[int, Tensor] = field(default_factory=dict)
     widest: int = 0
+    # Layers that a forward put in train mode where it was to run in eval.
+    switched: set[nn.Module] = field(default_factory=set)
 
     def run(
         self,
@@ -68,8 +70,10 @@ class Laboratory:
             self.widest = max(self.widest, x.numel() // max(x.shape[0], 1) * 4)
 
         seen = {name: self.layers[name] for name in received or ()}
-        with modes(self.model, False), within or ExitStack(), self.hooks(seen, look):
-            return self._pass(data, condition, **how)
+        with modes(self.model, False) as switched, within or ExitStack(), self.hooks(seen, look):
+            outcome = self._pass(data, condition, **how)
+        self.switched |= switched
+        return outcome
 
     def _pass(
         self,

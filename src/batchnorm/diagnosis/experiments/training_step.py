@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,21 +30,11 @@ def left_in_eval(model: nn.Module, layers: Layers) -> set[str]:
         return {name for name, layer in layers.items() if not layer.training}
 
 
-def left_in_train(model: nn.Module, layers: Layers, batch: Any, forward_fn: Callable[..., Any] | None) -> set[str]:
-    """Layers that run in train mode after `model.eval()`, by the model's `train` or forward; not frozen ones."""
-    found: set[str] = set()
-
-    def see(name: str) -> Callable[..., None]:
-        return lambda module, *told: found.add(name) if module.training and not is_frozen(module) else None
-
-    with preserved(model), torch.no_grad(), ExitStack() as stack:
+def left_in_train(model: nn.Module, layers: Layers) -> set[str]:
+    """Layers that are in train mode after `model.eval()`, and that nothing freezes."""
+    with preserved(model):
         model.eval()
-        for name, layer in layers.items():
-            see(name)(layer)
-            stack.callback(layer.register_forward_pre_hook(see(name)).remove)
-        with suppress(Exception):
-            call(model, batch, forward_fn)
-    return found
+        return {name for name, layer in layers.items() if layer.training and not is_frozen(layer)}
 
 
 def training_step(model: nn.Module, layers: Layers, batch: Any, forward_fn: Callable[..., Any] | None) -> TrainingStep:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -92,8 +91,8 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     rows, outcomes = evidence.layers, evidence.outcomes
     sample, received = Sample(), {name: layer.in_eval for name, layer in rows.items()}
     outcomes["stored"] = lab.run(data, "stored", None, received, sample=sample)
-    for _, batch in itertools.islice(data, 1):
-        evidence.left_in_train = left_in_train(lab.model, lab.layers, batch, lab.forward_fn)
+    switched = {name for name, layer in lab.layers.items() if layer in lab.switched and not is_frozen(layer)}
+    evidence.left_in_train = left_in_train(lab.model, lab.layers) | switched
     for layer in rows.values():
         if layer.frozen:
             # Frozen layers normalise with the stored statistics in either mode.

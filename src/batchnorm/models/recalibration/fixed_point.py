@@ -26,7 +26,7 @@ from batchnorm.models.recalibration.meeting import Meeting, TooManyThreads
 from batchnorm.models.recalibration.ranks import PeerBegins, Ranks, merged
 from batchnorm.models.recalibration.resume import Checkpoint
 from batchnorm.models.recalibration.source import Held
-from batchnorm.models.recalibration.streaming import Layout, Skipped
+from batchnorm.models.recalibration.streaming import Layout, Skipped, none_finite
 from batchnorm.models.recalibration.targets import Target
 from batchnorm.models.recalibration.totals import Totals, Variance
 
@@ -105,10 +105,7 @@ class FixedPoint:
         told = self.ranks.gathered((batches, len(skipped), skipped[0].layer if skipped else ""))
         if all(read == left_out for read, left_out, _ in told):
             layer = next(name for _, left_out, name in told if left_out)
-            raise BatchNormError(
-                "loader must give finite activations in at least one batch; NaN or infinity reached layer "
-                f"{layer!r} in all {sum(read for read, _, _ in told)}"
-            )
+            raise none_finite(layer, sum(read for read, _, _ in told))
 
     def _iterate(self, held: Held, out: set[int], meet: bool) -> Settled:
         given: dict[str, tuple[Tensor, Tensor]] = {}

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import numbered
 from batchnorm.models.objects import all_tensors
@@ -26,6 +24,7 @@ from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, Varian
 from batchnorm.models.state import snapshot
 
 END = object()
+EMPTY = "loader must yield at least one batch; it was empty"
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,6 @@ class Run:
         self.checkpoint = Checkpoint(ranks.file(resume), identity)
         self.visits, self.devices = Visits(), cuda_devices(caller.model)
         self.order = Order(steady=not shards(caller.model))
-        self.eps = torch.cat(
-            [torch.full((t.stat("running_mean").numel(),), t.layer.eps, dtype=torch.float64) for t in targets.values()]
-        )
 
     def offered(self, ended: bool, samples: int) -> int | None:
         """The samples that the loaders of all processes hold, where each tells; what was read where it ended."""
@@ -120,5 +116,5 @@ def peek(loader: Iterable[Any], empty: bool = False) -> tuple[Any, Iterable[Any]
     if first is END:
         if empty:
             return (), loader
-        raise BatchNormError("loader must yield at least one batch; it was empty")
+        raise BatchNormError(EMPTY)
     return first, itertools.chain([first], iterator) if isinstance(loader, Iterator) else loader

@@ -19,7 +19,7 @@ from batchnorm.models.recalibration.exchangeable import ordered
 from batchnorm.models.recalibration.fixed_point import FixedPoint, Measured
 from batchnorm.models.recalibration.memory import NO_PILOT, Pilot, available, frontier
 from batchnorm.models.recalibration.part import MOST_FORWARDS, MOST_THREADS, Part, part_of_data, sentence, spread
-from batchnorm.models.recalibration.run import END, Outcome, Run, caution
+from batchnorm.models.recalibration.run import EMPTY, END, Outcome, Run, caution
 from batchnorm.models.recalibration.source import Held, batches_offered, in_stored_order
 from batchnorm.models.recalibration.totals import FEWEST_BATCHES, Totals, errors_in_std
 
@@ -142,7 +142,7 @@ class SettlingRun(Run):
         data, settings = reading.data, self.settings
         data.read(1)
         if not any(self.ranks.gathered(len(data))):
-            raise BatchNormError("loader must yield at least one batch; it was empty")
+            raise BatchNormError(EMPTY)
         first = next((batch for _, batch in data.replay()), END)
         if first is END:
             return

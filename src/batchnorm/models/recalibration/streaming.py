@@ -45,6 +45,14 @@ class Skipped:
     layer: str
 
 
+def none_finite(layer: str, batches: int) -> BatchNormError:
+    """What is raised where no batch is left."""
+    return BatchNormError(
+        "loader must give finite activations in at least one batch; NaN or infinity reached layer "
+        f"{layer!r} in all {batches}"
+    )
+
+
 @dataclass
 class _Batch:
     """The visitor of one batch: layers are given the batch's own statistics, and these are kept."""

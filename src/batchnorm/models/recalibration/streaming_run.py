@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from batchnorm.errors import BatchNormError
 from batchnorm.models.batches import count_samples, progress_bar
 from batchnorm.models.objects import all_tensors
 from batchnorm.models.recalibration.exchangeable import ordered
-from batchnorm.models.recalibration.run import END, Outcome, Run, caution
+from batchnorm.models.recalibration.run import EMPTY, END, Outcome, Run, caution
 from batchnorm.models.recalibration.source import ahead, fingerprint, in_stored_order, limited
-from batchnorm.models.recalibration.streaming import Stream
+from batchnorm.models.recalibration.streaming import Stream, none_finite
 from batchnorm.models.recalibration.totals import FEWEST_BATCHES, errors_in_std
 
 
@@ -63,13 +65,10 @@ class StreamingRun(Run):
         counts = self.ranks.gathered((stream.samples, stream.batches, stream.read))
         reached = self.ranks.union(list(stream.reached))
         if not any(read for _, _, read in counts):
-            raise BatchNormError("loader must yield at least one batch; it was empty")
+            raise BatchNormError(EMPTY)
         if not any(good for _, good, _ in counts):
             first = self.ranks.gathered(stream.skipped[0].layer if stream.skipped else None)
-            raise BatchNormError(
-                "loader must give finite activations in at least one batch; NaN or infinity reached layer "
-                f"{next(name for name in first if name is not None)!r} in all {sum(read for _, _, read in counts)}"
-            )
+            raise none_finite(next(name for name in first if name is not None), sum(read for _, _, read in counts))
         flags = self.ranks.gathered((ordered(stream.totals.sketches), stream.alike.grouped()))
         found = {name: pooled.layer(where) for name, where in stream.layout.where.items() if name in reached}
         return Outcome(
@@ -88,7 +87,9 @@ class StreamingRun(Run):
         if all(self.ranks.gathered(ended)):
             return True
         pooled = self.ranks.pooled(stream.settle())
-        worst = float(errors_in_std(pooled, self.eps, self.settings.variance).max()) * caution(pooled)
+        targets = self.targets.values()
+        eps = [torch.full((t.stat("running_mean").numel(),), t.layer.eps, dtype=torch.float64) for t in targets]
+        worst = float(errors_in_std(pooled, torch.cat(eps), self.settings.variance).max()) * caution(pooled)
         if worst > (self.settings.until or 0):
             return False
         return not any(self.ranks.gathered(ordered(stream.totals.sketches)))
