@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset, IterableDataset
 
 from batchnorm.errors import ArgumentError, BatchNormError
@@ -305,6 +306,14 @@ def a_module_with_values(name: str, value: Any) -> None:
                 f"{name} must hold values; {path_of} is on the meta device: call to_empty(device='cpu') and load a "
                 "state dict"
             )
+
+
+def a_module_with_shapes(name: str, value: Any) -> None:
+    """A `torch.nn.Module` with values, none of whose lazy layers waits for its first batch."""
+    a_module_with_values(name, value)
+    for path_of, item in (*value.named_parameters(), *value.named_buffers()):
+        if is_lazy(item):
+            raise BatchNormError(f"{name} must have been run once; {path_of} of a lazy layer has no shape yet")
 
 
 def some_batches(name: str, value: Any) -> None:

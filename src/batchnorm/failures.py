@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
@@ -52,7 +53,7 @@ def of_forward(
         "forward_fn must run the model on each batch" if by_function else f"{loader} must yield what the model runs on"
     )
     at = "a batch" if number is None else f"batch {number}"
-    hint = "" if by_function else _hint(batch, model)
+    hint = "" if by_function else _inputs(batch, model) or _hint(batch, model)
     return UserCodeError(f"{what}; {at} ({_batch(batch)}) failed{layer_of(error, model)}: {reason(error)}{hint}")
 
 
@@ -87,6 +88,20 @@ def _batch(batch: Any) -> str:
         return told(batch)
     rest = f" and {len(batch) - len(parts)} more" if len(batch) > len(parts) else ""
     return f"a {type(batch).__name__} of {', '.join(parts) or 'nothing'}{rest}"
+
+
+def _inputs(batch: Any, model: nn.Module) -> str:
+    """That a model takes several inputs, where a batch is no dict of them."""
+    try:
+        wanted = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    count = sum(p.kind in positional and p.default is inspect.Parameter.empty for p in wanted)
+    if count < 2 or not isinstance(batch, tuple | list) or not batch:
+        return ""
+    given = "*batch[0]" if isinstance(batch[0], tuple | list) and len(batch[0]) >= count else f"*batch[:{count}]"
+    return f"; the model takes {count} inputs: give forward_fn, as lambda model, batch: model({given})"
 
 
 def _hint(given: Any, model: nn.Module) -> str:

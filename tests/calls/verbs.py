@@ -183,7 +183,7 @@ DIAGNOSE = Verb(
     batchnorm.diagnose,
     {"model": good.network, "loader": good.batches, "metric": lambda: good.metric, "progress": lambda: False},
     {
-        "model": ON_DATA | {"gives None": lambda: wrong.Odd(lambda y: None)},
+        "model": ON_DATA | wrong.WITHOUT_SHAPES | {"gives None": lambda: wrong.Odd(lambda y: None)},
         "loader": wrong.BATCHES,
         "metric": wrong.METRIC,
         "forward_fn": wrong.CALLED | {"gives None": lambda: lambda model, batch: model(batch[0]) and None},
@@ -269,7 +269,7 @@ VERBS = [
         models.fold,
         {"model": good.network, "example_input": good.x, "timing": lambda: 0},
         {
-            "model": ON_DATA,
+            "model": ON_DATA | wrong.WITHOUT_SHAPES,
             "example_input": wrong.EXAMPLE,
             "rest": wrong.WORD,
             "padding": wrong.WORD,
@@ -356,16 +356,24 @@ VERBS = [
         },
         {"channel_axis: a negative integer"},
     ),
-    Verb("rank_report", models.rank_report, _HOLD, {"model": MODEL | wrong.WITHOUT_VALUES, "group": wrong.GROUP}),
     Verb(
-        "sync_statistics", models.sync_statistics, _HOLD, {"model": MODEL | wrong.WITHOUT_VALUES, "group": wrong.GROUP}
+        "rank_report",
+        models.rank_report,
+        _HOLD,
+        {"model": MODEL | wrong.WITHOUT_VALUES | wrong.WITHOUT_SHAPES, "group": wrong.GROUP},
+    ),
+    Verb(
+        "sync_statistics",
+        models.sync_statistics,
+        _HOLD,
+        {"model": MODEL | wrong.WITHOUT_VALUES | wrong.WITHOUT_SHAPES, "group": wrong.GROUP},
     ),
     Verb(
         "watch",
         entered(batchnorm.watch),
         _HOLD,
         {
-            "model": MODEL | wrong.WITHOUT_VALUES,
+            "model": MODEL | wrong.WITHOUT_VALUES | wrong.WITHOUT_SHAPES,
             "optimizer": {k: v for k, v in wrong.ANYTHING.items() if k != "None"}
             | {"a class": lambda: torch.optim.SGD},
             "every": wrong.WHOLE,

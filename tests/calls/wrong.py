@@ -51,8 +51,12 @@ MODEL = {
     "a function": lambda: good.network,
     "a loader": lambda: good.batches(),
 }
-WITHOUT_LAYERS = {"without batch norm": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())}
+WITHOUT_LAYERS = {
+    "without batch norm": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+    "traced": lambda: torch.jit.trace(good.network().eval(), good.x()),
+}
 WITHOUT_VALUES = {"on the meta device": _without_values}
+WITHOUT_SHAPES = {"that was never run": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d())}
 # Wrong where the model is run.
 RUN = {
     "raises": lambda: Odd(_raises).eval(),

@@ -94,6 +94,41 @@ def test_classes_of_the_loader_serve_where_no_metric_is_given():
     assert agreement(torch.eye(3), (torch.zeros(3, 8), torch.tensor([0, 1, 0]))) == pytest.approx(2 / 3)
 
 
+def test_classes_of_positions_and_of_outputs_that_hold_more():
+    scores = torch.zeros(2, 3, 2, 2).index_fill_(1, torch.tensor([1]), 1.0)
+    seen, right = torch.zeros(2, 3, 8, 8), torch.ones(2, 2, 2, dtype=torch.long)
+    assert agreement({"out": scores, "aux": -scores}, (seen, right)) == 1.0
+    assert agreement((torch.tensor(0.7), scores), {"x": seen, "y": right}) == 1.0
+    right[0, 0] = 0
+    assert agreement(scores, (seen, right)) == pytest.approx(6 / 8)
+    right[0, 0, 0] = 255  # a border, which no loss counts
+    assert agreement(scores, (seen, right)) == pytest.approx(6 / 7)
+    assert agreement(scores.movedim(1, -1), (seen, right)) == pytest.approx(6 / 7)
+    assert labels(scores, (seen, torch.full_like(right, 255))) is None
+    assert labels(scores, (seen, torch.full_like(right, 3))) is None
+    assert labels(torch.zeros(2, 3), (seen, torch.tensor([255, 1]))) is None  # a sample has one
+
+
+def test_a_loss_before_the_logits_is_not_what_a_model_is_judged_by():
+    class WithLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x, labels):
+            logits = self.net(x)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    model = WithLoss()
+    loader = [{"x": x, "labels": y} for x, y in labelled(model.net)]
+    with torch.no_grad():
+        for layer in norms(model.net):
+            layer.running_mean += 3 * layer.running_var.sqrt()
+    finding = batchnorm.diagnose(model, loader).findings[0]
+    assert (finding.code, finding.severity) == ("BN104", "warning")
+    assert finding.tried.startswith("metric ")
+
+
 def test_statistics_that_were_kept_in_bfloat16():
     model = network()
     with torch.no_grad():

@@ -425,3 +425,23 @@ def test_arguments_are_checked_before_anything_changes(arguments, sentence):
     with pytest.raises(batchnorm.BatchNormError, match=sentence):
         batchnorm.recalibrate(model, DATA.split(50), **arguments)
     assert same(before, state(model))
+
+
+@pytest.mark.parametrize(
+    ("batch", "call"), [((DATA, DATA), r"model\(\*batch\[:2\]\)"), (((DATA, DATA), 0), r"model\(\*batch\[0\]\)")]
+)
+def test_a_model_of_two_inputs_is_told_how_it_is_called(batch, call):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x, z):
+            return self.norm(x + z)
+
+    with pytest.raises(
+        batchnorm.BatchNormError, match=f"takes 2 inputs: give forward_fn, as lambda model, batch: {call}"
+    ):
+        batchnorm.recalibrate(Two(), [batch])
+    hinted = batchnorm.recalibrate(Two(), [(DATA, DATA)], forward_fn=lambda model, batch: model(*batch[:2]))
+    assert hinted.samples == 103

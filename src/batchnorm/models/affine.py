@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from batchnorm.arguments import NOT_NEGATIVE, a_module, a_tensor, arguments
 from batchnorm.errors import BatchNormError
-from batchnorm.models.find import Model, batch_norm_layers
+from batchnorm.models.find import Model, batch_norm_layers, without_layers
 from batchnorm.models.graph.flow import linear_maps_before
 
 
@@ -136,7 +136,7 @@ def affine_penalty(model: nn.Module) -> Tensor:
 def _affine_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     found = batch_norm_layers(model)
     if not found:
-        raise BatchNormError(f"model must contain a batch norm layer; {type(model).__name__} has none")
+        raise without_layers(model)
     parts: dict[str, list[nn.Parameter]] = {"weight": [], "bias": []}
     for layer in found.values():
         for name, parameter in layer.named_parameters(recurse=False):

@@ -38,7 +38,7 @@ def present_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Those of a model that must have some; an error if there is none."""
     layers = batch_norm_layers(model)
     if not layers:
-        raise BatchNormError(f"model must contain a batch norm layer; {type(model).__name__} has none{pointer(model)}")
+        raise without_layers(model)
     return layers
 
 
@@ -46,18 +46,21 @@ def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Those that hold running statistics; an error if there is none."""
     layers = {name: m for name, m in batch_norm_layers(model).items() if m.running_mean is not None}
     if not layers:
-        raise BatchNormError(
-            "model must contain a batch norm layer with running statistics; "
-            f"{type(model).__name__} has none{pointer(model)}"
-        )
+        raise without_layers(model, " with running statistics")
     return layers
 
 
-def pointer(model: nn.Module) -> str:
-    """Where a model has frozen copies of batch norm layers: what can be done with them."""
+def without_layers(model: nn.Module, which: str = "") -> BatchNormError:
+    """That a model has none, and what can be done where it has them in another form."""
+    return BatchNormError(f"model must contain a batch norm layer{which}; {type(model).__name__} has none{_why(model)}")
+
+
+def _why(model: nn.Module) -> str:
     found = [(name, module) for name, module in model.named_modules() if is_frozen_copy(module)]
     if not found:
-        return ""
+        compiled = (torch.jit.ScriptModule, torch.fx.GraphModule)
+        made = any(isinstance(module, compiled) for module in model.modules())
+        return " as a module, only as operations of its graph: give the model that it was made from" if made else ""
     name, module = found[0]
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     return (

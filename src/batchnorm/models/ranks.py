@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.arguments import a_module_with_values, a_process_group, arguments
+from batchnorm.arguments import a_module_with_shapes, a_process_group, arguments
 from batchnorm.errors import BatchNormError
 from batchnorm.layers import Moments
 from batchnorm.layers.processes.group_state import named
@@ -70,7 +70,7 @@ class RankReport:
         return as_text(self)
 
 
-@arguments(model=a_module_with_values, group=a_process_group)
+@arguments(model=a_module_with_shapes, group=a_process_group)
 def rank_report(model: nn.Module, *, group: Any = None) -> RankReport:
     """Say which layers' running statistics differ over ranks, and by how much; nothing is changed.
 
@@ -89,7 +89,7 @@ def rank_report(model: nn.Module, *, group: Any = None) -> RankReport:
     return _report(tracking_layers(model), group)[0]
 
 
-@arguments(model=a_module_with_values, group=a_process_group)
+@arguments(model=a_module_with_shapes, group=a_process_group)
 @torch.no_grad()
 def sync_statistics(model: nn.Module, *, group: Any = None) -> RankReport:
     """Give every rank the pooled running statistics: weighted by batches seen, with the variance between ranks.

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from batchnorm.diagnosis.experiments.conditions import Layers, Statistics, modes, swapped
-from batchnorm.diagnosis.experiments.outcome import first_output
 from batchnorm.diagnosis.experiments.slices import rows, sliceable
 from batchnorm.models.batches import call, count_samples
+from batchnorm.models.outputs import first_output
 
 FEWEST = 2  # samples of the batch that is used
 

@@ -22,13 +22,14 @@ from batchnorm.diagnosis.experiments.conditions import (
 )
 from batchnorm.diagnosis.experiments.data import Data
 from batchnorm.diagnosis.experiments.differing import Sample
-from batchnorm.diagnosis.experiments.outcome import Outcome, first_output
+from batchnorm.diagnosis.experiments.outcome import Outcome
 from batchnorm.diagnosis.experiments.padding import at_layer, padded_positions
 from batchnorm.diagnosis.experiments.received import Received
 from batchnorm.diagnosis.experiments.scores import Scorer, agreement, labels
 from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.models.batches import call, count_samples
 from batchnorm.models.find import batch_norm_layers
+from batchnorm.models.outputs import first_output
 from batchnorm.models.recalibration.memory import available
 from batchnorm.models.recalibration.recalibrating import recalibrate
 from batchnorm.models.receiving import on_input

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.experiments.scores import Scorer, Units
-from batchnorm.models.batches import tensors
+from batchnorm.models.outputs import first_output
 
 KEPT_BYTES = 64 << 20  # of outputs, for distances
 MOST_CLASSES = 4096
@@ -123,8 +123,3 @@ def effect(what: str, before: Outcome, after: Outcome, scorer: Scorer | None, no
     best = max((float(mean_a), float(mean_b)), key=lambda v: v * scorer.direction)
     scale = abs(best - chance) if chance is not None else max(abs(float(mean_a)), abs(float(mean_b)))
     return Effect(what, int(weights.sum()), float(mean_a), float(mean_b), gain, error, count, scale, moved, noise)
-
-
-def first_output(output: Any) -> Tensor | None:
-    """The first floating tensor in what a model returned."""
-    return next((t for t in tensors(output) if t.is_floating_point()), None)

@@ -12,6 +12,7 @@ from torch import Tensor
 from batchnorm.diagnosis.experiments.slices import rows, sliceable
 from batchnorm.failures import one_number
 from batchnorm.models.batches import count_samples, tensors
+from batchnorm.models.outputs import first_output
 
 Metric = Callable[[Any, Any], Any]
 Units = tuple[list[float], list[int]]
@@ -19,6 +20,7 @@ PIECES = 64  # a batch is cut into so many parts at most
 PAIRS = 512  # units whose outputs are held against other samples
 OUTPUTS = 16  # batches whose outputs are kept for that
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+IGNORED = (-100, 255)
 SURE = 3.0  # standard errors, before it is said which way the metric goes
 
 
@@ -38,6 +40,7 @@ class Scorer:
     @torch.no_grad()
     def score(self, condition: str, output: Any, batch: Any, number: int = 0) -> Units:
         """The values and sizes of one batch's units."""
+        output = output if self.given else first_output(output)
         legal = "metric must take the model's output and the batch, and return one number"
         whole = one_number(lambda: self.metric(output, batch), legal, f"at batch {number} ")
         samples = count_samples(batch)
@@ -127,18 +130,37 @@ class Scorer:
 
 
 def labels(output: Any, batch: Any) -> Tensor | None:
-    """The batch's class of each sample, where it has integers behind its input that fit the output's columns."""
-    if not torch.is_tensor(output) or output.dim() != 2 or not output.is_floating_point():
-        return None
-    found = [t for t in list(tensors(batch))[1:] if t.shape == output.shape[:1] and t.dtype in INTEGERS]
-    fits = len(found) == 1 and output.shape[1] > 1 and bool(((found[0] >= 0) & (found[0] < output.shape[1])).all())
-    return found[0] if fits else None
+    """The batch's class of each sample or position, where it has integers behind its input that fit the output."""
+    return _answers(output, batch)[1]
 
 
 def agreement(output: Any, batch: Any) -> float:
-    """The share of samples whose class has the largest output."""
-    found = labels(output, batch)
-    return math.nan if found is None else float((output.argmax(1) == found.to(output.device)).double().mean())
+    """The share of samples or positions whose class has the largest output."""
+    guessed, found = _answers(output, batch)
+    if guessed is None or found is None:
+        return math.nan
+    counted = ~_ignored(found)
+    return float((guessed == found.to(guessed.device))[counted.to(guessed.device)].double().mean())
+
+
+def _answers(output: Any, batch: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The classes that have the largest output, and the batch's."""
+    scores = first_output(output)
+    if scores is None or scores.dim() < 2:
+        return None, None
+    for axis in (1, scores.dim() - 1):
+        shape, classes = scores.shape[:axis] + scores.shape[axis + 1 :], scores.shape[axis]
+        found = [t for t in list(tensors(batch))[1:] if t.shape == shape and t.dtype in INTEGERS]
+        if len(found) == 1 and classes > 1:
+            known = found[0][~_ignored(found[0])]
+            if known.numel() and bool(((known >= 0) & (known < classes)).all()):
+                return scores.argmax(axis), found[0]
+    return None, None
+
+
+def _ignored(classes: Tensor) -> Tensor:
+    """Positions without a class, as losses and datasets of segmentation mark them; samples always have one."""
+    return torch.isin(classes, torch.tensor(IGNORED, device=classes.device)) & (classes.dim() > 1)
 
 
 def _agree(parts: Units, whole: float) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from batchnorm.arguments import a_flag, a_function, a_module_with_values, arguments, some_batches
+from batchnorm.arguments import a_flag, a_function, a_module_with_shapes, arguments, some_batches
 from batchnorm.diagnosis import rules
 from batchnorm.diagnosis.model.gather import gather
 from batchnorm.diagnosis.model.judge import judge
@@ -16,7 +16,7 @@ from batchnorm.diagnosis.report import Report
 
 
 @arguments(
-    model=a_module_with_values,
+    model=a_module_with_shapes,
     loader=some_batches,
     metric=a_function,
     forward_fn=a_function,

@@ -31,7 +31,7 @@ from batchnorm.diagnosis.rules.grounds import TWO_GROUPS, UNLIKE, unlike
 from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.layers import BatchNorm
 from batchnorm.models.batches import call, progress_bar
-from batchnorm.models.find import batch_norm_layers, pointer
+from batchnorm.models.find import batch_norm_layers, without_layers
 from batchnorm.models.modes import is_frozen
 from batchnorm.models.recalibration.recalibrating import recalibrate
 from batchnorm.models.recalibration.targets import shards, unwrapped
@@ -56,10 +56,7 @@ def gather(
     samples, seconds = limits(budget)
     every = batch_norm_layers(model)
     if not every:
-        raise BatchNormError(
-            "model must contain a batch norm layer with running statistics; "
-            f"{type(model).__name__} has none{pointer(model)}"
-        )
+        raise without_layers(model)
     if shards(model):
         raise BatchNormError("model must not be sharded (FSDP): gather its state into a plain model, and diagnose that")
     inner = unwrapped(model)

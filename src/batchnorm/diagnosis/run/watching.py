@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.arguments import a_flag, a_module_with_values, arguments, instance, whole
+from batchnorm.arguments import a_flag, a_module_with_shapes, arguments, instance, whole
 from batchnorm.diagnosis.findings import Finding, apply_rules
 from batchnorm.diagnosis.model.layer import trains_affine
 from batchnorm.diagnosis.report import Report
@@ -39,7 +39,7 @@ class BatchNormWarning(UserWarning):
 
 
 @arguments(
-    model=a_module_with_values,
+    model=a_module_with_shapes,
     optimizer=instance(torch.optim.Optimizer, "a torch.optim.Optimizer"),
     every=whole(1),
     to=a_sink,

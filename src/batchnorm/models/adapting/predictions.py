@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchnorm.models.outputs import logits
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -62,9 +64,7 @@ def _all_logits(outputs: Sequence[Any]) -> Tensor | None:
 
 
 def _logits(output: Any) -> Tensor | None:
-    if isinstance(output, dict):
-        output = output.get("logits")
-    output = getattr(output, "logits", output)
+    output = logits(output)
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2 or not output.is_floating_point():
         return None
     return output.detach().double().cpu()

@@ -12,7 +12,7 @@ from batchnorm.arguments import a_tensor, an_axis, arguments
 from batchnorm.errors import BatchNormError, OperandError
 from batchnorm.layers import BatchNorm, Mixture
 from batchnorm.models.activations import activation_of
-from batchnorm.models.find import batch_norm_layers, frozen_eps, is_frozen_copy
+from batchnorm.models.find import batch_norm_layers, frozen_eps, is_frozen_copy, without_layers
 from batchnorm.models.folding.absorb import wide
 
 
@@ -87,7 +87,7 @@ def normalization_layers(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = dict(batch_norm_layers(model))
     found.update({name: m for name, m in model.named_modules() if is_frozen_copy(m)})
     if not found:
-        raise BatchNormError(f"model must contain a batch norm layer; {type(model).__name__} has none")
+        raise without_layers(model)
     return {name: m for name, m in model.named_modules() if name in found}
 
 

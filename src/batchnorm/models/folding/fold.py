@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from batchnorm.arguments import a_flag, a_module_with_values, arguments, whole, word
+from batchnorm.arguments import a_flag, a_module_with_shapes, arguments, whole, word
 from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.failures import reason
 from batchnorm.models.folding.absorb import LINEAR_MAPS, channel_range
@@ -27,7 +27,7 @@ Padding = Literal["refuse", "explicit"]
 
 
 @arguments(
-    model=a_module_with_values,
+    model=a_module_with_shapes,
     rest=word(Rest),
     padding=word(Padding),
     layers=a_flag,

@@ -1,0 +1,22 @@
+"""Which tensor of what a model returned it is judged by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from batchnorm.models.objects import all_tensors
+
+
+def logits(output: Any) -> Any:
+    """What an output holds as its item or attribute `logits`, else the output itself."""
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"]
+    return getattr(output, "logits", output)
+
+
+def first_output(output: Any) -> Tensor | None:
+    """The logits, where they go by that name, else the first floating tensor; one without axes, a loss, comes last."""
+    found = [t for t in all_tensors(logits(output)) if t.is_floating_point()]
+    return next((t for t in found if t.dim()), found[0] if found else None)
