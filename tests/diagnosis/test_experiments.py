@@ -115,6 +115,13 @@ def test_passes_that_were_cut_in_other_ways_are_paired_by_batch():
     assert (found.units, found.before, found.after, found.gain) == (2, 0.625, 0.875, 0.25)
 
 
+class Holding(dict):
+    """An output as some libraries give it."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_which_way_a_metric_goes_is_learnt_from_outputs_held_against_other_samples(sign, ordered):
@@ -125,6 +132,9 @@ def test_which_way_a_metric_goes_is_learnt_from_outputs_held_against_other_sampl
     for output, labels in zip(outputs.split(32), y.split(32), strict=True):
         scorer.score("stored", output, (output, labels))
     assert scorer.direction == sign
+    nested = Scorer(lambda output, batch: sign * float(accuracy(output.logits, batch)))
+    nested.score("stored", Holding(logits=outputs, loss=None), (outputs, y))
+    assert (nested.unit, nested.direction) == ("samples", sign)
     free = Scorer(lambda output, batch: float(output.square().mean()))
     for output in outputs.split(32):
         free.score("stored", output, (output,))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm.diagnosis.experiments.slices import rows, sliceable
+from batchnorm.diagnosis.experiments.slices import mapped, rows, sliceable
 from batchnorm.failures import one_number
 from batchnorm.models.batches import count_samples, tensors
 from batchnorm.models.outputs import first_output
@@ -72,8 +72,8 @@ class Scorer:
         if len(found) >= PAIRS:
             return
         others: list[Any] = []
-        if samples > 1 and torch.is_tensor(output) and sliceable(output, samples):
-            others.append(output.roll(samples // 2, 0))
+        if samples > 1 and sliceable(output, samples):
+            others.append(mapped(output, lambda t: t.roll(samples // 2, 0)))
         # Of another batch too, half as far into the data: a sorted loader's batches hold one kind each.
         index = len(self._outputs)
         if index and self._outputs[index // 2][1] == samples:

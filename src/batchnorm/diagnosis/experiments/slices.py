@@ -18,14 +18,24 @@ def sliceable(value: Any, samples: int) -> bool:
 
 def rows(value: Any, start: int, stop: int) -> Any:
     """The samples from start to stop."""
+    return mapped(value, lambda t: t[start:stop])
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same batch or output with every tensor in it changed."""
     if isinstance(value, Tensor):
-        return value[start:stop]
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: rows(item, start, stop) for key, item in value.items()}
+        items = {key: mapped(item, change) for key, item in value.items()}
+        try:
+            # An output class whose items are attributes too.
+            return type(value)(**items)
+        except Exception:
+            return items
     if type(value) in (tuple, list):
-        return type(value)(rows(item, start, stop) for item in value)
+        return type(value)(mapped(item, change) for item in value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(rows(item, start, stop) for item in value))
+        return type(value)(*(mapped(item, change) for item in value))
     return value
 
 
