@@ -22,7 +22,10 @@ class Run(NamedTuple):
 
 
 class Used(NamedTuple):
-    """What normalised one group; quiet scales the gradient and not the output, few marks the running statistics."""
+    """What normalised one group; quiet scales the gradient and not the output, few marks the running statistics.
+
+    With stored nothing else does: the layer is in eval mode.
+    """
 
     first: int
     last: int
@@ -33,6 +36,7 @@ class Used(NamedTuple):
     offset: torch.Tensor | float = 0.0
     quiet: torch.Tensor | float = 1.0
     few: bool = False
+    stored: bool = False
 
 
 def affine(model, used, x, weight, bias, w):
@@ -43,8 +47,13 @@ def affine(model, used, x, weight, bias, w):
 
     parts = []
     for one in used:
-        y = (present(x, w, one) - at(one.mean)) / at((one.var + model.case.eps).sqrt()) * at(one.ratio) + at(one.offset)
-        y = y * at(weight) + at(bias)
+        xs, spread = present(x, w, one), (one.var + model.case.eps).sqrt()
+        if one.stored and model.dtype == torch.float32:
+            # As torch's own kernel, whose output at inference is the layers' to the bit.
+            scale = weight / spread
+            y = xs * at(scale) + at(bias - one.mean * scale)
+        else:
+            y = ((xs - at(one.mean)) / at(spread) * at(one.ratio) + at(one.offset)) * at(weight) + at(bias)
         parts.append(y if w is None else torch.where(w[one.first : one.last] != 0, y, 0))
     return placed(used, parts, x)
 

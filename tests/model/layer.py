@@ -162,7 +162,7 @@ class Model:
         used = []
         for a, b in bounds(len(x), per):
             if mixture is None:
-                used.append(Used(a, b, Moments(1.0, 1.0, mean, var), mean, var))
+                used.append(Used(a, b, Moments(1.0, 1.0, mean, var), mean, var, stored=True))
                 continue
             m = moments(leaves[0][a:b], None if w is None else w[a:b], self.centred)
             if m.n > 0:
