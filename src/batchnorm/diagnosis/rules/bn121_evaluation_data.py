@@ -66,7 +66,7 @@ def look(e: Evidence) -> Said:
 
 def _fix(e: Evidence) -> dict[str, str]:
     own, back, code = e.evaluation, e.eval_undone, e.difference.code
-    better = back is not None and back.measured and back.helps and (own.gain or 0.0) <= (back.gain or 0.0)
+    better = back is not None and back.measured and back.helps and not own.better_than(back)
     if code and better and e.feeds_tensors:
         hook = f"model.register_forward_pre_hook(lambda module, args: ({code}, *args[1:]))"
         return {"code": f"{hook}  # on such data, or ", "undo": "", "advice": ""}
