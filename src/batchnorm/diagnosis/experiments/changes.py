@@ -246,15 +246,19 @@ def _zoomed(v: Tensor, factor: float) -> Tensor:
 def resized(x: Tensor, y: Tensor, cut: bool) -> Change:
     """Another size: undone by interpolation, or where inputs were cut by the mean training input around them."""
     sizes = [" x ".join(map(str, v.shape[2:])) for v in (y, x)]
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.dim()]
     words = f"evaluation inputs are {sizes[0]}, training inputs {sizes[1]}"
     if cut:
         mean = x.mean(0)
         return Change(
             f"{words}: cut to another size, not resized", lambda v: _framed(v, y.mean(0)), lambda v: _framed(v, mean)
         )
-    undo: Function = lambda v: functional.interpolate(v, size=x.shape[2:], mode=mode, align_corners=False)  # noqa: E731
-    return Change(f"{words}: resized or resampled", None, undo)
+    return Change(f"{words}: resized or resampled", None, lambda v: interpolated(v, x.shape[2:]))
+
+
+def interpolated(v: Tensor, size: torch.Size) -> Tensor:
+    """The whole at another size."""
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[v.dim()]
+    return functional.interpolate(v, size=size, mode=mode, align_corners=False)
 
 
 def _framed(v: Tensor, frame: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from batchnorm.diagnosis.experiments.changes import (
     by_curve,
     by_line,
     by_order,
+    interpolated,
     resized,
     turns,
     zooms,
@@ -24,7 +25,7 @@ from batchnorm.diagnosis.experiments.changes import (
 from batchnorm.diagnosis.experiments.padding import padded_positions
 from batchnorm.diagnosis.experiments.parts import by_marks, by_own_gain, by_part
 from batchnorm.diagnosis.experiments.scores import labels
-from batchnorm.diagnosis.experiments.spectra import by_blocks, by_spectrum
+from batchnorm.diagnosis.experiments.spectra import by_blocks, by_spectrum, is_cut
 from batchnorm.diagnosis.experiments.views import View
 from batchnorm.models.batches import tensors
 
@@ -115,9 +116,10 @@ def difference(training: Sample, evaluation: Sample) -> Change:
         return _said([Change(words)] if words else [*_padding(training, evaluation)])
     found: list[Change] = []
     if x.dim() > 2 and not training.sizes() & evaluation.sizes() and len(training.sizes()) == 1:
-        smaller = _cropped([x, y], middle=True)
-        found.append(resized(x, y, by_spectrum(*map(View, smaller))[1] == 0))
-        y = found[0].undo(y)  # pyright: ignore[reportOptionalCall]
+        middle = _cropped([x, y], middle=True)
+        cut = is_cut(middle, [interpolated(v, middle[0].shape[2:]) for v in (x, y)])
+        found.append(resized(x, y, cut))
+        x, y = middle if cut else (x, interpolated(y, x.shape[2:]))
     elif x.shape != y.shape:
         x, y = _cropped([x, y])
     found += _padding(training, evaluation) or _dead(x, y)
@@ -216,9 +218,12 @@ def _of_values(x: View, y: View, whole: bool = True) -> Change | None:
     own += [by_channel(x, y, torch.ones_like(which))] if own and len(which) <= 4 and not bool(which.all()) else []
     tried = [*own, *lines] if few else [*lines, *own]
     if whole:
-        # What speaks of single samples or values alone fits nothing else.
-        parts = by_marks(x, y), by_part(x, y, lambda a, b: _of_values(a, b, False)), by_own_gain(x, y)
-        tried = [*(c for c in parts if c is not None), *tried, *([by_curve(x, y, which)] if bool(which.any()) else [])]
+        curve = by_curve(x, y, which if bool(which.any()) else torch.ones_like(which))
+        marks, own = by_marks(x, y), by_own_gain(x, y)
+        part = by_part(x, y, lambda a, b: _of_values(a, b, False))
+        # A curve may spread the samples' scales too.
+        ahead = [marks, part, own if own is None or by_own_gain(curve.pair(x, y)[0], y) is not None else None]
+        tried = [*(c for c in ahead if c is not None), *tried, curve]
     left: list[float] = []
     for change in tried:
         left.append(_left(change, x, y))
@@ -331,11 +336,13 @@ def _tokens(training: Sample, evaluation: Sample) -> str:
 
 
 def _only_classes(one: View, other: View, rough: float, training: Sample, evaluation: Sample) -> bool:
-    """Whether other shares of the predicted classes explain the difference: within a class the inputs agree."""
+    """Whether other shares of the classes, predicted where there are no labels, explain the difference: within a class the inputs agree."""
     a, b = one.grid.double(), other.grid.double()
     if not training.classes or not evaluation.classes:
         return False
-    first, second = torch.cat(training.classes), torch.cat(evaluation.classes)
+    # Predictions follow what was done to the inputs; labels, where there are any, do not.
+    labelled = bool(training.labels and evaluation.labels)
+    first, second = (torch.cat(s.labels if labelled else s.classes) for s in (training, evaluation))
     if len(first) != len(a) or len(second) != len(b):
         return False
     if variation(torch.bincount(first), torch.bincount(second)) < CLASSES:

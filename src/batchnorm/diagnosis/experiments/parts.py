@@ -11,7 +11,9 @@ from torch.nn import functional
 from batchnorm.diagnosis.experiments.changes import NAMED, SURE, Change, random, wide
 from batchnorm.diagnosis.experiments.views import View
 
-PART = 0.05  # of the samples
+PART = 0.05  # of the samples, at least
+MOST = 0.9  # at most: what is done to nearly all is done to all
+FEWEST = 8  # samples of a part
 OWN = 0.25  # by which the samples' log scales, or their levels in deviations, spread wider
 MARKED = 0.02  # of the values
 COMMON = 8  # most frequent values that are looked at
@@ -23,16 +25,18 @@ def by_part(x: View, y: View, explained: Callable[[View, View], Change | None]) 
     """Samples that lie outside all training samples, if one change explains them, and the others are as in training."""
     centre, scale = x.quantiles[:, len(x.quantiles[0]) // 2], x.spread
 
-    def size(v: Tensor) -> Tensor:
+    def sizes(v: Tensor) -> Tensor:
         z = (v - wide(centre, v)) / wide(scale, v).clamp_min(1e-12)
-        return z.abs().log1p().flatten(1).mean(1)
+        return torch.stack([z.abs().log1p().flatten(1).mean(1), _levels(v)[1].log()], 1)
 
-    inside = size(x.x)
-    low, high = float(inside.min()), float(inside.max())
-    sizes = size(y.x)
-    out = (sizes < low) | (sizes > high)
+    low, high = sizes(x.x).aminmax(dim=0)
+
+    def outside(v: Tensor) -> Tensor:
+        return ((sizes(v) < low) | (sizes(v) > high)).any(1)
+
+    out = outside(y.x)
     share = float(out.double().mean())
-    if not PART <= share <= 1 - PART:
+    if not PART <= share <= MOST or int(out.sum()) < FEWEST:
         return None
     found = explained(x, View(y.x[out]))
     if found is None or found.apply is None or found.undo is None or by_own_gain(x, View(y.x[out])) is not None:
@@ -43,8 +47,7 @@ def by_part(x: View, y: View, explained: Callable[[View, View], Change | None]) 
         return torch.where(wide(random(v[:, :1].flatten(1)[:, 0], torch.rand) < share, v, 0), apply(v), v)
 
     def back(v: Tensor) -> Tensor:
-        now = size(v)
-        return torch.where(wide((now < low) | (now > high), v, 0), undo(v), v)
+        return torch.where(wide(outside(v), v, 0), undo(v), v)
 
     farthest, least = x.x.abs().flatten(1).amax(1).max(), y.x[out].abs().flatten(1).amax(1).min()
     code = f"torch.where((args[0].abs().flatten(1).amax(1) > {float(farthest):.4g}).view(-1, {', '.join('1' * (y.x.dim() - 1))}), {found.code}, args[0])"

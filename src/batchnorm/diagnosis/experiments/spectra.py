@@ -111,6 +111,16 @@ def _blur(a: Tensor, b: Tensor, used: Tensor) -> tuple[float, float]:
     return float((ratio - ratio.mean() - slope * (f - f.mean())).square().mean().sqrt()), float(slope)
 
 
+def is_cut(middle: list[Tensor], resized: list[Tensor]) -> bool:
+    """Whether inputs of another size were cut: the spectra of their middles agree, and better than after resizing."""
+    (x, y), (a, b) = map(View, middle), map(View, resized)
+    if min(x.x.shape[2:]) < LEAST or by_spectrum(x, y)[1] > 0:
+        return False
+    used = x.power.mean(0) > 0
+    left = [_misfit(p.power.mean(0)[used], q.power.mean(0)[used]) for p, q in ((x, y), (a, b))]
+    return left[0] < left[1]
+
+
 def by_direction(x: View, y: View) -> tuple[Change | None, float]:
     """Images turned by a quarter, or smeared by motion, with noise since; and by how much directions differ, in log."""
     if x.x.dim() != 4:
@@ -171,13 +181,12 @@ def _smeared(v: Tensor, length: int, way: int) -> Tensor:
 
 def by_blocks(x: View, y: View) -> Change | None:
     """Images that were compressed in blocks: steps stand between the blocks."""
-    if x.x.dim() != 4 or min(x.x.shape[2:]) < 2 * BLOCK or x.x.shape != (len(x), *y.x.shape[1:]):
+    if x.x.dim() != 4 or min(x.x.shape[2:]) < 2 * BLOCK or x.x.shape[1:] != y.x.shape[1:]:
         return None
-    a, b = x.blocks, y.blocks
-    if float(b.mean() - a.mean()) <= max(EDGES, SURE * float((a.var() / len(a) + b.var() / len(b)).sqrt())):
+    if y.blocks <= EDGES + max(x.blocks, 0.0):
         return None
     steps = [float(x.spread.mean()) * 2 ** (k / 2) for k in range(-6, 5)]
-    made = [float((View(compressed(x.x[:FEW], step)).blocks.mean() - b.mean()).abs()) for step in steps]
+    made = [abs(View(compressed(x.x[:FEW], step)).blocks - y.blocks) for step in steps]
     step = steps[made.index(min(made))]
     words = f"evaluation inputs show the edges of blocks of {BLOCK} x {BLOCK} positions: compressed (JPEG)"
     return Change(words, lambda v: compressed(v, step), usual=True)

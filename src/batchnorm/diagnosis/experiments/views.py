@@ -100,15 +100,14 @@ class View:
         return total / torch.bincount(group[used], minlength=groups).clamp_min(1)
 
     @cached_property
-    def blocks(self) -> Tensor:
-        """Per image the log ratio of steps between blocks of BLOCK positions and steps within them."""
-        sums = []
+    def blocks(self) -> float:
+        """How much larger steps between blocks of BLOCK positions are than those at any other place in them, in log."""
+        found = []
         for axis in (2, 3):
-            step = self.x.diff(dim=axis).abs().mean(1).movedim(axis - 1, 1).flatten(2).mean(2).double()
-            edge = torch.arange(1, step.shape[1] + 1) % BLOCK == 0
-            sums.append(torch.stack([step[:, edge].mean(1), step[:, ~edge].mean(1)]))
-        between, within = torch.stack(sums).mean(0) + 1e-12
-        return (between / within).log()
+            step = self.x.diff(dim=axis).abs().transpose(axis, 3).flatten(0, 2).double().mean(0)
+            places = torch.stack([step[k::BLOCK].mean() for k in range(BLOCK)]).clamp_min(1e-12).log()
+            found.append(float(places[-1] - places[:-1].max()))
+        return min(found)
 
 
 def bands(shape: torch.Size) -> Tensor:
