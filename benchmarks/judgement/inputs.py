@@ -202,7 +202,12 @@ def main() -> None:
         found = [case(name, *rest, seed) if rest else prior(seed) for seed in seeds]
         good = sum(row["right"] for row in found)
         figures[name] = {"right": f"{good} of {len(found)}", "interval": interval(good, len(found))}
-        print(name, figures[name], *(f"\n    {row['seed']} {row['said']}" for row in found if not row["right"]), flush=True)
+        print(
+            name,
+            figures[name],
+            *(f"\n    {row['seed']} {row['said']}" for row in found if not row["right"]),
+            flush=True,
+        )
         rows += found
     if options.json:
         options.json.write_text(json.dumps({"figures": figures, "rows": rows}, indent=1) + "\n")
