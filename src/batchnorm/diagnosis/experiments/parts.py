@@ -14,6 +14,7 @@ from batchnorm.diagnosis.experiments.views import View
 PART = 0.05  # of the samples, at least
 MOST = 0.9  # at most: what is done to nearly all is done to all
 FEWEST = 8  # samples of a part
+BEYOND = 0.25  # of the range of the training samples
 OWN = 0.25  # by which the samples' log scales, or their levels in deviations, spread wider
 MARKED = 0.02  # of the values
 COMMON = 8  # most frequent values that are looked at
@@ -30,6 +31,7 @@ def by_part(x: View, y: View, explained: Callable[[View, View], Change | None]) 
         return torch.stack([z.abs().log1p().flatten(1).mean(1), _levels(v)[1].log()], 1)
 
     low, high = sizes(x.x).aminmax(dim=0)
+    low, high = low - BEYOND * (high - low), high + BEYOND * (high - low)
 
     def outside(v: Tensor) -> Tensor:
         return ((sizes(v) < low) | (sizes(v) > high)).any(1)
