@@ -221,8 +221,9 @@ def _of_values(x: View, y: View, whole: bool = True) -> Change | None:
         curve = by_curve(x, y, which if bool(which.any()) else torch.ones_like(which))
         marks, own = by_marks(x, y), by_own_gain(x, y)
         part = by_part(x, y, lambda a, b: _of_values(a, b, False))
-        # A curve may spread the samples' scales too.
-        ahead = [marks, part, own if own is None or by_own_gain(curve.pair(x, y)[0], y) is not None else None]
+        # Lines for channels, or a curve, may spread the samples' scales too.
+        others = by_channel(x, y, torch.ones_like(which)), curve
+        ahead = [marks, part, own if all(by_own_gain(c.pair(x, y)[0], y) for c in others) else None]
         tried = [*(c for c in ahead if c is not None), *tried, curve]
     left: list[float] = []
     for change in tried:

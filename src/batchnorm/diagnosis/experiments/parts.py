@@ -63,8 +63,9 @@ def by_own_gain(x: View, y: View) -> Change | None:
         return None
     (m, s), (n, t) = _levels(x.x), _levels(y.x)
     usual, level = float(s.median()), float(m.median())
-    wider = _width(t.log()) - _width(s.log()), _width(n) / float(t.median()) - _width(m) / usual
-    if max(wider) < OWN:
+    chance = SURE * (1 / len(m) + 1 / len(n)) ** 0.5
+    spreads = (_width(s.log()), _width(t.log())), (_width(m) / usual, _width(n) / float(t.median()))
+    if all(wider - before < max(OWN, chance * wider) for before, wider in spreads):
         return None
     low, high = (float(torch.quantile(t / usual, q)) for q in (0.05, 0.95))
 
@@ -91,7 +92,8 @@ def _levels(v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _width(v: Tensor) -> float:
-    return float(torch.quantile(v, 0.9) - torch.quantile(v, 0.1))
+    """The deviation of a normal distribution with these quantiles, of which the relative error is about 1 / sqrt(n)."""
+    return float(torch.quantile(v, 0.9) - torch.quantile(v, 0.1)) / 2.563
 
 
 def by_marks(x: View, y: View) -> Change | None:

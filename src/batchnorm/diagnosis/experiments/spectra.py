@@ -14,6 +14,8 @@ from batchnorm.diagnosis.experiments.views import BANDS, BLOCK, SECTORS, View, b
 LEAST = 8  # positions an axis
 ROUGH = 0.3  # log ratio of power
 SKEW = 0.2  # log ratio of power, of a direction against the others
+TURNED = 0.34  # of the difference by direction, which exchanging rows and columns may leave
+EXCHANGED = [2, 1, 0, 3]  # directions where rows become columns
 EDGES = 0.1  # log ratio of steps between blocks and within
 LENGTHS = (3, 5, 7, 9, 11, 15)  # of motion
 FEW = 256  # samples that are smeared or compressed for a comparison
@@ -128,16 +130,17 @@ def by_direction(x: View, y: View) -> tuple[Change | None, float]:
     (a, b) = ((v.sectors + 1e-12).log() for v in (x, y))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     error = (b.var(0) / len(b) + a.var(0) / len(a)).sqrt()
-    beyond = ((b.mean(0) - a.mean(0)).abs() - torch.clamp(SURE * error, min=SKEW)).clamp_min(0)
+    step = b.mean(0) - a.mean(0)
+    beyond = (step.abs() - torch.clamp(SURE * error, min=SKEW)).clamp_min(0)
     if not bool((beyond > 0).any()):
         return None, 0.0
+    if x.x.shape[2] == x.x.shape[3] and float((b.mean(0) - a.mean(0)[EXCHANGED]).norm()) < TURNED * float(step.norm()):
+        said = "rows and columns of evaluation inputs are exchanged: transposed, or turned by 90 degrees"
+        turn = TURNS["transposed"]
+        return Change(said, turn, turn), float(beyond.mean())
     used = (x.cells > 0) & (y.cells > 0)
     few, aim = x.x[:FEW], y.cells[used]
     tried: list[tuple[float, Change]] = []
-    if x.x.shape[2] == x.x.shape[3]:
-        said = "rows and columns of evaluation inputs are exchanged: transposed, or turned by 90 degrees"
-        turn = TURNS["transposed"]
-        tried.append((_misfit(View(turn(few)).cells[used], aim), Change(said, turn, turn)))
     for length in (n for n in LENGTHS if n < 2 * min(x.x.shape[2:])):
         for way in range(SECTORS):
             misfit, noise = _noise(View(_smeared(few, length, way)).cells[used], aim)
