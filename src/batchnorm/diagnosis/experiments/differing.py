@@ -45,7 +45,7 @@ WORDS = 1 << 20  # numbers beyond are no tokens
 
 @dataclass
 class Sample:
-    """The model's own inputs as far as there is room, their predicted classes and labels, and the padding on each side."""
+    """The model's inputs as far as there is room, their classes, predicted and given, and the padding on each side."""
 
     inputs: list[Tensor] = field(default_factory=list)
     classes: list[Tensor] = field(default_factory=list)
@@ -337,7 +337,7 @@ def _tokens(training: Sample, evaluation: Sample) -> str:
 
 
 def _only_classes(one: View, other: View, rough: float, training: Sample, evaluation: Sample) -> bool:
-    """Whether other shares of the classes, predicted where there are no labels, explain the difference: within a class the inputs agree."""
+    """Whether other shares of the classes (predicted, if there are no labels) explain it: within each, inputs agree."""
     a, b = one.grid.double(), other.grid.double()
     if not training.classes or not evaluation.classes:
         return False

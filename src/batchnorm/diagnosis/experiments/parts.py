@@ -52,7 +52,8 @@ def by_part(x: View, y: View, explained: Callable[[View, View], Change | None]) 
         return torch.where(wide(outside(v), v, 0), undo(v), v)
 
     farthest, least = x.x.abs().flatten(1).amax(1).max(), y.x[out].abs().flatten(1).amax(1).min()
-    code = f"torch.where((args[0].abs().flatten(1).amax(1) > {float(farthest):.4g}).view(-1, {', '.join('1' * (y.x.dim() - 1))}), {found.code}, args[0])"
+    larger = f"(args[0].abs().flatten(1).amax(1) > {float(farthest):.4g}).view({[-1] + [1] * (y.x.dim() - 1)})"
+    code = f"torch.where({larger}, {found.code}, args[0])"
     words = f"{share:.0%} of the evaluation samples lie outside all training samples: {found.words}"
     return Change(words, some, back, code if found.code and least > farthest else "", alike=back)
 

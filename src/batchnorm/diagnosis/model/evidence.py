@@ -30,7 +30,8 @@ class Evidence:
     does there, after what the loader's statistics repair. served is what running statistics do instead of what
     `model.eval()` leaves, by_domain what statistics of each kind's own do where the batches are of two kinds (domains
     says which is of the second), by_call what statistics of each call's own do where a layer has several calls. prior
-    is what weighing the classes by their shares in the evaluation data does there, adding prior_offsets to the output; prior_explains the part of the lost accuracy that the shares explain.
+    is what weighing the classes by their shares in the evaluation data does there, adding prior_offsets to the output;
+    prior_explains the part of the lost accuracy that the shares explain.
     output_gap is the relative distance between the outputs with the batch's statistics and with
     the stored ones, everything else in eval; rest_gap the distance that everything but batch norm makes
     when it alone is in train mode.

@@ -24,7 +24,10 @@ BETWEEN_CALLS = 0.1  # of the variance
 
 # As they were tried: what each call receives with the batch's statistics.
 BY_CALL = 'batchnorm.recalibrate(batchnorm.models.separate_calls(model, loader), loader, upstream="batch")'
-BY_BATCH = "per-domain statistics: batchnorm.convert(model), and with batchnorm.bank(model, domain) around the batches of each kind"
+BY_BATCH = (
+    "per-domain statistics: batchnorm.convert(model), and with batchnorm.bank(model, domain) around the batches of "
+    "each kind"
+)
 
 TITLE = "several distributions through one layer"
 SEVERITY = "warning"

@@ -3,9 +3,10 @@
 The labels' shares, where both loaders give labels. A network has learnt those of its training: the logarithm of their
 ratio, added to the output, is what undoes that. It is tried on the evaluation data, and a warning where it helps; also
 where the metric is worse there, and weighing the evaluation samples as if they had the training's shares takes back
-{EXPLAINED} of the lost accuracy. Else the predicted classes' shares, and within a predicted class the inputs agree, so that nothing else need differ: a
-class-balanced sampler in training and the natural shares at evaluation; a note. Recalibrating on such evaluation data
-takes the shares for a shift and moves every class; it was tried there, and the report says what it did.
+{EXPLAINED} of the lost accuracy. Else the predicted classes' shares, and within a predicted class the inputs agree, so
+that nothing else need differ: a class-balanced sampler in training and the natural shares at evaluation; a note.
+Recalibrating on such evaluation data takes the shares for a shift and moves every class; it was tried there, and the
+report says what it did.
 
 Source: Saerens, Latinne and Decaestecker (2002), Adjusting the outputs of a classifier to new a priori probabilities.
 """
@@ -17,8 +18,8 @@ from functools import partial
 
 import torch
 
-from batchnorm.diagnosis.experiments.differing import CLASSES as CLASSES
 from batchnorm.diagnosis.experiments.changes import NAMED
+from batchnorm.diagnosis.experiments.differing import CLASSES as CLASSES
 from batchnorm.diagnosis.experiments.differing import variation
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
