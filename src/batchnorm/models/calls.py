@@ -80,7 +80,7 @@ def separate_calls(model: Model, loader: Iterable[Any]) -> Model:
     finally:
         for hook in hooks:
             hook.remove()
-    several = {layers[name]: Calls(layers[name], number) for name, number in calls.items() if number > 1}
+    several: dict[Any, Calls] = {layers[n]: Calls(layers[n], number) for n, number in calls.items() if number > 1}
     for module in list(model.modules()):
         for name, child in module._modules.items() if not isinstance(module, Calls) else ():
             if child in several:

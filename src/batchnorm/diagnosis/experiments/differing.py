@@ -191,7 +191,7 @@ def _explained(x: View, y: View, values: float, rough: tuple[Change | None, floa
     change = _of_values(x, y) if values else None
     if change is not None and change.apply is not None:
         made = change.pair(x, y)
-        left, again = by_spectrum(*made)[::-1] if rough[1] else (0.0, None)
+        again, left = by_spectrum(*made) if rough[1] else (None, 0.0)
         if left <= EXPLAINS * rough[1]:
             return [change]
         if again is not None and apart(*again.pair(*made)) <= EXPLAINS * values:
