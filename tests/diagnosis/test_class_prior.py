@@ -10,6 +10,7 @@ from torch import nn
 import batchnorm
 from batchnorm.diagnosis.experiments.differing import CLASSES, Sample, other_shares
 from batchnorm.diagnosis.experiments.effect import Effect
+from batchnorm.diagnosis.model.gather import RETURNS, _returns
 from batchnorm.diagnosis.rules import bn131_class_prior
 from batchnorm.diagnosis.rules.bn131_class_prior import EXPLAINED
 from batchnorm.diagnosis.rules.examples import accuracy
@@ -148,6 +149,13 @@ def test_no_symmetry_is_said_where_none_brings_the_metric_back():
     assert report.evidence.eval_gap.helps
     assert report.evidence.difference.words == ""
     assert report.ok
+
+
+@pytest.mark.parametrize(("gain", "cause"), [(RETURNS * 0.4 - 0.01, False), (RETURNS * 0.4, True)])
+def test_a_symmetry_must_bring_back_half_of_the_metric(gain, cause):
+    gap = Effect("evaluation data", 400, 0.9, 0.5, 0.4, 0.02, 400, 0.8)
+    assert _returns(Effect("undone", 400, 0.5, 0.5 + gain, gain, 0.02, 400, 0.8), gap) == cause
+    assert not _returns(Effect("undone", 20, 0.5, 0.5 + gain, gain, 0.2, 20, 0.8), gap)
 
 
 def test_of_two_repairs_the_one_after_which_the_metric_is_better():

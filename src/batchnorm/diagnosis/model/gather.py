@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from batchnorm.diagnosis.experiments.another_eps import another_eps
 from batchnorm.diagnosis.experiments.attribution import shares
-from batchnorm.diagnosis.experiments.changes import symmetries
+from batchnorm.diagnosis.experiments.changes import Change, symmetries
 from batchnorm.diagnosis.experiments.conditions import Statistics, as_batch_norm, holding, swapped, sync_on_cpu, write
 from batchnorm.diagnosis.experiments.data import PASSES, Data, limits
 from batchnorm.diagnosis.experiments.differing import Sample, difference, other_shares
@@ -299,13 +299,17 @@ def _evaluate(
     # What the loader's own statistics repair is not the evaluation data's doing.
     base = "exact" if evidence.statistics.helps and evidence.eval_exact.helps else "stored"
     evidence.eval_gap = _unpaired(outcomes[base], outcomes[f"eval_{base}"], lab.scorer)
-    _symmetry(evidence, lab, others, own_sample)
     _prior(evidence, lab, others, sample, own_sample)
-    found = evidence.difference
+    found = _symmetry(evidence, lab, others, own_sample) or evidence.difference
     if found.undo is not None and lab.scorer is not None and not others.out_of_time:
         with changed(lab, found.undo):
-            after = lab.run(others, "eval_undone")
-        evidence.eval_undone = effect("undone", outcomes["eval_stored"], after, lab.scorer)
+            outcomes["eval_undone"] = lab.run(others, "eval_undone")
+        undone = effect("undone", outcomes["eval_stored"], outcomes["eval_undone"], lab.scorer)
+        if found is evidence.difference or _returns(undone, evidence.eval_gap):
+            evidence.eval_undone, evidence.difference = undone, found
+        else:
+            del outcomes["eval_undone"]
+    found = evidence.difference
     if found.apply is not None and data.room(0.5):
         with changed(lab, found.apply):
             after = lab.run(data, "applied", every=2)
@@ -317,11 +321,11 @@ def _evaluate(
         evidence.evaluation = effect(what, outcomes[f"eval_{base}"], outcomes["eval_own"], lab.scorer)
 
 
-def _symmetry(evidence: Evidence, lab: Laboratory, others: Data, sample: Sample) -> None:
-    """Where the inputs look alike and the metric falls: which order of channels, or turn, brings it back on a part."""
+def _symmetry(evidence: Evidence, lab: Laboratory, others: Data, sample: Sample) -> Change | None:
+    """Where the inputs look alike and the metric falls: the order of channels, or turn, that does best on a part."""
     gap, tried = evidence.eval_gap, []
     if evidence.difference.words or not gap.helps or lab.scorer is None or not sample.inputs:
-        return
+        return None
     every = max(1, others.batches // SOME)
     for change in symmetries(sample.inputs[0]) if sample.inputs[0].is_floating_point() else ():
         if change.undo is None or not others.room(LEFT + SOME / others.batches):
@@ -330,8 +334,12 @@ def _symmetry(evidence: Evidence, lab: Laboratory, others: Data, sample: Sample)
             after = lab.run(others, "symmetry", every=every)
         tried.append((effect("", evidence.outcomes["eval_stored"], after, lab.scorer), change))
     best = max(tried, key=lambda pair: pair[0].gain or 0.0, default=None)
-    if best is not None and (best[0].gain or 0.0) > RETURNS * (gap.gain or 0.0):
-        evidence.difference = best[1]
+    return best[1] if best is not None and (best[0].gain or 0.0) > 0 else None
+
+
+def _returns(undone: Effect, gap: Effect) -> bool:
+    """Whether undoing a symmetry brings back so much of the metric that it is the cause: nothing else shows it."""
+    return bool(undone.helps) and (undone.gain or 0.0) >= RETURNS * (gap.gain or 0.0)
 
 
 def _prior(evidence: Evidence, lab: Laboratory, others: Data, sample: Sample, own: Sample) -> None:
@@ -342,7 +350,7 @@ def _prior(evidence: Evidence, lab: Laboratory, others: Data, sample: Sample, ow
     evidence.prior_offsets, evidence.prior_explains = offsets, _ = found
     hook = lab.model.register_forward_hook(lambda module, args, output: _plus(output, offsets))
     try:
-        after = lab.run(others, "eval_prior")
+        after = evidence.outcomes["eval_prior"] = lab.run(others, "eval_prior")
     finally:
         hook.remove()
     evidence.prior = effect("other shares", evidence.outcomes["eval_stored"], after, lab.scorer)
