@@ -58,6 +58,7 @@ def test_shares_of_the_labels_are_undone_on_the_output():
     exec(first.fix, {"model": fixed, "torch": torch})
     assert accuracy(fixed(held_out[0]), held_out) > before + 0.1
     assert report.evidence.prior.after == pytest.approx(accuracy(fixed(other[0]), other), abs=0.01)
+    assert report.to_dict()["metric"]["eval_prior"] == report.evidence.prior.after
     assert not model._forward_hooks
 
 
@@ -136,6 +137,7 @@ def test_channels_whose_values_are_alike_are_put_in_order_by_trying():
     report = batchnorm.diagnose(model, loader, accuracy, eval_loader=swapped)
     assert "channels of evaluation inputs are in another order: training's 2, 1, 0" in report.findings[0].message
     assert report.evidence.eval_undone.after > 0.9 > 0.6 > report.evidence.eval_undone.before
+    assert report.to_dict()["metric"]["eval_undone"] == report.evidence.eval_undone.after
     exec(report.findings[0].fix, {"model": model, "torch": torch})
     assert accuracy(model(x.flip(1)), (x, y)) > 0.9
 

@@ -34,7 +34,8 @@ def by_part(x: View, y: View, explained: Callable[[View, View], Change | None]) 
     low, high = low - BEYOND * (high - low), high + BEYOND * (high - low)
 
     def outside(v: Tensor) -> Tensor:
-        return ((sizes(v) < low) | (sizes(v) > high)).any(1)
+        now = sizes(v)
+        return ((now < low.to(now)) | (now > high.to(now))).any(1)
 
     out = outside(y.x)
     share = float(out.double().mean())
@@ -73,7 +74,7 @@ def by_own_gain(x: View, y: View) -> Change | None:
     def some(v: Tensor) -> Tensor:
         pick = (random(v.flatten(1)[:, 0], torch.rand) * len(n)).long().clamp_max(len(n) - 1)
         mean, std = _levels(v)
-        return wide(t[pick], v, 0) * (v - wide(mean, v, 0)) / wide(std, v, 0) + wide(n[pick], v, 0)
+        return wide(t[pick.cpu()], v, 0) * (v - wide(mean, v, 0)) / wide(std, v, 0) + wide(n[pick.cpu()], v, 0)
 
     def back(v: Tensor) -> Tensor:
         mean, std = _levels(v)
