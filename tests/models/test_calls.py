@@ -85,6 +85,12 @@ def test_further_calls_use_the_last_layer():
     torch.testing.assert_close(third, model.trunk[1].each[1](data), rtol=0, atol=0)
 
 
+def test_a_forward_fn_calls_the_model():
+    model, data = made()
+    separate_calls(model, [{"x": data}], forward_fn=lambda model, batch: model(batch["x"]))
+    assert len(model.trunk[1].each) == 2
+
+
 def test_a_model_without_several_calls_gets_no_hook():
     model = nn.Sequential(nn.BatchNorm1d(4))
     separate_calls(model, [torch.randn(8, 4)])

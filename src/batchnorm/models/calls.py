@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -37,7 +37,9 @@ def _begin(model: nn.Module, args: Any) -> None:
 
 
 @arguments(model=a_module)
-def separate_calls(model: Model, loader: Iterable[Any]) -> Model:
+def separate_calls(
+    model: Model, loader: Iterable[Any], *, forward_fn: Callable[[nn.Module, Any], Any] | None = None
+) -> Model:
     """Put one layer for each call where a layer is called several times in a forward, with shared weight and bias.
 
     Example:
@@ -60,6 +62,7 @@ def separate_calls(model: Model, loader: Iterable[Any]) -> Model:
     Args:
         model: changed in place and returned, in the mode that it was in; its forward must call its layers in one order.
         loader: its first batch shows how often each layer is called. See `recalibrate` for its forms.
+        forward_fn: `forward_fn(model, batch)` where calling the model is not enough.
 
     Raises:
         BatchNormError: no batch norm layer with running statistics.
@@ -76,7 +79,7 @@ def separate_calls(model: Model, loader: Iterable[Any]) -> Model:
     hooks = [layer.register_forward_pre_hook(count(name)) for name, layer in layers.items()]
     try:
         with held(model):
-            call(model, next(iter(loader)), None)
+            call(model, next(iter(loader)), forward_fn)
     finally:
         for hook in hooks:
             hook.remove()
