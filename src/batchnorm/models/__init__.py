@@ -7,6 +7,7 @@ from batchnorm.models.activations import fuse_activations
 from batchnorm.models.adapting.adapt import Adaptation, AdaptedLayer, adapt, unadapt
 from batchnorm.models.adapting.decide import Choice
 from batchnorm.models.affine import Centred, affine_penalty, center_weights, parameter_groups
+from batchnorm.models.calls import separate_calls
 from batchnorm.models.contexts import accumulate, bank, masked, mode
 from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.folding.channels import ChannelAffine
@@ -50,6 +51,7 @@ __all__ = [
     "pause",
     "rank_report",
     "recalibrate",
+    "separate_calls",
     "sync_statistics",
     "to_stock",
     "track",

@@ -6,7 +6,7 @@ import torch
 
 from batchnorm.diagnosis.checkpoint.evidence import STATISTICS, CheckpointEvidence, StoredLayer
 from batchnorm.diagnosis.findings import Rule, Said, of_each
-from batchnorm.diagnosis.rules import bn126_switched_off
+from batchnorm.diagnosis.rules import bn106_constant, bn126_switched_off
 
 RECALIBRATE = "batchnorm recalibrate --model M:F --data M:F {} --out fixed.pt"
 COMPARE = "batchnorm diagnose --model M:F --data M:F {}"
@@ -176,16 +176,6 @@ def barely_moved(layer: StoredLayer) -> Said:
         )
 
 
-def constant(layer: StoredLayer) -> Said:
-    """A variance of exactly zero."""
-    zero = 0 if layer.var is None else int((layer.var == 0).sum())
-    if zero:
-        yield (
-            f"running_var is exactly 0 in {zero} of {layer.channels} channels: their input was constant",
-            "nothing to repair; such channels can be pruned",
-        )
-
-
 def switched_off(layer: StoredLayer) -> Said:
     """Channels whose weight is almost zero."""
     if layer.weight is None or layer.weight.numel() < 2:
@@ -194,7 +184,7 @@ def switched_off(layer: StoredLayer) -> Said:
     if off:
         yield (
             f"weight is almost 0 in {off} of {layer.channels} channels: their output does not depend on the input",
-            "nothing to repair; such channels can be pruned",
+            bn126_switched_off.FIX,
         )
 
 
@@ -211,6 +201,6 @@ CHECKPOINT_RULES: tuple[Rule, ...] = (
     Rule("BN206", "counter 0 beside trained statistics", "note", counter_zero),
     Rule("BN213", "counter missing from the file", "note", of_each(counter_missing)),
     Rule("BN214", "statistics close to their start", "note", of_each(barely_moved)),
-    Rule("BN204", "constant channels in the file", "note", of_each(constant)),
+    Rule("BN204", "constant channels in the file", "note", of_each(bn106_constant.look_at), bn106_constant.FIX),
     Rule("BN210", "channels switched off in the file", "note", of_each(switched_off)),
 )

@@ -77,9 +77,11 @@ def another_eps(lab: Laboratory, data: Data, layers: Mapping[str, Any], stored: 
             look(eps, LEFT)
     if not found or not data.room(0.5):
         return None
+    # What somebody wrote has one digit.
+    near = float(f"{min(found, key=found.__getitem__):.0e}")
+    look(near, LEFT)
     best, round_ = min(found, key=found.__getitem__), min(usual, key=usual.__getitem__)
-    if usual[round_] <= ROUND * found[best]:
-        best = round_
+    best = next((eps for eps in (round_, near) if found.get(eps, math.inf) <= ROUND * found[best]), best)
     one = tried(best, 2)
     if one is None or not one[0] < FITS * before:
         return None

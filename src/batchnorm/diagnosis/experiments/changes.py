@@ -17,8 +17,8 @@ FACTORS = {255.0: "bytes against 0 to 1: ", 1000.0: "", 100.0: "", 60.0: "", 9.8
 NEAR = 0.08  # log ratio: a factor that is meant
 AS_WELL = 0.05  # of the deviation that a simpler line may leave
 NOTHING = 0.02  # standard deviations: an offset that is not said
-SLANT = 0.2  # log ratio of squared steps
 SURE = 4.0  # standard errors
+ZOOMS = (1.25, 1.5, 2.0, 3.0)
 NAMED = 4  # channels or columns that are listed
 Function = Callable[[Tensor], Tensor]
 
@@ -29,7 +29,8 @@ class Change:
 
     apply makes training inputs like the evaluation inputs, undo the reverse; code undoes it on `args[0]`.
     usual says that augmentation of the training inputs has the same effect: then only harm that was measured counts.
-    by_class says that it is the shares of the classes that differ.
+    by_class says that it is the shares of the classes that differ. alike makes both inputs alike if this is what
+    differs; without it apply must make training inputs like the evaluation inputs.
     """
 
     words: str = ""
@@ -38,6 +39,27 @@ class Change:
     code: str = ""
     usual: bool = False
     by_class: bool = False
+    alike: Function | None = None
+
+    def pair(self, x: View, y: View) -> tuple[View, View]:
+        """Both inputs, alike if this is what differs."""
+        if self.alike is not None:
+            return View(self.alike(x.x)), View(self.alike(y.x))
+        return (x if self.apply is None else View(self.apply(x.x))), y
+
+
+def wide(values: Tensor, v: Tensor, axis: int = 1) -> Tensor:
+    """One value a channel (or a sample, with axis 0), in the shape that broadcasts against v."""
+    return (
+        values.to(v.device)
+        .view([-1 if k == axis else 1 for k in range(v.dim())])
+        .to(values.dtype if values.dtype == torch.bool else v.dtype)
+    )
+
+
+def random(v: Tensor, draw: Callable[..., Tensor] = torch.randn) -> Tensor:
+    """Random numbers that repeat, in the shape of v."""
+    return draw(v.shape, generator=torch.Generator().manual_seed(0)).to(v)
 
 
 def _usual(a: float) -> str:
@@ -130,9 +152,13 @@ def by_order(x: View, y: View) -> Change | None:
     best = min(itertools.permutations(size), key=lambda order: sum(float(cost[order[i], i]) for i in size))
     if list(best) == list(size):
         return None
-    back = [best.index(i) for i in size]
+    return _order(list(best))
+
+
+def _order(best: list[int]) -> Change:
+    back = [best.index(i) for i in range(len(best))]
     return Change(f"the channels of evaluation inputs are in another order: training's {', '.join(map(str, best))}",
-                  lambda v: v[:, list(best)], lambda v: v[:, back], f"args[0][:, {back}]")  # fmt: skip
+                  lambda v: v[:, best], lambda v: v[:, back], f"args[0][:, {back}]")  # fmt: skip
 
 
 def by_curve(x: View, y: View, which: Tensor) -> Change:
@@ -180,6 +206,13 @@ BACK = {"turned by 90 degrees": "turned by 270 degrees", "turned by 270 degrees"
 REVERSED: dict[str, Function] = {"reversed in time": lambda v: v.flip(2)}
 
 
+def symmetries(x: Tensor) -> list[Change]:
+    """What leaves the values as they are: channels in another order, and ways to turn inputs that keep their shape."""
+    size = x.shape[1]
+    found = [_order(list(best)) for best in itertools.permutations(range(size))][1:] if 2 <= size <= NAMED - 1 else []
+    return found + turns(View(x)) if x.dim() > 2 else []
+
+
 def turns(x: View) -> list[Change]:
     """Ways to turn or mirror inputs that keep their shape."""
     found = TURNS if x.x.dim() == 4 and x.x.shape[2] == x.x.shape[3] else REVERSED if x.x.dim() == 3 else {}
@@ -188,30 +221,56 @@ def turns(x: View) -> list[Change]:
     ]
 
 
-def turned(x: View, y: View) -> list[Change]:
-    """Whether rows became columns, where only the direction of steps shows it."""
-    if not x.spatial or x.x.dim() != 4 or x.x.shape[2] != x.x.shape[3]:
+def zooms(x: View) -> list[Change]:
+    """Images taken from nearer, cut off at the border, or from farther away, with the border's values around."""
+    if x.x.dim() != 4 or min(x.x.shape[2:]) < 8:
         return []
-    a, b = x.slant, y.slant
-    error = float((a.var() / len(a) + b.var() / len(b)).sqrt())
-    moved, left = float((b.mean() - a.mean()).abs()), float((b.mean() + a.mean()).abs())
-    if not (moved > max(SLANT, SURE * error) and left < 0.34 * moved):
-        return []
-    turn = TURNS["transposed"]
-    return [
-        Change("rows and columns of evaluation inputs are exchanged: transposed, or turned by 90 degrees", turn, turn)
-    ]
+    found = []
+    for factor in ZOOMS:
+        nearer, farther = (lambda v, by=by: _zoomed(v, by) for by in (factor, 1 / factor))
+        said = f"evaluation inputs show everything about {{}} ({factor:g} times): a {{}}"
+        found += [
+            Change(said.format("larger", "crop that was enlarged, or a nearer camera"), nearer, farther, usual=True),
+            Change(said.format("smaller", "wider crop, or a camera farther away"), farther, nearer, usual=True),
+        ]
+    return found
 
 
-def resized(x: Tensor, y: Tensor) -> Change:
-    """Another size, undone by interpolation."""
+def _zoomed(v: Tensor, factor: float) -> Tensor:
+    """Around the centre, in the same size; what lies beyond the border is its nearest value."""
+    axes = [torch.linspace(-1 + 1 / n, 1 - 1 / n, n, device=v.device) / factor for n in v.shape[2:]]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).expand(len(v), -1, -1, -1)
+    return functional.grid_sample(v.float(), grid, padding_mode="border", align_corners=False).to(v.dtype)
+
+
+def resized(x: Tensor, y: Tensor, cut: bool) -> Change:
+    """Another size: undone by interpolation, or where inputs were cut by the mean training input around them."""
     sizes = [" x ".join(map(str, v.shape[2:])) for v in (y, x)]
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.dim()]
+    words = f"evaluation inputs are {sizes[0]}, training inputs {sizes[1]}"
+    if cut:
+        mean = x.mean(0)
+        return Change(
+            f"{words}: cut to another size, not resized", lambda v: _framed(v, y.mean(0)), lambda v: _framed(v, mean)
+        )
+    return Change(f"{words}: resized or resampled", None, lambda v: interpolated(v, x.shape[2:]))
 
-    def to(size: torch.Size) -> Function:
-        return lambda v: functional.interpolate(v, size=size, mode=mode, align_corners=False)
 
-    return Change(f"evaluation inputs are {sizes[0]}, training inputs {sizes[1]}", None, to(x.shape[2:]))
+def interpolated(v: Tensor, size: torch.Size) -> Tensor:
+    """The whole at another size."""
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[v.dim()]
+    return functional.interpolate(v, size=size, mode=mode, align_corners=False)
+
+
+def _framed(v: Tensor, frame: Tensor) -> Tensor:
+    """The centre of v, in the middle of a frame that shows where v is smaller."""
+    out = frame.to(v).expand(len(v), *frame.shape).clone()
+    here, there = [slice(None)], [slice(None)]
+    for n, m in zip(v.shape[2:], frame.shape[1:], strict=True):
+        size = min(n, m)
+        here.append(slice((m - size) // 2, (m - size) // 2 + size))
+        there.append(slice((n - size) // 2, (n - size) // 2 + size))
+    out[(slice(None), *here)] = v[(slice(None), *there)]
+    return out
 
 
 def _line(a: float, b: float, std: float) -> str:

@@ -17,12 +17,15 @@ from batchnorm.diagnosis.experiments.changes import (
     by_curve,
     by_line,
     by_order,
+    interpolated,
     resized,
-    turned,
     turns,
+    zooms,
 )  # fmt: skip
 from batchnorm.diagnosis.experiments.padding import padded_positions
-from batchnorm.diagnosis.experiments.spectra import by_spectrum
+from batchnorm.diagnosis.experiments.parts import by_marks, by_own_gain, by_part
+from batchnorm.diagnosis.experiments.scores import labels
+from batchnorm.diagnosis.experiments.spectra import by_blocks, by_spectrum, is_cut
 from batchnorm.diagnosis.experiments.views import View
 from batchnorm.models.batches import tensors
 
@@ -42,10 +45,11 @@ WORDS = 1 << 20  # numbers beyond are no tokens
 
 @dataclass
 class Sample:
-    """The model's own inputs as far as there is room, their predicted classes, sizes, and the padding on each side."""
+    """The model's inputs as far as there is room, their classes, predicted and given, and the padding on each side."""
 
     inputs: list[Tensor] = field(default_factory=list)
     classes: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
     padding: list[Tensor] = field(default_factory=list)
     seen: int = 0
     count: int = 0
@@ -60,6 +64,9 @@ class Sample:
         labelled = output is not None and output.dim() == 2 and output.shape[0] == x.shape[0] and output.shape[1] > 1
         rows = slice(-self.seen % self.stride, None, self.stride)
         self.seen += len(x)
+        given = labels(output, batch)
+        if given is not None:
+            self.labels.append(given[rows].cpu())
         if labelled and output is not None:
             self.classes.append(output.argmax(1)[rows].cpu())
         self.padding.append(_sides(padded_positions(batch), len(x))[rows])
@@ -68,7 +75,7 @@ class Sample:
         self.bytes += self.inputs[-1].numel() * x.element_size()
         if self.count > 2 * ROWS or (self.count > FEWEST and self.bytes > KEPT_BYTES):
             self.stride *= 2
-            for name in ("inputs", "classes", "padding"):
+            for name in ("inputs", "classes", "labels", "padding"):
                 at, kept = 0, []
                 for part in getattr(self, name):
                     kept.append(part[at % 2 :: 2].clone())
@@ -93,10 +100,12 @@ class Sample:
         return {t.shape[2:] for t in self.inputs if t.dim() > 2}
 
 
-def _cropped(parts: list[Tensor]) -> list[Tensor]:
-    """All to the least size of any."""
+def _cropped(parts: list[Tensor], middle: bool = False) -> list[Tensor]:
+    """All to the least size of any, from the start or from the middle."""
     least = [min(sizes) for sizes in zip(*(t.shape[1:] for t in parts), strict=True)]
-    return [t[(slice(None), *map(slice, least))] for t in parts]
+    for axis, size in enumerate(least, 1):
+        parts = [t.narrow(axis, (t.shape[axis] - size) // 2 if middle else 0, size) for t in parts]
+    return parts
 
 
 def difference(training: Sample, evaluation: Sample) -> Change:
@@ -107,22 +116,26 @@ def difference(training: Sample, evaluation: Sample) -> Change:
         return _said([Change(words)] if words else [*_padding(training, evaluation)])
     found: list[Change] = []
     if x.dim() > 2 and not training.sizes() & evaluation.sizes() and len(training.sizes()) == 1:
-        found.append(resized(x, y))
-        y = found[0].undo(y)  # pyright: ignore[reportOptionalCall]
+        middle = _cropped([x, y], middle=True)
+        cut = is_cut(middle, [interpolated(v, middle[0].shape[2:]) for v in (x, y)])
+        found.append(resized(x, y, cut))
+        x, y = middle if cut else (x, interpolated(y, x.shape[2:]))
     elif x.shape != y.shape:
         x, y = _cropped([x, y])
     found += _padding(training, evaluation) or _dead(x, y)
     padded = bool(found) and "padding" in found[-1].words
     a, b = View(x), View(y)
+    blocks = None if found else by_blocks(a, b)
+    if blocks is not None:
+        found.append(blocks)
+        a = blocks.pair(a, b)[0]
     values, rough = (0.0, (None, 0.0)) if padded else (apart(a, b), by_spectrum(a, b))
-    if values > 0 or rough[1] > 0:
+    if values > 0 or (rough[1] > 0 and not found):
         only_classes = _only_classes(a, b, rough[1], training, evaluation)
         if only_classes and not found:
             return Change("the classes have other shares", by_class=True)
-        # What resizing did to the spectrum is no change of its own.
+        # What resizing or compressing did to the spectrum is no change of its own.
         found += [] if only_classes else _explained(a, b, values, (None, 0.0) if found else rough)
-    elif not found:
-        found += turned(a, b)
     return _said(found)
 
 
@@ -177,9 +190,12 @@ def _explained(x: View, y: View, values: float, rough: tuple[Change | None, floa
     """The least that makes the one of the other: of values, of the spectrum, of both, or that nothing does."""
     change = _of_values(x, y) if values else None
     if change is not None and change.apply is not None:
-        made = View(change.apply(x.x))
-        if not rough[1] or by_spectrum(made, y)[1] < EXPLAINS * rough[1]:
+        made = change.pair(x, y)
+        again, left = by_spectrum(*made) if rough[1] else (None, 0.0)
+        if left <= EXPLAINS * rough[1]:
             return [change]
+        if again is not None and apart(*again.pair(*made)) <= EXPLAINS * values:
+            return [change, again]
     if rough[0] is not None and rough[0].apply is not None:
         made = View(rough[0].apply(x.x))
         if apart(made, y) <= EXPLAINS * values:
@@ -189,19 +205,26 @@ def _explained(x: View, y: View, values: float, rough: tuple[Change | None, floa
     return [change or _unexplained(x, y)]
 
 
-def _of_values(x: View, y: View) -> Change | None:
-    """What was done to the values, or to their places; None where nothing tried explains it."""
+def _of_values(x: View, y: View, whole: bool = True) -> Change | None:
+    """What was done to the values, or to their places; None where nothing tried explains it (whole: to a part too)."""
     before = apart(x, y)
     far, limit = distances(x, y)
     which = far > limit
     few = not x.spatial and float(which.double().mean()) < 0.7
     lines = [by_line(x, y)] + ([by_line(x, y, -1)] if _turned_over(x, y) else [])
-    lines += [c for c in (by_order(x, y),) if c is not None] + turns(x)
+    lines += [c for c in (by_order(x, y),) if c is not None] + turns(x) + zooms(x)
     own = [by_channel(x, y, which)] if bool(which.any()) else []
     # Chance hides a channel that hardly moves: with few of them all are tried as well.
     own += [by_channel(x, y, torch.ones_like(which))] if own and len(which) <= 4 and not bool(which.all()) else []
     tried = [*own, *lines] if few else [*lines, *own]
-    tried += [by_curve(x, y, which)] if bool(which.any()) else []
+    if whole:
+        curve = by_curve(x, y, which if bool(which.any()) else torch.ones_like(which))
+        marks, own = by_marks(x, y), by_own_gain(x, y)
+        part = by_part(x, y, lambda a, b: _of_values(a, b, False))
+        # Lines for channels, or a curve, may spread the samples' scales too.
+        others = by_channel(x, y, torch.ones_like(which)), curve
+        ahead = [marks, part, own if all(by_own_gain(c.pair(x, y)[0], y) for c in others) else None]
+        tried = [*(c for c in ahead if c is not None), *tried, curve]
     left: list[float] = []
     for change in tried:
         left.append(_left(change, x, y))
@@ -213,7 +236,7 @@ def _of_values(x: View, y: View) -> Change | None:
 
 
 def _left(change: Change, x: View, y: View) -> float:
-    return apart(View(change.apply(x.x)), y) if change.apply else math.inf
+    return apart(*change.pair(x, y))
 
 
 def _turned_over(x: View, y: View) -> bool:
@@ -314,11 +337,13 @@ def _tokens(training: Sample, evaluation: Sample) -> str:
 
 
 def _only_classes(one: View, other: View, rough: float, training: Sample, evaluation: Sample) -> bool:
-    """Whether other shares of the predicted classes explain the difference: within a class the inputs agree."""
+    """Whether other shares of the classes (predicted, if there are no labels) explain it: within each, inputs agree."""
     a, b = one.grid.double(), other.grid.double()
     if not training.classes or not evaluation.classes:
         return False
-    first, second = torch.cat(training.classes), torch.cat(evaluation.classes)
+    # Predictions follow what was done to the inputs; labels, where there are any, do not.
+    labelled = bool(training.labels and evaluation.labels)
+    first, second = (torch.cat(s.labels if labelled else s.classes) for s in (training, evaluation))
     if len(first) != len(a) or len(second) != len(b):
         return False
     if variation(torch.bincount(first), torch.bincount(second)) < CLASSES:
@@ -345,6 +370,26 @@ def _only_classes(one: View, other: View, rough: float, training: Sample, evalua
     members = [(torch.where(first == label)[0], int((second == label).sum())) for label in torch.unique(second)]
     rows = torch.cat([at[torch.arange(count) % len(at)] for at, count in members if len(at)])
     return by_spectrum(View(one.x[rows]), other)[1] <= EXPLAINS * rough
+
+
+def other_shares(training: Sample, evaluation: Sample) -> tuple[Tensor, float] | None:
+    """Where labels have other shares: the log ratio by class, and what part of the loss of accuracy they explain.
+
+    Explained is what comes back when evaluation samples are weighed as if they had the training's shares.
+    """
+    samples = training, evaluation
+    if not all(s.labels and sum(map(len, s.labels)) == sum(map(len, s.classes)) for s in samples):
+        return None
+    ours, theirs = (torch.cat(s.labels) for s in samples)
+    right, rights = ((torch.cat(s.classes) == torch.cat(s.labels)).double() for s in samples)
+    size = int(torch.cat([ours, theirs]).max()) + 1
+    counts = [torch.bincount(v, minlength=size).double() for v in (ours, theirs)]
+    if variation(*counts) <= max(CLASSES, (size * (1 / len(ours) + 1 / len(theirs))) ** 0.5):
+        return None
+    p, q = ((v + 0.5) / (v + 0.5).sum() for v in counts)
+    weight = (p / q)[theirs]
+    lost, back = right.mean() - rights.mean(), (weight * rights).sum() / weight.sum() - rights.mean()
+    return (q / p).log(), float(back / lost) if lost > 0 else 0.0
 
 
 def variation(a: Tensor, b: Tensor) -> float:

@@ -64,6 +64,13 @@ class Effect:
         """Whether the change makes the metric worse beyond noise."""
         return self.gain is not None and -self.gain > self.limit
 
+    def better_than(self, other: Effect) -> bool:
+        """Whether the metric is better after this change than after the other: what they began with may differ."""
+        if self.gain is None or other.gain is None:
+            return self.gain is not None
+        sign = math.copysign(1.0, (self.after - self.before) * self.gain)
+        return bool(self.helps) and (self.after - other.after) * sign > 0
+
     def sentence(self, verb: str = "tried on a copy") -> str:
         """`0.225 -> 0.871 (+- 0.009), tried on a copy`."""
         if self.gain is not None:

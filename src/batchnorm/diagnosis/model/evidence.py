@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from batchnorm.diagnosis.experiments.another_eps import AnotherEps
 from batchnorm.diagnosis.experiments.changes import Change
 from batchnorm.diagnosis.experiments.conditions import Statistics
@@ -26,7 +29,9 @@ class Evidence:
     batch's statistics do instead of exact ones, evaluation what recalibrating on the evaluation data
     does there, after what the loader's statistics repair. served is what running statistics do instead of what
     `model.eval()` leaves, by_domain what statistics of each kind's own do where the batches are of two kinds (domains
-    says which is of the second), by_call what statistics of each call's own do where a layer has several calls.
+    says which is of the second), by_call what statistics of each call's own do where a layer has several calls. prior
+    is what weighing the classes by their shares in the evaluation data does there, adding prior_offsets to the output;
+    prior_explains the part of the lost accuracy that the shares explain.
     output_gap is the relative distance between the outputs with the batch's statistics and with
     the stored ones, everything else in eval; rest_gap the distance that everything but batch norm makes
     when it alone is in train mode.
@@ -45,6 +50,9 @@ class Evidence:
     eval_gap: Effect = field(default_factory=lambda: Effect("evaluation data", 0))
     eval_exact: Effect = field(default_factory=lambda: Effect(RECALIBRATE, 0))
     eval_undone: Effect | None = None
+    prior: Effect | None = None
+    prior_explains: float = 0.0
+    prior_offsets: Tensor = field(default_factory=lambda: torch.zeros(0))
     eval_applied: Effect | None = None
     served: Effect | None = None
     by_call: Effect | None = None

@@ -10,14 +10,15 @@ from operator import length_hint
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from batchnorm.diagnosis.experiments.another_eps import another_eps
 from batchnorm.diagnosis.experiments.attribution import shares
+from batchnorm.diagnosis.experiments.changes import Change, symmetries
 from batchnorm.diagnosis.experiments.conditions import Statistics, as_batch_norm, holding, swapped, sync_on_cpu, write
 from batchnorm.diagnosis.experiments.data import PASSES, Data, limits
-from batchnorm.diagnosis.experiments.differing import Sample, difference
+from batchnorm.diagnosis.experiments.differing import Sample, difference, other_shares
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.experiments.laboratory import Laboratory
 from batchnorm.diagnosis.experiments.outcome import Outcome, effect
@@ -39,6 +40,9 @@ from batchnorm.models.state import held
 from batchnorm.models.tracking import tracking
 
 Forward = Callable[..., Any] | None
+SOME = 2  # batches on which each symmetry is tried
+LEFT = 3.5  # passes over the evaluation data that are left to other experiments
+RETURNS = 0.5  # of the gap: less is no reason to believe that a symmetry is the cause
 
 
 def gather(
@@ -122,7 +126,7 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     # The model is called with the batch's first tensor as it is: a hook can change it.
     batch = next(iter(data))[1]
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    evidence.feeds_tensors = lab.forward_fn is None and isinstance(first, torch.Tensor)
+    evidence.feeds_tensors = lab.forward_fn is None and isinstance(first, Tensor)
     evidence.another_eps = another_eps(lab, data, rows, outcomes["stored"])
     own = [m for m in lab.active.values() if _has_own_forward(m)]
     if own and lab.scorer is not None and data.room(0.5):
@@ -292,11 +296,17 @@ def _evaluate(
     # What the loader's own statistics repair is not the evaluation data's doing.
     base = "exact" if evidence.statistics.helps and evidence.eval_exact.helps else "stored"
     evidence.eval_gap = _unpaired(outcomes[base], outcomes[f"eval_{base}"], lab.scorer)
-    found = evidence.difference
+    _prior(evidence, lab, others, sample, own_sample)
+    found = _symmetry(evidence, lab, others, own_sample) or evidence.difference
     if found.undo is not None and lab.scorer is not None and not others.out_of_time:
         with changed(lab, found.undo):
-            after = lab.run(others, "eval_undone")
-        evidence.eval_undone = effect("undone", outcomes["eval_stored"], after, lab.scorer)
+            outcomes["eval_undone"] = lab.run(others, "eval_undone")
+        undone = effect("undone", outcomes["eval_stored"], outcomes["eval_undone"], lab.scorer)
+        if found is evidence.difference or _returns(undone, evidence.eval_gap):
+            evidence.eval_undone, evidence.difference = undone, found
+        else:
+            del outcomes["eval_undone"]
+    found = evidence.difference
     if found.apply is not None and data.room(0.5):
         with changed(lab, found.apply):
             after = lab.run(data, "applied", every=2)
@@ -308,7 +318,47 @@ def _evaluate(
         evidence.evaluation = effect(what, outcomes[f"eval_{base}"], outcomes["eval_own"], lab.scorer)
 
 
-def changed(lab: Laboratory, change: Callable[[torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
+def _symmetry(evidence: Evidence, lab: Laboratory, others: Data, sample: Sample) -> Change | None:
+    """Where the inputs look alike and the metric falls: the order of channels, or turn, that does best on a part."""
+    gap, tried = evidence.eval_gap, []
+    if evidence.difference.words or not gap.helps or lab.scorer is None or not sample.inputs:
+        return None
+    every = max(1, others.batches // SOME)
+    for change in symmetries(sample.inputs[0]) if sample.inputs[0].is_floating_point() else ():
+        if change.undo is None or not others.room(LEFT + SOME / others.batches):
+            break
+        with changed(lab, change.undo):
+            after = lab.run(others, "symmetry", every=every)
+        tried.append((effect("", evidence.outcomes["eval_stored"], after, lab.scorer), change))
+    best = max(tried, key=lambda pair: pair[0].gain or 0.0, default=None)
+    return best[1] if best is not None and (best[0].gain or 0.0) > 0 else None
+
+
+def _returns(undone: Effect, gap: Effect) -> bool:
+    """Whether undoing a symmetry brings back so much of the metric that it is the cause: nothing else shows it."""
+    return bool(undone.helps) and (undone.gain or 0.0) >= RETURNS * (gap.gain or 0.0)
+
+
+def _prior(evidence: Evidence, lab: Laboratory, others: Data, sample: Sample, own: Sample) -> None:
+    """Where the labels say that classes have other shares: what weighing the classes by them does."""
+    found = other_shares(sample, own)
+    if found is None or lab.scorer is None or others.out_of_time:
+        return
+    evidence.prior_offsets, evidence.prior_explains = offsets, _ = found
+    hook = lab.model.register_forward_hook(lambda module, args, output: _plus(output, offsets))
+    try:
+        after = evidence.outcomes["eval_prior"] = lab.run(others, "eval_prior")
+    finally:
+        hook.remove()
+    evidence.prior = effect("other shares", evidence.outcomes["eval_stored"], after, lab.scorer)
+
+
+def _plus(output: Any, offsets: Tensor) -> Any:
+    fits = isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] == len(offsets)
+    return output + offsets.to(output) if fits else output
+
+
+def changed(lab: Laboratory, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
     """The model is given other values in the place of its first floating input."""
     before = lab.forward_fn
 

@@ -82,7 +82,7 @@ def _on_evaluation_data(effect: Effect | None, evidence: Evidence) -> str:
     parts = []
     if effect is not None and effect is evidence.eval_gap and effect.measured:
         parts.append(f"metric {effect.before:.4g} on the loader, {effect.after:.4g} on the evaluation data")
-    own, undone = evidence.evaluation, evidence.eval_undone
+    own, undone = evidence.evaluation, evidence.prior if effect is evidence.prior else evidence.eval_undone
     if undone is not None and undone.measured:
         parts.append(f"with that undone {undone.before:.4g} -> {undone.after:.4g} (+- {undone.error:.2g})")
     if own.helps is not None:

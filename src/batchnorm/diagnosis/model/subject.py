@@ -30,6 +30,7 @@ OTHERS = {
     "eval_stored": "evaluation data: stored statistics",
     "eval_exact": "evaluation data: exact statistics of the loader",
     "eval_undone": "evaluation data: stored statistics, difference undone",
+    "eval_prior": "evaluation data: stored statistics, classes weighed by their shares",
     "eval_own": "evaluation data: their own statistics",
 }
 

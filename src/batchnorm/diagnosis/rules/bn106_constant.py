@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
 from batchnorm.diagnosis.findings import Example, Said
-from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.diagnosis.rules.examples import batches, network, settle
 
 TITLE = "constant channels"
@@ -15,10 +15,9 @@ SEVERITY = "note"
 FIX = "nothing to repair; such channels can be pruned"
 
 
-def look_at(layer: LayerEvidence) -> Said:
-    """Count them."""
-    zero = int((layer.var == 0).sum())
-    if zero:
+def look_at(layer: Any) -> Said:
+    """Count them, in a layer of a model or of a file."""
+    if layer.var is not None and (zero := int((layer.var == 0).sum())):
         yield f"running_var is exactly 0 in {zero} of {layer.var.numel()} channels: their input was constant"
 
 

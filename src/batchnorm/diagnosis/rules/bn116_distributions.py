@@ -22,12 +22,16 @@ from batchnorm.diagnosis.rules.grounds import batch_is_better
 
 BETWEEN_CALLS = 0.1  # of the variance
 
-BY_CALL = "one layer for each call, with shared weight and bias, or batchnorm.bank"
-BY_BATCH = "batchnorm.convert(model), and with batchnorm.bank(model, domain) around the batches of each kind"
+# As they were tried: what each call receives with the batch's statistics.
+BY_CALL = 'batchnorm.recalibrate(batchnorm.models.separate_calls(model, loader), loader, upstream="batch")'
+BY_BATCH = (
+    "per-domain statistics: batchnorm.convert(model), and with batchnorm.bank(model, domain) around the batches of "
+    "each kind"
+)
 
 TITLE = "several distributions through one layer"
 SEVERITY = "warning"
-FIX = "per-domain statistics: {how}"
+FIX = "{how}"
 
 
 def predicts(e: Evidence) -> Effect:

@@ -3,12 +3,15 @@
 Compared are the model's own inputs, each against its sampling error: quantiles by channel or column (beyond {APART}
 deviations), means by position (beyond {SHIFT}), power by frequency (beyond a factor of 1.35), sizes, padding and the
 frequencies of tokens; and what the first layer receives (mean beyond {SHIFT} deviations, variance beyond a factor of
-1.6). What was done to them is the simplest that explains it: a line (a x + b), the training inputs' normalisation left
-out, channels in another order, a line for single channels or columns, a curve, turned, noise, blur, another rate. It is
-tried: undone on the evaluation data, and done to the loader's inputs. A warning where undoing it helps, or doing it
-harms; where it cannot be tried, where the metric is worse, unless augmentation of the training inputs (crops, noise,
-mixup) explains the difference as well. Recalibrating on the evaluation data is advised only where it helps. Other
-shares of the classes are BN131.
+1.6). What was done to them is the simplest that explains it: values that mark missing cells or dead pixels, a part of
+the samples in other units, a gain of its own for each sample, a line (a x + b), the training inputs' normalisation
+left out, channels in another order, a line for single channels or columns, a curve, turned, enlarged, noise, blur,
+motion along one direction, compression in blocks, another rate, cut or resized. It is tried: undone on the evaluation
+data, and done to the loader's inputs. Where the inputs look alike and the metric is worse, other orders of up to
+three channels and ways to turn inputs are tried on a part; the best is the cause if it takes back half of the loss. A
+warning where undoing it helps, or doing it harms; where it cannot be tried, where the metric is worse, unless
+augmentation of the training inputs (crops, noise, mixup) explains the difference as well. Recalibrating on the
+evaluation data is advised only where it helps. Other shares of the classes are BN131.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ def look(e: Evidence) -> Said:
 
 def _fix(e: Evidence) -> dict[str, str]:
     own, back, code = e.evaluation, e.eval_undone, e.difference.code
-    better = back is not None and back.measured and back.helps and (own.gain or 0.0) <= (back.gain or 0.0)
+    better = back is not None and back.measured and back.helps and not own.better_than(back)
     if code and better and e.feeds_tensors:
         hook = f"model.register_forward_pre_hook(lambda module, args: ({code}, *args[1:]))"
         return {"code": f"{hook}  # on such data, or ", "undo": "", "advice": ""}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchnorm.diagnosis.experiments.effect import Effect
+from batchnorm.diagnosis.model.evidence import RECALIBRATE as RECALIBRATE
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence
 
-RECALIBRATE = "batchnorm.recalibrate(model, loader)"
 DRIFT = 0.1  # stored standard deviations
 LOG_RATIO = 0.2  # root mean square log variance ratio, about 20 %
 SURE = 4.0  # times the sampling error
