@@ -165,9 +165,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
         if tracks and (again_later or on is not None):
             state, now = layer._situation(x.device, None, again)
         elif tracks:
-            held = {"running_mean": statistics.mean, "running_var": statistics.var}
-            for name in r.memory:
-                held[name] = layer.stat(name)
+            held = layer._held()
             state = Held(held, torch.float64)
             now = Now(1.0, layer.momentum, layer.eps, r.recipe.estimator, None, statistics.tracked)
         else:

@@ -87,8 +87,8 @@ class Call(Native):
 
     def _brought(self, told: Any, weight: Any, given: Pull | None) -> tuple[Any, rule.Sums]:
         """The gradients, and all that the memory asks of the data."""
-        *found, sums = self.kernel(*told, pull=given)
-        return found, rule.told(self.rows(), self.batch(), weight, *sums)
+        *found, table = self.kernel(*told, pull=given)
+        return found, rule.told(self.rows(), self.batch(), weight, table)
 
     def _told(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
         """What a backward is told, or None where the kernels cannot read all of it.

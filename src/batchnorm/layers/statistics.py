@@ -14,8 +14,7 @@ from batchnorm.arguments import a_string, told
 from batchnorm.errors import BatchNormError, check
 from batchnorm.kernels import native, triton
 from batchnorm.layers.choices import Recipe
-from batchnorm.layers.choices.situation import Held, Now, State, copied, resolve
-from batchnorm.layers.choices.windows import Slot
+from batchnorm.layers.choices.situation import Held, Now, Slot, State, copied, resolve
 from batchnorm.layers.held import without_contexts
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -205,7 +204,10 @@ class Statistics(_BatchNorm):
 
     def _held(self) -> dict[str, Tensor]:
         """The buffers themselves that this forward works with."""
-        return {name: self.stat(name) for name in ("running_mean", "running_var", *self.memory_names)}
+        names = "running_mean", "running_var", *self.memory_names
+        if self.active_bank is None:
+            return {name: self._buffers[name] for name in names}
+        return {name: self.stat(name) for name in names}
 
     def _state(self, dtype: torch.dtype, held: dict[str, Tensor] | None = None) -> State:
         held = self._held() if held is None else held

@@ -80,10 +80,10 @@ class Native:
         _, dw, db, _, sums, *_ = kernel(*told, phase=calls.SUMS)
 
         def end(*everybodys: Tensor) -> tuple[Any, ...]:
-            given = self.constant()
+            given, table = self.constant(), torch.stack(everybodys)
             if memory is not None:
-                given = memory.settle(self.numbers, rule.told(self.rows(), self.batch(), weight, *everybodys))
-            dx, _, _, dr, *_ = kernel(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
+                given = memory.settle(self.numbers, rule.told(self.rows(), self.batch(), weight, table))
+            dx, _, _, dr, *_ = kernel(*told, pull=given, sums=table, phase=calls.REST)
             return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
 
         return tuple(sums), end
@@ -111,10 +111,10 @@ class Native:
 
     def _brought(self, told: Any, weight: Any, given: Pull | None) -> tuple[Any, rule.Sums]:
         """The gradients, and all that the memory asks of the data."""
-        *found, sums, finite = self.kernel(*told, pull=given, means=True)
+        *found, table, finite = self.kernel(*told, pull=given, means=True)
         batch, rows = self.batch(), _Later(self.rows)
         some: Any = True if self.values is not None else batch.count > 0
-        return found, rule.Sums(rows, batch, weight, sums[0], sums[1], some, sums, finite)  # pyright: ignore
+        return found, rule.Sums(rows, batch, weight, table, some, finite)  # pyright: ignore[reportArgumentType]
 
     def _told(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
         """What a native backward is told, or None where a kernel cannot read all of it: owners may have moved it since.

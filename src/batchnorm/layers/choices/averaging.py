@@ -16,8 +16,7 @@ from torch import Tensor
 
 from batchnorm.arguments import AT_LEAST_1, BATCHES, DECAY, STEPS, a_flag, arguments
 from batchnorm.layers.choices.couplings import Coupling
-from batchnorm.layers.choices.situation import Now, State
-from batchnorm.layers.choices.windows import pushed, replaced
+from batchnorm.layers.choices.situation import Now, State, replaced
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.rule import Numbers, Pull, Sums, Vectors, is_number, pick, times
 
@@ -59,8 +58,7 @@ class _Windowed(_SecondMoment):
         return (state.counter(f"{name}_seen", now) >= self.window - 1) & (now.step > self.warmup)
 
     def _push(self, state: State, now: Now, name: str, value: Any) -> dict[str, Any]:
-        seen = state.counter(f"{name}_seen", now)
-        return {name: pushed(state.memory, name, seen, value), f"{name}_seen": seen + 1}
+        return state.pushed(f"{name}_seen", now, {name: value})
 
 
 @arguments(window=BATCHES, r_max=AT_LEAST_1, warmup=STEPS, correct_after=STEPS)

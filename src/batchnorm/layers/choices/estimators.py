@@ -11,7 +11,6 @@ from torch import Tensor
 from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.choices.situation import Gain, Now, Schedule, State
-from batchnorm.layers.choices.windows import pushed
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.rule import Move, or_one, pick, single, times
 
@@ -178,7 +177,7 @@ class EMA(_Average):
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Forget the initial value a little more."""
-        if "initial_weight" not in state.memory or now.momentum is None:
+        if not self.debias or now.momentum is None or "initial_weight" not in state.memory:
             return {}
         return {"initial_weight": state.counter("initial_weight", now) * (1 - now.momentum)}
 
@@ -289,10 +288,6 @@ class Pooled(Estimator):
         seen, n = state.counter("pooled_count", now), now.n
         return _joined(seen, pick(seen > self.correction, seen - self.correction, 0.0), n, self.correction)
 
-    def gain(self, state: State, now: Now) -> Gain:
-        """The batch's share of all values seen."""
-        return self.move(state, now).gain
-
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Count the values."""
         return {} if _paused(now) else {"pooled_count": state.counter("pooled_count", now) + now.n}
@@ -395,13 +390,11 @@ class Window(Estimator):
         """Put the batch in the place of the oldest."""
         if _paused(now):
             return {}
-        seen = state.counter("window_seen", now)
         n, correction = now.n, 0 if self.total else self.correction
         counted = isinstance(n, (float, int)) and n > correction and not batch.reliability
         var = batch.m2 / (n - correction) if counted else batch.var(correction)
-        values = {"mean": batch.mean, "var": var, "count": n}
-        new = {f"window_{name}": pushed(state.memory, f"window_{name}", seen, value) for name, value in values.items()}
-        return {**new, "window_seen": seen + 1}
+        values = {"window_mean": batch.mean, "window_var": var, "window_count": n}
+        return state.pushed("window_seen", now, values)
 
 
 def _paused(now: Now) -> bool:
