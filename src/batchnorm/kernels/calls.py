@@ -92,13 +92,12 @@ def spec(*numbers: Any) -> Any:
 def _wide(vectors: tuple[Tensor | None, ...], groups: int, channels: int, rows: int) -> tuple[list[Any], bool]:
     """Vectors as the extension reads them, and whether the first ones are a row per group."""
     by_group = groups > 1 and any(v is not None and v.dim() == 2 and v.shape[0] > 1 for v in vectors)
-    kept: list[Any] = []
+    kept: list[Any] = [*vectors]
     for i, v in enumerate(vectors):
-        by_row = by_group and i < rows
-        if v is not None and (by_row or v.dim() != 1 or v.dtype is not torch.float64 or not native.vector(v, channels)):
-            v = v.to(torch.float64)
-            v = (v.expand(groups, channels) if by_row else v.reshape(-1).expand(channels)).contiguous()
-        kept.append(v)
+        if v is None or (not by_group and v.dtype is torch.float64 and v.dim() == 1 and native.vector(v, channels)):
+            continue
+        v = v.to(torch.float64)
+        kept[i] = (v.expand(groups, channels) if by_group and i < rows else v.reshape(-1).expand(channels)).contiguous()
     return kept, by_group
 
 

@@ -105,9 +105,7 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
         if not call.moves:
             layer._move(call.batch(pooled=True))
         elif moving and not call.status:
-            state, now = moving
-            batch = call.batch(pooled=True)
-            layer._remember(state, now.having(moments=batch), batch)
+            layer._remember(*moving, call.batch(pooled=True))
     return finished(layer, y, residual, sample_weight) if late else y
 
 
@@ -165,7 +163,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
         if tracks and (again_later or on is not None):
             state, now = layer._situation(x.device, None, again)
         elif tracks:
-            held = layer._held()
+            held = layer._held() if r.memory else {"running_mean": statistics.mean, "running_var": statistics.var}
             state = Held(held, torch.float64)
             now = Now(1.0, layer.momentum, layer.eps, r.recipe.estimator, None, statistics.tracked)
         else:

@@ -40,8 +40,7 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
         batch = call.batch()
         layer._move(batch.pool(), None, batch.has_several() if call.few != OTHERS else None)
     elif moving:
-        (state, now), pooled = moving, call.batch(pooled=True)
-        layer._write_memory(layer._kept(state, now.having(moments=pooled), pooled), entered)
+        layer._remember(*moving, call.batch(pooled=True), entered)
     return finished(layer, y, residual, sample_weight) if whole.late else y
 
 

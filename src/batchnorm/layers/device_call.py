@@ -11,7 +11,6 @@ from torch import Tensor
 from batchnorm.kernels import calls, native, triton
 from batchnorm.layers import rule
 from batchnorm.layers.asserting import require
-from batchnorm.layers.operands import require_unchanged
 from batchnorm.layers.rule import Move, Pull, Rows
 from batchnorm.layers.step import Native
 
@@ -32,31 +31,28 @@ class Call(Native):
 
     few = OTHERS
     outcome: Tensor | None = None
+    reads = staticmethod(native.dense)
+    affine = staticmethod(lambda weight, bias, x: True)
 
-    @property
-    def kernel(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The backward, whole or in two calls."""
-        return triton.calls().backward
+    def kernel(self, *told: Any, **more: Any) -> Any:
+        """The backward, whole or in two calls; whether the sign comes from y, it sees."""
+        *rest, _, wants = told
+        return triton.calls().backward(*rest, wants, **more)
 
     def prepare(self, move: Move, r: Any, x: Tensor) -> None:
         """Everything in the kernels' terms."""
         judged = self.sharing.weight is not None and not self.stored and self.given_plan is None
         if judged and not r.coupling.takes_one_value:
             self.few = POPULATION if r.tracks and r.recipe.policy.too_few == "population" else REFUSED
-        self.slope = self.slope if self.activation == "leaky_relu" else 0.0
-        self.vectors_told = calls.Vectors(*self.vectors, move.from_mean, move.from_var)
-        self.spec = triton.calls().spec(
-            *self.numbers, *move[:6], self.layer.eps, self.sharing.centres, self.stored,
-            calls.ACTIVATIONS.index(self.activation), self.slope, self.sharing.reliability,
-            calls.NONFINITE.index(r.recipe.policy.nonfinite), device=x.device, few=self.few,
-            frequency=judged and not r.reliability,
-        )  # fmt: skip
+        self.handed_in = calls.Vectors(*self.vectors, move.from_mean, move.from_var)
+        terms, frequency = self._terms(move, r), judged and not r.reliability
+        self.spec = triton.calls().spec(*terms, device=x.device, few=self.few, frequency=frequency)
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         """The output; `saved` has the channel vectors then, `outcome` what became of the statistics."""
         y, self.saved, self.outcome = triton.calls().forward(
             self.spec, x, self.last, self.sharing.groups, weight, bias, residual, self.sharing.weight,
-            self.vectors_told, self.statistics, self.moves, self.saved, self._arrived,
+            self.handed_in, self.statistics, self.moves, self.saved, self._arrived,
         )  # fmt: skip
         return y
 
@@ -89,23 +85,6 @@ class Call(Native):
         """The gradients, and all that the memory asks of the data."""
         *found, table = self.kernel(*told, pull=given)
         return found, rule.told(self.rows(), self.batch(), weight, table)
-
-    def _told(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
-        """What a backward is told, or None where the kernels cannot read all of it.
-
-        Raises:
-            OperandError: a tensor of another size than in the forward.
-        """
-        channels = torch.Size((self.saved.channels,))  # pyright: ignore[reportOptionalMemberAccess]
-        for name, t in (("weight", weight), ("bias", bias)):
-            if t is not None and t.shape != channels:
-                require_unchanged(self.layer, name, t, channels)
-        if not (native.unwatched() and native.dense(g) and native.dense(x) and native.laid_out(x, self.last)):
-            return None
-        require_unchanged(self.layer, "input", x, g.shape)
-        wants = needs[0], weight is not None and needs[1], bias is not None and needs[2]
-        g = native.like(g, x)
-        return self.spec, g, x, y, self.last, weight, bias, self.sharing.weight, self.saved, wants
 
     def rows(self) -> Rows:
         """What normalised, as the rule has it."""

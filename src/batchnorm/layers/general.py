@@ -161,23 +161,22 @@ class Normalising(Moving):
 
         own = None if coupling.statistics is None else statistics_of
         plan = Plan(numbers_of, self.eps, coupling.detached, sharing.uneven, for_few, own)
-        moving = now.having(moments=pooled)
         move = None
         if moves and final is None and not self.accumulating and ranks is sharing.ranks:
             with torch.no_grad():
-                move = recipe.estimator.move(state, moving)
+                move = recipe.estimator.move(state, now.having(moments=pooled))
                 _ = state.mean, state.var  # as they are before they move
         memory = None if coupling.exact else Memory(self, now)
         y, moved = self._spell_or_pass(x, sharing, plan, memory, batch, move, run)
         with bookkeeping():
             if isinstance(moved, Tensor):
                 # Of a device: whether the batch entered is not waited for.
-                self._write_memory(self._kept(state, moving, pooled), moved)
+                self._remember(state, now, pooled, moved)
             elif moved is not None:
                 if moved == calls.NOT_FINITE:
                     raise BatchNormError(f"batch statistics must be finite: {describe(self)}")
                 if moved == calls.DONE and self.memory_names:
-                    self._remember(state, moving, pooled)
+                    self._remember(state, now, pooled)
             elif moves and final is None:
                 # Where all groups met the running statistics, those stay; ranks decide by what they have together.
                 several = (pooled if ranks is not None else batch).has_several() if checks_counts else None

@@ -94,13 +94,13 @@ class Moving(Statistics):
         recipe = self.recipe
         return {**recipe.estimator.remember(state, now, batch), **recipe.coupling.remember(state, now, batch)}
 
-    def _remember(self, state: State, now: Now, batch: Moments) -> None:
-        """Keep a batch that has entered."""
+    def _remember(self, state: State, now: Now, batch: Moments, entered: Tensor | None = None) -> None:
+        """Keep a batch that has entered; of a device, where it says so."""
         # As torch.no_grad, at a third of its cost.
         before = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
         try:
-            self._write_memory(self._kept(state, now, batch))
+            self._write_memory(self._kept(state, now.having(moments=batch), batch), entered)
         finally:
             torch.set_grad_enabled(before)
 

@@ -142,7 +142,8 @@ class Passing(NamedTuple):
         def end(all_g: Tensor, all_gx: Tensor) -> tuple[Any, ...]:
             given = None
             if self.memory is not None:
-                given = self.memory.settle(self.numbers, rule.told(rows, self.batch, weight, torch.stack((all_g, all_gx))))
+                table = torch.stack((all_g, all_gx))
+                given = self.memory.settle(self.numbers, rule.told(rows, self.batch, weight, table))
             scale, u, v = rule.pull(rows, weight, all_g, all_gx, given)
             statistics_of = self.plan.statistics_of
             if statistics_of is not None:

@@ -28,8 +28,10 @@ class Native:
 
     is_native = True
     learned = ()
-    # The backward, whole or in two calls.
+    # The backward, whole or in two calls; which tensors it reads, and which weight and bias beside them.
     kernel: Any = staticmethod(calls.backward)
+    reads: Any = staticmethod(native.plain)
+    affine: Any = staticmethod(native.affine)
 
     def __init__(self, layer: Any, last: bool, sharing: Sharing, numbers: Numbers, vectors: Vectors) -> None:
         self.layer, self.last, self.sharing, self.numbers, self.vectors = layer, last, sharing, numbers, vectors
@@ -50,7 +52,11 @@ class Native:
         pm, pv, rest = self.vectors
         if pm is not None or pv is not None or rest is not None or move.from_mean is not None:
             self.handed_in = calls.Vectors(*self.vectors, move.from_mean, move.from_var)
-        self.spec = calls.spec(
+        self.spec = calls.spec(*self._terms(move, r))
+
+    def _terms(self, move: Move, r: Any) -> tuple[Any, ...]:
+        """The numbers and flags of a spec."""
+        return (
             *self.numbers, *move[:6], self.layer.eps, self.sharing.centres, self.stored,
             calls.ACTIVATIONS.index(self.activation), self.slope if self.activation == "leaky_relu" else 0.0,
             self.sharing.reliability, calls.NONFINITE.index(r.recipe.policy.nonfinite),
@@ -126,11 +132,11 @@ class Native:
         for name, t in (("weight", weight), ("bias", bias)):
             if t is not None and t.numel() != saved.channels:  # pyright: ignore[reportOptionalMemberAccess]
                 require_unchanged(self.layer, name, t, torch.Size((saved.channels,)))  # pyright: ignore
-        if not (native.unwatched() and native.plain(g) and native.plain(like)):
+        if not (native.unwatched() and self.reads(g) and self.reads(like)):
             return None
         if like.shape != g.shape:
             require_unchanged(self.layer, "input", like, g.shape)
-        if not (native.affine(weight, bias, like) and native.laid_out(like, self.last)):
+        if not (self.affine(weight, bias, like) and native.laid_out(like, self.last)):
             return None
         source = calls.INVERT if self.inplace else calls.OUTPUT if y is not None else calls.RECOMPUTE
         wants = needs[0], weight is not None and needs[1], bias is not None and needs[2]

@@ -210,11 +210,8 @@ class UnifiedNorm(_Windowed):
     warmup: int = 4000
     backward_decay: float = 0.9
     filter_outliers: bool = False
-
-    @property
-    def remembers_population(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether an outlier is replaced by the running variance."""
-        return self.filter_outliers
+    # An outlier is replaced by the running variance.
+    remembers_population = property(lambda self: self.filter_outliers)  # pyright: ignore
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """Both windows and the average over the second."""

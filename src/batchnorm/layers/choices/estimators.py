@@ -31,11 +31,8 @@ class Estimator:
     counts_batches: bool = True
     # Whether `remember` asks for the mean and variance of before the batch.
     remembers_population: bool = True
-
-    @property
-    def momentum(self) -> float | Schedule | None:
-        """What a layer's `momentum` attribute starts with: a number, a function of the step, or None."""
-        return None
+    # What a layer's `momentum` attribute starts with: a number, a function of the step, or None.
+    momentum: Any = None
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The buffers it needs beside mean and variance, as they start from these statistics."""
@@ -89,16 +86,15 @@ class _Average(Estimator):
 
     def move(self, state: State, now: Now) -> Move:
         """Mean and variance move by the gain."""
-        a = self.gain(state, now)
+        return self._by(self.gain(state, now))
+
+    def _by(self, a: Gain) -> Move:
         return Move(a, 1 - a, a, a * (1 - a) if self.total else 0.0, self.sigma, self.correction)
 
     def constant(self, momentum: Any) -> Move | None:
         """That by the momentum, where it is a number and nothing else counts."""
         own = type(self).move is _Average.move and type(self).gain in (_Average.gain, EMA.gain)
-        if not (own and self.streams and type(momentum) in (float, int)):
-            return None
-        nothing = torch.empty(0)
-        return self.move(State(nothing, nothing), Now(1.0, momentum, 0.0))
+        return self._by(momentum) if own and self.streams and type(momentum) in (float, int) else None
 
 
 @arguments(
@@ -138,6 +134,9 @@ class EMA(_Average):
     decay: float | Schedule = 0.9
     debias: bool = False
 
+    streams = property(lambda self: not (self.debias or callable(self.decay)))  # pyright: ignore
+    counts_batches = property(lambda self: not self.streams)  # pyright: ignore
+
     @property
     def momentum(self) -> float | Schedule | None:
         """Torch's momentum, the weight of the new batch."""
@@ -151,16 +150,6 @@ class EMA(_Average):
         if not (self.debias and callable(self.decay)):
             return {}
         return {"initial_weight": torch.where(trained, 0.0, 1.0).to(state.mean.dtype).reshape(1)}
-
-    @property
-    def streams(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the decay is constant and the initial value counts."""
-        return not (self.debias or callable(self.decay))
-
-    @property
-    def counts_batches(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the gain goes by the number of batches."""
-        return not self.streams
 
     def gain(self, state: State, now: Now) -> Gain:
         """Momentum, corrected for the initial value where asked, or 1 / step for None."""
@@ -326,6 +315,7 @@ class Window(Estimator):
     total: bool = False
     correction: Correction = field(default=1, kw_only=True)
     remembers_population = False
+    counts_values = property(lambda self: self.total)  # pyright: ignore
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The window's batches, and how many came by."""
@@ -337,11 +327,6 @@ class Window(Estimator):
             "window_count": torch.zeros(k, 1, dtype=state.mean.dtype, device=state.mean.device),
             "window_seen": torch.where(trained, k, 0).reshape(1),
         }
-
-    @property
-    def counts_values(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether batches weigh what they hold."""
-        return self.total
 
     def _past(self, state: State, now: Now) -> tuple[Any, Any, Any]:
         """What the others hold together, and their mean and biased spread: the window without the oldest."""
