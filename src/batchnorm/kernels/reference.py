@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.shapes import RawMoments, compute_dtype, group_blocks, wide_dtype
+from batchnorm.kernels.shapes import RawMoments, compute_dtype, group_blocks, or_one, wide_dtype
 
 
 class _Run(NamedTuple):
@@ -78,9 +78,9 @@ def _reduce_run(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tenso
         x = torch.where(selected, x, x.new_zeros(()))
         weight = weight.to(x.dtype)
         # As the first value's, a shift that is not finite would make the mean with an infinity NaN.
-        shift = (_channel_sum(weight * x, wide) / _or_one(n)).detach().to(x.dtype).nan_to_num(0.0, 0.0, 0.0)
+        shift = (_channel_sum(weight * x, wide) / or_one(n)).detach().to(x.dtype).nan_to_num(0.0, 0.0, 0.0)
     centred = _select(x - _over(shift, x), selected)
-    divisor = _or_one(n)
+    divisor = or_one(n)
     first = _weighted_sum(centred, weight, wide) / divisor
     # Corrected two-pass: the rounding of the first mean is taken out again by the sum of deviations.
     rounded = first.detach().to(x.dtype)
@@ -121,10 +121,6 @@ def _over(vector: Tensor, x: Tensor) -> Tensor:
 
 def _select(x: Tensor, selected: Tensor | None) -> Tensor:
     return x if selected is None else torch.where(selected, x, x.new_zeros(()))
-
-
-def _or_one(count: Tensor) -> Tensor:
-    return torch.where(count > 0, count, torch.ones_like(count))
 
 
 def _first_value(x: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def or_one(count: Tensor) -> Tensor:
+    """A count that can be divided by."""
+    return torch.where(count > 0, count, 1.0)
+
+
 def per_channel(vector: Tensor, x: Tensor) -> Tensor:
     """View a `(C,)` vector so that it broadcasts over `(N, C, *)`."""
     return vector.reshape(1, -1, *[1] * (x.dim() - 2))

@@ -11,6 +11,7 @@ from torch import Tensor
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native
 from batchnorm.layers.activation import finished, follows_residual
+from batchnorm.layers.asserting import FINITE
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.estimators import Estimator
 from batchnorm.layers.choices.situation import AfterReduction, Held, Now
@@ -100,7 +101,7 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
         if call.status == calls.TOO_FEW:
             return None
         if call.status == calls.NOT_FINITE:
-            raise BatchNormError(f"batch statistics must be finite: {describe(layer)}")
+            raise BatchNormError(f"{FINITE}: {describe(layer)}")
     if moving is not None:
         if not call.moves:
             layer._move(call.batch(pooled=True))

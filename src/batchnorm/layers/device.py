@@ -35,7 +35,7 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
         return None
     call, moving = whole.call, whole.moving
     y = run(whole.x, whole.weight, whole.bias, whole.residual, call)
-    entered = call.settle()
+    entered = call.status
     if moving is not None and not call.moves:
         batch = call.batch()
         layer._move(batch.pool(), None, batch.has_several() if call.few != OTHERS else None)

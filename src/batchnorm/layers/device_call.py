@@ -10,19 +10,12 @@ from torch import Tensor
 
 from batchnorm.kernels import calls, native, triton
 from batchnorm.layers import rule
-from batchnorm.layers.asserting import require
+from batchnorm.layers.asserting import FINITE, REPEATED, SEVERAL, require
 from batchnorm.layers.rule import Move, Pull, Rows
 from batchnorm.layers.step import Native
 
 # What groups that a mask leaves with one value come to, as the kernels count them.
 OTHERS, POPULATION, REFUSED = 0, 1, 2
-_NOT_FINITE = "batch statistics must be finite"
-_ONE_VALUE = "training needs at least 2 unmasked values per channel, over all ranks"
-_REPEATS = (
-    "weights that count repetitions must sum to more than 1 per channel; "
-    "Policy(weights='reliability') accepts any scale"
-)
-
 _ARRIVED: WeakKeyDictionary[Any, dict[torch.device, Tensor]] = WeakKeyDictionary()
 
 
@@ -65,20 +58,16 @@ class Call(Native):
 
     @property
     def status(self) -> Tensor | None:
-        """As `settle`, where the native call has a number."""
-        return self.settle()
-
-    def settle(self) -> Tensor | None:
         """Whether the batch entered the statistics; what is not legal is raised, by a device when it gets there."""
         if self.outcome is None:
             return None
         layer = self.layer
         if self.moves and self.spec.nonfinite == calls.NONFINITE.index("raise"):
-            require(self.outcome[1], _NOT_FINITE, layer)
+            require(self.outcome[1], FINITE, layer)
         if self.few == REFUSED:
-            require(self.outcome[2], _ONE_VALUE, layer)
+            require(self.outcome[2], SEVERAL, layer)
         if self.spec.frequency:
-            require(self.outcome[3], _REPEATS, layer)
+            require(self.outcome[3], REPEATED, layer)
         return self.outcome[0] != 0
 
     def _brought(self, told: Any, weight: Any, given: Pull | None) -> tuple[Any, rule.Sums]:

@@ -13,7 +13,7 @@ from batchnorm import kernels
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native, triton
 from batchnorm.layers import device, rule
-from batchnorm.layers.asserting import require, tracing, transformed
+from batchnorm.layers.asserting import FINITE, REPEATED, SEVERAL, require, tracing, transformed
 from batchnorm.layers.backends import fewest, in_numbers, readable, ready_of, statistics_of
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.cross_iteration import look_back
@@ -174,7 +174,7 @@ class Normalising(Moving):
                 self._remember(state, now, pooled, moved)
             elif moved is not None:
                 if moved == calls.NOT_FINITE:
-                    raise BatchNormError(f"batch statistics must be finite: {describe(self)}")
+                    raise BatchNormError(f"{FINITE}: {describe(self)}")
                 if moved == calls.DONE and self.memory_names:
                     self._remember(state, now, pooled)
             elif moves and final is None:
@@ -268,19 +268,14 @@ class Normalising(Moving):
         """Whether groups that a mask or the ranks leave with one value meet the running statistics; else an error."""
         if self.recipe.policy.weights == "frequency":
             # Repetitions that sum to one are weights of another kind: their corrected variance has no meaning.
-            message = (
-                "weights that count repetitions must sum to more than 1 per channel; "
-                "Policy(weights='reliability') accepts any scale"
-            )
             whole = found.pool()
             summed = (whole.count > 0) & (whole.count <= 1 + 1e-4) & ~whole.few
-            require(~summed.any(), message, self)
+            require(~summed.any(), REPEATED, self)
         if coupling.takes_one_value:
             return False
         if tracks and self.recipe.policy.too_few == "population":
             return True
-        message = "training needs at least 2 unmasked values per channel, over all ranks"
-        require(~found.few.any(), message, self)
+        require(~found.few.any(), SEVERAL, self)
         return False
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from batchnorm import kernels
 from batchnorm.layers import rule
-from batchnorm.layers.asserting import exporting, require, transformed
+from batchnorm.layers.asserting import FINITE, exporting, require, transformed
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.processes.ranks import Ranks, partners
@@ -66,7 +66,7 @@ class Moving(Statistics):
         """Whether a batch, or each group `(groups, 1)`, may enter with this new variance."""
         ok, sound = rule.may_enter(batch, var, self.recipe.policy.nonfinite, several)
         if sound is not None:
-            require(sound, "batch statistics must be finite", self)
+            require(sound, FINITE, self)
         return ok
 
     @torch.no_grad()

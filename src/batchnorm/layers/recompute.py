@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from typing import Any
 
 import torch
@@ -159,12 +160,10 @@ class ForwardRecord:
         if not first.vectors:
             return first
         nearest = distances.argmin()[None]
-        found = Forward(x, first.circumstances)
-        found.eps, found.momentum, found.estimator = first.eps, first.momentum, first.estimator
-        found.reads = first.reads
-        for name in first.vectors:
-            vectors = torch.stack([e.vectors[name] for e in entries])
-            found.vectors[name] = vectors.index_select(0, nearest)[0]
+        found = copy(first)
+        found.vectors = {
+            name: torch.stack([e.vectors[name] for e in entries]).index_select(0, nearest)[0] for name in first.vectors
+        }
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardRecord:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels.recurrence import before, recurrence
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers.moments import Moments
 
 
@@ -139,11 +140,6 @@ def _limit(x: Tensor, low: Any, high: Any) -> Tensor:
     return torch.where(low == high, low, torch.minimum(torch.maximum(x.detach(), low), high))
 
 
-def or_one(count: Tensor) -> Tensor:
-    """A count that can be divided by."""
-    return torch.where(count > 0, count, 1.0)
-
-
 def plan(batch: Moments, numbers: Numbers, vectors: Vectors, eps: float) -> Rows:
     """What normalises each group."""
     n, (pm, pv, rest) = or_one(batch.count), vectors
@@ -217,9 +213,7 @@ def pull(
     rows: Rows, weight: Tensor | None, sum_g: Tensor, sum_gx: Tensor, given: Pull | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scale, u and v of `dx = scale * g - w * (u + v * (x - centre))`."""
-    scale = rows.invstd if weight is None else rows.invstd * weight.to(rows.invstd.dtype)
-    for ratio in (rows.ratio, rows.follow):
-        scale = scale if ratio is None else scale * ratio
+    scale = rows.invstd * factor(rows, weight)
     own_u, own_v, base_u, base_v = (rows.own_u, rows.own_v, None, None) if given is None else given[:4]
     u, v = (_own(own, rows.n, scale, value) for own, value in ((own_u, sum_g), (own_v, sum_gx)))
     v = v * rows.invstd

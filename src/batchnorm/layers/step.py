@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import calls, fused, native
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers import rule
 from batchnorm.layers.moments import Moments, SavedMoments
 from batchnorm.layers.operands import require_unchanged
@@ -153,7 +154,7 @@ class Native:
         """What normalised, as the rule has it."""
         row: Any = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
         numbers, is_number = self.numbers, rule.is_number
-        n: Any = rule.or_one(row(0)) if self.values is None else self.values
+        n: Any = or_one(row(0)) if self.values is None else self.values
         own_u, own_v = (0.0, 0.0) if self.constant() else (numbers.mean, row(7) * n if numbers.log else numbers.share)
         limited = not (is_number(numbers.low, 1) and is_number(numbers.high, 1))
         ratio, follow = (row(8), row(12)) if limited else (None, None)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function
 from batchnorm.errors import BatchNormError
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers.choices.situation import Gain, Now, Schedule, State
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.rule import Move, or_one, pick, single, times
+from batchnorm.layers.rule import Move, pick, single, times
 
 CORRECTION = number("0 (biased) or 1 (unbiased)", lambda v: v in (0, 1))
 Correction = Literal[0, 1]

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.processes.ranks import payload
 
@@ -50,11 +51,10 @@ def traced_pool(batch: Moments, group: Any) -> Moments:
     present = (batch.count > 0).to(batch.mean.dtype)
     local = torch.where(batch.count > 0, batch.mean, 0.0).detach()
     ranks, means = Sum.apply(torch.stack((present, local)), group).unbind(0)  # pyright: ignore
-    shift = means / torch.where(ranks > 0, ranks, 1.0)
+    shift = means / or_one(ranks)
     numbers, sums = payload(batch, shift)
     flat: Any = Sum.apply(torch.cat((numbers, sums.reshape(-1))), group)
     n, squares = flat[0], flat[1]
     first, second = flat[2:].reshape(sums.shape).unbind(0)
-    safe = torch.where(n > 0, n, 1.0)
-    mean, m2 = shift + first / safe, (second - first.square() / safe).clamp_min(0)
+    mean, m2 = shift + first / or_one(n), (second - first.square() / or_one(n)).clamp_min(0)
     return Moments(n.expand_as(mean), mean, m2, squares.expand_as(mean), batch.reliability)
