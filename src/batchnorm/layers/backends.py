@@ -47,6 +47,7 @@ class Ready:
         self.extent = None if self.stored or not extent.splits else extent
         self.sync = None if self.stored else extent.sync
         self.reliability = recipe.policy.weights == "reliability"
+        self.nonfinite = calls.NONFINITE.index(recipe.policy.nonfinite)
         self.sharing = Sharing(1, None, self.reliability, coupling.centres)
         # The move of a plain moving average is the same numbers in every step; of plain batch norm all of them are.
         self.move = estimator.constant(layer.momentum) if self.tracks else _STILL

@@ -10,7 +10,7 @@ from torch import Tensor
 from batchnorm import kernels
 from batchnorm.layers import rule
 from batchnorm.layers.asserting import FINITE, exporting, require, transformed
-from batchnorm.layers.choices.situation import Now, State
+from batchnorm.layers.choices.situation import Held, Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.processes.ranks import Ranks, partners
 from batchnorm.layers.processes.traced import TracedRanks
@@ -100,7 +100,8 @@ class Moving(Statistics):
         before = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
         try:
-            self._write_memory(self._kept(state, now.having(moments=batch), batch), entered)
+            held = state._held if isinstance(state, Held) else None
+            self._write_memory(self._kept(state, now.having(moments=batch), batch), entered, held)
         finally:
             torch.set_grad_enabled(before)
 

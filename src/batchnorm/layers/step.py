@@ -60,7 +60,7 @@ class Native:
         return (
             *self.numbers, *move[:6], self.layer.eps, self.sharing.centres, self.stored,
             calls.ACTIVATIONS.index(self.activation), self.slope if self.activation == "leaky_relu" else 0.0,
-            self.sharing.reliability, calls.NONFINITE.index(r.recipe.policy.nonfinite),
+            self.sharing.reliability, r.nonfinite,
         )  # fmt: skip
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
-from batchnorm.kernels.shapes import or_one
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.processes.ddp import before_ddp_sums, watch_ddp
@@ -142,7 +141,7 @@ def pool_together(ranks: list[Ranks], batches: list[Moments]) -> list[Moments]:
     found, far = [], []
     for i, (numbers, sums) in enumerate(_cross(ranks, "forward", [(sums, numbers) for numbers, sums in sent])):
         first, second = sums
-        safe = or_one(numbers[0])
+        safe = torch.where(numbers[0] > 0, numbers[0], 1.0)
         mean = shifts[i] + first / safe
         m2 = (second - first.square() / safe).clamp_min(0)
         found.append((numbers, mean, m2))
