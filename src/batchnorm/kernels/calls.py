@@ -154,12 +154,17 @@ _NONE: Any = native._native.Vectors(0, 0, 0, 0, 0, False) if native.built() else
 
 
 class Pull(NamedTuple):
-    """What takes the derivative's place in a backward."""
+    """What takes the place of the derivative: weights of the means of g and of g * xhat, and what joins them.
 
-    own_u: float
-    own_v: float
-    base_u: Tensor | None
-    base_v: Tensor | None
+    The default treats the statistics as constants.
+    """
+
+    own_u: Any = 0.0
+    own_v: Any = 0.0
+    base_u: Tensor | None = None
+    base_v: Tensor | None = None
+    # What the coupling found out and its memory asks for.
+    kept: Any = None
 
 
 def backward(
@@ -181,7 +186,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Any, bool]:
     """Gradients of x, weight, bias and the residual, the sums of g and of g * xhat, and whether these are finite.
 
-    g has the strides of x (of y where x is found again). pull, as `Pull`, stands in for the derivative. The sums are
+    g has the strides of x (of y where x is found again). pull stands in for the derivative. The sums are
     `(2, groups, C)`; with means four rows follow, those of `rule.Sums`, and only then it is looked what is finite.
     """
     lies: Any = native.lies

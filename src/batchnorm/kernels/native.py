@@ -208,14 +208,11 @@ def data(x: Tensor, last: bool, groups: int) -> Any:
 
 
 def lies(v: Tensor | None) -> int:
-    """Where a tensor's values lie at this moment, for one call: whatever owns it may move them before the next.
-
-    Raises:
-        BatchNormError: its storage has been freed, as sharded training does between steps.
-    """
+    """Where a tensor's values lie at this moment, for one call: whatever owns it may move them before the next."""
     if v is None:
         return 0
     address = v.data_ptr()
+    # Freed, as sharded training does between steps.
     if address == 0 and v.numel():
         raise BatchNormError(
             f"a tensor must have its values in memory; the storage of one of shape {tuple(v.shape)} is empty"
@@ -236,11 +233,7 @@ def spread(weight: Tensor | None, x: Tensor) -> tuple[Tensor | None, int, int]:
 
 
 def require_channels(x: Tensor, **vectors: Tensor | None) -> None:
-    """Refuse channel vectors that the kernels may not read beside x.
-
-    Raises:
-        OperandError: another size than x's channels, another device or dtype.
-    """
+    """Refuse channel vectors that the kernels may not read beside x."""
     for name, v in vectors.items():
         if v is not None and not vector(v, x.shape[1]):
             legal = f"{x.shape[1]} contiguous values on the CPU for x of shape {tuple(x.shape)}"

@@ -153,14 +153,13 @@ class Normalising(Moving):
         if sharing.uneven and self._has_few(batch, tracks, coupling):
             for_few = met.mean, met.var
 
-        def numbers_of(found: Moments) -> tuple[rule.Numbers, rule.Vectors]:
-            return coupling.plan(met, now.having(moments=found))
+        def told(found: Moments) -> tuple[State, Now]:
+            return met, now.having(moments=found)
 
-        def statistics_of(found: Moments) -> tuple[Tensor, Tensor]:
-            return coupling.statistics(found, met, now.having(moments=found))
-
-        own = None if coupling.statistics is None else statistics_of
-        plan = Plan(numbers_of, self.eps, coupling.detached, sharing.uneven, for_few, own)
+        own = None if coupling.statistics is None else lambda found: coupling.statistics(found, *told(found))
+        plan = Plan(
+            lambda found: coupling.plan(*told(found)), self.eps, coupling.detached, sharing.uneven, for_few, own
+        )
         move = None
         if moves and final is None and not self.accumulating and ranks is sharing.ranks:
             with torch.no_grad():

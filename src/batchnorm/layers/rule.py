@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from batchnorm.kernels.calls import Pull
 from batchnorm.kernels.recurrence import before, recurrence
 from batchnorm.kernels.shapes import or_one
 from batchnorm.layers.moments import Moments
@@ -42,20 +43,6 @@ class Vectors(NamedTuple):
     pm: Tensor | None = None
     pv: Tensor | None = None
     rest: Tensor | None = None
-
-
-class Pull(NamedTuple):
-    """What takes the place of the derivative: weights of the means of g and of g * xhat, and what joins them.
-
-    The default treats the statistics as constants.
-    """
-
-    own_u: Any = 0.0
-    own_v: Any = 0.0
-    base_u: Tensor | None = None
-    base_v: Tensor | None = None
-    # What the coupling found out and its memory asks for.
-    kept: Any = None
 
 
 class Move(NamedTuple):

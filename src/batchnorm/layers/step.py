@@ -124,11 +124,7 @@ class Native:
         return found, rule.Sums(rows, batch, weight, table, some, finite)  # pyright: ignore[reportArgumentType]
 
     def _told(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
-        """What a native backward is told, or None where a kernel cannot read all of it: owners may have moved it since.
-
-        Raises:
-            OperandError: a tensor of another size than in the forward.
-        """
+        """What a native backward is told, or None where a kernel cannot read all of it, as owners may have moved it."""
         like, saved = x if x is not None else y, self.saved
         for name, t in (("weight", weight), ("bias", bias)):
             if t is not None and t.numel() != saved.channels:  # pyright: ignore[reportOptionalMemberAccess]

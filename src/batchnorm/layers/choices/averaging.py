@@ -221,7 +221,7 @@ class UnifiedNorm(_Windowed):
         """Whether the window with this second moment has an outlier in any channel."""
         ring = state.memory["forward_window"]
         new = replaced(ring, state.counter("forward_window_seen", now), square)
-        gap = new.mean(0) - _geometric(new)
+        gap = new.mean(0) - new.log().mean(0).exp()
         return now.read((gap > ring.sqrt().var() * self.window).any()) & self._full(state, now, "forward_window")
 
     def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
@@ -286,7 +286,3 @@ class UnifiedNorm(_Windowed):
         if is_number(outlier, False):
             return new
         return {name: pick(outlier, state.memory[name], value) for name, value in new.items()}
-
-
-def _geometric(ring: Tensor) -> Tensor:
-    return ring.log().mean(0).exp()

@@ -19,20 +19,16 @@ class Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
         """Add up the ranks' tensors."""
+        import torch.distributed._functional_collectives as functional
+
         ctx.group = group
-        return _traceable_sum(x, group)
+        everyone: Any = dist.group.WORLD if group is None else group
+        return functional.wait_tensor(functional.all_reduce(x.contiguous(), "sum", everyone))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         """Add up the ranks' gradients."""
         return Sum.apply(grads[0], ctx.group), None
-
-
-def _traceable_sum(x: Tensor, group: Any) -> Tensor:
-    import torch.distributed._functional_collectives as functional
-
-    everyone: Any = dist.group.WORLD if group is None else group
-    return functional.wait_tensor(functional.all_reduce(x.contiguous(), "sum", everyone))
 
 
 class TracedRanks:
