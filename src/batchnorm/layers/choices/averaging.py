@@ -166,16 +166,16 @@ class PowerNorm(_SecondMoment):
     def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The controller's estimate of the correlation; the batch's own during warm-up."""
         past = now.step > self.warmup
-        return Pull(own_v=pick(past, 0.0, 1.0), base_v=_where(past, lambda: self._held(state)))
+        return Pull(own_v=pick(past, 0.0, 1.0), base_v=_where(past, lambda: self._held(state, now)))
 
     def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """What the gradient still has in common with the output."""
-        held = self._held(state) if isinstance(now.step, Tensor) or pull.base_v is None else pull.base_v
+        held = self._held(state, now) if isinstance(now.step, Tensor) or pull.base_v is None else pull.base_v
         left = sums.mean_gx - times(held, sums.y2)
         return {"backward_v": state.memory["backward_v"] + sums.pooled(left)}
 
-    def _held(self, state: State) -> Tensor:
-        return (1 - self.backward_decay) * state.memory["backward_v"][0]
+    def _held(self, state: State, now: Now) -> Tensor:
+        return state.all_of("backward_v", now, 1 - self.backward_decay)
 
 
 @arguments(window=BATCHES, r_max=AT_LEAST_1, warmup=STEPS, backward_decay=DECAY, filter_outliers=a_flag)

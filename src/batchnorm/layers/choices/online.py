@@ -109,7 +109,7 @@ class OnlineNorm(Coupling):
         return y
 
     @property
-    def finishes(self) -> str | None:
+    def finishes(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Clamp or layer scaling."""
         if self.clamp is not None:
             return "an activation clamp"

@@ -97,9 +97,12 @@ class Held(State, Mapping[str, Tensor]):
     As a mapping it is the memory.
     """
 
-    memory = property(lambda self: self)
+    memory = property(lambda self: self)  # pyright: ignore
+    _held: dict[str, Tensor]
+    _dtype: torch.dtype
+    _copies: dict[str, Tensor]
 
-    def __init__(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    def __init__(self, held: dict[str, Tensor], dtype: torch.dtype) -> None:
         self.__dict__.update(_held=held, _dtype=dtype, _read={}, _copies={})
 
     def __getitem__(self, name: str) -> Tensor:
