@@ -8,16 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native
 from batchnorm.layers.activation import finished, follows_residual
-from batchnorm.layers.asserting import FINITE
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.estimators import Estimator
 from batchnorm.layers.choices.situation import AfterReduction, Held, Now
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.naming import describe
 from batchnorm.layers.operands import joins, require_invertible
 from batchnorm.layers.passing import Sharing
 from batchnorm.layers.processes.ranks import partners
@@ -85,9 +82,9 @@ class Whole(NamedTuple):
     sync: Any  # with whom the statistics are shared
 
 
-def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
+def forward(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | None, on: Any = None) -> Tensor | None:
     """The layer's output, activation and residual included, or None where the passes must serve."""
-    whole = whole_call(layer, x, sample_weight, residual)
+    whole = whole_call(layer, x, sample_weight, residual, on)
     if isinstance(whole, str):
         return None
     call, given, weight, bias, beside, late, moving, sync = whole
@@ -98,16 +95,14 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
             y = layer._coupled(x, call.sharing, r.coupling, r.tracks, batch)
             return finished(layer, y, residual, sample_weight)
     y = run(given, weight, bias, beside, call)
-    if call.status:
-        if call.status == calls.TOO_FEW:
-            return None
-        if call.status == calls.NOT_FINITE:
-            raise BatchNormError(f"{FINITE}: {describe(layer)}")
+    entered = call.entered()
+    if entered is None:
+        return None
     if moving is not None:
         if not call.moves:
-            layer._move(call.batch(pooled=True))
-        elif moving and not call.status:
-            layer._remember(*moving, call.batch(pooled=True))
+            layer._move(call.batch(pooled=True), None, call.several())
+        elif moving and entered is not False:
+            layer._remember(*moving, call.batch(pooled=True), entered)
     return finished(layer, y, residual, sample_weight) if late else y
 
 

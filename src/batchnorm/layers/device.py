@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import native, triton
-from batchnorm.layers.activation import finished
-from batchnorm.layers.backends import whole_call
-from batchnorm.layers.device_call import OTHERS, Call
+from batchnorm.layers.device_call import Call
 from batchnorm.layers.operands import mixed
 from batchnorm.layers.recompute import recomputing
 from batchnorm.layers.rule import Move, Numbers, Vectors
-from batchnorm.layers.step import run
 
 
 class Kernels(NamedTuple):
@@ -26,22 +23,6 @@ class Kernels(NamedTuple):
     readable: Callable[..., bool]
     takes: Callable[[Numbers, Vectors, Any], bool]
     call: Callable[..., Any]
-
-
-def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
-    """The layer's output, activation and residual included, or None where the passes must serve."""
-    whole = whole_call(layer, x, sample_weight, residual, KERNELS)
-    if isinstance(whole, str):
-        return None
-    call, moving = whole.call, whole.moving
-    y = run(whole.x, whole.weight, whole.bias, whole.residual, call)
-    entered = call.status
-    if moving is not None and not call.moves:
-        batch = call.batch()
-        layer._move(batch.pool(), None, batch.has_several() if call.few != OTHERS else None)
-    elif moving:
-        layer._remember(*moving, call.batch(pooled=True), entered)
-    return finished(layer, y, residual, sample_weight) if whole.late else y
 
 
 def _declined(layer: Any, r: Any, x: Tensor, sample_weight: Tensor | None, groups: int, fuses: bool) -> str | None:

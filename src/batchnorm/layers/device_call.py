@@ -56,11 +56,14 @@ class Call(Native):
             found[device] = torch.zeros((), dtype=torch.int32, device=device)
         return found[device]
 
-    @property
-    def status(self) -> Tensor | None:
+    def several(self) -> Tensor | None:
+        """Whether any group has more than one value, where a mask decides it."""
+        return None if self.few == OTHERS else self.batch().has_several()
+
+    def entered(self) -> Any:
         """Whether the batch entered the statistics; what is not legal is raised, by a device when it gets there."""
         if self.outcome is None:
-            return None
+            return True
         layer = self.layer
         if self.moves and self.spec.nonfinite == calls.NONFINITE.index("raise"):
             require(self.outcome[1], FINITE, layer)

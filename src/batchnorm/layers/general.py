@@ -13,7 +13,7 @@ from batchnorm import kernels
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native, triton
 from batchnorm.layers import device, rule
-from batchnorm.layers.asserting import FINITE, REPEATED, SEVERAL, require, tracing, transformed
+from batchnorm.layers.asserting import REPEATED, SEVERAL, require, tracing, transformed
 from batchnorm.layers.backends import fewest, in_numbers, readable, ready_of, statistics_of
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.cross_iteration import look_back
@@ -168,14 +168,9 @@ class Normalising(Moving):
         memory = None if coupling.exact else Memory(self, now)
         y, moved = self._spell_or_pass(x, sharing, plan, memory, batch, move, run)
         with bookkeeping():
-            if isinstance(moved, Tensor):
-                # Of a device: whether the batch entered is not waited for.
-                self._remember(state, now, pooled, moved)
-            elif moved is not None:
-                if moved == calls.NOT_FINITE:
-                    raise BatchNormError(f"{FINITE}: {describe(self)}")
-                if moved == calls.DONE and self.memory_names:
-                    self._remember(state, now, pooled)
+            if moved is not None:
+                if moved is not False and self.memory_names:
+                    self._remember(state, now, pooled, moved)
             elif moves and final is None:
                 # Where all groups met the running statistics, those stay; ranks decide by what they have together.
                 several = (pooled if ranks is not None else batch).has_several() if checks_counts else None
@@ -193,8 +188,8 @@ class Normalising(Moving):
         batch: Moments | None = None,
         move: rule.Move | None = None,
         run: Any = run,
-    ) -> tuple[Tensor, int | Tensor | None]:
-        """The output, and what became of the statistics where the move came with it."""
+    ) -> tuple[Tensor, Any]:
+        """The output, and whether the batch entered the statistics where the move came with it."""
         weight, bias = self.affine_part("weight"), self.affine_part("bias")
         if memory is None and needs_spelling(x):
             return spelled(x, weight, bias, plan, sharing), None
@@ -216,7 +211,7 @@ class Normalising(Moving):
         if call is None:
             return pass_through(x, weight, bias, plan, found, sharing, memory, run=run), None
         y = run(native.arranged(x)[0], weight, bias, None, call)
-        return y, call.status if call.moves else None
+        return y, call.entered() if call.moves else None
 
     def _after_moments(
         self, x: Tensor, sharing: Sharing, plan: Plan, batch: Moments, memory: Any, move: rule.Move | None

@@ -174,3 +174,15 @@ class SavedMoments(Moments):
 
 # Where a native call leaves them.
 _ROWS = {"count": 0, "mean": 2, "m2": 3}
+
+
+class Later:
+    """What a function returns, made when something of it is asked for."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._make(), name)

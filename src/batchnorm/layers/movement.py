@@ -94,14 +94,15 @@ class Moving(Statistics):
         recipe = self.recipe
         return {**recipe.estimator.remember(state, now, batch), **recipe.coupling.remember(state, now, batch)}
 
-    def _remember(self, state: State, now: Now, batch: Moments, entered: Tensor | None = None) -> None:
-        """Keep a batch that has entered; of a device, where it says so."""
+    def _remember(self, state: State, now: Now, batch: Moments, entered: Any) -> None:
+        """Keep a batch that has entered; a device's tensor says whether, and is not waited for."""
         # As torch.no_grad, at a third of its cost.
         before = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
         try:
             held = state._held if isinstance(state, Held) else None
-            self._write_memory(self._kept(state, now.having(moments=batch), batch), entered, held)
+            ok = entered if isinstance(entered, Tensor) else None
+            self._write_memory(self._kept(state, now.having(moments=batch), batch), ok, held)
         finally:
             torch.set_grad_enabled(before)
 

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, fused, native
 from batchnorm.kernels.shapes import or_one
 from batchnorm.layers import rule
-from batchnorm.layers.moments import Moments, SavedMoments
+from batchnorm.layers.asserting import FINITE
+from batchnorm.layers.moments import Later, Moments, SavedMoments
+from batchnorm.layers.naming import describe
 from batchnorm.layers.operands import require_unchanged
 from batchnorm.layers.passing import Passing, Plan, Sharing, respelled
 from batchnorm.layers.rule import Move, Numbers, Pull, Rows, Vectors
@@ -28,7 +31,6 @@ class Native:
     )  # fmt: skip
 
     is_native = True
-    learned = ()
     # The backward, whole or in two calls; which tensors it reads, and which weight and bias beside them.
     kernel: Any = staticmethod(calls.backward)
     reads: Any = staticmethod(native.plain)
@@ -76,6 +78,16 @@ class Native:
         )  # fmt: skip
         return y
 
+    def entered(self) -> Any:
+        """Whether the batch entered the statistics: a tensor on a device, None where a group has too few values."""
+        if self.status == calls.NOT_FINITE:
+            raise BatchNormError(f"{FINITE}: {describe(self.layer)}")
+        return None if self.status == calls.TOO_FEW else self.status == calls.DONE
+
+    def several(self) -> Tensor | None:
+        """Whether any group has more than one value, where that is not known."""
+        return None
+
     def begin(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
         """As `Passing.begin`, in two calls; by the passes where the kernels cannot read all of it."""
         told, kernel, memory = self._told(g, x, weight, bias, y, needs), self.kernel, self.memory
@@ -119,7 +131,7 @@ class Native:
     def _brought(self, told: Any, weight: Any, given: Pull | None) -> tuple[Any, rule.Sums]:
         """The gradients, and all that the memory asks of the data."""
         *found, table, finite = self.kernel(*told, pull=given, means=True)
-        batch, rows = self.batch(), _Later(self.rows)
+        batch, rows = self.batch(), Later(self.rows)
         some: Any = True if self.values is not None else batch.count > 0
         return found, rule.Sums(rows, batch, weight, table, some, finite)  # pyright: ignore[reportArgumentType]
 
@@ -164,18 +176,6 @@ class Native:
             return self.given_plan
         again, uneven = (self.numbers, self.vectors), self.sharing.uneven or self.sharing.weight is not None
         return Plan(lambda _: again, self.layer.eps, self.detached or self.stored, uneven)
-
-
-class _Later:
-    """What a function returns, made when something of it is asked for."""
-
-    __slots__ = ("_make",)
-
-    def __init__(self, make: Any) -> None:
-        self._make = make
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._make(), name)
 
 
 _CONSTANT = Pull()
