@@ -70,12 +70,7 @@ class Moving(Statistics):
         return ok
 
     @torch.no_grad()
-    def _move(
-        self,
-        batch: Moments,
-        now: Now | None = None,
-        several: Tensor | None = None,
-    ) -> None:
+    def _move(self, batch: Moments, now: Now | None = None, several: Tensor | None = None) -> None:
         """Step 3: move the running statistics, unless the batch is not finite, or met them with one value alone."""
         with bookkeeping():
             if self.accumulating:
