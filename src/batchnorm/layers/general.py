@@ -12,6 +12,7 @@ from torch.nn import functional
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native, triton
+from batchnorm.kernels.shapes import beside
 from batchnorm.layers import device, rule
 from batchnorm.layers.asserting import REPEATED, SEVERAL, require, tracing, transformed
 from batchnorm.layers.backends import fewest, in_numbers, readable, ready_of, statistics_of
@@ -25,7 +26,6 @@ from batchnorm.layers.naming import describe
 from batchnorm.layers.operands import require_invertible
 from batchnorm.layers.passing import Plan, Sharing, batch_moments, needs_spelling, spelled
 from batchnorm.layers.recompute import bookkeeping, recomputing
-from batchnorm.layers.statistics import NARROW
 from batchnorm.layers.step import Native, pass_through, run
 
 
@@ -36,8 +36,7 @@ class Normalising(Moving):
     negative_slope: float = 0.01
 
     def _normalised(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        if self.running_mean is not None and self.running_mean.dtype in NARROW:
-            self._widen()
+        self._widen()
         return self.recipe.coupling.finish(self._made(x, weight), weight)
 
     def _made(self, x: Tensor, weight: Tensor | None) -> Tensor:
@@ -74,9 +73,7 @@ class Normalising(Moving):
         if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or tracing()):
             # Backward holds its own copies: the buffers may move before it runs. (A trace must not go by gradients.)
             mean, var = mean.clone(), var.clone()
-        affine = self.affine_part("weight"), self.affine_part("bias")
-        # CPU kernels refuse half-precision parameters beside float32 statistics.
-        weight, bias = [v if v is None or v.dtype not in NARROW else v.to(mean.dtype) for v in affine]
+        weight, bias = (beside(self.affine_part(name), mean) for name in ("weight", "bias"))
         if sample_weight is None:
             return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
         selected = sample_weight != 0
@@ -110,8 +107,7 @@ class Normalising(Moving):
         return plain and several and coupled and self._ranks() is None and not needs_spelling(x)
 
     def _in_place(self, x: Tensor) -> Tensor:
-        if self.running_mean is not None and self.running_mean.dtype in NARROW:
-            self._widen()
+        self._widen()
         weight, bias = self.affine_part("weight"), self.affine_part("bias")
         if weight is not None:
             require_invertible(weight, self)

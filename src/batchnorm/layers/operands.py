@@ -14,11 +14,11 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError, OperandError
 from batchnorm.kernels import native
+from batchnorm.kernels.shapes import NARROW
 from batchnorm.layers import asserting
 from batchnorm.layers.activation import SMALLEST_WEIGHT
 from batchnorm.layers.naming import describe
 
-_NARROW = (torch.float16, torch.bfloat16)
 _NAMES = ("running_mean", "running_var", "weight", "bias")
 
 
@@ -59,7 +59,7 @@ def _require_one(layer: Any, x: Tensor, name: str, held: Tensor) -> None:
 
 def mixed(held: Tensor, x: Tensor) -> bool:
     """Whether float32 meets float64, which is not mixed, as in torch; half precision is widened to what it meets."""
-    return (held.dtype is torch.float64) is not (x.dtype is torch.float64) and held.dtype not in _NARROW
+    return (held.dtype is torch.float64) is not (x.dtype is torch.float64) and held.dtype not in NARROW
 
 
 def require_axis(layer: Any, x: Tensor) -> None:

@@ -13,11 +13,11 @@ from batchnorm import kernels
 from batchnorm.arguments import a_string, told
 from batchnorm.errors import BatchNormError, check
 from batchnorm.kernels import native, triton
+from batchnorm.kernels.shapes import NARROW
 from batchnorm.layers.choices import Recipe
 from batchnorm.layers.choices.situation import Held, Now, Slot, State, copied, resolve
 from batchnorm.layers.held import without_contexts
 
-NARROW = (torch.float16, torch.bfloat16)
 _STOCK = ("running_mean", "running_var", "num_batches_tracked")
 
 
