@@ -171,7 +171,7 @@ class PowerNorm(_SecondMoment):
     def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """What the gradient still has in common with the output."""
         held = self._held(state, now) if isinstance(now.step, Tensor) or pull.base_v is None else pull.base_v
-        left = sums.mean_gx - times(held, sums.y2)
+        left = torch.addcmul(sums.mean_gx, held, sums.y2, value=-1)
         return {"backward_v": state.memory["backward_v"] + sums.pooled(left)}
 
     def _held(self, state: State, now: Now) -> Tensor:
@@ -282,7 +282,7 @@ class UnifiedNorm(_Windowed):
             early = self.backward_decay * held + (1 - self.backward_decay) * own
             average = pick(active, average, early)
         new = self._push(state, now, "backward_window", sums.pooled(own))
-        new["backward_average"] = sums.pooled(average)[None]
+        new["backward_average"] = sums.pooled(average)
         if is_number(outlier, False):
             return new
         return {name: pick(outlier, state.memory[name], value) for name, value in new.items()}
