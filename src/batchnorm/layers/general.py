@@ -89,10 +89,8 @@ class Normalising(Moving):
 
     def _plain(self, x: Tensor, tracks: bool) -> Tensor:
         """The batch normalises: torch's fused kernel."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        y, mean, var = kernels.batch_norm_train(
-            x, self.affine_part("weight"), self.affine_part("bias"), self.eps, dtype
-        )
+        weight, bias = self.affine_part("weight"), self.affine_part("bias")
+        y, mean, var = kernels.batch_norm_train(x, weight, bias, self.eps, kernels.compute_dtype(x))
         if tracks and not self.paused and not recomputing():
             with bookkeeping():
                 n = torch.full_like(mean, x.numel() // x.shape[1])
