@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import batchnorm
-from batchnorm.layers import EMA, Cumulative, Pooled
+from batchnorm.layers import EMA, Cumulative, Now, Pooled, Window
 
 STEPS = 1000
 
@@ -83,3 +83,17 @@ def test_pooled_takes_a_stock_state_strictly():
     layer = batchnorm.BatchNorm1d(3, estimator=Pooled())
     layer.load_state_dict(torch.nn.BatchNorm1d(3).state_dict(), strict=True)
     assert float(layer.pooled_count) == 0
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize("seen", [0, 2, 4, 5])
+def test_what_is_pushed_takes_the_place_of_the_oldest(seen, tensor):
+    layer = batchnorm.BatchNorm1d(2, estimator=Window(3), dtype=torch.float64)
+    layer.window_mean.copy_(torch.arange(6.0).reshape(3, 2))
+    layer.window_seen.fill_(seen)
+    expected = layer.window_mean.clone()
+    expected[seen % 3] = torch.tensor([10.0, 11.0], dtype=torch.float64)
+    now = Now(torch.ones((), dtype=torch.float64) if tensor else 1.0, 0.1, 1e-5)
+    layer._write_memory(layer._state(torch.float64).pushed("window_seen", now, {"window_mean": expected[seen % 3]}))
+    assert torch.equal(layer.window_mean, expected)
+    assert layer.window_seen.item() == seen + 1

@@ -92,13 +92,12 @@ def spec(*numbers: Any) -> Any:
 def _wide(vectors: tuple[Tensor | None, ...], groups: int, channels: int, rows: int) -> tuple[list[Any], bool]:
     """Vectors as the extension reads them, and whether the first ones are a row per group."""
     by_group = groups > 1 and any(v is not None and v.dim() == 2 and v.shape[0] > 1 for v in vectors)
-    kept: list[Any] = []
+    kept: list[Any] = [*vectors]
     for i, v in enumerate(vectors):
-        by_row = by_group and i < rows
-        if v is not None and (by_row or v.dim() != 1 or v.dtype is not torch.float64 or not native.vector(v, channels)):
-            v = v.to(torch.float64)
-            v = (v.expand(groups, channels) if by_row else v.reshape(-1).expand(channels)).contiguous()
-        kept.append(v)
+        if v is None or (not by_group and v.dtype is torch.float64 and v.dim() == 1 and native.vector(v, channels)):
+            continue
+        v = v.to(torch.float64)
+        kept[i] = (v.expand(groups, channels) if by_group and i < rows else v.reshape(-1).expand(channels)).contiguous()
     return kept, by_group
 
 
@@ -155,12 +154,17 @@ _NONE: Any = native._native.Vectors(0, 0, 0, 0, 0, False) if native.built() else
 
 
 class Pull(NamedTuple):
-    """What takes the derivative's place in a backward."""
+    """What takes the place of the derivative: weights of the means of g and of g * xhat, and what joins them.
 
-    own_u: float
-    own_v: float
-    base_u: Tensor | None
-    base_v: Tensor | None
+    The default treats the statistics as constants.
+    """
+
+    own_u: Any = 0.0
+    own_v: Any = 0.0
+    base_u: Tensor | None = None
+    base_v: Tensor | None = None
+    # What the coupling found out and its memory asks for.
+    kept: Any = None
 
 
 def backward(
@@ -182,7 +186,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Any, bool]:
     """Gradients of x, weight, bias and the residual, the sums of g and of g * xhat, and whether these are finite.
 
-    g has the strides of x (of y where x is found again). pull, as `Pull`, stands in for the derivative. The sums are
+    g has the strides of x (of y where x is found again). pull stands in for the derivative. The sums are
     `(2, groups, C)`; with means four rows follow, those of `rule.Sums`, and only then it is looked what is finite.
     """
     lies: Any = native.lies

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import native
-from batchnorm.kernels.shapes import per_channel, wide_dtype
+from batchnorm.kernels.shapes import NARROW, beside, per_channel, wide_dtype
 
 
 class FusedResult(NamedTuple):
@@ -55,11 +55,9 @@ def batch_norm_stored(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> Tensor:
     """Normalise `(N, C, *)` on the CPU with stored statistics, outside autograd, in the strides of x."""
-    narrow, dtype = (torch.float16, torch.bfloat16), mean.dtype
-    weight, bias = (v if v is None or v.dtype not in narrow else v.to(dtype) for v in (weight, bias))
-    nothing = torch.empty(2, 0, dtype=dtype if x.dtype in narrow else x.dtype, device="cpu").unbind(0)
+    nothing = torch.empty(2, 0, dtype=mean.dtype if x.dtype in NARROW else x.dtype, device="cpu").unbind(0)
     y = native.blank(x)
-    torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps, out=(y, *nothing))
+    torch.native_batch_norm(x, beside(weight, mean), beside(bias, mean), mean, var, False, 0.0, eps, out=(y, *nothing))
     return y
 
 

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from batchnorm.errors import BatchNormError, OperandError
+from batchnorm.kernels.shapes import NARROW
 
 try:
     # After torch, so that its OpenMP runtime is the one in memory; none where there was no compiler at installation.
@@ -28,7 +29,6 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 _WEIGHTS = {torch.bool: 1, torch.float32: 2, torch.float64: 3}
 _INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _PLAIN = (Tensor, torch.nn.Parameter)
-_NARROW = (torch.float16, torch.bfloat16)
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 _C: Any = torch._C
 _PRE_DISPATCH = _C.DispatchKey.PreDispatch
@@ -118,7 +118,7 @@ def affine(weight: Tensor | None, bias: Tensor | None, x: Tensor) -> bool:
 
 def _beside(v: Tensor, x: Tensor) -> bool:
     dtype = v.dtype
-    fits = dtype is x.dtype or dtype in _NARROW or (dtype is torch.float32 and x.dtype is not torch.float64)
+    fits = dtype is x.dtype or dtype in NARROW or (dtype is torch.float32 and x.dtype is not torch.float64)
     return fits and vector(v, x.shape[1])
 
 
@@ -208,14 +208,11 @@ def data(x: Tensor, last: bool, groups: int) -> Any:
 
 
 def lies(v: Tensor | None) -> int:
-    """Where a tensor's values lie at this moment, for one call: whatever owns it may move them before the next.
-
-    Raises:
-        BatchNormError: its storage has been freed, as sharded training does between steps.
-    """
+    """Where a tensor's values lie at this moment, for one call: whatever owns it may move them before the next."""
     if v is None:
         return 0
     address = v.data_ptr()
+    # Freed, as sharded training does between steps.
     if address == 0 and v.numel():
         raise BatchNormError(
             f"a tensor must have its values in memory; the storage of one of shape {tuple(v.shape)} is empty"
@@ -236,11 +233,7 @@ def spread(weight: Tensor | None, x: Tensor) -> tuple[Tensor | None, int, int]:
 
 
 def require_channels(x: Tensor, **vectors: Tensor | None) -> None:
-    """Refuse channel vectors that the kernels may not read beside x.
-
-    Raises:
-        OperandError: another size than x's channels, another device or dtype.
-    """
+    """Refuse channel vectors that the kernels may not read beside x."""
     for name, v in vectors.items():
         if v is not None and not vector(v, x.shape[1]):
             legal = f"{x.shape[1]} contiguous values on the CPU for x of shape {tuple(x.shape)}"

@@ -115,13 +115,10 @@ def _compare(
     channels = SHAPE[1]
     x = (torch.randn(SHAPE, generator=generator) + mean).to(dtype).contiguous(memory_format=layout)
     g = torch.randn(SHAPE, generator=generator).to(dtype).contiguous(memory_format=layout)
-    vectors = [
-        torch.rand(channels, generator=generator) + 0.5,  # weight
-        torch.randn(channels, generator=generator),  # bias
-        torch.randn(channels, generator=generator) + mean,  # running mean
-        torch.rand(channels, generator=generator) + 0.5,  # running variance
-    ]
-    vectors = [vector.to(wide) for vector in vectors]
+    weight, bias = torch.rand(channels, generator=generator) + 0.5, torch.randn(channels, generator=generator)
+    running_mean = torch.randn(channels, generator=generator) + mean
+    running_var = torch.rand(channels, generator=generator) + 0.5
+    vectors = [vector.to(wide) for vector in (weight, bias, running_mean, running_var)]
     theirs = _run(batch_norm, [t.to(device) for t in (x, g, *vectors)], training)
     truth = _run(_exactly, [t.double() for t in (x, g, *vectors)], training)
     # What rounds: the input's digits once, or the statistics' where the mean is far away.
@@ -141,10 +138,9 @@ def _run(batch_norm: Callable[..., Tensor], tensors: list[Tensor], training: boo
     running_mean, running_var = running_mean.clone(), running_var.clone()
     y = batch_norm(leaves[0], running_mean, running_var, leaves[1], leaves[2], training, _MOMENTUM, _EPS)
     y.backward(g)
-    grads: list[Any] = [leaf.grad for leaf in leaves]
-    found = {"output": y.detach(), "gradient of the input": grads[0]}
-    found.update({"gradient of weight": grads[1], "gradient of bias": grads[2]})
-    return {**found, "running mean": running_mean, "running variance": running_var}
+    names = "gradient of the input", "gradient of weight", "gradient of bias"
+    grads: Any = {name: leaf.grad for name, leaf in zip(names, leaves, strict=True)}
+    return {"output": y.detach(), **grads, "running mean": running_mean, "running variance": running_var}
 
 
 def _exactly(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,14 +21,7 @@ def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1, centred: bo
 
 def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None = None) -> Tensor:
     """As `reference.apply`."""
-    x, last = native.arranged(x.detach())
-    held, address, kind = native.spread(weight, x)
-    vectors = _vectors(x, None, mean, scale, shift)
-    y = native.blank(x)
-    told = native.data(x, last, len(mean))
-    native._native.apply(told, x.data_ptr(), y.data_ptr(), address, kind, *(v.data_ptr() for v in vectors))
-    del held
-    return y
+    return _run(native._native.apply, x, None, weight, (mean, scale, shift))
 
 
 def backward_reduce(
@@ -35,15 +30,8 @@ def backward_reduce(
     """As `reference.backward_reduce`."""
     if not native.plain(g):  # gradients batched by vmap
         return reference.backward_reduce(g, x, mean, invstd, weight)
-    x, last = native.arranged(x.detach())
-    vectors = _vectors(x, g, mean, invstd)
-    g = native.like(g.detach(), x)
-    held, address, kind = native.spread(weight, x)
     sums = torch.empty(2, *mean.shape, dtype=torch.float64, device="cpu")
-    told = native.data(x, last, len(mean))
-    addresses = [v.data_ptr() for v in (*vectors, *sums.unbind(0))]
-    native._native.backward_reduce(told, g.data_ptr(), x.data_ptr(), address, kind, *addresses)
-    del held
+    _run(native._native.backward_reduce, x, g, weight, (mean, invstd), sums)
     return sums[0], sums[1]
 
 
@@ -60,28 +48,30 @@ def backward_apply(
     """As `reference.backward_apply`; a v of 0 always leaves x out."""
     if not native.plain(g):
         return reference.backward_apply(g, x, centre, scale, u, v, weight, may_leave_out)
-    x, last = native.arranged(x.detach())
-    vectors = _vectors(x, g, centre, scale, u, v)
-    g = native.like(g.detach(), x)
-    held, address, kind = native.spread(weight, x)
-    dx = native.blank(x)
-    told = native.data(x, last, len(centre))
-    native._native.backward_apply(
-        told, g.data_ptr(), x.data_ptr(), dx.data_ptr(), address, kind, *(t.data_ptr() for t in vectors)
-    )
-    del held
-    return dx
+    return _run(native._native.backward_apply, x, g, weight, (centre, scale, u, v))
 
 
 PASSES = Passes("native", native.serves, reduce, apply, backward_reduce, backward_apply)
 
 
-def _vectors(x: Tensor, g: Tensor | None, *given: Tensor) -> list[Tensor]:
-    """Channel vectors `(groups, C)` as the kernels read them, once x, g and they are known to go together.
+def _run(
+    one: Any, x: Tensor, g: Tensor | None, weight: Tensor | None, given: tuple[Tensor, ...], sums: Tensor | None = None
+) -> Tensor:
+    """Let one pass read x, g and the channel vectors, and write the sums, or what is returned, in the strides of x."""
+    x, last = native.arranged(x.detach())
+    vectors = _vectors(x, g, *given)
+    g = None if g is None else native.like(g.detach(), x)
+    held, weights, kind = native.spread(weight, x)
+    out = native.blank(x) if sums is None else None
+    data = [t.data_ptr() for t in (g, x, out) if t is not None]
+    rows = [t.data_ptr() for t in (*vectors, *(() if sums is None else sums.unbind(0)))]
+    one(native.data(x, last, len(given[0])), *data, weights, kind, *rows)
+    del held
+    return x if out is None else out
 
-    Raises:
-        OperandError: sizes that do not, or a vector on another device.
-    """
+
+def _vectors(x: Tensor, g: Tensor | None, *given: Tensor) -> list[Tensor]:
+    """Channel vectors `(groups, C)` as the kernels read them, once x, g and they are known to go together."""
     first = given[0]
     if g is not None and g.shape != x.shape:
         raise OperandError(f"g must have the shape of x, {tuple(x.shape)}; it was {tuple(g.shape)}")

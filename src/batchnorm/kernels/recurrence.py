@@ -12,10 +12,7 @@ from batchnorm.kernels.shapes import wide_dtype
 def recurrence(x: Tensor, gain: Tensor, start: Tensor) -> Tensor:
     """`out[t] = gain[t] * out[t - 1] + x[t]` with `out[-1] = start`; a gain of 0 leaves out what was before.
 
-    Args:
-        x: `(T, C)`.
-        gain: `(T, 1)` or `(T, C)`, of the dtype of x.
-        start: `(C,)`, of the dtype of x.
+    x is `(T, C)`, gain `(T, 1)` or `(T, C)` and start `(C,)`, of one dtype.
     """
     if x.dtype is torch.float64 and native.serves(x) and native.plain(gain) and native.plain(start):
         x, gain, start = x.contiguous(), gain.contiguous(), start.contiguous()

@@ -8,12 +8,12 @@ of samples; channel vectors are `(groups, C)`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.shapes import RawMoments, compute_dtype, group_blocks, wide_dtype
+from batchnorm.kernels.shapes import RawMoments, compute_dtype, group_blocks, or_one, wide_dtype
 
 
 class _Run(NamedTuple):
@@ -45,6 +45,16 @@ def _runs(n: int, groups: int) -> Iterator[_Run]:
         sample, row = sample + size, row + count
 
 
+def _each(x: Tensor, weight: Tensor | None, groups: int) -> Iterator[tuple[_Run, Tensor, Any, Tensor | None]]:
+    """The runs: each with its view of x, 0 where weight is, with its view of weight, and with which values count."""
+    if weight is not None:
+        weight = weight.expand(x.shape[0], 1, *x.shape[2:])
+    for run in _runs(len(x), groups):
+        w = None if weight is None else run.view(weight)
+        chosen = None if w is None else w != 0
+        yield run, _select(run.view(x), chosen), w, chosen
+
+
 def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
     flat = [part.reshape(-1, *like.shape[1:]) for part in parts]
     return flat[0] if len(flat) == 1 else torch.cat(flat)
@@ -57,34 +67,29 @@ def reduce(x: Tensor, weight: Tensor | None = None, groups: int = 1, centred: bo
     weights. Values of weight zero are selected away before any arithmetic, so a NaN in padding
     stays in the padding.
     """
-    if weight is not None:
-        weight = weight.expand(x.shape[0], 1, *x.shape[2:])
     run_of = _reduce_run if centred else _reduce_run_about_zero
-    parts = [run_of(run.view(x), None if weight is None else run.view(weight)) for run in _runs(len(x), groups)]
+    parts = [run_of(part, w, chosen) for _, part, w, chosen in _each(x, weight, groups)]
     return RawMoments(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _reduce_run(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _reduce_run(x: Tensor, weight: Tensor | None, chosen: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = wide_dtype(x.device)
     x = x.to(compute_dtype(x))
     n, n_squared = _counts(x, weight, wide)
     if weight is None:
-        selected = None
         # Any sample of a channel lies within sqrt(n) standard deviations of its mean, so it is a
         # shift that removes a large mean before anything is summed, at no extra pass.
         shift = _first_value(x)
     else:
-        selected = weight != 0
-        x = torch.where(selected, x, x.new_zeros(()))
         weight = weight.to(x.dtype)
         # As the first value's, a shift that is not finite would make the mean with an infinity NaN.
-        shift = (_channel_sum(weight * x, wide) / _or_one(n)).detach().to(x.dtype).nan_to_num(0.0, 0.0, 0.0)
-    centred = _select(x - _over(shift, x), selected)
-    divisor = _or_one(n)
+        shift = (_channel_sum(weight * x, wide) / or_one(n)).detach().to(x.dtype).nan_to_num(0.0, 0.0, 0.0)
+    centred = _select(x - _over(shift, x), chosen)
+    divisor = or_one(n)
     first = _weighted_sum(centred, weight, wide) / divisor
     # Corrected two-pass: the rounding of the first mean is taken out again by the sum of deviations.
     rounded = first.detach().to(x.dtype)
-    deviation = _select(centred - _over(rounded, x), selected)
+    deviation = _select(centred - _over(rounded, x), chosen)
     rest = _weighted_sum(deviation, weight, wide)
     m2 = _weighted_sum(deviation.square(), weight, wide) - rest * rest / divisor
     mean = shift.to(wide) + rounded.to(wide) + rest / divisor
@@ -92,14 +97,11 @@ def _reduce_run(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     return n, n_squared, torch.where(torch.isfinite(first), mean, shift.to(wide) + first), m2.clamp_min(0)
 
 
-def _reduce_run_about_zero(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _reduce_run_about_zero(x: Tensor, weight: Tensor | None, _: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = wide_dtype(x.device)
     x = x.to(compute_dtype(x))
     n, n_squared = _counts(x, weight, wide)
-    if weight is not None:
-        x = torch.where(weight != 0, x, x.new_zeros(()))
-        weight = weight.to(x.dtype)
-    m2 = _weighted_sum(x.square(), weight, wide)
+    m2 = _weighted_sum(x.square(), None if weight is None else weight.to(x.dtype), wide)
     return n, n_squared, torch.zeros_like(m2), m2
 
 
@@ -123,10 +125,6 @@ def _select(x: Tensor, selected: Tensor | None) -> Tensor:
     return x if selected is None else torch.where(selected, x, x.new_zeros(()))
 
 
-def _or_one(count: Tensor) -> Tensor:
-    return torch.where(count > 0, count, torch.ones_like(count))
-
-
 def _first_value(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return x.new_zeros(x.shape[0], x.shape[2])
@@ -148,13 +146,9 @@ def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor 
 
     Zero where weight is zero, whatever x holds there.
     """
-    dtype = compute_dtype(x)
-    selected = None if weight is None else (weight != 0).expand(x.shape[0], 1, *x.shape[2:])
-    parts = []
-    for run in _runs(len(x), mean.shape[0]):
-        chosen = None if selected is None else run.view(selected)
-        centred = _centred(_select(run.view(x), chosen), run.vector(mean, x))
-        y = centred * run.vector(scale, x).to(dtype) + run.vector(shift, x).to(dtype)
+    dtype, parts = compute_dtype(x), []
+    for run, part, _, chosen in _each(x, weight, mean.shape[0]):
+        y = _centred(part, run.vector(mean, x)) * run.vector(scale, x).to(dtype) + run.vector(shift, x).to(dtype)
         parts.append(_select(y, chosen))
     return _joined(parts, x).to(x.dtype)
 
@@ -173,13 +167,10 @@ def backward_reduce(
 
     Each output counts once, however much its sample weighs; where weight is zero there is no output.
     """
-    wide = wide_dtype(x.device)
-    selected = None if weight is None else (weight != 0).expand(x.shape[0], 1, *x.shape[2:])
-    sums = []
-    for run in _runs(len(x), mean.shape[0]):
-        chosen = None if selected is None else run.view(selected)
+    wide, sums = wide_dtype(x.device), []
+    for run, part, _, chosen in _each(x, weight, mean.shape[0]):
         g_run = _select(run.view(g).to(compute_dtype(x)), chosen)
-        centred = _centred(_select(run.view(x), chosen), run.vector(mean, x))
+        centred = _centred(part, run.vector(mean, x))
         sums.append((_channel_sum(g_run, wide), _channel_sum(g_run * centred, wide)))
     sum_g, sum_gx = (torch.cat(column) for column in zip(*sums, strict=True))
     return sum_g, sum_gx * invstd.to(wide)
@@ -201,14 +192,9 @@ def backward_apply(
     proportional to it. Zero where it is zero. With may_leave_out a v of 0 leaves x out, be it NaN or infinite;
     statistics made of the batch are not finite then, and need not ask.
     """
-    dtype = compute_dtype(x)
-    if weight is not None:
-        weight = weight.expand(x.shape[0], 1, *x.shape[2:])
-    parts = []
-    for run in _runs(len(x), centre.shape[0]):
-        w = None if weight is None else run.view(weight)
-        chosen = None if w is None else w != 0
-        centred = _centred(_select(run.view(x), chosen), run.vector(centre, x))
+    dtype, parts = compute_dtype(x), []
+    for run, part, w, chosen in _each(x, weight, centre.shape[0]):
+        centred = _centred(part, run.vector(centre, x))
         factor = run.vector(v, x).to(dtype)
         if may_leave_out:
             centred = torch.where(factor == 0, factor, centred)

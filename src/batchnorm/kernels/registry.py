@@ -28,12 +28,7 @@ class Passes(NamedTuple):
 
 
 REFERENCE = Passes(
-    "reference",
-    lambda x: True,
-    reference.reduce,
-    reference.apply,
-    reference.backward_reduce,
-    reference.backward_apply,
+    "reference", lambda x: True, reference.reduce, reference.apply, reference.backward_reduce, reference.backward_apply
 )
 _backends: list[Passes] = [REFERENCE]
 

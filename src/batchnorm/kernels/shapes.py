@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NARROW = (torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class RawMoments:
@@ -30,6 +32,16 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of arithmetic over whole tensors: float32, or float64 for float64 data."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def or_one(count: Tensor) -> Tensor:
+    """A count that can be divided by."""
+    return torch.where(count > 0, count, 1.0)
+
+
+def beside(v: Tensor | None, statistics: Tensor) -> Tensor | None:
+    """A weight or bias as torch's CPU kernels take it beside statistics: not narrower than they are."""
+    return v if v is None or v.dtype not in NARROW else v.to(statistics.dtype)
 
 
 def per_channel(vector: Tensor, x: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def train_backward(
     rows = calls.Saved(groups, x.shape[1], saved)
     source = calls.RECOMPUTE if y is None else calls.OUTPUT
     wants = (True, weight is not None, bias is not None)
-    spec, pull = _spec(numbers, flags), calls.Pull(0.0, 0.0, None, None) if detached else None
+    spec, pull = _spec(numbers, flags), calls.Pull() if detached else None
     found = calls.backward(
         spec, native.like(g.expand_as(x), x), x, y, last, weight, bias, None, rows, source, wants, pull
     )

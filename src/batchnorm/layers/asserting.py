@@ -8,6 +8,14 @@ from torch import Tensor, nn
 from batchnorm.errors import BatchNormError
 from batchnorm.layers.naming import describe
 
+# What a batch must be, as every back end says it.
+FINITE = "batch statistics must be finite"
+SEVERAL = "training needs at least 2 unmasked values per channel, over all ranks"
+REPEATED = (
+    "weights that count repetitions must sum to more than 1 per channel; "
+    "Policy(weights='reliability') accepts any scale"
+)
+
 
 def require(condition: Tensor, message: str, layer: nn.Module | None = None) -> None:
     """Raise a `BatchNormError` where the condition is false; on a device, and in a graph, when it gets there."""

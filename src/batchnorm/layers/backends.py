@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native
 from batchnorm.layers.activation import finished, follows_residual
 from batchnorm.layers.choices.couplings import Coupling
@@ -16,7 +15,6 @@ from batchnorm.layers.choices.estimators import Estimator
 from batchnorm.layers.choices.situation import AfterReduction, Held, Now
 from batchnorm.layers.memory import Memory
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.naming import describe
 from batchnorm.layers.operands import joins, require_invertible
 from batchnorm.layers.passing import Sharing
 from batchnorm.layers.processes.ranks import partners
@@ -46,6 +44,7 @@ class Ready:
         self.extent = None if self.stored or not extent.splits else extent
         self.sync = None if self.stored else extent.sync
         self.reliability = recipe.policy.weights == "reliability"
+        self.nonfinite = calls.NONFINITE.index(recipe.policy.nonfinite)
         self.sharing = Sharing(1, None, self.reliability, coupling.centres)
         # The move of a plain moving average is the same numbers in every step; of plain batch norm all of them are.
         self.move = estimator.constant(layer.momentum) if self.tracks else _STILL
@@ -83,9 +82,9 @@ class Whole(NamedTuple):
     sync: Any  # with whom the statistics are shared
 
 
-def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tensor | None) -> Tensor | None:
+def forward(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | None, on: Any = None) -> Tensor | None:
     """The layer's output, activation and residual included, or None where the passes must serve."""
-    whole = whole_call(layer, x, sample_weight, residual)
+    whole = whole_call(layer, x, sample_weight, residual, on)
     if isinstance(whole, str):
         return None
     call, given, weight, bias, beside, late, moving, sync = whole
@@ -96,18 +95,14 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
             y = layer._coupled(x, call.sharing, r.coupling, r.tracks, batch)
             return finished(layer, y, residual, sample_weight)
     y = run(given, weight, bias, beside, call)
-    if call.status:
-        if call.status == calls.TOO_FEW:
-            return None
-        if call.status == calls.NOT_FINITE:
-            raise BatchNormError(f"batch statistics must be finite: {describe(layer)}")
+    entered = call.entered()
+    if entered is None:
+        return None
     if moving is not None:
         if not call.moves:
-            layer._move(call.batch(pooled=True))
-        elif moving and not call.status:
-            state, now = moving
-            batch = call.batch(pooled=True)
-            layer._remember(state, now.having(moments=batch), batch)
+            layer._move(call.batch(pooled=True), None, call.several())
+        elif moving and entered is not False:
+            layer._remember(*moving, call.batch(pooled=True), entered)
     return finished(layer, y, residual, sample_weight) if late else y
 
 
@@ -165,9 +160,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
         if tracks and (again_later or on is not None):
             state, now = layer._situation(x.device, None, again)
         elif tracks:
-            held = {"running_mean": statistics.mean, "running_var": statistics.var}
-            for name in r.memory:
-                held[name] = layer.stat(name)
+            held = layer._held() if r.memory else {"running_mean": statistics.mean, "running_var": statistics.var}
             state = Held(held, torch.float64)
             now = Now(1.0, layer.momentum, layer.eps, r.recipe.estimator, None, statistics.tracked)
         else:

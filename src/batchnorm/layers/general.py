@@ -12,8 +12,9 @@ from torch.nn import functional
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, native, triton
+from batchnorm.kernels.shapes import beside
 from batchnorm.layers import device, rule
-from batchnorm.layers.asserting import require, tracing, transformed
+from batchnorm.layers.asserting import REPEATED, SEVERAL, require, tracing, transformed
 from batchnorm.layers.backends import fewest, in_numbers, readable, ready_of, statistics_of
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.cross_iteration import look_back
@@ -25,7 +26,6 @@ from batchnorm.layers.naming import describe
 from batchnorm.layers.operands import require_invertible
 from batchnorm.layers.passing import Plan, Sharing, batch_moments, needs_spelling, spelled
 from batchnorm.layers.recompute import bookkeeping, recomputing
-from batchnorm.layers.statistics import NARROW
 from batchnorm.layers.step import Native, pass_through, run
 
 
@@ -36,8 +36,7 @@ class Normalising(Moving):
     negative_slope: float = 0.01
 
     def _normalised(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        if self.running_mean is not None and self.running_mean.dtype in NARROW:
-            self._widen()
+        self._widen()
         return self.recipe.coupling.finish(self._made(x, weight), weight)
 
     def _made(self, x: Tensor, weight: Tensor | None) -> Tensor:
@@ -74,9 +73,7 @@ class Normalising(Moving):
         if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or tracing()):
             # Backward holds its own copies: the buffers may move before it runs. (A trace must not go by gradients.)
             mean, var = mean.clone(), var.clone()
-        affine = self.affine_part("weight"), self.affine_part("bias")
-        # CPU kernels refuse half-precision parameters beside float32 statistics.
-        weight, bias = [v if v is None or v.dtype not in NARROW else v.to(mean.dtype) for v in affine]
+        weight, bias = (beside(self.affine_part(name), mean) for name in ("weight", "bias"))
         if sample_weight is None:
             return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
         selected = sample_weight != 0
@@ -92,10 +89,8 @@ class Normalising(Moving):
 
     def _plain(self, x: Tensor, tracks: bool) -> Tensor:
         """The batch normalises: torch's fused kernel."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        y, mean, var = kernels.batch_norm_train(
-            x, self.affine_part("weight"), self.affine_part("bias"), self.eps, dtype
-        )
+        weight, bias = self.affine_part("weight"), self.affine_part("bias")
+        y, mean, var = kernels.batch_norm_train(x, weight, bias, self.eps, kernels.compute_dtype(x))
         if tracks and not self.paused and not recomputing():
             with bookkeeping():
                 n = torch.full_like(mean, x.numel() // x.shape[1])
@@ -110,8 +105,7 @@ class Normalising(Moving):
         return plain and several and coupled and self._ranks() is None and not needs_spelling(x)
 
     def _in_place(self, x: Tensor) -> Tensor:
-        if self.running_mean is not None and self.running_mean.dtype in NARROW:
-            self._widen()
+        self._widen()
         weight, bias = self.affine_part("weight"), self.affine_part("bias")
         if weight is not None:
             require_invertible(weight, self)
@@ -153,31 +147,24 @@ class Normalising(Moving):
         if sharing.uneven and self._has_few(batch, tracks, coupling):
             for_few = met.mean, met.var
 
-        def numbers_of(found: Moments) -> tuple[rule.Numbers, rule.Vectors]:
-            return coupling.plan(met, now.having(moments=found))
+        def told(found: Moments) -> tuple[State, Now]:
+            return met, now.having(moments=found)
 
-        def statistics_of(found: Moments) -> tuple[Tensor, Tensor]:
-            return coupling.statistics(found, met, now.having(moments=found))
-
-        own = None if coupling.statistics is None else statistics_of
-        plan = Plan(numbers_of, self.eps, coupling.detached, sharing.uneven, for_few, own)
-        moving = now.having(moments=pooled)
+        own = None if coupling.statistics is None else lambda found: coupling.statistics(found, *told(found))
+        plan = Plan(
+            lambda found: coupling.plan(*told(found)), self.eps, coupling.detached, sharing.uneven, for_few, own
+        )
         move = None
         if moves and final is None and not self.accumulating and ranks is sharing.ranks:
             with torch.no_grad():
-                move = recipe.estimator.move(state, moving)
+                move = recipe.estimator.move(state, now.having(moments=pooled))
                 _ = state.mean, state.var  # as they are before they move
         memory = None if coupling.exact else Memory(self, now)
         y, moved = self._spell_or_pass(x, sharing, plan, memory, batch, move, run)
         with bookkeeping():
-            if isinstance(moved, Tensor):
-                # Of a device: whether the batch entered is not waited for.
-                self._write_memory(self._kept(state, moving, pooled), moved)
-            elif moved is not None:
-                if moved == calls.NOT_FINITE:
-                    raise BatchNormError(f"batch statistics must be finite: {describe(self)}")
-                if moved == calls.DONE and self.memory_names:
-                    self._remember(state, moving, pooled)
+            if moved is not None:
+                if moved is not False and self.memory_names:
+                    self._remember(state, now, pooled, moved)
             elif moves and final is None:
                 # Where all groups met the running statistics, those stay; ranks decide by what they have together.
                 several = (pooled if ranks is not None else batch).has_several() if checks_counts else None
@@ -195,8 +182,8 @@ class Normalising(Moving):
         batch: Moments | None = None,
         move: rule.Move | None = None,
         run: Any = run,
-    ) -> tuple[Tensor, int | Tensor | None]:
-        """The output, and what became of the statistics where the move came with it."""
+    ) -> tuple[Tensor, Any]:
+        """The output, and whether the batch entered the statistics where the move came with it."""
         weight, bias = self.affine_part("weight"), self.affine_part("bias")
         if memory is None and needs_spelling(x):
             return spelled(x, weight, bias, plan, sharing), None
@@ -218,7 +205,7 @@ class Normalising(Moving):
         if call is None:
             return pass_through(x, weight, bias, plan, found, sharing, memory, run=run), None
         y = run(native.arranged(x)[0], weight, bias, None, call)
-        return y, call.status if call.moves else None
+        return y, call.entered() if call.moves else None
 
     def _after_moments(
         self, x: Tensor, sharing: Sharing, plan: Plan, batch: Moments, memory: Any, move: rule.Move | None
@@ -269,19 +256,14 @@ class Normalising(Moving):
         """Whether groups that a mask or the ranks leave with one value meet the running statistics; else an error."""
         if self.recipe.policy.weights == "frequency":
             # Repetitions that sum to one are weights of another kind: their corrected variance has no meaning.
-            message = (
-                "weights that count repetitions must sum to more than 1 per channel; "
-                "Policy(weights='reliability') accepts any scale"
-            )
             whole = found.pool()
             summed = (whole.count > 0) & (whole.count <= 1 + 1e-4) & ~whole.few
-            require(~summed.any(), message, self)
+            require(~summed.any(), REPEATED, self)
         if coupling.takes_one_value:
             return False
         if tracks and self.recipe.policy.too_few == "population":
             return True
-        message = "training needs at least 2 unmasked values per channel, over all ranks"
-        require(~found.few.any(), message, self)
+        require(~found.few.any(), SEVERAL, self)
         return False
 
 

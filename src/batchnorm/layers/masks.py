@@ -11,6 +11,8 @@ from batchnorm.errors import BatchNormError, check
 from batchnorm.layers.asserting import require, transformed
 from batchnorm.layers.naming import describe
 
+_KINDS = ("mask", "lengths", "weights")
+
 
 class MaskInput(NamedTuple):
     """A mask, lengths or weights as the caller gave them; resize says whether other sizes may be sampled from it."""
@@ -23,7 +25,7 @@ class MaskInput(NamedTuple):
     @property
     def kind(self) -> str | None:
         """Which of the three was given."""
-        return next((name for name in ("mask", "lengths", "weights") if getattr(self, name) is not None), None)
+        return next((name for name in _KINDS if getattr(self, name) is not None), None)
 
     def meets(self, kind: str) -> bool:
         """Whether this is what an extent requires; lengths are a mask."""
@@ -31,21 +33,17 @@ class MaskInput(NamedTuple):
 
     def check(self) -> MaskInput:
         """Check that at most one is given, of the right type."""
-        several = [name for name in ("mask", "lengths", "weights") if getattr(self, name) is not None]
-        if len(several) > 1:
-            raise BatchNormError(f"give one of mask, lengths and weights; got {' and '.join(several)}")
-        for name in several:
-            if not isinstance(getattr(self, name), Tensor):
-                check(False, name, "a tensor", type(getattr(self, name)).__name__)
-        for name in ("mask", "weights"):
-            given = getattr(self, name)
-            if given is not None:
-                require_kind(name, given)
-        if self.mask is not None and self.mask.dtype != torch.bool:
-            check(False, "mask", "a boolean tensor, True where data is", self.mask.dtype)
-        if self.lengths is not None:
-            integer = not self.lengths.is_floating_point() and self.lengths.dtype != torch.bool
-            check(integer and self.lengths.dim() == 1, "lengths", "integers of shape (N,)", _described(self.lengths))
+        given = [name for name in _KINDS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise BatchNormError(f"give one of mask, lengths and weights; got {' and '.join(given)}")
+        for name in given:
+            value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                check(False, name, "a tensor", type(value).__name__)
+            if name != "lengths":
+                require_kind(name, value)
+            elif value.is_floating_point() or value.dtype == torch.bool or value.dim() != 1:
+                check(False, "lengths", "integers of shape (N,)", _described(value))
         return self
 
     def on(self, x: Tensor) -> Tensor | None:
@@ -85,9 +83,11 @@ def weight_of(layer: Any, x: Tensor, given: MaskInput) -> Tensor | None:
 
 
 def require_kind(name: str, given: Tensor) -> None:
-    """Refuse a mask or weights without a batch axis, and complex ones."""
+    """Refuse a mask or weights without a batch axis, complex ones, and a mask of numbers."""
     if given.dim() == 0 or given.is_complex():
         check(False, name, "real and of shape (N,) or (N, *spatial)", _described(given))
+    if name == "mask" and given.dtype != torch.bool:
+        check(False, "mask", "a boolean tensor, True where data is", given.dtype)
 
 
 def require_weights(weights: Tensor, layer: nn.Module | None = None) -> None:

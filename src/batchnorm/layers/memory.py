@@ -31,11 +31,7 @@ class Memory:
         self._sizes = [*map(Tensor.numel, self._held.values())]
 
     def pull(self, numbers: Numbers, sums: Sums | None = None) -> tuple[Pull | None, State]:
-        """What takes the derivative's place, None before the sums where it takes them; and what the buffers hold now.
-
-        Raises:
-            OperandError: a buffer of another size than it had in the forward.
-        """
+        """What takes the derivative's place, None before the sums where it takes them; and what the buffers hold."""
         layer = self._layer
         if layer.exchanges != self._exchanges:
             found = {name: layer._named(self._bank, name) for name in self._held}
@@ -64,7 +60,7 @@ class Memory:
             ok = torch.isfinite(both.sum(-1)).any() if sequential else torch.isfinite(both.sum())
         if isinstance(sums.some, Tensor):
             ok = sums.some.any() & ok
-        if not isinstance(self._now.step, Tensor) and native.unwatched():
+        if sums.finite is not None or (not isinstance(self._now.step, Tensor) and native.unwatched()):
             # Where reading it waits for nobody.
             if not ok:
                 return

@@ -191,7 +191,7 @@ class BatchNorm(Normalising):
         if torch.compiler.is_compiling():
             return traced.forward(self, x, weight, residual)
         on_cpu = x.is_cpu and not triton.SWITCHES["interpreted"]
-        return (backends if on_cpu else device).forward(self, x, weight, residual)
+        return backends.forward(self, x, weight, residual, None if on_cpu else device.KERNELS)
 
     def __prepare_scriptable__(self) -> BatchNorm:
         """What `torch.jit.script` asks before it compiles."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from batchnorm import kernels
 from batchnorm.arguments import NOT_NEGATIVE, a_tensor, an_axis, arguments, told, whole
 from batchnorm.errors import ArgumentError, BatchNormError, OperandError, check
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers.masks import against, require_kind, require_weights
 
 # Relative: sums of weights are known to no more digits, since kernels add the weights of float32 data in float32.
@@ -78,14 +79,12 @@ class Moments:
         channels_second = x.movedim(channel_axis, 1)
         k = 1 if groups is None else groups
         check(1 <= k <= max(channels_second.shape[0], 1), "groups", "between 1 and the number of samples", k)
-        if mask is not None:
-            check(mask.dtype == torch.bool, "mask", "a boolean tensor, True where data is", mask.dtype)
-        given = mask if mask is not None else weight
+        given, spread = mask if mask is not None else weight, None
         if given is not None:
-            require_kind("mask" if given is mask else "weight", given)
-        spread = None if given is None else against(channels_second, given)
-        if spread is not None and mask is None:
-            require_weights(spread)
+            require_kind("weight" if mask is None else "mask", given)
+            spread = against(channels_second, given)
+            if mask is None:
+                require_weights(spread)
         raw = kernels.select(channels_second).reduce(channels_second, spread, k)
         found = Moments(raw.count, raw.mean, raw.m2, raw.count_squared)
         return found if groups is not None else found.row(0)
@@ -97,7 +96,7 @@ class Moments:
         if self.mean.shape[-1] != other.mean.shape[-1]:
             raise OperandError(f"other must be of {self.mean.shape[-1]} channels; it was of {other.mean.shape[-1]}")
         count = self.count + other.count
-        share = torch.where(count > 0, other.count / torch.where(count > 0, count, 1.0), 0.0)
+        share = torch.where(count > 0, other.count / or_one(count), 0.0)
         # An empty side may carry any mean; it must not reach the result, not even as NaN * 0.
         mean_a = torch.where(self.count > 0, self.mean, other.mean)
         mean_b = torch.where(other.count > 0, other.mean, mean_a)
@@ -114,8 +113,7 @@ class Moments:
         if len(self.mean) == 1:
             return self.row(0)
         count = self.count.sum(0)
-        safe = torch.where(count > 0, count, 1.0)
-        mean = (self.count * self.mean).sum(0) / safe
+        mean = (self.count * self.mean).sum(0) / or_one(count)
         m2 = (self.m2 + self.count * (self.mean - mean).square()).sum(0)
         return Moments(count, mean, m2, self._squares().sum(0), self.reliability)
 
@@ -133,7 +131,7 @@ class Moments:
         """
         if type(correction) not in (int, float) or not 0 <= correction < torch.inf:
             NOT_NEGATIVE("correction", correction)
-        unit = self._squares() / torch.where(self.count > 0, self.count, 1.0) if self.reliability else 1.0
+        unit = self._squares() / or_one(self.count) if self.reliability else 1.0
         rest = self.count - correction * unit
         enough = rest > (SAME_WEIGHT * self.count if self.reliability else 0)
         return torch.where(enough, self.m2 / torch.where(enough, rest, 1.0), torch.nan)
@@ -152,7 +150,7 @@ class Moments:
     def effective_count(self) -> Tensor:
         """The number of equally weighted values that carry as much information (Kish)."""
         squares = self._squares()
-        return torch.where(squares > 0, self.count.square() / torch.where(squares > 0, squares, 1.0), 0.0)
+        return torch.where(squares > 0, self.count.square() / or_one(squares), 0.0)
 
     def _squares(self) -> Tensor:
         return self.count if self.count_squared is None else self.count_squared
@@ -176,3 +174,15 @@ class SavedMoments(Moments):
 
 # Where a native call leaves them.
 _ROWS = {"count": 0, "mean": 2, "m2": 3}
+
+
+class Later:
+    """What a function returns, made when something of it is asked for."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._make(), name)

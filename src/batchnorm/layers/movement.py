@@ -9,8 +9,8 @@ from torch import Tensor
 
 from batchnorm import kernels
 from batchnorm.layers import rule
-from batchnorm.layers.asserting import exporting, require, transformed
-from batchnorm.layers.choices.situation import Now, State
+from batchnorm.layers.asserting import FINITE, exporting, require, transformed
+from batchnorm.layers.choices.situation import Held, Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.processes.ranks import Ranks, partners
 from batchnorm.layers.processes.traced import TracedRanks
@@ -66,16 +66,11 @@ class Moving(Statistics):
         """Whether a batch, or each group `(groups, 1)`, may enter with this new variance."""
         ok, sound = rule.may_enter(batch, var, self.recipe.policy.nonfinite, several)
         if sound is not None:
-            require(sound, "batch statistics must be finite", self)
+            require(sound, FINITE, self)
         return ok
 
     @torch.no_grad()
-    def _move(
-        self,
-        batch: Moments,
-        now: Now | None = None,
-        several: Tensor | None = None,
-    ) -> None:
+    def _move(self, batch: Moments, now: Now | None = None, several: Tensor | None = None) -> None:
         """Step 3: move the running statistics, unless the batch is not finite, or met them with one value alone."""
         with bookkeeping():
             if self.accumulating:
@@ -94,13 +89,15 @@ class Moving(Statistics):
         recipe = self.recipe
         return {**recipe.estimator.remember(state, now, batch), **recipe.coupling.remember(state, now, batch)}
 
-    def _remember(self, state: State, now: Now, batch: Moments) -> None:
-        """Keep a batch that has entered."""
+    def _remember(self, state: State, now: Now, batch: Moments, entered: Any) -> None:
+        """Keep a batch that has entered; a device's tensor says whether, and is not waited for."""
         # As torch.no_grad, at a third of its cost.
         before = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
         try:
-            self._write_memory(self._kept(state, now, batch))
+            held = state._held if isinstance(state, Held) else None
+            ok = entered if isinstance(entered, Tensor) else None
+            self._write_memory(self._kept(state, now.having(moments=batch), batch), ok, held)
         finally:
             torch.set_grad_enabled(before)
 

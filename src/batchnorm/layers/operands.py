@@ -14,11 +14,11 @@ from torch import Tensor
 
 from batchnorm.errors import BatchNormError, OperandError
 from batchnorm.kernels import native
+from batchnorm.kernels.shapes import NARROW
 from batchnorm.layers import asserting
 from batchnorm.layers.activation import SMALLEST_WEIGHT
 from batchnorm.layers.naming import describe
 
-_NARROW = (torch.float16, torch.bfloat16)
 _NAMES = ("running_mean", "running_var", "weight", "bias")
 
 
@@ -27,14 +27,11 @@ def require(layer: Any, x: Tensor, residual: Tensor | None = None) -> None:
     if not (x.is_floating_point() or x.is_quantized):
         raise OperandError(f"input of {describe(layer)} must be floating point; it was {x.dtype}")
     channels, dtype, on_cpu = x.shape[1], x.dtype, x.is_cpu
-    if layer.active_bank is None:
-        mean, var = layer._buffers["running_mean"], layer._buffers["running_var"]
-    else:
-        mean, var = layer.stat("running_mean"), layer.stat("running_var")
-    for name, held in zip(_NAMES[:2], (mean, var), strict=True):
-        if held is not None and held.requires_grad:
+    for name in _NAMES:
+        updated = name not in ("weight", "bias")
+        held = layer.stat(name) if updated else layer.affine_part(name)
+        if updated and held is not None and held.requires_grad:
             raise OperandError(f"{name} of {describe(layer)} must not require a gradient: the layer updates it")
-    for name, held in zip(_NAMES, (mean, var, layer.affine_part("weight"), layer.affine_part("bias")), strict=True):
         # What is plainly right is seen at once; this runs in every small inference.
         if held is None or (on_cpu and held.is_cpu and held.dtype is dtype and held.numel() == channels):
             continue
@@ -62,7 +59,7 @@ def _require_one(layer: Any, x: Tensor, name: str, held: Tensor) -> None:
 
 def mixed(held: Tensor, x: Tensor) -> bool:
     """Whether float32 meets float64, which is not mixed, as in torch; half precision is widened to what it meets."""
-    return (held.dtype is torch.float64) is not (x.dtype is torch.float64) and held.dtype not in _NARROW
+    return (held.dtype is torch.float64) is not (x.dtype is torch.float64) and held.dtype not in NARROW
 
 
 def require_axis(layer: Any, x: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from batchnorm import kernels
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels import RawMoments, reference
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers import rule
 from batchnorm.layers.activation import activate, gated
 from batchnorm.layers.asserting import tracing, transformed
@@ -69,7 +70,7 @@ class Plan(NamedTuple):
         else:
             numbers, vectors, (mean, var) = Numbers(), Vectors(), self.statistics_of(batch)
             invstd = torch.rsqrt(var + self.eps)
-            rows = Rows(rule.or_one(batch.count), mean, invstd, batch.mean, 1.0, 1.0, var=var)
+            rows = Rows(or_one(batch.count), mean, invstd, batch.mean, 1.0, 1.0, var=var)
         if self.detached:
             rows = rule.constants(rows)
         if self.uneven:
@@ -92,7 +93,7 @@ def _through(
         if rows:
             grads = torch.autograd.grad([t for t, _ in rows], (mean, m2), [g for _, g in rows], allow_unused=True)
     of_mean, of_m2 = (torch.zeros_like(mean) if g is None else g for g in grads)
-    return -of_mean / rule.or_one(batch.count), -2 * of_m2
+    return -of_mean / or_one(batch.count), -2 * of_m2
 
 
 def spelled(x: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, sharing: Sharing) -> Tensor:
@@ -142,7 +143,8 @@ class Passing(NamedTuple):
         def end(all_g: Tensor, all_gx: Tensor) -> tuple[Any, ...]:
             given = None
             if self.memory is not None:
-                given = self.memory.settle(self.numbers, rule.told(rows, self.batch, weight, all_g, all_gx))
+                table = torch.stack((all_g, all_gx))
+                given = self.memory.settle(self.numbers, rule.told(rows, self.batch, weight, table))
             scale, u, v = rule.pull(rows, weight, all_g, all_gx, given)
             statistics_of = self.plan.statistics_of
             if statistics_of is not None:

@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from typing import Any
 
 import torch
@@ -146,7 +147,8 @@ class ForwardRecord:
         """The remembered forward whose input is nearest."""
         key = _some_values(x)
         # Newest first: of equal inputs argmin takes the first, and a training loop asks for its last forward.
-        entries = [e for e in reversed(self._entries) if e.shape == x.shape and _comparable(e.key, key)]
+        kind = x.shape, key.dtype, key.device, type(key)
+        entries = [e for e in reversed(self._entries) if kind == (e.shape, e.key.dtype, e.key.device, type(e.key))]
         if not entries:
             return None
         distances = (torch.stack([e.key for e in entries]) - key).abs().sum(-1)
@@ -159,12 +161,10 @@ class ForwardRecord:
         if not first.vectors:
             return first
         nearest = distances.argmin()[None]
-        found = Forward(x, first.circumstances)
-        found.eps, found.momentum, found.estimator = first.eps, first.momentum, first.estimator
-        found.reads = first.reads
-        for name in first.vectors:
-            vectors = torch.stack([e.vectors[name] for e in entries])
-            found.vectors[name] = vectors.index_select(0, nearest)[0]
+        found = copy(first)
+        found.vectors = {
+            name: torch.stack([e.vectors[name] for e in entries]).index_select(0, nearest)[0] for name in first.vectors
+        }
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardRecord:
@@ -181,10 +181,6 @@ def _differ(a: Forward, b: Forward) -> bool:
     return not (same and a.circumstances[0] is b.circumstances[0] and a.vectors.keys() == b.vectors.keys())
 
 
-def _comparable(a: Tensor, b: Tensor) -> bool:
-    return a.dtype is b.dtype and a.device == b.device and type(a) is type(b)
-
-
 @torch.no_grad()
 def _some_values(x: Tensor) -> Tensor:
     """Values spread evenly over the input, as it lies in memory; NaN of padding as 0."""
@@ -192,11 +188,6 @@ def _some_values(x: Tensor) -> Tensor:
     flat = (x if x.is_contiguous() else x.movedim(1, -1)).reshape(-1)
     # An odd stride meets other channels and positions than a power of two would.
     return flat[:: max(1, len(flat) // _VALUES) | 1].nan_to_num()
-
-
-def circumstances_of(layer: Any) -> tuple[Any, ...]:
-    """What contexts have set on a layer."""
-    return (layer.__dict__.get("_given"), layer.active_bank, layer.recipe, layer.paused)
 
 
 @contextmanager
@@ -231,7 +222,7 @@ def on_record(layer: Any, x: Tensor, given: Any, residual: Tensor | None) -> Ten
         if record is None:
             record = layer.__dict__["_record"] = ForwardRecord()
         with bookkeeping():
-            layer.__dict__["_forward"] = record.begin(x, circumstances_of(layer))
+            layer.__dict__["_forward"] = record.begin(x, tuple(getattr(layer, name, None) for name in CIRCUMSTANCES))
         try:
             return layer._output(x, given, residual)
         finally:

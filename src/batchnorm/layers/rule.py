@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from batchnorm.kernels.calls import Pull
 from batchnorm.kernels.recurrence import before, recurrence
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers.moments import Moments
 
 
@@ -41,20 +43,6 @@ class Vectors(NamedTuple):
     pm: Tensor | None = None
     pv: Tensor | None = None
     rest: Tensor | None = None
-
-
-class Pull(NamedTuple):
-    """What takes the place of the derivative: weights of the means of g and of g * xhat, and what joins them.
-
-    The default treats the statistics as constants.
-    """
-
-    own_u: Any = 0.0
-    own_v: Any = 0.0
-    base_u: Tensor | None = None
-    base_v: Tensor | None = None
-    # What the coupling found out and its memory asks for.
-    kept: Any = None
 
 
 class Move(NamedTuple):
@@ -139,11 +127,6 @@ def _limit(x: Tensor, low: Any, high: Any) -> Tensor:
     return torch.where(low == high, low, torch.minimum(torch.maximum(x.detach(), low), high))
 
 
-def or_one(count: Tensor) -> Tensor:
-    """A count that can be divided by."""
-    return torch.where(count > 0, count, 1.0)
-
-
 def plan(batch: Moments, numbers: Numbers, vectors: Vectors, eps: float) -> Rows:
     """What normalises each group."""
     n, (pm, pv, rest) = or_one(batch.count), vectors
@@ -217,9 +200,7 @@ def pull(
     rows: Rows, weight: Tensor | None, sum_g: Tensor, sum_gx: Tensor, given: Pull | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scale, u and v of `dx = scale * g - w * (u + v * (x - centre))`."""
-    scale = rows.invstd if weight is None else rows.invstd * weight.to(rows.invstd.dtype)
-    for ratio in (rows.ratio, rows.follow):
-        scale = scale if ratio is None else scale * ratio
+    scale = rows.invstd * factor(rows, weight)
     own_u, own_v, base_u, base_v = (rows.own_u, rows.own_v, None, None) if given is None else given[:4]
     u, v = (_own(own, rows.n, scale, value) for own, value in ((own_u, sum_g), (own_v, sum_gx)))
     v = v * rows.invstd
@@ -333,12 +314,10 @@ class Sums(NamedTuple):
     rows: Rows
     batch: Moments
     weight: Tensor | None
-    sum_g: Tensor
-    sum_gx: Tensor
+    # Both sums; where the backward has made them, the four means follow, and it is known whether the sums are finite.
+    table: Tensor
     # Which groups hold values, and have not met the running statistics: a tensor, or True.
     some: Any
-    # Both sums and the four means, where the backward has made them, and whether the sums are finite.
-    means: Tensor | None = None
     finite: bool | None = None
 
     @property
@@ -347,28 +326,40 @@ class Sums(NamedTuple):
         return self.rows.invstd
 
     @property
+    def sum_g(self) -> Tensor:
+        """The sum of g at the output."""
+        return self.table[0]
+
+    @property
+    def sum_gx(self) -> Tensor:
+        """The sum of g * xhat, likewise."""
+        return self.table[1]
+
+    @property
     def mean_g(self) -> Tensor:
         """The mean of g."""
-        return self._mean(self.sum_g) if self.means is None else self.means[2]
+        return self._mean(0)
 
     @property
     def mean_gx(self) -> Tensor:
         """The mean of g * xhat."""
-        return self._mean(self.sum_gx) if self.means is None else self.means[3]
+        return self._mean(1)
 
-    def _mean(self, value: Tensor) -> Tensor:
-        return value * factor(self.rows, self.weight) / self.rows.n
+    def _mean(self, index: int) -> Tensor:
+        if self.finite is not None:
+            return self.table[2 + index]
+        return self.table[index] * factor(self.rows, self.weight) / self.rows.n
 
     @property
     def y1(self) -> Tensor:
         """The mean of xhat."""
-        return (self.batch.mean - self.rows.mean) * self.invstd if self.means is None else self.means[4]
+        return (self.batch.mean - self.rows.mean) * self.invstd if self.finite is None else self.table[4]
 
     @property
     def y2(self) -> Tensor:
         """The mean of its square."""
-        if self.means is not None:
-            return self.means[5]
+        if self.finite is not None:
+            return self.table[5]
         off = self.batch.mean - self.rows.mean
         return torch.addcmul(self.batch.m2 / self.rows.n, off, off) * self.invstd.square()
 
@@ -380,14 +371,14 @@ class Sums(NamedTuple):
 
     def pooled(self, means: Tensor) -> Tensor:
         """The mean over groups, weighted by what they hold."""
-        if self.sum_g.shape[0] == 1:
+        if self.table.shape[1] == 1:
             return pick(self.some, means, 0.0)[0]
         return pick(self.some, means * self.values, 0.0).sum(0) / or_one(self.values.sum(0))
 
 
-def told(rows: Rows, batch: Moments, weight: Tensor | None, sum_g: Tensor, sum_gx: Tensor) -> Sums:
-    """All that a backward, or its memory, asks of the data."""
-    found = Sums(rows, batch, weight, sum_g, sum_gx, True)
+def told(rows: Rows, batch: Moments, weight: Tensor | None, table: Tensor) -> Sums:
+    """All that a memory asks of the data, by the two sums `(2, groups, C)`."""
+    found = Sums(rows, batch, weight, table, True)
     return found._replace(some=found.values > 0)
 
 

@@ -13,12 +13,11 @@ from batchnorm import kernels
 from batchnorm.arguments import a_string, told
 from batchnorm.errors import BatchNormError, check
 from batchnorm.kernels import native, triton
+from batchnorm.kernels.shapes import NARROW
 from batchnorm.layers.choices import Recipe
-from batchnorm.layers.choices.situation import Held, Now, State, copied, resolve
-from batchnorm.layers.choices.windows import Slot
+from batchnorm.layers.choices.situation import Held, Now, Slot, State, copied, resolve
 from batchnorm.layers.held import without_contexts
 
-NARROW = (torch.float16, torch.bfloat16)
 _STOCK = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -205,7 +204,9 @@ class Statistics(_BatchNorm):
 
     def _held(self) -> dict[str, Tensor]:
         """The buffers themselves that this forward works with."""
-        return {name: self.stat(name) for name in ("running_mean", "running_var", *self.memory_names)}
+        bank, buffers = self.active_bank, self._buffers
+        names = "running_mean", "running_var", *self.memory_names
+        return {name: buffers[name if bank is None else _key(bank, name)] for name in names}  # pyright: ignore
 
     def _state(self, dtype: torch.dtype, held: dict[str, Tensor] | None = None) -> State:
         held = self._held() if held is None else held

@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchnorm.errors import BatchNormError
 from batchnorm.kernels import calls, fused, native
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers import rule
-from batchnorm.layers.moments import Moments, SavedMoments
+from batchnorm.layers.asserting import FINITE
+from batchnorm.layers.moments import Later, Moments, SavedMoments
+from batchnorm.layers.naming import describe
 from batchnorm.layers.operands import require_unchanged
 from batchnorm.layers.passing import Passing, Plan, Sharing, respelled
 from batchnorm.layers.rule import Move, Numbers, Pull, Rows, Vectors
@@ -27,9 +31,10 @@ class Native:
     )  # fmt: skip
 
     is_native = True
-    learned = ()
-    # The backward, whole or in two calls.
+    # The backward, whole or in two calls; which tensors it reads, and which weight and bias beside them.
     kernel: Any = staticmethod(calls.backward)
+    reads: Any = staticmethod(native.plain)
+    affine: Any = staticmethod(native.affine)
 
     def __init__(self, layer: Any, last: bool, sharing: Sharing, numbers: Numbers, vectors: Vectors) -> None:
         self.layer, self.last, self.sharing, self.numbers, self.vectors = layer, last, sharing, numbers, vectors
@@ -50,10 +55,14 @@ class Native:
         pm, pv, rest = self.vectors
         if pm is not None or pv is not None or rest is not None or move.from_mean is not None:
             self.handed_in = calls.Vectors(*self.vectors, move.from_mean, move.from_var)
-        self.spec = calls.spec(
+        self.spec = calls.spec(*self._terms(move, r))
+
+    def _terms(self, move: Move, r: Any) -> tuple[Any, ...]:
+        """The numbers and flags of a spec."""
+        return (
             *self.numbers, *move[:6], self.layer.eps, self.sharing.centres, self.stored,
             calls.ACTIVATIONS.index(self.activation), self.slope if self.activation == "leaky_relu" else 0.0,
-            self.sharing.reliability, calls.NONFINITE.index(r.recipe.policy.nonfinite),
+            self.sharing.reliability, r.nonfinite,
         )  # fmt: skip
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -69,6 +78,16 @@ class Native:
         )  # fmt: skip
         return y
 
+    def entered(self) -> Any:
+        """Whether the batch entered the statistics: a tensor on a device, None where a group has too few values."""
+        if self.status == calls.NOT_FINITE:
+            raise BatchNormError(f"{FINITE}: {describe(self.layer)}")
+        return None if self.status == calls.TOO_FEW else self.status == calls.DONE
+
+    def several(self) -> Tensor | None:
+        """Whether any group has more than one value, where that is not known."""
+        return None
+
     def begin(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
         """As `Passing.begin`, in two calls; by the passes where the kernels cannot read all of it."""
         told, kernel, memory = self._told(g, x, weight, bias, y, needs), self.kernel, self.memory
@@ -80,10 +99,10 @@ class Native:
         _, dw, db, _, sums, *_ = kernel(*told, phase=calls.SUMS)
 
         def end(*everybodys: Tensor) -> tuple[Any, ...]:
-            given = self.constant()
+            given, table = self.constant(), torch.stack(everybodys)
             if memory is not None:
-                given = memory.settle(self.numbers, rule.told(self.rows(), self.batch(), weight, *everybodys))
-            dx, _, _, dr, *_ = kernel(*told, pull=given, sums=torch.stack(everybodys), phase=calls.REST)
+                given = memory.settle(self.numbers, rule.told(self.rows(), self.batch(), weight, table))
+            dx, _, _, dr, *_ = kernel(*told, pull=given, sums=table, phase=calls.REST)
             return dx if needs[0] else None, dw, db, (g if dr is None else dr) if needs[3] else None, None
 
         return tuple(sums), end
@@ -111,26 +130,22 @@ class Native:
 
     def _brought(self, told: Any, weight: Any, given: Pull | None) -> tuple[Any, rule.Sums]:
         """The gradients, and all that the memory asks of the data."""
-        *found, sums, finite = self.kernel(*told, pull=given, means=True)
-        batch, rows = self.batch(), _Later(self.rows)
+        *found, table, finite = self.kernel(*told, pull=given, means=True)
+        batch, rows = self.batch(), Later(self.rows)
         some: Any = True if self.values is not None else batch.count > 0
-        return found, rule.Sums(rows, batch, weight, sums[0], sums[1], some, sums, finite)  # pyright: ignore
+        return found, rule.Sums(rows, batch, weight, table, some, finite)  # pyright: ignore[reportArgumentType]
 
     def _told(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
-        """What a native backward is told, or None where a kernel cannot read all of it: owners may have moved it since.
-
-        Raises:
-            OperandError: a tensor of another size than in the forward.
-        """
+        """What a native backward is told, or None where a kernel cannot read all of it, as owners may have moved it."""
         like, saved = x if x is not None else y, self.saved
         for name, t in (("weight", weight), ("bias", bias)):
             if t is not None and t.numel() != saved.channels:  # pyright: ignore[reportOptionalMemberAccess]
                 require_unchanged(self.layer, name, t, torch.Size((saved.channels,)))  # pyright: ignore
-        if not (native.unwatched() and native.plain(g) and native.plain(like)):
+        if not (native.unwatched() and self.reads(g) and self.reads(like)):
             return None
         if like.shape != g.shape:
             require_unchanged(self.layer, "input", like, g.shape)
-        if not (native.affine(weight, bias, like) and native.laid_out(like, self.last)):
+        if not (self.affine(weight, bias, like) and native.laid_out(like, self.last)):
             return None
         source = calls.INVERT if self.inplace else calls.OUTPUT if y is not None else calls.RECOMPUTE
         wants = needs[0], weight is not None and needs[1], bias is not None and needs[2]
@@ -147,7 +162,7 @@ class Native:
         """What normalised, as the rule has it."""
         row: Any = self.saved.row  # pyright: ignore[reportOptionalMemberAccess]
         numbers, is_number = self.numbers, rule.is_number
-        n: Any = rule.or_one(row(0)) if self.values is None else self.values
+        n: Any = or_one(row(0)) if self.values is None else self.values
         own_u, own_v = (0.0, 0.0) if self.constant() else (numbers.mean, row(7) * n if numbers.log else numbers.share)
         limited = not (is_number(numbers.low, 1) and is_number(numbers.high, 1))
         ratio, follow = (row(8), row(12)) if limited else (None, None)
@@ -161,18 +176,6 @@ class Native:
             return self.given_plan
         again, uneven = (self.numbers, self.vectors), self.sharing.uneven or self.sharing.weight is not None
         return Plan(lambda _: again, self.layer.eps, self.detached or self.stored, uneven)
-
-
-class _Later:
-    """What a function returns, made when something of it is asked for."""
-
-    __slots__ = ("_make",)
-
-    def __init__(self, make: Any) -> None:
-        self._make = make
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._make(), name)
 
 
 _CONSTANT = Pull()

@@ -54,14 +54,10 @@ def forward_together(layers: Iterable[nn.Module], inputs: Iterable[Tensor]) -> l
     entered = [_before(layer, x) for layer, x in zip(called, given, strict=True)]
     parts = [_part_of(layer, x) for layer, x in zip(called, entered, strict=True)]
     if all(part is not None and part[1].ranks.state is parts[0][1].ranks.state for part in parts):
-        outputs = [
-            activate(y, layer.activation, layer.negative_slope, None)
-            for layer, y in zip(called, _outputs(called, parts), strict=True)
-        ]
-        outputs = [
-            y if layer.channel_axis == 1 else y.movedim(1, layer.channel_axis)
-            for layer, y in zip(called, outputs, strict=True)
-        ]
+        outputs = []
+        for layer, y in zip(called, _outputs(called, parts), strict=True):
+            y = activate(y, layer.activation, layer.negative_slope, None)
+            outputs.append(y if layer.channel_axis == 1 else y.movedim(1, layer.channel_axis))
     else:
         outputs = [layer.forward(x) for layer, x in zip(called, entered, strict=True)]
     return [_after(layer, x, y) for layer, x, y in zip(called, entered, outputs, strict=True)]
@@ -88,7 +84,7 @@ def _part_of(layer: Any, x: Tensor) -> Any:
     layer._check_input_dim(x)
     ranks = layer._ranks()
     alone = not recipe.coupling.is_plain or recipe.extent.splits or recipe.policy.too_few == "population"
-    if alone or type(ranks) is not Ranks or x.dim() < 2 or torch.is_inference_mode_enabled():
+    if alone or type(ranks) is not Ranks or torch.is_inference_mode_enabled():
         return None
     return x, Sharing(1, None, recipe.policy.weights == "reliability", True, ranks, True)
 

@@ -66,7 +66,7 @@ def _served(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
         return False
     if not layer.training or layer.frozen or not layer.track_running_stats or sample_weight is not None:
         return False
-    if layer.accumulating or layer.active_bank is not None or layer.inplace or x.dim() < 2:
+    if layer.accumulating or layer.active_bank is not None or layer.inplace:
         return False
     recipe = layer.recipe
     if recipe.extent.sync is not None or recipe.extent.requires is not None or recipe.policy.nonfinite == "raise":

@@ -39,7 +39,7 @@ def noted(launches):
     from triton.runtime.jit import JITFunction
 
     from batchnorm.kernels import triton
-    from batchnorm.layers import device_call
+    from batchnorm.layers import device
 
     found, run, compile = {}, JITFunction.run, JITFunction._do_compile
 
@@ -53,7 +53,7 @@ def noted(launches):
     with (
         mock.patch.object(JITFunction, "run", lambda *a, warmup, **k: run(*a, warmup=True, **k)),
         mock.patch.object(JITFunction, "_do_compile", compiled_later),
-        mock.patch.object(device_call, "require"),
+        mock.patch.object(device, "require"),
         mock.patch.dict(triton.SWITCHES, interpreted=True),
     ):
         launches()

@@ -97,7 +97,7 @@ def test_the_same_bits_as_three_launches(case, last, launches, device, monkeypat
 
 
 def test_the_count_of_programs_is_the_layers_own_and_ends_at_0(device):
-    from batchnorm.layers.device_call import _ARRIVED
+    from batchnorm.layers.device import _ARRIVED
 
     layers = [batchnorm.BatchNorm1d(c, method="renorm", activation="relu").to(device) for c in (3, 9)]
     for layer in layers:

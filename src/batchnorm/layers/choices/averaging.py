@@ -16,8 +16,7 @@ from torch import Tensor
 
 from batchnorm.arguments import AT_LEAST_1, BATCHES, DECAY, STEPS, a_flag, arguments
 from batchnorm.layers.choices.couplings import Coupling
-from batchnorm.layers.choices.situation import Now, State
-from batchnorm.layers.choices.windows import pushed, replaced
+from batchnorm.layers.choices.situation import Now, State, replaced
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.rule import Numbers, Pull, Sums, Vectors, is_number, pick, times
 
@@ -59,8 +58,7 @@ class _Windowed(_SecondMoment):
         return (state.counter(f"{name}_seen", now) >= self.window - 1) & (now.step > self.warmup)
 
     def _push(self, state: State, now: Now, name: str, value: Any) -> dict[str, Any]:
-        seen = state.counter(f"{name}_seen", now)
-        return {name: pushed(state.memory, name, seen, value), f"{name}_seen": seen + 1}
+        return state.pushed(f"{name}_seen", now, {name: value})
 
 
 @arguments(window=BATCHES, r_max=AT_LEAST_1, warmup=STEPS, correct_after=STEPS)
@@ -168,16 +166,16 @@ class PowerNorm(_SecondMoment):
     def pull(self, state: State, now: Now, numbers: Numbers, sums: Sums | None) -> Pull:
         """The controller's estimate of the correlation; the batch's own during warm-up."""
         past = now.step > self.warmup
-        return Pull(own_v=pick(past, 0.0, 1.0), base_v=_where(past, lambda: self._held(state)))
+        return Pull(own_v=pick(past, 0.0, 1.0), base_v=_where(past, lambda: self._held(state, now)))
 
     def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """What the gradient still has in common with the output."""
-        held = self._held(state) if isinstance(now.step, Tensor) or pull.base_v is None else pull.base_v
-        left = sums.mean_gx - times(held, sums.y2)
+        held = self._held(state, now) if isinstance(now.step, Tensor) or pull.base_v is None else pull.base_v
+        left = torch.addcmul(sums.mean_gx, held, sums.y2, value=-1)
         return {"backward_v": state.memory["backward_v"] + sums.pooled(left)}
 
-    def _held(self, state: State) -> Tensor:
-        return (1 - self.backward_decay) * state.memory["backward_v"][0]
+    def _held(self, state: State, now: Now) -> Tensor:
+        return state.all_of("backward_v", now, 1 - self.backward_decay)
 
 
 @arguments(window=BATCHES, r_max=AT_LEAST_1, warmup=STEPS, backward_decay=DECAY, filter_outliers=a_flag)
@@ -212,11 +210,8 @@ class UnifiedNorm(_Windowed):
     warmup: int = 4000
     backward_decay: float = 0.9
     filter_outliers: bool = False
-
-    @property
-    def remembers_population(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether an outlier is replaced by the running variance."""
-        return self.filter_outliers
+    # An outlier is replaced by the running variance.
+    remembers_population = property(lambda self: self.filter_outliers)  # pyright: ignore
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """Both windows and the average over the second."""
@@ -226,7 +221,7 @@ class UnifiedNorm(_Windowed):
         """Whether the window with this second moment has an outlier in any channel."""
         ring = state.memory["forward_window"]
         new = replaced(ring, state.counter("forward_window_seen", now), square)
-        gap = new.mean(0) - _geometric(new)
+        gap = new.mean(0) - new.log().mean(0).exp()
         return now.read((gap > ring.sqrt().var() * self.window).any()) & self._full(state, now, "forward_window")
 
     def plan(self, state: State, now: Now) -> tuple[Numbers, Vectors]:
@@ -287,11 +282,7 @@ class UnifiedNorm(_Windowed):
             early = self.backward_decay * held + (1 - self.backward_decay) * own
             average = pick(active, average, early)
         new = self._push(state, now, "backward_window", sums.pooled(own))
-        new["backward_average"] = sums.pooled(average)[None]
+        new["backward_average"] = sums.pooled(average)
         if is_number(outlier, False):
             return new
         return {name: pick(outlier, state.memory[name], value) for name, value in new.items()}
-
-
-def _geometric(ring: Tensor) -> Tensor:
-    return ring.log().mean(0).exp()

@@ -35,11 +35,10 @@ class Coupling:
     # For statistics that no numbers give: a method `(batch, state, now)` that returns mean and variance of each group,
     # in operations that autograd follows. They take the four passes.
     statistics: Any = None
-
-    @property
-    def detached(self) -> bool:
-        """Whether the statistics are constants to the gradient, by the coupling's own wish."""
-        return False
+    # Whether the statistics are constants to the gradient, by the coupling's own wish.
+    detached: bool = False
+    # The name of what `finish` does, where no affine map per channel can do it.
+    finishes: str | None = None
 
     def untracked(self) -> Coupling:
         """What stands in for it in a layer without statistics."""
@@ -77,11 +76,6 @@ class Coupling:
     def finish(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """What is done to the layer's output, in training and at inference; weight `(N, 1, *)` is 0 at padding."""
         return y
-
-    @property
-    def finishes(self) -> str | None:
-        """The name of what `finish` does, where no affine map per channel can do it."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -131,11 +125,7 @@ class PopulationCoupling(Coupling):
     """
 
     gradient: bool = True
-
-    @property
-    def detached(self) -> bool:
-        """Whether the statistics are constants to the gradient."""
-        return not self.gradient
+    detached = property(lambda self: not self.gradient)  # pyright: ignore
 
     def refuses(self, recipe: Any) -> str | None:
         """An average of standard deviations has no linear share of the batch."""

@@ -12,7 +12,6 @@ from batchnorm.arguments import BATCHES, STEPS, a_flag, arguments
 from batchnorm.kernels import compute_dtype
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.situation import Now, State
-from batchnorm.layers.choices.windows import pushed
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.rule import Numbers, Vectors
 
@@ -106,9 +105,6 @@ class CrossIteration(Coupling):
         """Keep the batch's moments, their slopes and the weights."""
         if self.window == 1 or now.before is None:
             return {}
-        seen, memory = state.memory["past_seen"], state.memory
-        square = batch.var(0) + batch.mean.square()
-        before = now.before
+        square, before = batch.var(0) + batch.mean.square(), now.before
         values = (batch.mean, square, before["mean_slope"], before["square_slope"], before["weight"])
-        new = {name: pushed(memory, name, seen, value) for name, value in zip(_RINGS, values, strict=True)}
-        return {**new, "past_seen": seen + 1}
+        return state.pushed("past_seen", now, dict(zip(_RINGS, values, strict=True)))

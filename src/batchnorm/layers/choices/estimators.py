@@ -10,10 +10,10 @@ from torch import Tensor
 
 from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function
 from batchnorm.errors import BatchNormError
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers.choices.situation import Gain, Now, Schedule, State
-from batchnorm.layers.choices.windows import pushed
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.rule import Move, or_one, pick, single, times
+from batchnorm.layers.rule import Move, pick, single, times
 
 CORRECTION = number("0 (biased) or 1 (unbiased)", lambda v: v in (0, 1))
 Correction = Literal[0, 1]
@@ -32,11 +32,8 @@ class Estimator:
     counts_batches: bool = True
     # Whether `remember` asks for the mean and variance of before the batch.
     remembers_population: bool = True
-
-    @property
-    def momentum(self) -> float | Schedule | None:
-        """What a layer's `momentum` attribute starts with: a number, a function of the step, or None."""
-        return None
+    # What a layer's `momentum` attribute starts with: a number, a function of the step, or None.
+    momentum: Any = None
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The buffers it needs beside mean and variance, as they start from these statistics."""
@@ -90,16 +87,15 @@ class _Average(Estimator):
 
     def move(self, state: State, now: Now) -> Move:
         """Mean and variance move by the gain."""
-        a = self.gain(state, now)
+        return self._by(self.gain(state, now))
+
+    def _by(self, a: Gain) -> Move:
         return Move(a, 1 - a, a, a * (1 - a) if self.total else 0.0, self.sigma, self.correction)
 
     def constant(self, momentum: Any) -> Move | None:
         """That by the momentum, where it is a number and nothing else counts."""
         own = type(self).move is _Average.move and type(self).gain in (_Average.gain, EMA.gain)
-        if not (own and self.streams and type(momentum) in (float, int)):
-            return None
-        nothing = torch.empty(0)
-        return self.move(State(nothing, nothing), Now(1.0, momentum, 0.0))
+        return self._by(momentum) if own and self.streams and type(momentum) in (float, int) else None
 
 
 @arguments(
@@ -139,6 +135,9 @@ class EMA(_Average):
     decay: float | Schedule = 0.9
     debias: bool = False
 
+    streams = property(lambda self: not (self.debias or callable(self.decay)))  # pyright: ignore
+    counts_batches = property(lambda self: not self.streams)  # pyright: ignore
+
     @property
     def momentum(self) -> float | Schedule | None:
         """Torch's momentum, the weight of the new batch."""
@@ -152,16 +151,6 @@ class EMA(_Average):
         if not (self.debias and callable(self.decay)):
             return {}
         return {"initial_weight": torch.where(trained, 0.0, 1.0).to(state.mean.dtype).reshape(1)}
-
-    @property
-    def streams(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the decay is constant and the initial value counts."""
-        return not (self.debias or callable(self.decay))
-
-    @property
-    def counts_batches(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the gain goes by the number of batches."""
-        return not self.streams
 
     def gain(self, state: State, now: Now) -> Gain:
         """Momentum, corrected for the initial value where asked, or 1 / step for None."""
@@ -178,7 +167,7 @@ class EMA(_Average):
 
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Forget the initial value a little more."""
-        if "initial_weight" not in state.memory or now.momentum is None:
+        if not self.debias or now.momentum is None or "initial_weight" not in state.memory:
             return {}
         return {"initial_weight": state.counter("initial_weight", now) * (1 - now.momentum)}
 
@@ -289,10 +278,6 @@ class Pooled(Estimator):
         seen, n = state.counter("pooled_count", now), now.n
         return _joined(seen, pick(seen > self.correction, seen - self.correction, 0.0), n, self.correction)
 
-    def gain(self, state: State, now: Now) -> Gain:
-        """The batch's share of all values seen."""
-        return self.move(state, now).gain
-
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """Count the values."""
         return {} if _paused(now) else {"pooled_count": state.counter("pooled_count", now) + now.n}
@@ -331,6 +316,7 @@ class Window(Estimator):
     total: bool = False
     correction: Correction = field(default=1, kw_only=True)
     remembers_population = False
+    counts_values = property(lambda self: self.total)  # pyright: ignore
 
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The window's batches, and how many came by."""
@@ -342,11 +328,6 @@ class Window(Estimator):
             "window_count": torch.zeros(k, 1, dtype=state.mean.dtype, device=state.mean.device),
             "window_seen": torch.where(trained, k, 0).reshape(1),
         }
-
-    @property
-    def counts_values(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether batches weigh what they hold."""
-        return self.total
 
     def _past(self, state: State, now: Now) -> tuple[Any, Any, Any]:
         """What the others hold together, and their mean and biased spread: the window without the oldest."""
@@ -395,13 +376,11 @@ class Window(Estimator):
         """Put the batch in the place of the oldest."""
         if _paused(now):
             return {}
-        seen = state.counter("window_seen", now)
         n, correction = now.n, 0 if self.total else self.correction
         counted = isinstance(n, (float, int)) and n > correction and not batch.reliability
         var = batch.m2 / (n - correction) if counted else batch.var(correction)
-        values = {"mean": batch.mean, "var": var, "count": n}
-        new = {f"window_{name}": pushed(state.memory, f"window_{name}", seen, value) for name, value in values.items()}
-        return {**new, "window_seen": seen + 1}
+        values = {"window_mean": batch.mean, "window_var": var, "window_count": n}
+        return state.pushed("window_seen", now, values)
 
 
 def _paused(now: Now) -> bool:

@@ -16,7 +16,9 @@ Update = Literal["pooled", "sequential"]
 class Extent:
     """The choice "which samples share statistics?"."""
 
+    # Whether each group meets the statistics its predecessor left.
     sequential: bool = False
+    # What every forward must be given: "mask" or "weights".
     requires: str | None = None
     # The choice of sharing over processes, where this extent holds it.
     sync: Sync | None = None
@@ -66,11 +68,7 @@ class Ghost(Extent):
     size: int = 32
     update: Update = "pooled"
     splits = True
-
-    @property
-    def sequential(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether each group meets the statistics its predecessor left."""
-        return self.update == "sequential"
+    sequential = property(lambda self: self.update == "sequential")  # pyright: ignore
 
     def groups(self, samples: int) -> int:
         """As many groups of at least `size` as there are."""
@@ -120,15 +118,11 @@ class Sync(_Inside):
 
     group: Any = field(default=None, compare=False)
     timeout: float = 300.0
+    sync = property(lambda self: self)  # pyright: ignore
 
     def __post_init__(self) -> None:
         check(type(self.within) in (Batch, Ghost), "within", "Batch() or Ghost(size)", self.within)
         check(not self.within.sequential, "within", "without sequential updates, which follow one order", self.within)
-
-    @property
-    def sync(self) -> Sync | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Itself."""
-        return self
 
     def size(self) -> int:
         """How many processes share statistics now."""

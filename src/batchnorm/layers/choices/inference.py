@@ -7,9 +7,10 @@ from typing import Literal
 
 from batchnorm.arguments import SHARE, arguments, number, word
 from batchnorm.errors import BatchNormError
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers.choices.situation import Gain, State
 from batchnorm.layers.moments import Moments
-from batchnorm.layers.rule import Numbers, Vectors, or_one, times
+from batchnorm.layers.rule import Numbers, Vectors, times
 
 Per = Literal["example", "batch"]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from batchnorm.arguments import DECAY, a_flag, arguments, number, or_none
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels.recurrence import before, recurrence
+from batchnorm.kernels.shapes import NARROW
 from batchnorm.layers.choices.couplings import Coupling
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.rule import STORED, Numbers, Pull, Sums, Vectors
@@ -97,7 +98,7 @@ class OnlineNorm(Coupling):
             return y.clamp(-self.clamp, self.clamp)
         if self.layer_scaling:
             axes = tuple(range(1, y.dim()))
-            square = (y.float().square() if y.dtype in (torch.float16, torch.bfloat16) else y.square()).sum(axes, True)
+            square = (y.float().square() if y.dtype in NARROW else y.square()).sum(axes, True)
             if weight is None:
                 count = y.shape[1:].numel()
             else:
@@ -109,7 +110,7 @@ class OnlineNorm(Coupling):
         return y
 
     @property
-    def finishes(self) -> str | None:
+    def finishes(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Clamp or layer scaling."""
         if self.clamp is not None:
             return "an activation clamp"

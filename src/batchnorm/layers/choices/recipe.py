@@ -24,11 +24,7 @@ WeightsAre = Literal["frequency", "reliability"]
 Momentum = float | Schedule | Literal["estimator"] | None
 
 
-@arguments(
-    nonfinite=word(NonFinite),
-    too_few=word(TooFew),
-    weights=word(WeightsAre),
-)
+@arguments(nonfinite=word(NonFinite), too_few=word(TooFew), weights=word(WeightsAre))
 @dataclass(frozen=True)
 class Policy:
     """What happens with non-finite batches, with too few values, and what sample weights mean.
@@ -114,12 +110,8 @@ def starting_momentum(momentum: Any, recipe: Recipe) -> Any:
     """A layer's momentum: the one given, checked, or the estimator's own where the word "estimator" stands."""
     if isinstance(momentum, str) and momentum == "estimator":
         return recipe.estimator.momentum
-    check(
-        is_momentum(momentum),
-        "momentum",
-        "in [0, 1], the weight of the new batch, None or a function of the step",
-        repr(momentum),
-    )
+    legal = "in [0, 1], the weight of the new batch, None or a function of the step"
+    check(is_momentum(momentum), "momentum", legal, repr(momentum))
     return momentum
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,83 +26,106 @@ class State:
     mean: Tensor
     var: Tensor
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    _read: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def counter(self, name: str, now: Now) -> Any:
         """What the memory counts under this name, as the step is given: a tensor of one value, or a number."""
         # Read once, as often in a recomputed forward as in its first.
-        read = self.__dict__.setdefault("_read", {})
-        if name not in read:
-            read[name] = now.read(self._raw(name, isinstance(now.step, Tensor)))
-        return read[name]
+        if name not in self._read:
+            stays = isinstance(now.step, Tensor)
+            self._read[name] = self.memory[name] if stays else self._lying(name).item()
+        return self._read[name]
 
     def others(self, name: str, seen: Any, scale: float = 1.0, log: bool = False) -> tuple[Tensor, Any]:
         """`scale` times the sum over the rows of a ring that stay when the next is pushed, and how many those are.
 
         With log it is that of their logarithms; seen is how many were pushed so far.
         """
-        counts = isinstance(seen, Tensor)
-        ring = self._raw(name, counts)
-        size = ring.shape[0]
-        if not counts:
-            full = seen >= size
-            left_out, kept = (seen % size, size - 1) if full else (-1, seen)
-            return ring_sum(ring, size if full else seen, left_out, scale, log), kept
-        rows = torch.arange(size, device=ring.device)
-        stays = (rows < seen) & (rows != seen % size)
+        if not isinstance(seen, Tensor):
+            ring = self._lying(name)
+            size = ring.shape[0]
+            if seen < size:
+                return ring_sum(ring, seen, -1, scale, log), seen
+            return ring_sum(ring, size, seen % size, scale, log), size - 1
+        ring = self.memory[name]
+        rows = torch.arange(ring.shape[0], device=ring.device)
+        stays = (rows < seen) & (rows != seen % ring.shape[0])
         shaped = stays.reshape(-1, *[1] * (ring.dim() - 1))
         return torch.where(shaped, ring.log() if log else ring, 0.0).sum(0) * scale, stays.sum().reshape(1)
 
     def all_of(self, name: str, now: Now, scale: float) -> Tensor:
         """`scale` times the sum over a ring."""
-        ring = self._raw(name, isinstance(now.step, Tensor))
+        ring = self.memory[name] if isinstance(now.step, Tensor) else self._lying(name)
         return ring_sum(ring, ring.shape[0], -1, scale)
 
-    def _raw(self, name: str, copies: bool) -> Tensor:
+    def pushed(self, count: str, now: Now, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What becomes of rings that each get a value in the place of the oldest, and of their common count."""
+        seen = self.counter(count, now)
+        if isinstance(seen, Tensor):
+            new: dict[str, Any] = {name: replaced(self.memory[name], seen, value) for name, value in values.items()}
+        else:
+            new = {name: Slot(seen, value) for name, value in values.items()}
+        new[count] = seen + 1
+        return new
+
+    def _lying(self, name: str) -> Tensor:
+        """A tensor that is read or summed at once, which needs no copy."""
         return self.memory[name]
 
 
-class Held(State):
-    """The state that the buffers of a layer hold, each copied when it is first asked for: they move in place."""
+class Slot(NamedTuple):
+    """The value that takes the place of a ring's oldest, where the number of those before it is known."""
 
-    def __init__(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self.__dict__["_held"], self.__dict__["_dtype"] = held, dtype
-
-    def __getattr__(self, name: str) -> Any:
-        # As cached_property, without its lock.
-        if name == "memory":
-            found: Any = _HeldMemory(self._held, self._dtype)
-        elif name == "mean" or name == "var":
-            found = copied(self._held[f"running_{name}"], self._dtype)
-        else:
-            raise AttributeError(name)
-        self.__dict__[name] = found
-        return found
-
-    def _raw(self, name: str, copies: bool) -> Tensor:
-        # What is read as a number, or summed, needs none.
-        return self.memory[name] if copies else self._held[name]
+    seen: int
+    value: Tensor
 
 
-class _HeldMemory(Mapping[str, Tensor]):
-    """What the choices of a layer remember, each copied when it is first asked for."""
+def replaced(ring: Tensor, seen: Any, value: Any) -> Tensor:
+    """The ring `(k, *)` with value in the place of the oldest, after `seen` others: a number, or a tensor `(1,)`."""
+    if not isinstance(seen, Tensor):
+        ring = ring.clone()
+        ring[seen % len(ring)] = value
+        return ring
+    here = torch.arange(len(ring), device=ring.device) == seen % len(ring)
+    value = value.to(ring.dtype) if isinstance(value, Tensor) else value
+    return torch.where(here.reshape(-1, *[1] * (ring.dim() - 1)), value, ring)
 
-    def __init__(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self._held, self._dtype = held, dtype
-        self._copies: dict[str, Tensor] = {}
+
+class Held(State, Mapping[str, Tensor]):
+    """The state that the buffers of a layer hold, each copied when it is first asked for: they move in place.
+
+    As a mapping it is the memory.
+    """
+
+    memory = property(lambda self: self)  # pyright: ignore
+    _held: dict[str, Tensor]
+    _dtype: torch.dtype
+    _copies: dict[str, Tensor]
+
+    def __init__(self, held: dict[str, Tensor], dtype: torch.dtype) -> None:
+        self.__dict__.update(_held=held, _dtype=dtype, _read={}, _copies={})
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._copies:
             self._copies[name] = copied(self._held[name], self._dtype)
         return self._copies[name]
 
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in ("mean", "var"):
+            raise AttributeError(name)
+        return self[f"running_{name}"]
+
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._held if name not in ("running_mean", "running_var"))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._held) - 2
 
     def __contains__(self, name: object) -> bool:
         return name in self._held
+
+    def _lying(self, name: str) -> Tensor:
+        return self._held[name]
 
 
 def copied(buffer: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,26 +19,9 @@ from batchnorm.layers.choices.renorm import Renorm
 from batchnorm.layers.choices.spelling import CHOICES, how_to_set, nearest
 
 Method = Literal[
-    "batchnorm",
-    "debiased",
-    "cumulative",
-    "pooled",
-    "window",
-    "diminishing",
-    "ghost",
-    "sync",
-    "renorm",
-    "population",
-    "mabn",
-    "cbn",
-    "online",
-    "power",
-    "unified",
-    "example-weighing",
-    "masked",
-    "weighted",
-    "banks",
-]
+    "batchnorm", "debiased", "cumulative", "pooled", "window", "diminishing", "ghost", "sync", "renorm", "population",
+    "mabn", "cbn", "online", "power", "unified", "example-weighing", "masked", "weighted", "banks",
+]  # fmt: skip
 _MOMENT = EMA(correction=0)
 _TABLE: dict[Method, tuple[Recipe, str]] = {
     "batchnorm": (Recipe(), "the batch normalises, a moving average is stored (2015)"),

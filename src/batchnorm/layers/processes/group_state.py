@@ -157,31 +157,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:120]
 
 
-def did_not_come(
-    state: ProcessGroupState,
-    here: str,
-    seconds: float,
-    error: Exception,
-    what: str = "its sum",
-    kind: Any = BatchNormError,
-) -> Any:
-    """The error for a sum that failed, with the ranks that stayed away."""
-    return kind(
-        f"every rank must reach {here}; rank {state.rank} waited {seconds:.0f} s for {what}"
-        f"{_named(state.missing())} ({_first_line(error)})"
-    )
-
-
 @contextmanager
-def named(group: Any, here: str, kind: Any = BatchNormError) -> Iterator[None]:
-    """Around a collective that is no layer's: where it fails, the error says who stayed away from where."""
+def named(group: Any, here: str, what: str = "the others", kind: Any = BatchNormError) -> Iterator[None]:
+    """Around a collective: where it fails, the error says which ranks stayed away from where."""
     state = state_of(group)
     state.messages += 1
     start = time.monotonic()
     try:
         yield
     except RuntimeError as error:
-        raise did_not_come(state, here, time.monotonic() - start, error, "the others", kind) from error
+        raise kind(
+            f"every rank must reach {here}; rank {state.rank} waited {time.monotonic() - start:.0f} s for {what}"
+            f"{_named(state.missing())} ({_first_line(error)})"
+        ) from error
 
 
 def active_ddp() -> Any:

@@ -7,8 +7,6 @@ everywhere because it is set from reduced values only.
 
 from __future__ import annotations
 
-import re
-import time
 import zlib
 from datetime import timedelta
 from importlib.metadata import version
@@ -22,7 +20,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.processes.ddp import before_ddp_sums, watch_ddp
-from batchnorm.layers.processes.group_state import did_not_come, refuse_join, state_of
+from batchnorm.layers.processes.group_state import named, refuse_join, state_of
 
 # Where the squared distance of shift and mean exceeds this many variances, float64 sums lose digits
 # that a second reduction about the now known mean keeps; not where the variance is mere rounding.
@@ -100,13 +98,9 @@ class Ranks:
 
     def send(self, message: Tensor, here: str) -> None:
         """Add a message up over ranks, in place; one that does not come back in time says who stayed away."""
-        self.state.messages += 1
-        start = time.monotonic()
-        try:
+        with named(self.sync.group, here, "its sum"):
             work: Any = dist.all_reduce(message, group=self.group, async_op=True)
             work.wait() if message.device.type == "cuda" else work.wait(timedelta(seconds=self.sync.timeout))
-        except RuntimeError as error:
-            raise did_not_come(self.state, here, time.monotonic() - start, error) from error
 
     def tag(self, direction: str, again: bool = False) -> float:
         """A number of this layer, direction, call and mode; of 20 bits, so that its square adds up exactly."""
@@ -227,9 +221,8 @@ def partners(layer: Any, sync: Any) -> Ranks:
             "layer": describe(layer),
             "channels": layer.num_features,
             "dtype": str(mean.dtype if mean is not None else layer.weight.dtype),
-            # A function's address is its process's own.
-            "choices": re.sub(r" at 0x[0-9a-f]+", "", repr(layer.recipe)),
-            "momentum": re.sub(r" at 0x[0-9a-f]+", "", repr(layer.momentum)),
+            "choices": repr(layer.recipe),
+            "momentum": repr(layer.momentum),
             "eps": layer.eps,
             "version": version("batchnorm"),
         }

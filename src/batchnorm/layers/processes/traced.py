@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from batchnorm.kernels.shapes import or_one
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.processes.ranks import payload
 
@@ -18,20 +19,16 @@ class Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
         """Add up the ranks' tensors."""
+        import torch.distributed._functional_collectives as functional
+
         ctx.group = group
-        return _traceable_sum(x, group)
+        everyone: Any = dist.group.WORLD if group is None else group
+        return functional.wait_tensor(functional.all_reduce(x.contiguous(), "sum", everyone))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         """Add up the ranks' gradients."""
         return Sum.apply(grads[0], ctx.group), None
-
-
-def _traceable_sum(x: Tensor, group: Any) -> Tensor:
-    import torch.distributed._functional_collectives as functional
-
-    everyone: Any = dist.group.WORLD if group is None else group
-    return functional.wait_tensor(functional.all_reduce(x.contiguous(), "sum", everyone))
 
 
 class TracedRanks:
@@ -50,11 +47,10 @@ def traced_pool(batch: Moments, group: Any) -> Moments:
     present = (batch.count > 0).to(batch.mean.dtype)
     local = torch.where(batch.count > 0, batch.mean, 0.0).detach()
     ranks, means = Sum.apply(torch.stack((present, local)), group).unbind(0)  # pyright: ignore
-    shift = means / torch.where(ranks > 0, ranks, 1.0)
+    shift = means / or_one(ranks)
     numbers, sums = payload(batch, shift)
     flat: Any = Sum.apply(torch.cat((numbers, sums.reshape(-1))), group)
     n, squares = flat[0], flat[1]
     first, second = flat[2:].reshape(sums.shape).unbind(0)
-    safe = torch.where(n > 0, n, 1.0)
-    mean, m2 = shift + first / safe, (second - first.square() / safe).clamp_min(0)
+    mean, m2 = shift + first / or_one(n), (second - first.square() / or_one(n)).clamp_min(0)
     return Moments(n.expand_as(mean), mean, m2, squares.expand_as(mean), batch.reliability)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm import layers as ours
+from batchnorm.kernels.shapes import NARROW
 from batchnorm.layers import BatchNorm, Mixture
 from batchnorm.layers.choices.inference import Inference
 from batchnorm.layers.passing import batch_moments
 from batchnorm.layers.recompute import recomputing
 from batchnorm.layers.rule import Rows
-from batchnorm.layers.statistics import NARROW
 
 _BUFFERS = ("adapted_mean", "adapted_var")
 

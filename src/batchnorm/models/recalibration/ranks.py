@@ -80,7 +80,7 @@ class Ranks:
 
     def _exchange(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * dist.get_world_size(self.group)
-        with named(self.group, "the next exchange of recalibrate", PeerFailed):
+        with named(self.group, "the next exchange of recalibrate", kind=PeerFailed):
             dist.all_gather_object(values, value, group=self.group)
         return values
 
