@@ -553,7 +553,10 @@ def test_errors():
         (lambda: fold(model, random(1, 3, 5, 5), rest="drop"), "rest must be"),
         (lambda: fold(model, random(1, 3, 5, 5), padding="zero"), "padding must be"),
         (lambda: fold(model, random(1, 3, 5, 5), timing=-1), "timing must be"),
-        (lambda: fold(nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)), random(1, 3, 5, 5)), "have its shapes"),
+        (
+            lambda: fold(nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)), random(1, 3, 5, 5)),
+            "must have been run once; 0.weight of a lazy layer",
+        ),
         (lambda: ChannelAffine(torch.ones(2), torch.ones(3)), "vectors of one length"),
     ):
         with pytest.raises(batchnorm.BatchNormError, match=words):

@@ -204,9 +204,7 @@ class Statistics(_BatchNorm):
 
     def _held(self) -> dict[str, Tensor]:
         """The buffers themselves that this forward works with."""
-        bank, buffers = self.active_bank, self._buffers
-        names = "running_mean", "running_var", *self.memory_names
-        return {name: buffers[name if bank is None else _key(bank, name)] for name in names}  # pyright: ignore
+        return {name: self.stat(name) for name in ("running_mean", "running_var", *self.memory_names)}
 
     def _state(self, dtype: torch.dtype, held: dict[str, Tensor] | None = None) -> State:
         held = self._held() if held is None else held

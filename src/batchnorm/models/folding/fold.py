@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm.arguments import a_flag, a_module_with_shapes, arguments, whole, word
-from batchnorm.errors import BatchNormError, UserCodeError
+from batchnorm.errors import UserCodeError
 from batchnorm.failures import reason
 from batchnorm.models.folding.absorb import LINEAR_MAPS, channel_range
 from batchnorm.models.folding.build import build, gap_of, verified, watched
@@ -81,9 +80,6 @@ def fold(
     model = getattr(model, "_orig_mod", model)
     found = normalization_layers(model)
     example = Example(example_input)
-    for name, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # pyright: ignore
-            raise BatchNormError(f"model must have its shapes: run it once; layer {name!r} is {type(module).__name__}")
     original = _in_eval(model)
     maps = [name for name, m in original.named_modules() if isinstance(m, LINEAR_MAPS)]
     calls = observe(original, example, [*found, *maps])
