@@ -39,7 +39,8 @@ class Contents:
         if isinstance(value, Class):
             return self.scan(value.info)[0]
         if isinstance(value, External):
-            return YES if is_layer(value.name) else None
+            made = made_by(value.name, None)
+            return None if made is None else YES if made else NO
         if isinstance(value, Partial):
             return self.contains(value.target, depth + 1)
         if not isinstance(value, Obj):

@@ -38,6 +38,7 @@ MEASURES = (
 OPTIMIZER = re.compile(r"optim|adam|sgd$|lion$|ranger|lamb$|lars$", re.IGNORECASE)
 ADAPTS = re.compile(r"calib|adapt|update_bn|bn_update|recompute|standing|swap_bn|refresh")
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
+CHOSEN = re.compile(r"torchvision\.models\.__dict__")  # a model whose name is an option
 DEEPEST_PART = 3
 STEPS = frozenset(("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler"))
 
@@ -116,7 +117,8 @@ class Facts:
     @cached_property
     def _speaking(self) -> list[Module]:
         found = [e.function.module for e in self.of("layer") if e.data["name"].startswith("torch")]
-        found += [e.function.module for e in self.of("outside") if made_by(e.data["name"], word(e.data["args"], 0))]
+        outside = ((e, e.data["name"]) for e in self.of("outside"))
+        found += [e.function.module for e, n in outside if made_by(n, word(e.data["args"], 0)) or CHOSEN.match(n)]
         return [*found, *(c.module for c in self.classes if c.is_module and self.contents.scan(c)[0] == YES)]
 
     def same(self, one: Any, other: Any) -> bool:

@@ -10,8 +10,8 @@ from batchnorm.diagnosis.source.interpreter.forwards import MEASURED, Forwards
 from batchnorm.diagnosis.source.interpreter.mapping import Mapping
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
 from batchnorm.diagnosis.source.project import FunctionInfo, in_module
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Freeze, Mode, Summary, Use
-from batchnorm.diagnosis.source.values import Const, Form, Obj, Tuple, canonical, choice, objects_in, options
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Call, Freeze, Mode, Summary, Use
+from batchnorm.diagnosis.source.values import Const, Form, Obj, Tuple, canonical, choice, objects_in, options, owners
 
 T = TypeVar("T")
 MADE = ("external", "instance", "copy", "result")  # kinds of objects that a function makes
@@ -87,7 +87,8 @@ class Summaries(Forwards):
             conditional=there.conditional or here.conditional,
             frozen=there.frozen + here.frozen,
             half=there.half or here.half,
-            at=(call, self.info) if enters else there.at,
+            at=Call(call, self.info) if enters else there.at,
+            call=there.call or Call(call, self.info),
         )
         self.measured(obj, mode, use.event)
         if mode is None or use.mode is not None:
@@ -139,7 +140,11 @@ class Summaries(Forwards):
     def _frozen(self, s: Summary, mapped: Mapping) -> dict[Obj, Freeze]:
         """What a callee freezes with these arguments, under the conditions of the call too."""
         found = {o: (f, passed(f.tests, mapped.given)) for o, f in s.frozen.items()}
-        return {o: self.under(f._replace(tests=tuple(t))) for o, (f, t) in found.items() if t is not None}
+        here = Call(mapped.node, self.info)
+        calls = {o: f.call or (here if _top(o).kind == "parameter" else None) for o, f in s.frozen.items()}
+        return {
+            o: self.under(f._replace(tests=tuple(t), call=calls[o])) for o, (f, t) in found.items() if t is not None
+        }
 
     def under(self, frozen: Freeze) -> Freeze:
         """A freeze, under the conditions of this place too."""
@@ -205,6 +210,12 @@ class Summaries(Forwards):
         if inner in s.loaded:
             self.state.loaded |= {made}
         return made
+
+
+def _top(obj: Obj) -> Obj:
+    """What an object is a part of."""
+    *_, top = owners(obj)
+    return top
 
 
 def _either(a: bool | None, b: bool | None) -> bool | None:

@@ -11,8 +11,8 @@ from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.syntax import spelled, strings
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
-from batchnorm.diagnosis.source.values import Obj, canonical, options, within
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event
+from batchnorm.diagnosis.source.values import Const, Obj, canonical, options, within
 
 FREEZE = "batchnorm.freeze({})"
 HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits")
@@ -22,6 +22,7 @@ AFFINE = ("bn", "norm", "batchnorm", "bias", "weight")
 def stops_weights_only(facts: Facts) -> Iterator[Said]:
     """BN406: frozen, and then a forward in train mode."""
     thawed = [e.obj for e in facts.of("thaw") if e.obj is not None]
+    yield from _of_a_module(facts)
     yield from _in_a_training_step(facts, thawed)
     yield from _by_class(facts)
     yield from _where_it_is_made(facts, thawed)
@@ -29,16 +30,43 @@ def stops_weights_only(facts: Facts) -> Iterator[Said]:
     yield from _by_learning_rate(facts)
 
 
-def _said(event: Event, part: str, where: str, sure: bool = True, how: str = "requires_grad = False") -> Said:
+def _said(
+    event: Event,
+    part: str,
+    where: str,
+    sure: bool = True,
+    how: str = "requires_grad = False",
+    call: Call | None = None,
+) -> Said:
     loop = event.data.get("loop")
     over = loop.iter.func if isinstance(loop, ast.For) and isinstance(loop.iter, ast.Call) else None
-    part = spelled(over.value) if isinstance(over, ast.Attribute) else part
-    return said(
-        event,
+    part = spelled(over.value) if isinstance(over, ast.Attribute) and call is None else part
+    return Said(
+        event.function.module if call is None else call.function.module,
+        event.node if call is None else call.node,
         f"{how} stops weights, not the running statistics of {part}: they move in every forward in train mode{where}",
         FREEZE.format(part),
         sure=sure,
     )
+
+
+def _of_a_module(facts: Facts) -> Iterator[Said]:
+    """`model.encoder.requires_grad = False`, which sets an attribute of a module."""
+    for event in facts.of("attribute"):
+        off = event.data["name"] == "requires_grad" and event.data["value"] == Const(False)
+        if off and facts.has(event.obj) == YES and not _is_element(event.obj):
+            name = spelled(event.node.targets[0].value)
+            yield said(
+                event,
+                f"requires_grad = False on the module {name} sets an attribute, and freezes nothing: weights and "
+                "running statistics move in every training step",
+                f"{name}.requires_grad_(False) and {FREEZE.format(name)}",
+            )
+
+
+def _is_element(obj: Obj | None) -> bool:
+    """Whether an object is an element of something, which may be a tensor."""
+    return obj is None or obj.name[:1] == "["
 
 
 def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
@@ -59,7 +87,9 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             reached = reaches(facts, frozen, part, freeze.tests)
             if not _selects(frozen) and reached and not trains_apart(facts, freeze.tests, event, c):
                 sure = level == reached == YES and not c.conditional
-                yield _said(frozen, part.path, f" (line {event.line} of {file_of(event)})", sure)
+                where, call = f" (line {event.line} of {file_of(event)})", freeze.call
+                how = "requires_grad = False" + (f" in line {frozen.line} of {file_of(frozen)}" if call else "")
+                yield _said(frozen, part.path, where, sure, how, call)
 
 
 def _by_class(facts: Facts) -> Iterator[Said]:
