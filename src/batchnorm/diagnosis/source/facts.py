@@ -13,12 +13,12 @@ from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter.function import Interpreter
 from batchnorm.diagnosis.source.interpreter.program import Program
-from batchnorm.diagnosis.source.names import RECALIBRATES, is_layer, loads_weights, made_by
+from batchnorm.diagnosis.source.names import RECALIBRATES, is_layer, last, loads_weights, made_by
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, in_module, nodes_of
 from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, spelled, strings, variables
-from batchnorm.diagnosis.source.trace import Event
-from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonical, options, word
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event, Mode
+from batchnorm.diagnosis.source.values import Choice, Const, External, Form, Obj, canonical, options, owners, word
 
 T = TypeVar("T")
 MEASURES = (
@@ -39,6 +39,7 @@ OPTIMIZER = re.compile(r"optim|adam|sgd$|lion$|ranger|lamb$|lars$", re.IGNORECAS
 ADAPTS = re.compile(r"calib|adapt|update_bn|bn_update|recompute|standing|swap_bn|refresh")
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
 CHOSEN = re.compile(r"torchvision\.models\.__dict__")  # a model whose name is an option
+PLAIN = frozenset(("object", "ABC", "Protocol", "Generic"))  # bases that see to no mode
 DEEPEST_PART = 3
 STEPS = frozenset(("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler"))
 
@@ -158,6 +159,27 @@ class Facts:
                 return True
         return False
 
+    def as_made(self, event: Event) -> list[Context]:
+        """The situation of a forward that no linted code reaches: in train mode, if nothing puts its model in eval."""
+        obj, owner = event.obj, event.function.owner
+        if obj is None or owner is None or obj.kind != "attribute" or obj.parent is not owner.self_obj:
+            return []
+        kin = [*owner.lineage, *owner.heirs]
+        bases = {last(a.name) for c in kin for a in c.ancestors() if isinstance(a, External)}
+        trainer = "LightningModule" in bases and event.function.name == "training_step"
+        if not trainer and (owner.is_module or not bases <= PLAIN or self.has(obj) != YES):
+            return []
+        if any(self.uses_in(c, "eval", "freeze") for c in kin) or self._evaluated(obj):
+            return []
+        loaded = any(self.same(e.obj, obj) for e in self.of("load"))
+        quiet = event.data["no_grad"]
+        return [Context(obj, Mode(TRAIN), None, quiet, False, False, False, (), None, loaded, event.function)]
+
+    def _evaluated(self, obj: Obj) -> bool:
+        """Whether anything puts an object, or what it is a part of, in eval."""
+        own = {o for at in owners(obj) for o in self.aliases(at)}
+        return any(not own.isdisjoint(self.aliases(e.obj)) for e in self.set_to(EVAL, "mode", "layer mode"))
+
     def words(self, info: FunctionInfo | Module) -> frozenset[str]:
         """Every name and attribute that a function or a module uses, inner functions included."""
         return self._words_in(info.tree if isinstance(info, Module) else info.node)
@@ -254,6 +276,8 @@ class Facts:
     def trains(self, event: Event) -> bool:
         """Whether the function of an event makes training steps; of a script's own code, the loops around it."""
         node = event.function.node
+        if event.function.name == "training_step":
+            return True
         around = event.data["loops"] if isinstance(node, ast.Module) else (node,)
         return any(not self._words_in(n).isdisjoint(STEPS) for n in around)
 

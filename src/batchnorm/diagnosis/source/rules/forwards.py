@@ -22,6 +22,7 @@ TAKES_DATA = re.compile(r"encoder|classif|feature|extract|backbone|embed|relatio
 MADE_UP = re.compile(
     r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
 )
+SERVES = re.compile(r"(^|_)(test|predict|infer|inference|generate|sample|synthesi[sz]e|evaluate|reconstruct)(_|s?$)")
 LOSS = re.compile(r"(loss|criterion)(_?fn|_?func(tion)?)?$")
 FILLS = ("uniform_", "normal_", "random_", "fill_", "zero_", "bernoulli_")
 TEACHER = re.compile(
@@ -42,7 +43,7 @@ def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int
         owner = event.function.owner
         if owner is not None and ((owner.is_module and event.function.name in FORWARDS) or adapts(owner)):
             continue
-        for context in event.contexts:
+        for context in event.contexts or facts.as_made(event):
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
             level = 0 if level == LIKELY and LOSS.search(called(event).lower()) else level
             if level and (managed or not facts.manages(context.obj)):
@@ -68,6 +69,12 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
     # A model's method has callers of several kinds.
     trains = facts.trains(event) if in_module(event.function) else facts.steps(event.function.module)
     return not trains and not facts.steps(c.function.module) and not made_up(event)
+
+
+def serves(facts: Facts, event: Event) -> bool:
+    """Whether a function is there to use a trained model: by its name, without steps, for outputs as values."""
+    name, fate = event.function.name.lower(), facts.fate(event)
+    return bool(SERVES.search(name)) and not (facts.trains(event) or fate.trains or fate.feeds or fate.leaves)
 
 
 def may_load(facts: Facts, c: Context) -> bool:

@@ -41,6 +41,7 @@ def _said(
     loop = event.data.get("loop")
     over = loop.iter.func if isinstance(loop, ast.For) and isinstance(loop.iter, ast.Call) else None
     part = spelled(over.value) if isinstance(over, ast.Attribute) and call is None else part
+    part = spelled(call.node.args[0]) if call is not None and call.node.args else part
     return Said(
         event.function.module if call is None else call.function.module,
         event.node if call is None else call.node,

@@ -18,6 +18,7 @@ from batchnorm.diagnosis.source.rules.forwards import (
     made_up,
     may_load,
     measures,
+    serves,
     teaches,
 )
 from batchnorm.diagnosis.source.rules.freezing import belongs
@@ -56,8 +57,9 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             continue
         if "__init__" in (c.function.name, event.function.name) or facts.is_layer(c.obj):
             continue  # to learn the shape of an output
-        here = c.mode.function is event.function and c.mode.node is not None
-        quiet = (c.no_grad is True or infers(facts, event, c)) and not here and not facts.trains(event)
+        used = serves(facts, event)
+        here = c.mode.function is event.function and c.mode.node is not None and not used
+        quiet = (c.no_grad is True or used or infers(facts, event, c)) and not here and not facts.trains(event)
         unused = not quiet and _unused(facts, event, c)
         if not (quiet or unused) or measures(facts, event, c) or generates(event) or made_up(event):
             continue
@@ -82,7 +84,7 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
 def _unused(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a forward over data is for its output alone: no loss of it is run backward, and nothing else takes it."""
     loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For | ast.While)), None)
-    if loop is None or made_up(event) or facts.has(c.obj) != YES:
+    if loop is None or made_up(event) or not facts.has(c.obj):
         return False
     fate = facts.fate(event)
     if fate.feeds or fate.leaves or fate.asks:
@@ -112,9 +114,12 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         if what:
             name = called(event)
             since = f" (train() in {c.mode.place})" if c.mode.node is not None else ""
-            yield said(
-                event,
-                f"{name} {what}{since}: it moves the running statistics",
+            given = c.call if c.call is not None and event.obj is not None and event.obj.kind == "parameter" else None
+            by = f"{spelled(given.node.func)}() " if given is not None else ""
+            yield Said(
+                (given or event).function.module,
+                (given or event).node,
+                f"{by and by + 'takes ' + name + ', which '}{'' if by else name + ' '}{what}{since}: it moves the running statistics",
                 f"with batchnorm.pause({name}): ..., or {name}.eval()",
                 sure=level == YES and not trains and c.no_grad is True and here,
             )

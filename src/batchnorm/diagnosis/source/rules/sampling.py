@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
-from batchnorm.diagnosis.source.rules.forwards import forwards, generates, infers, inputs, is_average, measures
+from batchnorm.diagnosis.source.rules.forwards import forwards, generates, infers, inputs, is_average, measures, serves
 from batchnorm.diagnosis.source.trace import TRAIN, Event
 
 SAVES = re.compile(r"(^|\.)(save_image|make_grid|imsave|imshow|add_images?|imwrite|toimage)$")
@@ -19,7 +19,8 @@ def sampled_in_train(facts: Facts) -> Iterator[Said]:
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or not generates(event):
             continue
-        if c.no_grad is not True and not infers(facts, event, c) and not _shown(facts, event, saved):
+        used = serves(facts, event)
+        if c.no_grad is not True and not (used or infers(facts, event, c) or _shown(facts, event, saved)):
             continue
         if c.layers is not None or level != YES or facts.fate(event).feeds:
             continue
