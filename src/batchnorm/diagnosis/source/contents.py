@@ -36,7 +36,7 @@ class Contents:
             return _best([self.contains(v, depth + 1) for v in value.options])
         if isinstance(value, Tuple):
             return _best([self.contains(v, depth + 1) for v in value.items])
-        if isinstance(value, Class):
+        if isinstance(value, Class | Function):
             return self.scan(value.info)[0]
         if isinstance(value, External):
             made = made_by(value.name, None)

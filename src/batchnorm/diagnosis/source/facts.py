@@ -169,13 +169,13 @@ class Facts:
         trainer = "LightningModule" in bases and event.function.name == "training_step"
         if not trainer and (owner.is_module or not bases <= PLAIN or self.has(obj) != YES):
             return []
-        if any(self.uses_in(c, "eval", "freeze") for c in kin) or self._evaluated(obj):
+        if any(self.uses_in(c, "eval", "freeze") for c in kin) or self.evaluated(obj):
             return []
         loaded = any(self.same(e.obj, obj) for e in self.of("load"))
         quiet = event.data["no_grad"]
         return [Context(obj, Mode(TRAIN), None, quiet, False, False, False, (), None, loaded, event.function)]
 
-    def _evaluated(self, obj: Obj) -> bool:
+    def evaluated(self, obj: Obj) -> bool:
         """Whether anything puts an object, or what it is a part of, in eval."""
         own = {o for at in owners(obj) for o in self.aliases(at)}
         return any(not own.isdisjoint(self.aliases(e.obj)) for e in self.set_to(EVAL, "mode", "layer mode"))

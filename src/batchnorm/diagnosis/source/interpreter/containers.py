@@ -144,6 +144,8 @@ class Containers(Modes):
         if value.kind == "iteration":
             owner, how = value.info
             return self._iterated(owner, how, value)
+        if self._holds_parameters(value):
+            return Form({Atom("shadow", value): {(): 1.0}}, live=True)
         copied = value.sources[0] if value.kind == "copy" and value.sources else None
         if isinstance(copied, Obj) and copied.kind == "state":
             return self.element(copied)
@@ -156,6 +158,14 @@ class Containers(Modes):
             if len(held) == 1:
                 return self.element(held[0])
         return value.attr("[]")
+
+    def _holds_parameters(self, value: Obj, copied: bool = False) -> bool:
+        """Whether a value is a list of copies of parameters: `deepcopy([p.data for p in model.parameters()])`."""
+        if value.kind in ("copy", "result") and len(value.sources) == 1 and isinstance(value.sources[0], Obj):
+            return self._holds_parameters(value.sources[0], copied or value.kind == "copy")
+        forms = [s for s in value.sources if isinstance(s, Form)] if value.kind == "list" else []
+        kept = [f for f in forms if (copied or not f.live) and all(a.kind == "parameter" for a in f.terms)]
+        return bool(kept) and len(kept) == len(value.sources)
 
     def _iterated(self, owner: Any, how: str, iteration: Obj) -> Any:
         made = self.program.obj

@@ -78,7 +78,7 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
         if shadow:
             yield said(
                 event,
-                "an average over named_parameters() leaves out the running statistics: the averaged weights are "
+                "an average over parameters alone leaves out the running statistics: the averaged weights are "
                 "evaluated with the statistics of other weights",
                 "average state_dict() entries that are floating, or batchnorm.recalibrate(averaged, loader)",
                 sure=False,

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
-from batchnorm.diagnosis.source.rules.forwards import evaluated, inputs, training_forwards
+from batchnorm.diagnosis.source.rules.forwards import inputs, training_forwards
 from batchnorm.diagnosis.source.rules.small_batches import LOADER
 from batchnorm.diagnosis.source.trace import EVAL, Event
 
@@ -63,7 +63,7 @@ def _kinds(facts: Facts, one: Event, other: Event) -> str | None:
         if sorted(sides) == ["left", "right"]:
             return "batches of two kinds"
     made = [_generated(facts, e) for e in (one, other)]
-    if known and made[0] != made[1] and not GENERATORS.search(called(one).lower()) and evaluated(facts, one.obj):
+    if known and made[0] != made[1] and not GENERATORS.search(called(one).lower()) and facts.evaluated(one.obj):
         return "data and on the outputs of a generator"
     return None
 

@@ -11,12 +11,12 @@ from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, adapts, called
 from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.syntax import variables
-from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Context, Event
+from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, owners
 
 FORWARDS = ("forward", "__call__", "_forward_impl")
 NOISE = re.compile(
-    r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
+    r"^(z|zs|fake_?z|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
 )
 TAKES_DATA = re.compile(r"encoder|classif|feature|extract|backbone|embed|relation")
 MADE_UP = re.compile(
@@ -117,7 +117,7 @@ def _thrown_away(event: Event) -> bool:
 
 def is_average(facts: Facts, obj: Obj) -> bool:
     """Whether an object, or what it is a part of, is an average of another."""
-    return any(id(at) in averaged(facts) for at in owners(obj))
+    return any(id(at) in averaged(facts) and id(at) not in facts.trained for at in owners(obj))
 
 
 def inputs(event: Event) -> set[str]:
@@ -127,7 +127,7 @@ def inputs(event: Event) -> set[str]:
 
 def generates(event: Event) -> bool:
     """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
-    name = called(event).split(".")[-1].lower()
+    name = called(event).split(".")[-1].lower().strip("_")
     return not TAKES_DATA.search(name) and (
         any(NOISE.match(w) for w in inputs(event))
         or name in ("g", "netg", "net_g", "gen", "generator", "decoder")
@@ -138,8 +138,3 @@ def generates(event: Event) -> bool:
 def teaches(event: Event) -> bool:
     """Whether what is called is named as a second network is."""
     return bool(TEACHER.search(called(event).lower()))
-
-
-def evaluated(facts: Facts, obj: Obj | None) -> bool:
-    """Whether a model is put in eval somewhere."""
-    return any(facts.same(e.obj, obj) for e in facts.set_to(EVAL, "mode"))

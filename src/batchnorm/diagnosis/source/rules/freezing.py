@@ -16,6 +16,7 @@ from batchnorm.diagnosis.source.values import Const, Obj, canonical, options, wi
 
 FREEZE = "batchnorm.freeze({})"
 HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits")
+MADE = ("instance", "result")  # kinds of models that a program makes itself
 AFFINE = ("bn", "norm", "batchnorm", "bias", "weight")
 
 
@@ -127,6 +128,8 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             continue
         put = (e for e in facts.set_to(TRAIN, "mode") if _may_be(facts, e.obj, inside, part))
         trains = any(not exclusive(event.data["tests"], e.data["tests"]) for e in put)
+        if inside is not None and not trains:
+            trains = any(c.obj.kind in MADE and facts.holds(c.obj, inside) for _, c, _ in training_forwards(facts))
         layers = _trains_layers(facts, inside) if inside is not None and facts.is_layer(part) else 0
         if lightning or trains or layers:
             yield _said(event, part.path, "", sure=reached == YES and (lightning or trains or layers == YES))

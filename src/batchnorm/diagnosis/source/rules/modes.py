@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, said
@@ -115,15 +116,16 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
             name = called(event)
             since = f" (train() in {c.mode.place})" if c.mode.node is not None else ""
             given = c.call if c.call is not None and event.obj is not None and event.obj.kind == "parameter" else None
-            by = f"{spelled(given.node.func)}() " if given is not None else ""
+            subject = name if given is None else f"{spelled(given.node.func)}() is given {name}, which"
             yield Said(
                 (given or event).function.module,
                 (given or event).node,
-                f"{by and by + 'takes ' + name + ', which '}{'' if by else name + ' '}{what}{since}: it moves the running statistics",
+                f"{subject} {what}{since}: it moves the running statistics",
                 f"with batchnorm.pause({name}): ..., or {name}.eval()",
                 sure=level == YES and not trains and c.no_grad is True and here,
             )
     yield from _in_hooks(facts)
+    yield from _perturbed(facts)
     for event in facts.of("outside"):
         for c in event.contexts if event.data["name"] in SUMMARIES else ():
             if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded and _looked_at(facts, c):
@@ -174,6 +176,28 @@ def _aside(facts: Facts, event: Event, c: Context) -> str:
     if c.no_grad is True and not _unused(facts, event, c):
         return "runs forward under no_grad in the train mode of a training step"
     return "runs forward in train mode for its values" if fate.feeds and not fate.trains and not fate.leaves else ""
+
+
+def _perturbed(facts: Facts) -> Iterator[Said]:
+    """A forward between two writes of the parameters: with weights that are moved for it and put back."""
+    writes: dict[int, list[Event]] = defaultdict(list)
+    for event in facts.of("write"):
+        if event.data["atom"].kind == "parameter":
+            writes[id(event.function)].append(event)
+    for event, c, level in forwards(facts) if writes else ():
+        node, function = c.at or (event.node, event.function)
+        if c.mode.value != TRAIN or c.layers is not None or c.no_grad is True or level != YES:
+            continue
+        near = [w.line for w in writes[id(function)] if facts.same(w.data["atom"].owner, c.obj)]
+        if near and min(near) < node.lineno < max(near):
+            yield Said(
+                function.module,
+                node,
+                f"{called(event) if c.at is None else spelled(node.func)} runs forward in train mode with weights that "
+                f"line {min(near)} moves and line {max(near)} puts back: the running statistics follow them",
+                "batchnorm.pause(model) around it",
+                sure=False,
+            )
 
 
 def _in_hooks(facts: Facts) -> Iterator[Said]:

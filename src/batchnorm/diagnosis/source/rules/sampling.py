@@ -28,6 +28,7 @@ def sampled_in_train(facts: Facts) -> Iterator[Said]:
             continue
         name = called(event)
         only = c.loaded and c.mode.node is None and not any(facts.steps(f.module) for f in (event.function, c.function))
+        only |= used and c.mode.node is None and not facts.evaluated(c.obj)
         yield said(
             event,
             f"{name} is sampled in train mode: each sample depends on the others of its batch, and every call moves "

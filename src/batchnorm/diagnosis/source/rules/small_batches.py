@@ -8,7 +8,7 @@ from typing import Any
 
 from batchnorm.diagnosis.source.conditions import decided, exclusive
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of
-from batchnorm.diagnosis.source.rules.forwards import evaluated, training_forwards
+from batchnorm.diagnosis.source.rules.forwards import training_forwards
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event, Test
 from batchnorm.diagnosis.source.values import Const, Obj, options
 
@@ -53,7 +53,7 @@ def small_batches(facts: Facts) -> Iterator[Said]:
                 and not (isinstance(size, Obj) and size.kind == "parameter")  # the callers may choose by the mode
                 and c.mode.value == TRAIN
                 and facts.always_has(c.obj)
-                and evaluated(facts, c.obj),
+                and facts.evaluated(c.obj),
             )
 
 
