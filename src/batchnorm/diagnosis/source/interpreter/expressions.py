@@ -67,7 +67,7 @@ class Expressions(Calls):
             outer = outer.outer
         module = self.info.module
         value = module.top(name)
-        if value is not None:
+        if value is not None and not (isinstance(value, Namespace) and name in module.assigned):
             return value
         if name in module.assigned:
             return module.slot(name)

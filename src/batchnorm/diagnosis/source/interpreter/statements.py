@@ -329,6 +329,14 @@ class Statements(Expressions):
             else:
                 self.entered = {}
                 value = self.ev(item.context_expr)
+                for option in options(value):
+                    enters = self.class_of(option) if isinstance(option, Obj) else None
+                    method = enters.method("__enter__") if enters is not None and not enters.is_module else None
+                    if method is not None and isinstance(item.context_expr, ast.Call):
+                        before = dict(self.state.modes)
+                        self.apply(item.context_expr, method, option, [], {})
+                        self.entered |= {o: m for o, m in self.state.modes.items() if before.get(o) is not m}
+                        self.state.modes = before
                 after |= {o: self.state.modes.get(o) for o in self.entered}
                 self.state.modes |= self.entered
                 if item.optional_vars is not None:

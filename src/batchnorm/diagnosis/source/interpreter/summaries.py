@@ -64,17 +64,20 @@ class Summaries(Forwards):
     def _run(self, s: Summary, mapped: Mapping, info: FunctionInfo) -> None:
         """The callee's forwards, those apart that its arguments rule out."""
         switched = {id(o): slot for slot in s.modes for o in mapped.objects(slot)}
-        known = {
-            (key, id(obj)): (use, obj)
-            for key, use in s.uses.items()
-            for obj in mapped.objects(use.here.obj)
-            if switched.get(id(obj), use.here.obj) is use.here.obj  # else the callee sets its mode under another name
-        }
-        for use, obj in known.values():
+        all_uses = {(key, id(obj)): (use, obj) for key, use in s.uses.items() for obj in mapped.objects(use.here.obj)}
+        for use, obj in all_uses.values():
+            slot = switched.get(id(obj), use.here.obj)
             if use.event.function is info and passed(use.event.data["tests"], mapped.given) is None:
                 continue
-            if obj.kind not in OPAQUE and obj.kind != "output":
+            if obj.kind in OPAQUE or obj.kind == "output":
+                continue
+            if slot is use.here.obj:
                 self._happen(use, obj, mapped.node)
+            elif _at_first(s.modes[slot], info):  # the callee sets its mode under another name
+                before = dict(self.state.modes)
+                self.state.modes[obj] = s.modes[slot]
+                self._happen(use, obj, mapped.node)
+                self.state.modes = before
 
     def _happen(self, use: Use, obj: Obj, call: ast.Call) -> None:
         """A callee's forward of what is here `obj`."""
@@ -216,6 +219,12 @@ def _top(obj: Obj) -> Obj:
     """What an object is a part of."""
     *_, top = owners(obj)
     return top
+
+
+def _at_first(mode: Mode, info: FunctionInfo) -> bool:
+    """Whether a function sets a mode before its loops, and no other one after."""
+    loop = next((n.lineno for n in info.body if isinstance(n, ast.For | ast.While)), 0)
+    return mode.value in (TRAIN, EVAL) and mode.function is info and getattr(mode.node, "lineno", loop) < loop
 
 
 def _either(a: bool | None, b: bool | None) -> bool | None:

@@ -58,7 +58,9 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             continue
         if "__init__" in (c.function.name, event.function.name) or facts.is_layer(c.obj):
             continue  # to learn the shape of an output
-        used = serves(facts, event)
+        if facts.uses(event.function, "training") and not in_module(event.function):
+            continue  # it asks for the mode
+        used = serves(facts, event, c)
         here = c.mode.function is event.function and c.mode.node is not None and not used
         quiet = (c.no_grad is True or used or infers(facts, event, c)) and not here and not facts.trains(event)
         unused = not quiet and _unused(facts, event, c)
@@ -85,7 +87,8 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
 def _unused(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a forward over data is for its output alone: no loss of it is run backward, and nothing else takes it."""
     loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For | ast.While)), None)
-    if loop is None or made_up(event) or not facts.has(c.obj):
+    known = YES if not EVALUATES.search(event.function.name) else LIKELY
+    if loop is None or made_up(event) or (facts.has(c.obj) or 0) < known:
         return False
     fate = facts.fate(event)
     if fate.feeds or fate.leaves or fate.asks:
@@ -165,9 +168,11 @@ def _aside(facts: Facts, event: Event, c: Context) -> str:
     ):
         return ""
     fate = facts.fate(event)
+    if facts.has(c.obj) != YES:
+        return ""
     if fate.asks:
         return "runs forward in train mode for the gradient of its input"
-    if not facts.trains(event) or facts.has(c.obj) != YES:
+    if not facts.trains(event):
         return ""
     given = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
     made = [v.node for v in given if NUMBERS.match(v.info[0])]
@@ -277,6 +282,8 @@ def _never_trained(facts: Facts) -> Iterator[Said]:
             continue
         if any(o.mode.value == TRAIN for o in event.contexts) or not facts.fate(event).trains:
             continue
+        if not facts.uses(event.function, "step"):
+            continue  # for the gradient of an input
         yield said(
             event,
             f"{called(event)} is new and is trained in eval mode, since eval() in {c.mode.place}: batch norm's "

@@ -19,7 +19,7 @@ def sampled_in_train(facts: Facts) -> Iterator[Said]:
     for event, c, level in forwards(facts):
         if c.mode.value != TRAIN or not generates(event):
             continue
-        used = serves(facts, event)
+        used = serves(facts, event, c)
         if c.no_grad is not True and not (used or infers(facts, event, c) or _shown(facts, event, saved)):
             continue
         if c.layers is not None or level != YES or facts.fate(event).feeds:
@@ -28,7 +28,7 @@ def sampled_in_train(facts: Facts) -> Iterator[Said]:
             continue
         name = called(event)
         only = c.loaded and c.mode.node is None and not any(facts.steps(f.module) for f in (event.function, c.function))
-        only |= used and c.mode.node is None and not facts.evaluated(c.obj)
+        only |= used and event.function.owner is not None and c.mode.node is None and not facts.evaluated(c.obj)
         yield said(
             event,
             f"{name} is sampled in train mode: each sample depends on the others of its batch, and every call moves "
