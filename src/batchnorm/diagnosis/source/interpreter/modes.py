@@ -109,9 +109,9 @@ class Modes(Walk):
         self._around(obj, mode)
 
     def _around(self, obj: Obj, mode: Mode) -> None:
-        """The layers of an object that holds another one are in the other one's mode, whatever its own is."""
+        """The layers of an object that has none of its own, and holds another one, are in the other one's mode."""
         owner = self.held.get(obj)
-        if owner is None or not isinstance(owner.info, ClassInfo) or not owner.info.is_module:
+        if owner is None or not isinstance(owner.info, ClassInfo) or Contents().scan(owner.info)[0]:
             return
         if mode.value == EVAL and owner not in self.state.layers:
             self.state.layers[owner] = Mode(UNKNOWN, mode.node, mode.function)

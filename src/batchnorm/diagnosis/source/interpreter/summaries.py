@@ -222,9 +222,9 @@ def _top(obj: Obj) -> Obj:
 
 
 def _at_first(mode: Mode, info: FunctionInfo) -> bool:
-    """Whether a function sets a mode before its loops, and no other one after."""
-    loop = next((n.lineno for n in info.body if isinstance(n, ast.For | ast.While)), 0)
-    return mode.value in (TRAIN, EVAL) and mode.function is info and getattr(mode.node, "lineno", loop) < loop
+    """Whether a function sets a mode before its first loop, or first in it, and no other one after."""
+    loop = next((n.body[0].lineno for n in info.body if isinstance(n, ast.For | ast.While)), 0)
+    return mode.value in (TRAIN, EVAL) and mode.function is info and getattr(mode.node, "lineno", loop + 1) <= loop
 
 
 def _either(a: bool | None, b: bool | None) -> bool | None:

@@ -6,9 +6,10 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, said
-from batchnorm.diagnosis.source.project import in_module
+from batchnorm.diagnosis.source.project import ClassInfo, in_module
 from batchnorm.diagnosis.source.rules.averages import soft_copies
 from batchnorm.diagnosis.source.rules.forwards import (
     TEACHER,
@@ -193,7 +194,7 @@ def _perturbed(facts: Facts) -> Iterator[Said]:
         node, function = c.at or (event.node, event.function)
         if c.mode.value != TRAIN or c.layers is not None or c.no_grad is True or level != YES:
             continue
-        near = [w.line for w in writes[id(function)] if facts.same(w.data["atom"].owner, c.obj)]
+        near = [w.line for w in writes[id(function)] if _part_of(facts, w.data["atom"].owner, c.obj)]
         if near and min(near) < node.lineno < max(near):
             yield Said(
                 function.module,
@@ -203,6 +204,13 @@ def _perturbed(facts: Facts) -> Iterator[Said]:
                 "batchnorm.pause(model) around it",
                 sure=False,
             )
+
+
+def _part_of(facts: Facts, part: Any, obj: Obj) -> bool:
+    """Whether an object may be another one, or an attribute of its class."""
+    *_, top = owners(part)
+    inside = top.kind == "self" and isinstance(top.info, ClassInfo) and top.info.is_module
+    return facts.holds(obj, top.info) if inside else facts.same(part, obj)
 
 
 def _in_hooks(facts: Facts) -> Iterator[Said]:
