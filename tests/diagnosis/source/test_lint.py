@@ -4,7 +4,6 @@ import ast
 import json
 
 import pytest
-
 from typer.testing import CliRunner
 
 from batchnorm.cli import app

@@ -75,7 +75,9 @@ def serves(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a function is there to use a trained model: by its name, without steps, for outputs as values."""
     if not SERVES.search(event.function.name.lower()) or not (c.loaded or facts.trains_part(c.obj)):
         return False
-    if event.function.name.startswith("test_") and any(isinstance(n, ast.Assert) for n in ast.walk(event.function.node)):
+    if event.function.name.startswith("test_") and any(
+        isinstance(n, ast.Assert) for n in ast.walk(event.function.node)
+    ):
         return False  # of the program itself
     fate = facts.fate(event)
     return not (facts.trains(event) or fate.trains or fate.feeds or fate.leaves)

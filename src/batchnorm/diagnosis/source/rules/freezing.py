@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.conditions import exclusive
@@ -16,6 +17,7 @@ from batchnorm.diagnosis.source.values import Const, Obj, canonical, options, wi
 
 FREEZE = "batchnorm.freeze({})"
 HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits")
+HELPERS = re.compile(r"fix|freez|frozen|lock|grad|trainable", re.IGNORECASE)  # functions that are there to freeze
 MADE = ("instance", "result")  # kinds of models that a program makes itself
 AFFINE = ("bn", "norm", "batchnorm", "bias", "weight")
 
@@ -89,7 +91,8 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             reached = reaches(facts, frozen, part, freeze.tests)
             if not _selects(frozen) and reached and not trains_apart(facts, freeze.tests, event, c):
                 sure = level == reached == YES and not c.conditional
-                where, call = f" (line {event.line} of {file_of(event)})", freeze.call
+                where = f" (line {event.line} of {file_of(event)})"
+                call = freeze.call if HELPERS.search(freeze.function.name) else None
                 how = "requires_grad = False" + (f" in line {frozen.line} of {file_of(frozen)}" if call else "")
                 yield _said(frozen, part.path, where, sure, how, call)
 

@@ -119,7 +119,8 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         if what:
             name = called(event)
             since = f" (train() in {c.mode.place})" if c.mode.node is not None else ""
-            given = c.call if c.call is not None and event.obj is not None and event.obj.kind == "parameter" else None
+            attacks = facts.fate(event).asks and not facts.uses(event.function, "step")
+            given = c.call if attacks and event.obj is not None and event.obj.kind == "parameter" else None
             subject = name if given is None else f"{spelled(given.node.func)}() is given {name}, which"
             yield Said(
                 (given or event).function.module,
