@@ -297,7 +297,10 @@ def inflow(obj: Obj, depth: int = 0) -> list[Any]:
     if obj.kind == "attribute" and obj.parent is not None and depth < 6:
         own = obj.parent.kind in ("self", "instance")
         for source in obj.parent.sources if own else inflow(obj.parent, depth + 1):
-            if isinstance(source, Obj) and obj.name in source.attrs:
+            if isinstance(source, Tuple) and obj.name[:1] == "[":
+                at = obj.name[1:-1]
+                found.extend(source.items[int(at) : int(at) + 1] if at.isdecimal() else () if at else source.items)
+            elif isinstance(source, Obj) and obj.name in source.attrs:
                 found.append(source.attrs[obj.name])
             elif isinstance(source, Obj) and source.kind in ("list", "dict") and obj.name == "[]":
                 found.extend(source.sources)

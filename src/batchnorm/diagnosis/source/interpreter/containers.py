@@ -49,6 +49,8 @@ class Containers(Modes):
             return self._iterated(base.info[0], base.name, base).items[1]
         if isinstance(key, ClassName) and isinstance(key.obj, Obj) and key.obj.name == "named_parameters":
             return Form({Atom("shadow", base): {(): 1.0}}, live=True)
+        if isinstance(key, Obj) and key.kind == "key" and self._holds_models(base):
+            return base.attr("[]")
         if isinstance(key, Obj) and key.kind == "key":
             return Form({Atom("entry", base, ""): {(): 1.0}}, live=True)
         if base.kind == "state":
@@ -159,6 +161,11 @@ class Containers(Modes):
                 return self.element(held[0])
         return value.attr("[]")
 
+    def _holds_models(self, owner: Obj) -> bool:
+        """Whether a name stands for a dict of objects."""
+        held = [s for s in inflow(owner) if isinstance(s, Obj)] if owner.kind in ("parameter", "attribute") else []
+        return bool(held) and all(s.kind == "dict" and any(isinstance(o, Obj) for o in s.sources) for s in held)
+
     def _holds_parameters(self, value: Obj, copied: bool = False) -> bool:
         """Whether a value is a list of copies of parameters: `deepcopy([p.data for p in model.parameters()])`."""
         if value.kind in ("copy", "result") and len(value.sources) == 1 and isinstance(value.sources[0], Obj):
@@ -179,6 +186,8 @@ class Containers(Modes):
             if isinstance(owner, Obj) and owner.kind == "dict":
                 value = choice(list(owner.sources))
             elif isinstance(owner, Obj) and owner.kind != "state" and how == "values":
+                value = owner.attr("[]")
+            elif isinstance(owner, Obj) and self._holds_models(owner):
                 value = owner.attr("[]")
             pair = Tuple((key, value if isinstance(value, Obj) else entry))
             return {"keys": key, "items": pair, "values": value}[how]

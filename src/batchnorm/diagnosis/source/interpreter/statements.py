@@ -93,7 +93,10 @@ class Statements(Expressions):
 
     def on_Return(self, node: ast.Return) -> None:
         if node.value is not None:
-            value = self.ev(node.value)
+            returned = node.value
+            if isinstance(returned, ast.List) and not any(isinstance(e, ast.Starred) for e in returned.elts):
+                returned = ast.Tuple(returned.elts)
+            value = self.ev(returned)
             if value is not None and len(self.summary.returns) < 8:
                 self.summary.returns.append(value)
         self.leave(self.state.copy())

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, said
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, file_of, said
 from batchnorm.diagnosis.source.project import ClassInfo, in_module
 from batchnorm.diagnosis.source.rules.averages import soft_copies
 from batchnorm.diagnosis.source.rules.forwards import (
@@ -262,15 +262,13 @@ def never_back(facts: Facts) -> Iterator[Said]:
         fate = facts.fate(event)
         if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
             continue
-        name = called(event)
-        where = f"line {getattr(evals.node, 'lineno', 0)}"
-        if evals.function is not None and evals.function.module is not event.function.module:
-            where += f" of {evals.function.module.file}"
+        name, by = called(event), evals.function or event.function
         since = "from the second round on" if test is None else f"once {spelled(test)} has held"
-        yield said(
-            event,
-            f"{name} is trained in eval mode {since}: eval() in {where} is never followed by train(), so batch norm's "
-            "statistics stop there",
+        yield Said(
+            by.module,
+            evals.node,
+            f"this eval() is never followed by train(): {name} in line {event.line} of {file_of(event)} is trained in "
+            f"eval mode {since}, and batch norm's statistics stop",
             f"{name}.train() after it, or before every step",
             sure=level == YES and evals.sure and (test is None or _evaluates(facts, evals)),
         )
