@@ -36,7 +36,7 @@ MEASURES = (
     "standing_statistics",
 )
 OPTIMIZER = re.compile(r"optim|adam|sgd$|lion$|ranger|lamb$|lars$", re.IGNORECASE)
-ADAPTS = re.compile(r"calib|adapt|update_bn|bn_update|recompute|standing|swap_bn|refresh")
+ADAPTS = re.compile(r"calib|adapt|update_(bn|batch_?norm)|bn_update|recompute|standing|swap_bn|refresh")
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
 CHOSEN = re.compile(r"torchvision\.models\.__dict__")  # a model whose name is an option
 PLAIN = frozenset(("object", "ABC", "Protocol", "Generic"))  # bases that see to no mode
@@ -175,7 +175,7 @@ class Facts:
         quiet = event.data["no_grad"]
         return [Context(obj, Mode(TRAIN), None, quiet, False, False, False, (), None, loaded, event.function)]
 
-    def evaluated(self, obj: Obj) -> bool:
+    def evaluated(self, obj: Obj | None) -> bool:
         """Whether anything puts an object, or what it is a part of, in eval."""
         own = {o for at in owners(obj) for o in self.aliases(at)}
         return any(not own.isdisjoint(self.aliases(e.obj)) for e in self.set_to(EVAL, "mode", "layer mode"))

@@ -185,9 +185,7 @@ class Containers(Modes):
             value: Any = entry
             if isinstance(owner, Obj) and owner.kind == "dict":
                 value = choice(list(owner.sources))
-            elif isinstance(owner, Obj) and owner.kind != "state" and how == "values":
-                value = owner.attr("[]")
-            elif isinstance(owner, Obj) and self._holds_models(owner):
+            elif isinstance(owner, Obj) and ((owner.kind != "state" and how == "values") or self._holds_models(owner)):
                 value = owner.attr("[]")
             pair = Tuple((key, value if isinstance(value, Obj) else entry))
             return {"keys": key, "items": pair, "values": value}[how]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, adapts, called
+from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called
 from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.syntax import variables
@@ -16,14 +16,14 @@ from batchnorm.diagnosis.source.values import Obj, owners
 
 FORWARDS = ("forward", "__call__", "_forward_impl")
 NOISE = re.compile(
-    r"^(z|zs|fake_?z|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
+    r"^(z|zs|fake_?z|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|samples?_?(z|noise|input)\w*|lr|hr|imgs_lr)$"
 )
 TAKES_DATA = re.compile(r"encoder|classif|feature|extract|backbone|embed|relation")
 MADE_UP = re.compile(
     r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
 )
 SERVES = re.compile(r"(^|_)(test|predict|infer|inference|generate|sample|synthesi[sz]e|evaluate|reconstruct)(_|s?$)")
-LOSS = re.compile(r"(loss|criterion)(_?fn|_?func(tion)?)?$")
+LOSS = re.compile(r"(^|[._])(loss|criterion)\w*(\[\w+\])?$|(loss|criterion)(_?fn|_?func(tion)?)?$")
 FILLS = ("uniform_", "normal_", "random_", "fill_", "zero_", "bernoulli_")
 TEACHER = re.compile(
     r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erence)?_model|frozen|old_model|model_old|prev(ious)?_model|pretrained"
@@ -45,7 +45,8 @@ def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int
             continue
         for context in event.contexts or facts.as_made(event):
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
-            level = 0 if level == LIKELY and LOSS.search(called(event).lower()) else level
+            if LOSS.search(called(event).lower()) and not facts.always_has(event.obj):
+                continue
             if level and (managed or not facts.manages(context.obj)):
                 yield event, context, level
 
@@ -75,9 +76,7 @@ def serves(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a function is there to use a trained model: by its name, without steps, for outputs as values."""
     if not SERVES.search(event.function.name.lower()) or not (c.loaded or facts.trains_part(c.obj)):
         return False
-    if event.function.name.startswith("test_") and any(
-        isinstance(n, ast.Assert) for n in ast.walk(event.function.node)
-    ):
+    if event.function.name.startswith("test_") and "assert" in ast.unparse(event.function.node):
         return False  # of the program itself
     fate = facts.fate(event)
     return not (facts.trains(event) or fate.trains or fate.feeds or fate.leaves)
@@ -123,7 +122,7 @@ def _thrown_away(event: Event) -> bool:
 
 def is_average(facts: Facts, obj: Obj) -> bool:
     """Whether an object, or what it is a part of, is an average of another."""
-    return any(id(at) in averaged(facts) and id(at) not in facts.trained for at in owners(obj))
+    return any(id(at) in averaged(facts) for at in owners(obj))
 
 
 def inputs(event: Event) -> set[str]:

@@ -44,6 +44,9 @@ class Loader(NamedTuple):
             return []
         if any(k.arg is None for k in self.node.keywords) and "batch_size" not in keywords:
             return []
+        read = next((k.value for k in self.node.keywords if k.arg == "batch_size"), None)
+        if isinstance(self.given, Const) and isinstance(read, ast.Attribute) and read.attr in facts.options_by_name:
+            return []  # a script has given an option another value
         each = [(option, facts.numbers(option)) for option in self.size]
         named = {o.name for o, numbers in each if numbers and isinstance(o, Obj)}
         # Options that are read back from a checkpoint are those of the command line of another day.

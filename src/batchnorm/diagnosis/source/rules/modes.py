@@ -111,7 +111,9 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         if event.function.owner is not None and facts.only_constructs(event.function):
             yield from _probes(facts, event, c)
             continue
-        if measures(facts, event, c) or generates(event) or is_average(facts, c.obj) or _restored(facts, event):
+        if measures(facts, event, c) or generates(event) or _restored(facts, event):
+            continue
+        if is_average(facts, c.obj) and not facts.fate(event).asks:
             continue
         here = c.mode.function is event.function and c.mode.node is not None
         trains = facts.trains(event)
@@ -257,7 +259,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
         before = set[str]().union(*(first.get((id(event.node), id(o)), ()) for o in same))
         if c.obj.kind in SLOTS and c.function is event.function:
             before |= {o.mode.value for o in event.contexts if o.function is not c.function}
-        if TRAIN not in before or (test is not None and (_once(test) or not c.mode.sure)):
+        if TRAIN not in before or (test is not None and (_once(test) or not (c.mode.sure and evals.sure))):
             continue  # what was put in eval as one of two models goes back as one
         fate = facts.fate(event)
         if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
