@@ -12,7 +12,7 @@ from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.syntax import spelled, strings
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event, Test
 from batchnorm.diagnosis.source.values import Const, Obj, canonical, options, within
 
 FREEZE = "batchnorm.freeze({})"
@@ -84,6 +84,8 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             frozen = events.get(id(node))
             if frozen is None or level not in (YES, LIKELY) or is_average(facts, part):
                 continue
+            if any(map(_no_rate, freeze.tests)):
+                continue
             if any(o is part or (o.path == part.path and o.kind == part.kind) for o in thawed):
                 continue
             if part is c.obj and id(node) not in partial and not _partly(facts, part, thawed):
@@ -95,6 +97,13 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
                 call = freeze.call if HELPERS.search(freeze.function.name) else None
                 how = "requires_grad = False" + (f" in line {frozen.line} of {file_of(frozen)}" if call else "")
                 yield _said(frozen, part.path, where, sure, how, call)
+
+
+def _no_rate(test: Test) -> bool:
+    """Whether a condition is `else` of `if rate > 0`, which holds unless somebody asks for 0."""
+    compared = test.node if isinstance(test.node, ast.Compare) and isinstance(test.node.ops[0], ast.Gt) else None
+    number = compared.comparators[0] if compared is not None else None
+    return not test.holds and isinstance(number, ast.Constant) and number.value == 0
 
 
 def _by_class(facts: Facts) -> Iterator[Said]:
