@@ -172,6 +172,13 @@ class Trainer:
 }
 
 RIGHT = [
+    """\
+x = torch.randn(2, 3, 8, 8)
+def test():
+    net = Net()
+    net.load_state_dict(torch.load('net.pt'))
+    print(net(x).detach().shape)
+""",
     GAN
     + """\
     def sample(self, n):

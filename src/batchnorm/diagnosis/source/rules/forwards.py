@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called
+from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called, file_of
 from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.syntax import variables
@@ -76,7 +76,8 @@ def serves(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a function is there to use a trained model: by its name, without steps, for outputs as values."""
     if not SERVES.search(event.function.name.lower()) or not (c.loaded or facts.trains_part(c.obj)):
         return False
-    if event.function.name.startswith("test_") and "assert" in ast.unparse(event.function.node):
+    tests = file_of(event).startswith("test_") or "assert" in ast.unparse(event.function.node)
+    if event.function.name.startswith("test_") and tests:
         return False  # of the program itself
     fate = facts.fate(event)
     return not (facts.trains(event) or fate.trains or fate.feeds or fate.leaves)
@@ -95,6 +96,8 @@ def made_up(event: Event) -> bool:
 
 def _filled(value: Any) -> bool:
     """Whether a tensor is made of numbers: `torch.rand(...)`, `torch.FloatTensor(...).uniform_()`."""
+    if isinstance(value, Obj) and value.kind == "global" and len(value.sources) == 1:
+        value = value.sources[0]
     while isinstance(value, Obj) and value.kind == "unknown":
         if value.name in FILLS:
             return True
