@@ -165,7 +165,7 @@ def lint(
         print(report.evidence.difference(), end="", file=sys.stderr if as_json else sys.stdout)
     if fix and report.evidence.fix():
         report = lint_source(paths, select=given, ignore=left_out)
-    _show(report, as_json, html)
+    _show(report, as_json, html, incomplete=bool(report.evidence.failed))
 
 
 def _check_html(html: Path | None) -> None:
@@ -173,7 +173,7 @@ def _check_html(html: Path | None) -> None:
         check_writable(html, "--html")
 
 
-def _show(report: Report, as_json: bool, html: Path | None, last: str = "") -> None:
+def _show(report: Report, as_json: bool, html: Path | None, last: str = "", incomplete: bool = False) -> None:
     if html is not None:
         report.to_html(html)
     if as_json:
@@ -182,7 +182,7 @@ def _show(report: Report, as_json: bool, html: Path | None, last: str = "") -> N
         Console().print(report, crop=False)
         if last:
             Console().print(last, soft_wrap=True, highlight=False, markup=False)
-    raise typer.Exit(FINE if report.ok else FINDINGS)
+    raise typer.Exit(BAD_INPUT if incomplete else FINE if report.ok else FINDINGS)
 
 
 @app.command()

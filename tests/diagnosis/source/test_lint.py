@@ -4,9 +4,14 @@ import ast
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from batchnorm.cli import app
 from batchnorm.diagnosis import lint
+from batchnorm.diagnosis.source import check
+from batchnorm.diagnosis.source.facts import Facts
 from batchnorm.diagnosis.source.flake8 import Plugin
+from batchnorm.diagnosis.source.rules import LOOKS
 from batchnorm.errors import BatchNormError
 from tests.command import run
 
@@ -154,3 +159,60 @@ def test_command_line(tmp_path):
     assert result.returncode == 0
     assert "+nn.BatchNorm2d(3, momentum=0.2)" in result.stdout
     assert run(tmp_path, "lint", "absent.py").returncode == 2
+
+
+def fails_on(monkeypatch, code, word):
+    """A rule that raises where a file has a word, and does its work elsewhere."""
+    title, look = LOOKS[code]
+
+    def broken(facts):
+        if any(word in module.text for module in facts.modules):
+            raise KeyError("lost")
+        yield from look(facts)
+
+    monkeypatch.setitem(LOOKS, code, (title, broken))
+
+
+def test_a_rule_that_raises_stops_neither_the_other_rules_nor_the_other_files(tmp_path, monkeypatch):
+    fails_on(monkeypatch, "BN417", "here")
+    (tmp_path / "a.py").write_text(EPS + "import b\nhere = 1\n" + RECIPE)
+    (tmp_path / "b.py").write_text(EPS)
+    report = lint(tmp_path)
+    assert sorted((f.code, f.layer.rsplit("/", 1)[1]) for f in report.findings) == [
+        ("BN401", "a.py:6"),
+        ("BN417", "b.py:2"),
+    ]
+    assert report.evidence.failed == {str(tmp_path / "a.py"): "BN417 failed (KeyError: 'lost')"}
+    assert report.to_dict()["failed"] == report.evidence.failed
+    (table,) = report.subject.tables()
+    assert (table.title, table.rows) == ("not checked by all rules", [[*next(iter(report.evidence.failed.items()))]])
+    assert report.headline().endswith("1 not checked by all rules)")
+
+
+def test_a_program_that_cannot_be_interpreted_is_read_file_by_file(tmp_path, monkeypatch):
+    def facts(project):
+        if any("here" in module.text for module in project.modules.values()):
+            raise ValueError
+        return Facts(project)
+
+    monkeypatch.setattr(check, "Facts", facts)
+    (tmp_path / "a.py").write_text(EPS + "import b\nhere = 1\n")
+    (tmp_path / "b.py").write_text(EPS)
+    report = lint(tmp_path)
+    assert [f.layer.rsplit("/", 1)[1] for f in report.findings] == ["b.py:2"]
+    assert report.evidence.failed == {str(tmp_path / "a.py"): "all rules failed (ValueError)"}
+
+
+def test_the_exit_code_says_that_a_rule_failed(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text(EPS)
+    assert CliRunner().invoke(app, ["lint", str(tmp_path)]).exit_code == 1
+    fails_on(monkeypatch, "BN403", "nn")
+    result = CliRunner().invoke(app, ["lint", str(tmp_path)])
+    assert (result.exit_code, "not checked by all rules" in result.stdout, "BN417" in result.stdout) == (2, True, True)
+
+
+def test_flake8_says_that_a_rule_failed(monkeypatch):
+    fails_on(monkeypatch, "BN417", "nn")
+    found = [(line, message) for line, _, message, _ in Plugin(ast.parse(NOTE), NOTE.splitlines(keepends=True)).run()]
+    assert [line for line, _ in found] == [2, 1]
+    assert found[1][1] == "BN400 not checked: BN417 failed (KeyError: 'lost')"

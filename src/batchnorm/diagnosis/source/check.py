@@ -6,9 +6,9 @@ import gc
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from batchnorm.diagnosis.findings import Finding
 from batchnorm.diagnosis.source.config import Config
@@ -24,6 +24,7 @@ CONCERNED = re.compile(
     r"mnasnet|regnet|deeplab|timm|torchvision\.models|segmentation_models|state_dict|norm_layer|track_running_stats|sync_?bn|hrnet|parameters\(\)|BN_?MOM|\.trainable",
     re.IGNORECASE,
 )
+T = TypeVar("T")
 DEEPEST = 12_000  # frames: each level of nested code and calls takes a few
 
 
@@ -36,12 +37,15 @@ class Located(NamedTuple):
     edit: Edit | None
 
 
-def check(project: Project, config: Config | None = None) -> list[Located]:
-    """All findings by file and line; of notes of one rule in a file the first, which names the other lines."""
+def check(project: Project, config: Config | None = None, failed: dict[str, str] | None = None) -> list[Located]:
+    """All findings by file and line; of notes of one rule in a file the first, which names the other lines.
+
+    A rule that raises an exception is left out for the file, which goes into `failed` with the rule and the error.
+    """
     config = config or Config()
     concerned = [part for part in project.connected() if any(CONCERNED.search(m.text) for m in part.modules.values())]
     with _deep():
-        said = [(code, s) for part in concerned for code, s in _said(part)]
+        said = [found for part in concerned for found in _said(part, LOOKS, {} if failed is None else failed)]
     silenced = {id(m): Silenced(m.text) for m in {id(s.module): s.module for _, s in said}.values()}
     grouped: dict[tuple[str, str, bool], list[Said]] = defaultdict(list)
     for code, s in said:
@@ -52,14 +56,43 @@ def check(project: Project, config: Config | None = None) -> list[Located]:
     return sorted(found, key=lambda f: (f.path, f.line, f.finding.code))
 
 
-def _said(project: Project) -> Iterator[tuple[str, Said]]:
-    """What the rules say of files that belong together; of what one says of a place, the first."""
-    facts = Facts(project)
-    for code, (_, look) in LOOKS.items():
-        first: dict[int, Said] = {}
-        for s in look(facts):
-            first.setdefault(id(s.node), s)
-        yield from ((code, s) for s in first.values())
+def _said(project: Project, rules: Iterable[str], failed: dict[str, str]) -> Iterator[tuple[str, Said]]:
+    """What rules say of files that belong together; of what one says of a place, the first."""
+    facts, broken = _or_error(lambda: Facts(project)), dict[str, Exception]()
+    for code in rules:
+        look = LOOKS[code][1]
+        found = facts if isinstance(facts, Exception) else _or_error(lambda look=look: _first(look(facts)))
+        if isinstance(found, Exception):
+            broken[code] = found
+        else:
+            yield from ((code, s) for s in found)
+    if broken and len(project.modules) > 1:
+        for module in list(project.modules.values()):  # one by one, so that the other files lose nothing
+            yield from _said(project.alone(module), broken, failed)
+    elif broken:
+        (module,), errors = project.modules.values(), dict[str, list[str]]()
+        for code, error in broken.items():
+            errors.setdefault(f"{type(error).__name__}: {error}".rstrip(": "), []).append(code)
+        why = (
+            f"{', '.join(codes) if len(codes) < len(LOOKS) else 'all rules'} failed ({error})"
+            for error, codes in errors.items()
+        )
+        failed[module.path] = "; ".join(why)
+
+
+def _or_error(work: Callable[[], T]) -> T | Exception:
+    try:
+        return work()
+    except Exception as error:  # whatever goes wrong in a rule, the others go on
+        return error
+
+
+def _first(said: Iterable[Said]) -> list[Said]:
+    """Of what is said of a place, the first."""
+    first: dict[int, Said] = {}
+    for s in said:
+        first.setdefault(id(s.node), s)
+    return list(first.values())
 
 
 def _findings(path: str, code: str, sure: bool, group: list[Said]) -> Iterator[Located]:

@@ -36,10 +36,11 @@ class Contents:
             return _best([self.contains(v, depth + 1) for v in value.options])
         if isinstance(value, Tuple):
             return _best([self.contains(v, depth + 1) for v in value.items])
-        if isinstance(value, Class):
+        if isinstance(value, Class | Function):
             return self.scan(value.info)[0]
         if isinstance(value, External):
-            return YES if is_layer(value.name) else None
+            made = made_by(value.name, None)
+            return None if made is None else YES if made else NO
         if isinstance(value, Partial):
             return self.contains(value.target, depth + 1)
         if not isinstance(value, Obj):
@@ -296,7 +297,10 @@ def inflow(obj: Obj, depth: int = 0) -> list[Any]:
     if obj.kind == "attribute" and obj.parent is not None and depth < 6:
         own = obj.parent.kind in ("self", "instance")
         for source in obj.parent.sources if own else inflow(obj.parent, depth + 1):
-            if isinstance(source, Obj) and obj.name in source.attrs:
+            if isinstance(source, Tuple) and obj.name[:1] == "[":
+                at = obj.name[1:-1]
+                found.extend(source.items[int(at) : int(at) + 1] if at.isdecimal() else () if at else source.items)
+            elif isinstance(source, Obj) and obj.name in source.attrs:
                 found.append(source.attrs[obj.name])
             elif isinstance(source, Obj) and source.kind in ("list", "dict") and obj.name == "[]":
                 found.extend(source.sources)

@@ -13,12 +13,12 @@ from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter.function import Interpreter
 from batchnorm.diagnosis.source.interpreter.program import Program
-from batchnorm.diagnosis.source.names import RECALIBRATES, is_layer, loads_weights, made_by
+from batchnorm.diagnosis.source.names import RECALIBRATES, is_layer, last, loads_weights, made_by
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, in_module, nodes_of
 from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, spelled, strings, variables
-from batchnorm.diagnosis.source.trace import Event
-from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonical, options, word
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event, Mode
+from batchnorm.diagnosis.source.values import Choice, Const, External, Form, Obj, canonical, options, owners, word
 
 T = TypeVar("T")
 MEASURES = (
@@ -36,8 +36,10 @@ MEASURES = (
     "standing_statistics",
 )
 OPTIMIZER = re.compile(r"optim|adam|sgd$|lion$|ranger|lamb$|lars$", re.IGNORECASE)
-ADAPTS = re.compile(r"calib|adapt|update_bn|bn_update|recompute|standing|swap_bn|refresh")
+ADAPTS = re.compile(r"calib|adapt|update_(bn|batch_?norm)|bn_update|recompute|standing|swap_bn|refresh")
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
+CHOSEN = re.compile(r"torchvision\.models\.__dict__")  # a model whose name is an option
+PLAIN = frozenset(("object", "ABC", "Protocol", "Generic"))  # bases that see to no mode
 DEEPEST_PART = 3
 STEPS = frozenset(("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler"))
 
@@ -116,7 +118,8 @@ class Facts:
     @cached_property
     def _speaking(self) -> list[Module]:
         found = [e.function.module for e in self.of("layer") if e.data["name"].startswith("torch")]
-        found += [e.function.module for e in self.of("outside") if made_by(e.data["name"], word(e.data["args"], 0))]
+        outside = ((e, e.data["name"]) for e in self.of("outside"))
+        found += [e.function.module for e, n in outside if made_by(n, word(e.data["args"], 0)) or CHOSEN.match(n)]
         return [*found, *(c.module for c in self.classes if c.is_module and self.contents.scan(c)[0] == YES)]
 
     def same(self, one: Any, other: Any) -> bool:
@@ -155,6 +158,27 @@ class Facts:
             if depth < DEEPEST_PART and any(self.holds(slot, owner, depth + 1) for slot in list(slots)[:24]):
                 return True
         return False
+
+    def as_made(self, event: Event) -> list[Context]:
+        """The situation of a forward that no linted code reaches: in train mode, if nothing puts its model in eval."""
+        obj, owner = event.obj, event.function.owner
+        if obj is None or owner is None or obj.kind != "attribute" or obj.parent is not owner.self_obj:
+            return []
+        kin = [*owner.lineage, *owner.heirs]
+        bases = {last(a.name) for c in kin for a in c.ancestors() if isinstance(a, External)}
+        trainer = "LightningModule" in bases and event.function.name == "training_step"
+        if not trainer and (owner.is_module or not bases <= PLAIN or self.has(obj) != YES):
+            return []
+        if any(self.uses_in(c, "eval", "freeze") for c in kin) or self.evaluated(obj):
+            return []
+        loaded = any(self.same(e.obj, obj) for e in self.of("load"))
+        quiet = event.data["no_grad"]
+        return [Context(obj, Mode(TRAIN), None, quiet, False, False, False, (), None, loaded, event.function)]
+
+    def evaluated(self, obj: Obj | None) -> bool:
+        """Whether anything puts an object, or what it is a part of, in eval."""
+        own = {o for at in owners(obj) for o in self.aliases(at)}
+        return any(not own.isdisjoint(self.aliases(e.obj)) for e in self.set_to(EVAL, "mode", "layer mode"))
 
     def words(self, info: FunctionInfo | Module) -> frozenset[str]:
         """Every name and attribute that a function or a module uses, inner functions included."""
@@ -252,6 +276,8 @@ class Facts:
     def trains(self, event: Event) -> bool:
         """Whether the function of an event makes training steps; of a script's own code, the loops around it."""
         node = event.function.node
+        if event.function.name == "training_step":
+            return True
         around = event.data["loops"] if isinstance(node, ast.Module) else (node,)
         return any(not self._words_in(n).isdisjoint(STEPS) for n in around)
 

@@ -24,5 +24,8 @@ class Plugin:
 
     def run(self) -> Iterator[tuple[int, int, str, type[Plugin]]]:
         """Line, column, text and class, as flake8 wants them."""
-        for found in check(self.project):
+        failed: dict[str, str] = {}
+        for found in check(self.project, failed=failed):
             yield found.line, 0, f"{found.finding.code} {found.finding.message}; {found.finding.fix}", type(self)
+        for why in failed.values():
+            yield 1, 0, f"BN400 not checked: {why}", type(self)

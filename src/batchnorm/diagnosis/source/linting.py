@@ -45,17 +45,23 @@ WORDS = (
     "add_argument",
     "import *",
     "trainable",
+    "models import",
+    "model import",
+    "networks import",
+    "import models",
+    "import networks",
 )
 SKIPPED = ("node_modules", "site-packages", "__pycache__", "venv", "env")
 
 
 @dataclass
 class SourceEvidence:
-    """The files read, lines each, those that could not be read whole, and the edits of certain fixes."""
+    """The files read, lines each, those that could not be read whole, where rules failed, and the edits of fixes."""
 
     path: Path
     files: dict[str, int] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     edits: dict[str, list[Edit]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -99,12 +105,14 @@ class SourceSubject:
         """Files and lines."""
         e = self.evidence
         skipped = f", {len(e.unreadable)} not parsed whole" if e.unreadable else ""
+        skipped += f", {len(e.failed)} not checked by all rules" if e.failed else ""
         return f"{counted(len(e.files), 'file')}, {counted(sum(e.files.values()), 'line')}{skipped}"
 
     def tables(self) -> list[Table]:
-        """Files that could not be parsed."""
-        rows = [[name, why] for name, why in self.evidence.unreadable.items()]
-        return [Table("not parsed whole", ["file", "why"], rows)] if rows else []
+        """Files that could not be parsed, and files where a rule failed."""
+        e = self.evidence
+        held = {"not parsed whole": e.unreadable, "not checked by all rules": e.failed}
+        return [Table(title, ["file", "why"], [list(row) for row in of.items()]) for title, of in held.items() if of]
 
     def as_dict(self) -> dict[str, Any]:
         """Counts."""
@@ -114,6 +122,7 @@ class SourceSubject:
             "files": len(e.files),
             "lines": sum(e.files.values()),
             "unreadable": e.unreadable,
+            "failed": e.failed,
             "fixable": {path: len(edits) for path, edits in e.edits.items()},
         }
 
@@ -164,7 +173,7 @@ def lint(path: str | Path | Sequence[str | Path], *, select: Iterable[str] = (),
     with uncollected():
         for file in _files(paths):
             _take(file, project, evidence, alone=len(paths) == 1 and paths[0].is_file())
-        located = check(project, config)
+        located = check(project, config, evidence.failed)
     for found in located:
         if found.edit is not None and found.path not in evidence.unreadable:
             evidence.edits.setdefault(found.path, []).append(found.edit)

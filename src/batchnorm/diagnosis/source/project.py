@@ -486,6 +486,12 @@ class Project:
             module.project._take(module)
         return list(parts.values())
 
+    def alone(self, module: Module) -> Project:
+        """A file without those that belong to it."""
+        alone = module.project = Project(self.root)
+        alone._take(module)
+        return alone
+
     def inside(self, module: Module, name: str) -> Any:
         """A module inside a package."""
         found = self.modules.get(f"{module.name}.{name}")

@@ -40,12 +40,20 @@ class Mode(NamedTuple):
         return f"line {getattr(self.node, 'lineno', 0)} of {file}"
 
 
+class Call(NamedTuple):
+    """A call, and the function that it is in."""
+
+    node: ast.Call
+    function: FunctionInfo
+
+
 class Freeze(NamedTuple):
     """Where an object was frozen by requires_grad, and under which conditions, callers' ones included."""
 
     node: ast.AST
     function: FunctionInfo
     tests: tuple[Test, ...] = ()
+    call: Call | None = None  # of a helper that freezes what it is given
 
 
 class Context(NamedTuple):
@@ -62,7 +70,8 @@ class Context(NamedTuple):
     half: tuple[ast.AST, FunctionInfo, bool] | None
     loaded: bool
     function: FunctionInfo
-    at: tuple[ast.Call, FunctionInfo] | None = None  # of a forward in a model's own method: who calls that
+    at: Call | None = None  # of a forward in a model's own method: who calls that
+    call: Call | None = None  # of a forward of what a function was given: the call that gave it
 
 
 @dataclass(eq=False)

@@ -2,12 +2,24 @@
 
 from tests.diagnosis.source.textbook import (
     constructors,
+    entry_points,
     exports_and_constants,
     followers,
+    held,
     own_modes,
     settings,
     states,
     trained_in_eval,
 )
 
-KINDS = (constructors, exports_and_constants, followers, own_modes, settings, states, trained_in_eval)
+KINDS = (
+    constructors,
+    entry_points,
+    exports_and_constants,
+    followers,
+    held,
+    own_modes,
+    settings,
+    states,
+    trained_in_eval,
+)

@@ -9,7 +9,7 @@ from typing import Any
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.contents import inflow
 from batchnorm.diagnosis.source.interpreter.methods import STANDARD, Methods
-from batchnorm.diagnosis.source.names import is_layer, last
+from batchnorm.diagnosis.source.names import is_layer, last, loads_weights
 from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Super
 from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Mode, join
 from batchnorm.diagnosis.source.values import (
@@ -98,6 +98,8 @@ class Calls(Methods):
             made = self.program.obj((node, "named"), lambda: Obj("result", target.name, node=node))
             made.sources = [*dict.fromkeys((*made.sources, *named))][:MOST_NAMED]
             self.state.modes[made] = Mode(TRAIN)
+            if loads_weights(node, target.name):
+                self.state.loaded |= {made}
             return made
         return None
 

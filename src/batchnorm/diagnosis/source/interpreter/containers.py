@@ -49,6 +49,8 @@ class Containers(Modes):
             return self._iterated(base.info[0], base.name, base).items[1]
         if isinstance(key, ClassName) and isinstance(key.obj, Obj) and key.obj.name == "named_parameters":
             return Form({Atom("shadow", base): {(): 1.0}}, live=True)
+        if isinstance(key, Obj) and key.kind == "key" and self._holds_models(base):
+            return base.attr("[]")
         if isinstance(key, Obj) and key.kind == "key":
             return Form({Atom("entry", base, ""): {(): 1.0}}, live=True)
         if base.kind == "state":
@@ -144,6 +146,8 @@ class Containers(Modes):
         if value.kind == "iteration":
             owner, how = value.info
             return self._iterated(owner, how, value)
+        if self._holds_parameters(value):
+            return Form({Atom("shadow", value): {(): 1.0}}, live=True)
         copied = value.sources[0] if value.kind == "copy" and value.sources else None
         if isinstance(copied, Obj) and copied.kind == "state":
             return self.element(copied)
@@ -157,6 +161,19 @@ class Containers(Modes):
                 return self.element(held[0])
         return value.attr("[]")
 
+    def _holds_models(self, owner: Obj) -> bool:
+        """Whether a name stands for a dict of objects."""
+        held = [s for s in inflow(owner) if isinstance(s, Obj)] if owner.kind in ("parameter", "attribute") else []
+        return bool(held) and all(s.kind == "dict" and any(isinstance(o, Obj) for o in s.sources) for s in held)
+
+    def _holds_parameters(self, value: Obj, copied: bool = False) -> bool:
+        """Whether a value is a list of copies of parameters: `deepcopy([p.data for p in model.parameters()])`."""
+        if value.kind in ("copy", "result") and len(value.sources) == 1 and isinstance(value.sources[0], Obj):
+            return self._holds_parameters(value.sources[0], copied or value.kind == "copy")
+        forms = [s for s in value.sources if isinstance(s, Form)] if value.kind == "list" else []
+        kept = [f for f in forms if (copied or not f.live) and all(a.kind == "parameter" for a in f.terms)]
+        return bool(kept) and len(kept) == len(value.sources)
+
     def _iterated(self, owner: Any, how: str, iteration: Obj) -> Any:
         made = self.program.obj
         if how in ("keys", "items", "values") and isinstance(owner, Obj) and owner.kind == "iteration":
@@ -168,7 +185,7 @@ class Containers(Modes):
             value: Any = entry
             if isinstance(owner, Obj) and owner.kind == "dict":
                 value = choice(list(owner.sources))
-            elif isinstance(owner, Obj) and owner.kind != "state" and how == "values":
+            elif isinstance(owner, Obj) and ((owner.kind != "state" and how == "values") or self._holds_models(owner)):
                 value = owner.attr("[]")
             pair = Tuple((key, value if isinstance(value, Obj) else entry))
             return {"keys": key, "items": pair, "values": value}[how]

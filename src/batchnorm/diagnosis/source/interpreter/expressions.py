@@ -27,7 +27,7 @@ from batchnorm.diagnosis.source.values import (
     options,
 )
 
-SLICED = ("iteration", "list", "zip", "enumerate")
+SLICED = ("iteration", "list", "zip", "enumerate", "attribute")
 PARTS = ("iteration", "list")
 BUILTINS = frozenset(dir(builtins))
 
@@ -67,7 +67,7 @@ class Expressions(Calls):
             outer = outer.outer
         module = self.info.module
         value = module.top(name)
-        if value is not None:
+        if value is not None and not (isinstance(value, Namespace) and name in module.assigned):
             return value
         if name in module.assigned:
             return module.slot(name)
@@ -127,12 +127,9 @@ class Expressions(Calls):
 
     def ev_Subscript(self, node: ast.Subscript) -> Any:
         base, key = self.ev(node.value), self.ev(node.slice)
-        if isinstance(node.slice, ast.Slice) and isinstance(base, Obj) and base.kind in SLICED:
-            return base  # some of the elements stand for all
-        if isinstance(node.slice, ast.Tuple) and isinstance(base, Obj) and base.kind == "attribute":
-            first = node.slice.elts[0] if node.slice.elts else None
-            if isinstance(first, ast.Slice) and first.lower is None and first.upper is None:
-                return base  # all samples of a batch
+        first = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) and node.slice.elts else node.slice
+        if isinstance(first, ast.Slice) and isinstance(base, Obj) and base.kind in SLICED:
+            return base  # some of the elements, or of the samples of a batch, stand for all
         return self.item(base, key)
 
     def ev_BinOp(self, node: ast.BinOp) -> Any:

@@ -177,6 +177,7 @@ class Forwards(Narrowing):
         if use.mode is not None and here.obj.kind not in SLOTS:
             return
         modes = tuple(None if mode is None else mode.value for mode in (use.mode, here.layers))
-        key = (id(use.event), id(here.obj), here.no_grad, here.one_rank, modes)
+        entered = None if here.at is None else id(here.at.node)
+        key = (id(use.event), id(here.obj), here.no_grad, here.one_rank, modes, entered)
         if len(self.summary.uses) < MOST_USES:
             self.summary.uses.setdefault(key, use)

@@ -67,7 +67,8 @@ class Mapping:
         if here is parent:
             return self.walk.state.heap.get((parent, value.name), value)
         if value.name == "[]":
-            return self.walk.element(here)
+            of_dict = isinstance(here, Obj) and here.kind == "dict"
+            return choice(list(here.sources)) if of_dict else self.walk.element(here)
         return choice([self.walk.read(p, value.name, self.node) for p in options(here)]) if here is not None else None
 
     def objects(self, value: Any) -> Iterator[Obj]:

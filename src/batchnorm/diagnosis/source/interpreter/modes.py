@@ -106,10 +106,23 @@ class Modes(Walk):
         self.state.modes[obj] = mode
         if not own:
             self.set_parts(obj, mode)
+        self._around(obj, mode)
+
+    def _around(self, obj: Obj, mode: Mode) -> None:
+        """The layers of an object that has none of its own, and holds another one, are in the other one's mode."""
+        owner = self.held.get(obj)
+        if owner is None or not isinstance(owner.info, ClassInfo) or Contents().scan(owner.info)[0]:
+            return
+        if mode.value == EVAL and owner not in self.state.layers:
+            self.state.layers[owner] = Mode(UNKNOWN, mode.node, mode.function)
+        elif mode.value == TRAIN and owner in self.state.layers and self.state.layers[owner].value == UNKNOWN:
+            del self.state.layers[owner]
 
     def wrap(self, made: Obj, parts: list[Any], node: ast.AST) -> None:
         """A new object without batch norm of its own, around models in eval: its layers are not in its train mode."""
-        modes = [(o, self.mode(o)) for value in parts for o in objects_in(value)]
+        held = (o for value in parts for o in objects_in(value))
+        of = (o.info[0] if o.kind == "iteration" else o.info if o.kind == "layer" else o for o in held)
+        modes = [(o, self.mode(o)) for o in of if isinstance(o, Obj)]
         around = [o for o, mode in modes if mode is not None and mode.value == EVAL]
         if not around or self.layers_mode(made) is not None:
             return

@@ -160,7 +160,8 @@ class Outside(Summaries):
         for of in (module, *starred):
             for name in of.names:
                 value = of.top(name)
-                if isinstance(value, Class | Function) and name[:1] != "_":
+                made_outside = isinstance(value, External) and FACTORIES.match(value.name)
+                if (isinstance(value, Class | Function) or made_outside) and name[:1] != "_":
                     made.flows_from(value)
         return made
 

@@ -93,7 +93,10 @@ class Statements(Expressions):
 
     def on_Return(self, node: ast.Return) -> None:
         if node.value is not None:
-            value = self.ev(node.value)
+            returned = node.value
+            if isinstance(returned, ast.List) and not any(isinstance(e, ast.Starred) for e in returned.elts):
+                returned = ast.Tuple(returned.elts)
+            value = self.ev(returned)
             if value is not None and len(self.summary.returns) < 8:
                 self.summary.returns.append(value)
         self.leave(self.state.copy())
@@ -329,6 +332,14 @@ class Statements(Expressions):
             else:
                 self.entered = {}
                 value = self.ev(item.context_expr)
+                for option in options(value):
+                    enters = self.class_of(option) if isinstance(option, Obj) else None
+                    method = enters.method("__enter__") if enters is not None and not enters.is_module else None
+                    if method is not None and isinstance(item.context_expr, ast.Call):
+                        before = dict(self.state.modes)
+                        self.apply(item.context_expr, method, option, [], {})
+                        self.entered |= {o: m for o, m in self.state.modes.items() if before.get(o) is not m}
+                        self.state.modes = before
                 after |= {o: self.state.modes.get(o) for o in self.entered}
                 self.state.modes |= self.entered
                 if item.optional_vars is not None:

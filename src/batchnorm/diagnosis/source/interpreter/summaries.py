@@ -10,8 +10,8 @@ from batchnorm.diagnosis.source.interpreter.forwards import MEASURED, Forwards
 from batchnorm.diagnosis.source.interpreter.mapping import Mapping
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
 from batchnorm.diagnosis.source.project import FunctionInfo, in_module
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Freeze, Mode, Summary, Use
-from batchnorm.diagnosis.source.values import Const, Form, Obj, Tuple, canonical, choice, objects_in, options
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Call, Freeze, Mode, Summary, Use
+from batchnorm.diagnosis.source.values import Const, Form, Obj, Tuple, canonical, choice, objects_in, options, owners
 
 T = TypeVar("T")
 MADE = ("external", "instance", "copy", "result")  # kinds of objects that a function makes
@@ -64,17 +64,20 @@ class Summaries(Forwards):
     def _run(self, s: Summary, mapped: Mapping, info: FunctionInfo) -> None:
         """The callee's forwards, those apart that its arguments rule out."""
         switched = {id(o): slot for slot in s.modes for o in mapped.objects(slot)}
-        known = {
-            (key, id(obj)): (use, obj)
-            for key, use in s.uses.items()
-            for obj in mapped.objects(use.here.obj)
-            if switched.get(id(obj), use.here.obj) is use.here.obj  # else the callee sets its mode under another name
-        }
-        for use, obj in known.values():
+        all_uses = {(key, id(obj)): (use, obj) for key, use in s.uses.items() for obj in mapped.objects(use.here.obj)}
+        for use, obj in all_uses.values():
+            slot = switched.get(id(obj), use.here.obj)
             if use.event.function is info and passed(use.event.data["tests"], mapped.given) is None:
                 continue
-            if obj.kind not in OPAQUE and obj.kind != "output":
+            if obj.kind in OPAQUE or obj.kind == "output":
+                continue
+            if slot is use.here.obj:
                 self._happen(use, obj, mapped.node)
+            elif _at_first(s.modes[slot], info):  # the callee sets its mode under another name
+                before = dict(self.state.modes)
+                self.state.modes[obj] = s.modes[slot]
+                self._happen(use, obj, mapped.node)
+                self.state.modes = before
 
     def _happen(self, use: Use, obj: Obj, call: ast.Call) -> None:
         """A callee's forward of what is here `obj`."""
@@ -87,7 +90,8 @@ class Summaries(Forwards):
             conditional=there.conditional or here.conditional,
             frozen=there.frozen + here.frozen,
             half=there.half or here.half,
-            at=(call, self.info) if enters else there.at,
+            at=Call(call, self.info) if enters else there.at,
+            call=there.call or Call(call, self.info),
         )
         self.measured(obj, mode, use.event)
         if mode is None or use.mode is not None:
@@ -139,7 +143,11 @@ class Summaries(Forwards):
     def _frozen(self, s: Summary, mapped: Mapping) -> dict[Obj, Freeze]:
         """What a callee freezes with these arguments, under the conditions of the call too."""
         found = {o: (f, passed(f.tests, mapped.given)) for o, f in s.frozen.items()}
-        return {o: self.under(f._replace(tests=tuple(t))) for o, (f, t) in found.items() if t is not None}
+        here = Call(mapped.node, self.info)
+        calls = {o: f.call or (here if _top(o).kind == "parameter" else None) for o, f in s.frozen.items()}
+        return {
+            o: self.under(f._replace(tests=tuple(t), call=calls[o])) for o, (f, t) in found.items() if t is not None
+        }
 
     def under(self, frozen: Freeze) -> Freeze:
         """A freeze, under the conditions of this place too."""
@@ -205,6 +213,18 @@ class Summaries(Forwards):
         if inner in s.loaded:
             self.state.loaded |= {made}
         return made
+
+
+def _top(obj: Obj) -> Obj:
+    """What an object is a part of."""
+    *_, top = owners(obj)
+    return top
+
+
+def _at_first(mode: Mode, info: FunctionInfo) -> bool:
+    """Whether a function sets a mode before its first loop, or first in it, and no other one after."""
+    loop = next((n.body[0].lineno for n in info.body if isinstance(n, ast.For | ast.While)), 0)
+    return mode.value in (TRAIN, EVAL) and mode.function is info and getattr(mode.node, "lineno", loop + 1) <= loop
 
 
 def _either(a: bool | None, b: bool | None) -> bool | None:

@@ -29,6 +29,7 @@ from batchnorm.diagnosis.source.rules import (
     undone,
     unmeasured,
     unset_modes,
+    without_gradients,
 )
 
 Look = Callable[[Facts], Iterator[Said]]
@@ -44,7 +45,7 @@ LOOKS: dict[str, tuple[str, Look]] = {
     "BN409": ("averaged weights without update_bn", averages.missing_update_bn),
     "BN410": ("update_bn with dropout or frozen layers", averages.update_bn_with_dropout),
     "BN411": ("tracking switched off after construction, in the source", layers.flipped_tracking),
-    "BN412": ("a forward in train mode under no_grad or in a summary", modes.moves_without_gradients),
+    "BN412": ("a forward in train mode under no_grad or in a summary", without_gradients.moves_without_gradients),
     "BN413": ("an average of parameters() only", averages.parameters_only),
     "BN414": ("an average of the counter", averages.counter_too),
     "BN415": ("batch norm told by its name", layers.by_name),

@@ -78,7 +78,7 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
         if shadow:
             yield said(
                 event,
-                "an average over named_parameters() leaves out the running statistics: the averaged weights are "
+                "an average over parameters alone leaves out the running statistics: the averaged weights are "
                 "evaluated with the statistics of other weights",
                 "average state_dict() entries that are floating, or batchnorm.recalibrate(averaged, loader)",
                 sure=False,
@@ -162,7 +162,7 @@ def _buffers_too(facts: Facts, event: Event, owner: Obj) -> bool:
         # Without a situation that is known, it runs as its owner does: in train mode while that trains.
         if forward.obj is not None and not forward.contexts and is_it(forward.obj):
             return True
-        if any(c.mode.value != EVAL and is_it(c.obj) for c in forward.contexts):
+        if any((c.mode.value != EVAL or c.layers is not None) and is_it(c.obj) for c in forward.contexts):
             return True
     return not facts.called.isdisjoint(RECALIBRATES)
 

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
-from batchnorm.diagnosis.source.rules.forwards import evaluated, inputs, training_forwards
-from batchnorm.diagnosis.source.rules.small_batches import LOADER
+from batchnorm.diagnosis.source.rules.forwards import inputs, training_forwards
+from batchnorm.diagnosis.source.rules.loaders import loaders_of
 from batchnorm.diagnosis.source.trace import EVAL, Event
 
 # What the two domains of an adaptation, and the two parts of a batch in semi-supervised learning, are called.
@@ -52,7 +52,8 @@ def two_loaders(facts: Facts) -> Iterator[Said]:
 
 def _kinds(facts: Facts, one: Event, other: Event) -> str | None:
     """What sets the inputs of two forwards apart: their loaders, their names, that one of them is another's output."""
-    loaders, known = (_loaders(facts, one), _loaders(facts, other)), facts.has(one.obj) == YES
+    loaders = [{id(loader.node) for loader in loaders_of(facts, e)} for e in (one, other)]
+    known = facts.has(one.obj) == YES
     if all(loaders) and known and loaders[0].isdisjoint(loaders[1]):
         return "the batches of two loaders"
     a, b = ({w.lower() for w in inputs(e)} for e in (one, other))
@@ -63,7 +64,7 @@ def _kinds(facts: Facts, one: Event, other: Event) -> str | None:
         if sorted(sides) == ["left", "right"]:
             return "batches of two kinds"
     made = [_generated(facts, e) for e in (one, other)]
-    if known and made[0] != made[1] and not GENERATORS.search(called(one).lower()) and evaluated(facts, one.obj):
+    if known and made[0] != made[1] and not GENERATORS.search(called(one).lower()) and facts.evaluated(one.obj):
         return "data and on the outputs of a generator"
     return None
 
@@ -76,9 +77,3 @@ def _generated(facts: Facts, event: Event) -> bool:
         for e in facts.of("forward")
         if e.function is event.function
     )
-
-
-def _loaders(facts: Facts, event: Event) -> frozenset[int]:
-    """The loaders that a forward's inputs come from."""
-    origins = (o for value in event.data["inputs"] for o, path, _ in facts.origins(value) if path[:1] == ("[]",))
-    return frozenset(id(o.node) for o in origins if o.kind == "external" and o.info[0] in LOADER)

@@ -7,22 +7,23 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, adapts, called
+from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called, file_of
 from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.syntax import variables
-from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, Context, Event
+from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, owners
 
 FORWARDS = ("forward", "__call__", "_forward_impl")
 NOISE = re.compile(
-    r"^(z|zs|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|sample\w*|lr|hr|imgs_lr)$"
+    r"^(z|zs|fake_?z|noise|noises|latent|latents|fixed_noise|fixed_z|z_\w+|\w*noise\w*|gen_?input|real_[ABab]|real\w*|fixed\w*|samples?_?(z|noise|input)\w*|lr|hr|imgs_lr)$"
 )
 TAKES_DATA = re.compile(r"encoder|classif|feature|extract|backbone|embed|relation")
 MADE_UP = re.compile(
     r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
 )
-LOSS = re.compile(r"(loss|criterion)(_?fn|_?func(tion)?)?$")
+SERVES = re.compile(r"(^|_)(test|predict|infer|inference|generate|sample|synthesi[sz]e|evaluate|reconstruct)(_|s?$)")
+LOSS = re.compile(r"(^|[._])(loss|criterion)\w*(\[\w+\])?$|(loss|criterion)(_?fn|_?func(tion)?)?$")
 FILLS = ("uniform_", "normal_", "random_", "fill_", "zero_", "bernoulli_")
 TEACHER = re.compile(
     r"teacher|^t_?(model|net)$|(model|net)_?t$|_tea\b|ref(erence)?_model|frozen|old_model|model_old|prev(ious)?_model|pretrained"
@@ -42,9 +43,10 @@ def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int
         owner = event.function.owner
         if owner is not None and ((owner.is_module and event.function.name in FORWARDS) or adapts(owner)):
             continue
-        for context in event.contexts:
+        for context in event.contexts or facts.as_made(event):
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
-            level = 0 if level == LIKELY and LOSS.search(called(event).lower()) else level
+            if LOSS.search(called(event).lower()) and not facts.always_has(event.obj):
+                continue
             if level and (managed or not facts.manages(context.obj)):
                 yield event, context, level
 
@@ -70,6 +72,17 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
     return not trains and not facts.steps(c.function.module) and not made_up(event)
 
 
+def serves(facts: Facts, event: Event, c: Context) -> bool:
+    """Whether a function is there to use a trained model: by its name, without steps, for outputs as values."""
+    if not SERVES.search(event.function.name.lower()) or not (c.loaded or facts.trains_part(c.obj)):
+        return False
+    tests = file_of(event).startswith("test_") or "assert" in ast.unparse(event.function.node)
+    if event.function.name.startswith("test_") and tests:
+        return False  # of the program itself
+    fate = facts.fate(event)
+    return not (facts.trains(event) or fate.trains or fate.feeds or fate.leaves)
+
+
 def may_load(facts: Facts, c: Context) -> bool:
     """Whether weights are loaded under conditions alone."""
     loads = [e for e in facts.of("load") if e.obj in facts.aliases(c.obj)]
@@ -83,6 +96,8 @@ def made_up(event: Event) -> bool:
 
 def _filled(value: Any) -> bool:
     """Whether a tensor is made of numbers: `torch.rand(...)`, `torch.FloatTensor(...).uniform_()`."""
+    if isinstance(value, Obj) and value.kind == "global" and len(value.sources) == 1:
+        value = value.sources[0]
     while isinstance(value, Obj) and value.kind == "unknown":
         if value.name in FILLS:
             return True
@@ -120,7 +135,7 @@ def inputs(event: Event) -> set[str]:
 
 def generates(event: Event) -> bool:
     """A generator that is sampled: many are sampled with the batch's statistics on purpose."""
-    name = called(event).split(".")[-1].lower()
+    name = called(event).split(".")[-1].lower().strip("_")
     return not TAKES_DATA.search(name) and (
         any(NOISE.match(w) for w in inputs(event))
         or name in ("g", "netg", "net_g", "gen", "generator", "decoder")
@@ -131,8 +146,3 @@ def generates(event: Event) -> bool:
 def teaches(event: Event) -> bool:
     """Whether what is called is named as a second network is."""
     return bool(TEACHER.search(called(event).lower()))
-
-
-def evaluated(facts: Facts, obj: Obj | None) -> bool:
-    """Whether a model is put in eval somewhere."""
-    return any(facts.same(e.obj, obj) for e in facts.set_to(EVAL, "mode"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.conditions import exclusive
@@ -11,17 +12,20 @@ from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.syntax import spelled, strings
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
-from batchnorm.diagnosis.source.values import Obj, canonical, options, within
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event, Test
+from batchnorm.diagnosis.source.values import Const, Obj, canonical, options, within
 
 FREEZE = "batchnorm.freeze({})"
 HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits")
+HELPERS = re.compile(r"fix|freez|frozen|lock|grad|trainable", re.IGNORECASE)  # functions that are there to freeze
+MADE = ("instance", "result")  # kinds of models that a program makes itself
 AFFINE = ("bn", "norm", "batchnorm", "bias", "weight")
 
 
 def stops_weights_only(facts: Facts) -> Iterator[Said]:
     """BN406: frozen, and then a forward in train mode."""
     thawed = [e.obj for e in facts.of("thaw") if e.obj is not None]
+    yield from _of_a_module(facts)
     yield from _in_a_training_step(facts, thawed)
     yield from _by_class(facts)
     yield from _where_it_is_made(facts, thawed)
@@ -29,16 +33,44 @@ def stops_weights_only(facts: Facts) -> Iterator[Said]:
     yield from _by_learning_rate(facts)
 
 
-def _said(event: Event, part: str, where: str, sure: bool = True, how: str = "requires_grad = False") -> Said:
+def _said(
+    event: Event,
+    part: str,
+    where: str,
+    sure: bool = True,
+    how: str = "requires_grad = False",
+    call: Call | None = None,
+) -> Said:
     loop = event.data.get("loop")
     over = loop.iter.func if isinstance(loop, ast.For) and isinstance(loop.iter, ast.Call) else None
-    part = spelled(over.value) if isinstance(over, ast.Attribute) else part
-    return said(
-        event,
+    part = spelled(over.value) if isinstance(over, ast.Attribute) and call is None else part
+    part = spelled(call.node.args[0]) if call is not None and call.node.args else part
+    return Said(
+        event.function.module if call is None else call.function.module,
+        event.node if call is None else call.node,
         f"{how} stops weights, not the running statistics of {part}: they move in every forward in train mode{where}",
         FREEZE.format(part),
         sure=sure,
     )
+
+
+def _of_a_module(facts: Facts) -> Iterator[Said]:
+    """`model.encoder.requires_grad = False`, which sets an attribute of a module."""
+    for event in facts.of("attribute"):
+        off = event.data["name"] == "requires_grad" and event.data["value"] == Const(False)
+        if off and facts.has(event.obj) == YES and not _is_element(event.obj):
+            name = spelled(event.node.targets[0].value)
+            yield said(
+                event,
+                f"requires_grad = False on the module {name} sets an attribute, and freezes nothing: weights and "
+                "running statistics move in every training step",
+                f"{name}.requires_grad_(False) and {FREEZE.format(name)}",
+            )
+
+
+def _is_element(obj: Obj | None) -> bool:
+    """Whether an object is an element of something, which may be a tensor."""
+    return obj is None or obj.name[:1] == "["
 
 
 def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
@@ -52,6 +84,8 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             frozen = events.get(id(node))
             if frozen is None or level not in (YES, LIKELY) or is_average(facts, part):
                 continue
+            if any(map(_no_rate, freeze.tests)):
+                continue
             if any(o is part or (o.path == part.path and o.kind == part.kind) for o in thawed):
                 continue
             if part is c.obj and id(node) not in partial and not _partly(facts, part, thawed):
@@ -59,7 +93,17 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             reached = reaches(facts, frozen, part, freeze.tests)
             if not _selects(frozen) and reached and not trains_apart(facts, freeze.tests, event, c):
                 sure = level == reached == YES and not c.conditional
-                yield _said(frozen, part.path, f" (line {event.line} of {file_of(event)})", sure)
+                where = f" (line {event.line} of {file_of(event)})"
+                call = freeze.call if HELPERS.search(freeze.function.name) else None
+                how = "requires_grad = False" + (f" in line {frozen.line} of {file_of(frozen)}" if call else "")
+                yield _said(frozen, part.path, where, sure, how, call)
+
+
+def _no_rate(test: Test) -> bool:
+    """Whether a condition is `else` of `if rate > 0`, which holds unless somebody asks for 0."""
+    compared = test.node if isinstance(test.node, ast.Compare) and isinstance(test.node.ops[0], ast.Gt) else None
+    number = compared.comparators[0] if compared is not None else None
+    return not test.holds and isinstance(number, ast.Constant) and number.value == 0
 
 
 def _by_class(facts: Facts) -> Iterator[Said]:
@@ -96,6 +140,8 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             continue
         put = (e for e in facts.set_to(TRAIN, "mode") if _may_be(facts, e.obj, inside, part))
         trains = any(not exclusive(event.data["tests"], e.data["tests"]) for e in put)
+        if inside is not None and not trains:
+            trains = any(c.obj.kind in MADE and facts.holds(c.obj, inside) for _, c, _ in training_forwards(facts))
         layers = _trains_layers(facts, inside) if inside is not None and facts.is_layer(part) else 0
         if lightning or trains or layers:
             yield _said(event, part.path, "", sure=reached == YES and (lightning or trains or layers == YES))

@@ -6,7 +6,6 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import Facts, Said, called, said
-from batchnorm.diagnosis.source.rules.forwards import evaluated
 from batchnorm.diagnosis.source.syntax import reads, variables
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event
 from batchnorm.diagnosis.source.values import Const
@@ -44,7 +43,7 @@ def _certain(facts: Facts, forward: Event) -> bool:
             and facts.always_has(c.obj)
             for c in forward.contexts
         )
-    return facts.always_has(forward.obj) and not evaluated(facts, forward.obj)
+    return facts.always_has(forward.obj) and not facts.evaluated(forward.obj)
 
 
 def _inputs(call: ast.Call) -> ast.AST | None:

@@ -1,4 +1,4 @@
-"""BN405, BN412, BN418, BN419, BN423: forwards in the wrong mode."""
+"""BN405, BN418, BN419, BN423: forwards in the wrong mode."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, said
+from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, file_of, said
 from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import soft_copies
 from batchnorm.diagnosis.source.rules.forwards import (
@@ -18,9 +18,9 @@ from batchnorm.diagnosis.source.rules.forwards import (
     made_up,
     may_load,
     measures,
+    serves,
     teaches,
 )
-from batchnorm.diagnosis.source.rules.freezing import belongs
 from batchnorm.diagnosis.source.syntax import spelled, words
 from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Context, Event, Mode
 from batchnorm.diagnosis.source.values import Obj, canonical, owners
@@ -31,22 +31,10 @@ AVERAGES = re.compile(
 )
 TARGET = re.compile(r"target|tgt|_t$|slow|delayed|lagged")
 REFERENCE = re.compile(r"(global|old|prev\w*|source|src)_?(model|net)$")
-NETWORKS = re.compile(r"encoder|backbone|model|net$|forward")  # what a method that runs one is called
 EVALUATES = re.compile(
     r"(^|_|\b)(test|tests|val|valid|validate|validation|eval|evaluate|evaluation|dev|query|infer|predict)(_|\d|\b|$)|test(_?(set|data|load))|val(_?(set|data|load))"
 )
 ENDS = re.compile(r"last|done|stop|final|finish|end$|patience|converged")
-PAUSES = (
-    "pause",
-    "preserve_stats",
-    "bypass_bn",
-    "disable_running_stats",
-    "disable_tracking_bn_stats",
-    "_disable_tracking_bn_stats",
-)
-SUMMARIES = ("torchsummary.summary", "torchsummaryX.summary", "torchsummary.torchsummary.summary")
-NUMBERS = re.compile(r"torch\.(rand|randn|randint|zeros|ones|empty|full)$")
-HOOKS = re.compile(r"on_(train_batch|before_zero_grad|before_optimizer|after_backward|before_backward)")
 
 
 def evaluates_in_train(facts: Facts) -> Iterator[Said]:
@@ -56,10 +44,13 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             continue
         if "__init__" in (c.function.name, event.function.name) or facts.is_layer(c.obj):
             continue  # to learn the shape of an output
-        here = c.mode.function is event.function and c.mode.node is not None
-        quiet = (c.no_grad is True or infers(facts, event, c)) and not here and not facts.trains(event)
-        unused = not quiet and _unused(facts, event, c)
-        if not (quiet or unused) or measures(facts, event, c) or generates(event) or made_up(event):
+        if facts.uses(event.function, "training") and not in_module(event.function):
+            continue  # it asks for the mode
+        used = serves(facts, event, c)
+        here = c.mode.function is event.function and c.mode.node is not None and not used
+        quiet = (c.no_grad is True or used or infers(facts, event, c)) and not here and not facts.trains(event)
+        idle = not quiet and unused(facts, event, c)
+        if not (quiet or idle) or measures(facts, event, c) or generates(event) or made_up(event):
             continue
         if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
@@ -79,10 +70,11 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         )
 
 
-def _unused(facts: Facts, event: Event, c: Context) -> bool:
+def unused(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a forward over data is for its output alone: no loss of it is run backward, and nothing else takes it."""
     loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For | ast.While)), None)
-    if loop is None or made_up(event) or facts.has(c.obj) != YES:
+    known = YES if not EVALUATES.search(event.function.name) else LIKELY
+    if loop is None or made_up(event) or (facts.has(c.obj) or 0) < known:
         return False
     fate = facts.fate(event)
     if fate.feeds or fate.leaves or fate.asks:
@@ -94,108 +86,6 @@ def _tests(event: Event) -> bool:
     """Whether a function, or a loop around, is named as a test is."""
     over = {w for n in event.data["loops"] if isinstance(n, ast.For) for w in words(n.iter)}
     return any(EVALUATES.search(w.lower()) for w in (event.function.name, *over))
-
-
-def moves_without_gradients(facts: Facts) -> Iterator[Said]:
-    """BN412: a forward in train mode that no weight is trained by, or a summary of a trained model."""
-    for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or c.second or c.layers is not None:
-            continue
-        if event.function.owner is not None and facts.only_constructs(event.function):
-            yield from _probes(facts, event, c)
-            continue
-        if measures(facts, event, c) or generates(event) or is_average(facts, c.obj) or _restored(facts, event):
-            continue
-        here = c.mode.function is event.function and c.mode.node is not None
-        trains = facts.trains(event)
-        what = "runs forward under no_grad in train mode" if c.no_grad is True and here else _aside(facts, event, c)
-        if what:
-            name = called(event)
-            since = f" (train() in {c.mode.place})" if c.mode.node is not None else ""
-            yield said(
-                event,
-                f"{name} {what}{since}: it moves the running statistics",
-                f"with batchnorm.pause({name}): ..., or {name}.eval()",
-                sure=level == YES and not trains and c.no_grad is True and here,
-            )
-    yield from _in_hooks(facts)
-    for event in facts.of("outside"):
-        for c in event.contexts if event.data["name"] in SUMMARIES else ():
-            if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded and _looked_at(facts, c):
-                yield said(
-                    event,
-                    "a summary runs the model forward in train mode on random numbers: it moves the running "
-                    "statistics that were loaded",
-                    f"{spelled(event.node.args[0])}.eval() before",
-                )
-                break
-
-
-def _probes(facts: Facts, event: Event, c: Context) -> Iterator[Said]:
-    """A constructor that learns a shape from made-up numbers, and a part of its own."""
-    if belongs(facts, event.function.owner, event.obj) and made_up(event) and facts.has(c.obj) == YES:
-        yield said(
-            event,
-            f"{called(event)} runs forward on made-up data in the train mode of a new model: the running statistics "
-            "start from these",
-            f"{called(event)}.eval() before, {called(event)}.train() after",
-            sure=False,
-        )
-
-
-def _looked_at(facts: Facts, c: Context) -> bool:
-    """Whether a model has weights for certain, or is there for more than a look at its layers."""
-    on_data = any(o.obj is c.obj and not made_up(e) for e, o, _ in forwards(facts))
-    return on_data or (c.obj.kind != "result" and not may_load(facts, c))
-
-
-def _aside(facts: Facts, event: Event, c: Context) -> str:
-    """What a forward in a training step is for, where that is not a gradient of its weights."""
-    if (
-        teaches(event)
-        or SECOND.search(called(event).lower())
-        or (facts.trained and not any(id(o) in facts.trained for o in facts.aliases(c.obj)))
-    ):
-        return ""
-    fate = facts.fate(event)
-    if fate.asks:
-        return "runs forward in train mode for the gradient of its input"
-    if not facts.trains(event) or facts.has(c.obj) != YES:
-        return ""
-    given = [v for v in event.data["inputs"] if isinstance(v, Obj) and v.kind == "external"]
-    made = [v.node for v in given if NUMBERS.match(v.info[0])]
-    if any(n in made for n in ast.walk(event.node)):
-        return "runs forward in train mode on made-up data"
-    if c.no_grad is True and not _unused(facts, event, c):
-        return "runs forward under no_grad in the train mode of a training step"
-    return "runs forward in train mode for its values" if fate.feeds and not fate.trains and not fate.leaves else ""
-
-
-def _in_hooks(facts: Facts) -> Iterator[Said]:
-    """A trainer's hooks of a training step: what they run forward is in train mode."""
-    for event in facts.of("forward", "method"):
-        obj = event.obj
-        if event.kind == "method" and not NETWORKS.search(event.data["name"]):
-            continue
-        if not HOOKS.match(event.function.name) or event.data["no_grad"] is not True or obj is None:
-            continue
-        top = obj.parent if obj.kind == "attribute" and obj.parent is not None else obj
-        if top.kind != "parameter" or top.name not in ("pl_module", "module", "model") or event.contexts:
-            continue
-        if facts.likely(obj) and not facts.uses(event.function, "eval"):
-            yield said(
-                event,
-                f"{called(event)} runs forward under no_grad in the train mode of the step that {event.function.name} "
-                "belongs to: it moves the running statistics",
-                f"{top.name}.eval() before, {top.name}.train() after",
-                sure=facts.has(obj) == YES,
-            )
-
-
-def _restored(facts: Facts, event: Event) -> bool:
-    """The statistics are saved before and put back."""
-    loads = (e for e in facts.of("load") if e.function is event.function and e.line > event.line)
-    return facts.uses(event.function, *PAUSES) or any(e.data["loops"] == event.data["loops"] for e in loads)
 
 
 def never_back(facts: Facts) -> Iterator[Said]:
@@ -214,20 +104,18 @@ def never_back(facts: Facts) -> Iterator[Said]:
         before = set[str]().union(*(first.get((id(event.node), id(o)), ()) for o in same))
         if c.obj.kind in SLOTS and c.function is event.function:
             before |= {o.mode.value for o in event.contexts if o.function is not c.function}
-        if TRAIN not in before or (test is not None and (_once(test) or not c.mode.sure)):
+        if TRAIN not in before or (test is not None and (_once(test) or not (c.mode.sure and evals.sure))):
             continue  # what was put in eval as one of two models goes back as one
         fate = facts.fate(event)
         if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
             continue
-        name = called(event)
-        where = f"line {getattr(evals.node, 'lineno', 0)}"
-        if evals.function is not None and evals.function.module is not event.function.module:
-            where += f" of {evals.function.module.file}"
+        name, by = called(event), evals.function or event.function
         since = "from the second round on" if test is None else f"once {spelled(test)} has held"
-        yield said(
-            event,
-            f"{name} is trained in eval mode {since}: eval() in {where} is never followed by train(), so batch norm's "
-            "statistics stop there",
+        yield Said(
+            by.module,
+            evals.node,
+            f"this eval() is never followed by train(): {name} in line {event.line} of {file_of(event)} is trained in "
+            f"eval mode {since}, and batch norm's statistics stop",
             f"{name}.train() after it, or before every step",
             sure=level == YES and evals.sure and (test is None or _evaluates(facts, evals)),
         )
@@ -248,6 +136,8 @@ def _never_trained(facts: Facts) -> Iterator[Said]:
             continue
         if any(o.mode.value == TRAIN for o in event.contexts) or not facts.fate(event).trains:
             continue
+        if not facts.uses(event.function, "step"):
+            continue  # for the gradient of an input
         yield said(
             event,
             f"{called(event)} is new and is trained in eval mode, since eval() in {c.mode.place}: batch norm's "

@@ -81,7 +81,8 @@ def _maker(facts: Facts, event: Event) -> FunctionInfo | None:
     helper = event.function
     if helper.owner is not None or not helper.name:
         return None
-    inits = (f for m in facts.modules if helper.name in m.text for f in m.functions if f.name == "__init__" and f.owner)
+    near = (f for m in facts.modules if helper.name in m.text for f in m.functions if f.name == "__init__" and f.owner)
+    inits = (f for f in near if facts.uses(f, helper.name))
     return next((f for f in inits if any(calls_by_name(n, helper.name) for n in ast.walk(f.node))), None)
 
 

@@ -6,8 +6,8 @@ import ast
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of, said
-from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.rules.forwards import forwards
+from batchnorm.diagnosis.source.rules.loaders import loaders_of
 from batchnorm.diagnosis.source.syntax import spelled
 from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Const, Obj
@@ -58,8 +58,7 @@ def _single(facts: Facts, event: Event) -> bool:
     made = [v.node for v in given if v.kind in ("unknown", "external") and v.node is not None]
     if any(_adds_a_batch(n) for node in (event.node, *made) for n in ast.walk(node)):
         return True
-    loaders = [o for v in given for o, path, _ in facts.origins(v) if path[:1] == ("[]",)]
-    return any(last(o.info[0]) == "DataLoader" and _batch_size(o.node) == 1 for o in loaders)
+    return any(loader.sizes(facts) == [1] for loader in loaders_of(facts, event))
 
 
 def _adds_a_batch(node: ast.AST) -> bool:
@@ -70,8 +69,3 @@ def _adds_a_batch(node: ast.AST) -> bool:
         return False
     first = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) and node.slice.elts else node.slice
     return isinstance(first, ast.Constant) and first.value is None
-
-
-def _batch_size(node: ast.AST | None) -> object:
-    given = [k.value for k in node.keywords if k.arg == "batch_size"] if isinstance(node, ast.Call) else []
-    return given[0].value if given and isinstance(given[0], ast.Constant) else None if given else 1
