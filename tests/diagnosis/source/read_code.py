@@ -9,11 +9,14 @@ from batchnorm.diagnosis.source.project import Project
 
 
 def located(files: dict[str, str], config: Config | None = None) -> list[Located]:
-    """What is found in a program of several files."""
+    """What is found in a program of several files, of which no rule may fail."""
     project = Project(Path("/program"))
     for name, text in files.items():
         project.add(Path("/program") / name, text, ast.parse(text))
-    return check(project, config)
+    failed: dict[str, str] = {}
+    said = check(project, config, failed)
+    assert failed == {}
+    return said
 
 
 def found(text: str, **others: str) -> list[tuple[str, str]]:

@@ -182,7 +182,7 @@ def test_a_rule_that_raises_stops_neither_the_other_rules_nor_the_other_files(tm
         ("BN401", "a.py:6"),
         ("BN417", "b.py:2"),
     ]
-    assert report.evidence.failed == {str(tmp_path / "a.py"): "BN417 failed (KeyError: 'lost')"}
+    assert report.evidence.failed == {str(tmp_path / "a.py"): "BN417 failed (KeyError: lost)"}
     assert report.to_dict()["failed"] == report.evidence.failed
     (table,) = report.subject.tables()
     assert (table.title, table.rows) == ("not checked by all rules", [[*next(iter(report.evidence.failed.items()))]])
@@ -203,6 +203,19 @@ def test_a_program_that_cannot_be_interpreted_is_read_file_by_file(tmp_path, mon
     assert report.evidence.failed == {str(tmp_path / "a.py"): "all rules failed (ValueError)"}
 
 
+def test_an_error_that_holds_what_the_program_is_stays_short(tmp_path, monkeypatch):
+    class Endless:
+        def __repr__(self):
+            raise MemoryError
+
+    def broken(facts):
+        raise KeyError(Endless())
+
+    monkeypatch.setitem(LOOKS, "BN417", (LOOKS["BN417"][0], broken))
+    (tmp_path / "a.py").write_text(EPS)
+    assert lint(tmp_path).evidence.failed == {str(tmp_path / "a.py"): "BN417 failed (KeyError)"}
+
+
 def test_the_exit_code_says_that_a_rule_failed(tmp_path, monkeypatch):
     (tmp_path / "a.py").write_text(EPS)
     assert CliRunner().invoke(app, ["lint", str(tmp_path)]).exit_code == 1
@@ -215,4 +228,4 @@ def test_flake8_says_that_a_rule_failed(monkeypatch):
     fails_on(monkeypatch, "BN417", "nn")
     found = [(line, message) for line, _, message, _ in Plugin(ast.parse(NOTE), NOTE.splitlines(keepends=True)).run()]
     assert [line for line, _ in found] == [2, 1]
-    assert found[1][1] == "BN400 not checked: BN417 failed (KeyError: 'lost')"
+    assert found[1][1] == "BN400 not checked: BN417 failed (KeyError: lost)"

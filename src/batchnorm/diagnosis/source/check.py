@@ -72,7 +72,9 @@ def _said(project: Project, rules: Iterable[str], failed: dict[str, str]) -> Ite
     elif broken:
         (module,), errors = project.modules.values(), dict[str, list[str]]()
         for code, error in broken.items():
-            errors.setdefault(f"{type(error).__name__}: {error}".rstrip(": "), []).append(code)
+            # Values of the program, which a KeyError holds, can be endless in words.
+            words = " ".join(word for word in error.args if isinstance(word, str))
+            errors.setdefault(f"{type(error).__name__}: {words}".rstrip(": "), []).append(code)
         why = (
             f"{', '.join(codes) if len(codes) < len(LOOKS) else 'all rules'} failed ({error})"
             for error, codes in errors.items()

@@ -633,4 +633,19 @@ class Wrap(nn.Module):
                     m.eval()
         return self
 """,
+    """\
+class Wrap(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = Net()
+    def forward(self, x):
+        training = self.training
+        if training:
+            self.eval()
+            x = x + self.body(x)
+            self.train()
+            return self.body(x)
+        else:
+            return self.body(x)
+""",
 ]

@@ -270,7 +270,7 @@ class Statements(Expressions):
     def back(self, obj: Obj, mode: str | None) -> None:
         """`if was_training: model.train()`: the mode is what it was."""
         if mode is None:
-            del self.state.modes[obj]
+            self.state.modes.pop(obj, None)
         else:
             self.state.modes[obj] = Mode(mode)
 
