@@ -125,9 +125,9 @@ def test_fix_writes_what_the_diff_shows(tmp_path):
     assert lint(tmp_path).findings == []
 
 
-@pytest.mark.parametrize("value", ["8", "1", "1.0", "64"])
+@pytest.mark.parametrize("value", ["8", "1", "1.0", "64", "len(names)"])
 def test_what_can_be_no_momentum_is_not_written_as_one(tmp_path, value):
-    (tmp_path / "a.py").write_text(f"import torch.nn as nn\nnn.BatchNorm2d(8, {value})\n")
+    (tmp_path / "a.py").write_text(f"import torch.nn as nn\nnn.BatchNorm2d(len(names), {value})\n")
     report = lint(tmp_path)
     (finding,) = report.findings
     assert (finding.code, finding.fix) == ("BN417", "leave the second argument out")

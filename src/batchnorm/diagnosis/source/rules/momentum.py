@@ -129,13 +129,15 @@ def eps_for_momentum(facts: Facts) -> Iterator[Said]:
             continue
         named = any("momentum" in word.lower() or word.lower() in ("mom", "bn_mom", "bnmom") for word in words(node))
         large = [v for v in layer.eps if v >= LARGEST_EPS]
-        if not large and not named:
+        first = layer.call.args[0] if layer.call.args else node
+        twice = node is not first and ast.dump(node) == ast.dump(first)
+        if not large and not named and not twice:
             continue
         value = large[0] if large else (layer.eps[0] if layer.eps else None)
         meant = None if value is None else value if value < LARGE else 1 - value
         shown = spelled(node)
         # From 1 on it is no momentum of either convention: often the number of channels, given twice.
-        no_momentum = value is not None and value >= 1
+        no_momentum = twice or (value is not None and value >= 1)
         instead = "" if no_momentum else ", not momentum"
         written = shown if meant is None else f"{meant:g}"
         second = "" if len(layer.call.args) <= 2 and not layer.momentum else ", and momentum is given too"
