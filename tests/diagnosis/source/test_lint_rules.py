@@ -84,6 +84,17 @@ def test_a_summary_matters_once_weights_are_loaded():
     assert found(head + load + "summary(net, (3, 8, 8))") == [("BN412", "warning")]
     assert found(head + "summary(net, (3, 8, 8))") == []
     assert found(head + load + "net.eval()\nsummary(net, (3, 8, 8))") == []
+    made = """
+class Net(nn.Module):
+    def __init__(self, file=None):
+        super().__init__()
+        self.body = nn.Sequential(nn.BatchNorm2d(3))
+        if file is not None:
+            self.body.load_state_dict(torch.load(file))
+"""
+    assert found(head + made + "summary(Net(), (3, 8, 8))") == []
+    sure = made.replace("        if file is not None:\n    ", "")
+    assert found(head + sure + "summary(Net('a.pt'), (3, 8, 8))") == [("BN412", "warning")]
 
 
 def test_names_are_followed_from_file_to_file():

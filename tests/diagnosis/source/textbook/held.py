@@ -81,6 +81,26 @@ def main(loader):
         opt.zero_grad(); F.cross_entropy(net(x), y).backward(); opt.step()
 """
 
+AFFINE_ALONE = """\
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(3)
+        for p in self.bn1.parameters():
+            p.requires_grad = False
+        self.conv1 = nn.Conv2d(3, 3, 1)
+    def forward(self, x):
+        return self.conv1(self.bn1(x))
+def main(loader, args):
+    net = Deep()
+    opt = optim.SGD(net.parameters(), 0.1)
+    for epoch in range(3):
+        net.train()%s
+        for x, y in loader:
+            loss = F.cross_entropy(net(x), y)
+            opt.zero_grad(); loss.backward(); opt.step()
+"""
+
 WRONG = {
     "BN406": [
         (
@@ -97,6 +117,8 @@ WRONG = {
             "warning",
         ),
         (frozen("net.encoder.requires_grad = False"), "warning"),
+        (AFFINE_ALONE % "", "warning"),
+        (AFFINE_ALONE % "\n        print(args.freeze_bn)", "note"),
         (frozen("net.encoder.bn.requires_grad = False"), "warning"),
         (
             """\

@@ -19,6 +19,7 @@ FREEZE = "batchnorm.freeze({})"
 HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits")
 HELPERS = re.compile(r"fix|freez|frozen|lock|grad|trainable", re.IGNORECASE)  # functions that are there to freeze
 MADE = ("instance", "result")  # kinds of models that a program makes itself
+SWITCHES = ("freeze_bn", "train_bn", "bn_train", "freeze_batch_norm", "fix_bn")  # options of whether statistics move
 AFFINE = ("bn", "norm", "batchnorm", "bias", "weight")
 
 
@@ -92,7 +93,7 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
                 continue
             reached = reaches(facts, frozen, part, freeze.tests)
             if not _selects(frozen) and reached and not trains_apart(facts, freeze.tests, event, c):
-                sure = level == reached == YES and not c.conditional
+                sure = level == reached == YES and not c.conditional and not _asked_for(facts, part)
                 where = f" (line {event.line} of {file_of(event)})"
                 call = freeze.call if HELPERS.search(freeze.function.name) else None
                 how = "requires_grad = False" + (f" in line {frozen.line} of {file_of(frozen)}" if call else "")
@@ -114,7 +115,7 @@ def _by_class(facts: Facts) -> Iterator[Said]:
             continue
         if any(e.function.module is module for e in facts.set_to(EVAL, "layer mode")):
             continue
-        if facts.uses(module, "track_running_stats", "FrozenBatchNorm2d", "freeze_bn", "freeze_batch_norm"):
+        if facts.uses(module, "track_running_stats", "FrozenBatchNorm2d", *SWITCHES):
             continue
         if any(e.function.module is module for e in facts.set_to(TRAIN, "mode")):
             yield _said(event, "model", "", _reached(facts, event, event.obj) == YES)
@@ -144,7 +145,13 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             trains = any(c.obj.kind in MADE and facts.holds(c.obj, inside) for _, c, _ in training_forwards(facts))
         layers = _trains_layers(facts, inside) if inside is not None and facts.is_layer(part) else 0
         if lightning or trains or layers:
-            yield _said(event, part.path, "", sure=reached == YES and (lightning or trains or layers == YES))
+            sure = reached == YES and (lightning or trains or layers == YES) and not _asked_for(facts, part)
+            yield _said(event, part.path, "", sure)
+
+
+def _asked_for(facts: Facts, part: Obj) -> bool:
+    """Whether an option says that statistics move, where the weights alone of a batch norm layer are frozen."""
+    return facts.is_layer(part) and any(facts.uses(m, *SWITCHES) for m in facts.modules)
 
 
 def _reached(facts: Facts, event: Event, part: Obj | None) -> int:

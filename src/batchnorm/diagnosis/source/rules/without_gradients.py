@@ -71,7 +71,7 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
     yield from _perturbed(facts)
     for event in facts.of("outside"):
         for c in event.contexts if event.data["name"] in SUMMARIES else ():
-            if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded and _looked_at(facts, c):
+            if c.mode.value == TRAIN and facts.has(c.obj) == YES and c.loaded and _looked_at(facts, event, c):
                 yield said(
                     event,
                     "a summary runs the model forward in train mode on random numbers: it moves the running "
@@ -93,10 +93,12 @@ def _probes(facts: Facts, event: Event, c: Context) -> Iterator[Said]:
         )
 
 
-def _looked_at(facts: Facts, c: Context) -> bool:
+def _looked_at(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a model has weights for certain, or is there for more than a look at its layers."""
     on_data = any(o.obj is c.obj and not made_up(e) for e, o, _ in forwards(facts))
-    return on_data or (c.obj.kind != "result" and not may_load(facts, c))
+    # Of parts of it too, in its constructor.
+    loads = [e.data["conditional"] for e in facts.of("load") if e.function.module is event.function.module]
+    return on_data or not (c.obj.kind == "result" or may_load(facts, c) or (loads and all(loads)))
 
 
 def _aside(facts: Facts, event: Event, c: Context) -> str:
