@@ -126,3 +126,25 @@ def test_notes_of_one_rule_are_one_a_file():
     assert note.line == 2
     assert note.finding.message.startswith("maybe: momentum=0.6 is the weight of the NEW batch")
     assert note.finding.message.endswith("(also in lines 3, 4)")
+
+
+def test_the_forward_of_a_plain_class_is_a_method_like_others():
+    head = "import torch\nfrom torch import nn\n"
+    held = """
+class Held:
+    def __init__(self):
+        self.net = nn.Sequential(nn.BatchNorm2d(3))
+    def setup(self):
+        self.net.eval()
+    def forward(self):
+        self.y = self.net(self.x)
+def predict(x):
+    held = Held()
+    {}
+    held.x = x
+    with torch.no_grad():
+        held.forward()
+    return held.y
+"""
+    assert found(head + held.format("held.setup()")) == []
+    assert found(head + held.format("pass")) == [("BN405", "warning")]

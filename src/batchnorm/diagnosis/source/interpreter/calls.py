@@ -159,8 +159,9 @@ class Calls(Methods):
             self.state.version += 1
             return None if name in NO_TENSOR else base
         classes = self.classes_of(base)
-        if classes and name not in ("load_state_dict", "state_dict", "forward", "__call__"):
-            modules = name in ("train", "eval") and any(c.is_module for c in classes)
+        modules = any(c.is_module for c in classes)
+        if classes and not (name in ("load_state_dict", "state_dict") or (modules and name in ("forward", "__call__"))):
+            modules = modules and name in ("train", "eval")
             own = [] if modules or len(classes) > MOST_NAMED else [c.method(name) for c in classes]
             if own == [None] and base.kind == "self":
                 own = [h.methods[name] for h in classes[0].heirs if name in h.methods][:MOST_NAMED]
