@@ -1,8 +1,8 @@
 """A training step of real networks, and the memory of an in-place activation, against stock torch.
 
 Four twins of each network: stock, after `convert`, after `convert` and `fuse_activations`, and without batch norm and
-activations, which is what no layer of any package can pass. Interleaved in one process; the median of paired ratios is
-kept, by default and (`--keep`) where the allocator keeps memory for all of them. Writes `network.json`, or
+activations, which is what no layer of any package can pass. Interleaved in one process, in random order; the median of
+paired ratios is kept, by default and (`--keep`) where the allocator keeps memory for all. Writes `network.json`, or
 `network-kept.json`. Two of the networks are torchvision's: `make bench` runs it where that is installed.
 """
 
@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -111,9 +112,11 @@ def measured(name: str, last: bool, rounds: int) -> dict[str, Any]:
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     calls = {twin: step(model, x) for twin, model in twins(NETWORKS[name], x).items()}
     times: dict[str, list[float]] = {twin: [] for twin in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
     for turn in range(rounds + 2):
-        for twin, call in calls.items():
-            seconds = call()
+        shuffle(order)  # what ran before leaves caches and freed memory to the next
+        for twin in order:
+            seconds = calls[twin]()
             if turn >= 2:
                 times[twin].append(seconds)
     row: dict[str, Any] = {
