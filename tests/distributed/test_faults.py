@@ -51,14 +51,22 @@ def test_another_model_on_one_rank_is_refused_on_all():
         assert row["refused_everywhere"], row
 
 
+def run(command, environment):
+    """Run it; again where torch's Gloo thread outlived the interpreter, which happens to torch's own layers too."""
+    for _ in range(8):
+        done = subprocess.run(command, env=environment, timeout=200, capture_output=True, text=True)
+        if done.returncode == 0 or "terminate called without an active exception" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_the_example_runs_under_torchrun_and_goes_on_where_it_was(tmp_path):
     script = ROOT / "examples" / "distributed" / "train.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for steps in ("4", "8"):
-        command_here = [*command, "--folder", str(tmp_path), "--steps", steps]
-        subprocess.run(command_here, check=True, env=environment, timeout=200, capture_output=True)
+        run([*command, "--folder", str(tmp_path), "--steps", steps], environment)
     held = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert held["step"] == 8
     example = load(script)
