@@ -300,6 +300,17 @@ VERBS = [
             )
         },
     ),
+    Verb(
+        "separate_calls",
+        models.separate_calls,
+        {"model": good.network, "loader": good.batches},
+        {
+            "model": ON_DATA | wrong.WITHOUT_SHAPES,
+            "loader": wrong.BATCHES,
+            "forward_fn": wrong.CALLED,
+        },
+        {"loader: not finite", "loader: a later batch of wrong channels"},
+    ),
     Verb("freeze", models.freeze, _HOLD, {"model": MODEL, "affine": wrong.FLAG}),
     Verb("unfreeze", models.unfreeze, _HOLD, {"model": MODEL, "affine": wrong.FLAG}),
     Verb("is_frozen", models.is_frozen, {"layer": lambda: nn.BatchNorm1d(2)}, {"layer": wrong.MODEL}),

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from batchnorm.arguments import a_module, arguments
-from batchnorm.models.batches import call
+from batchnorm.arguments import a_function, a_module_with_shapes, arguments, some_batches
+from batchnorm.errors import BatchNormError
+from batchnorm.models.batches import call, numbered
 from batchnorm.models.find import Model, tracking_layers
 from batchnorm.models.state import held
 
@@ -36,7 +37,7 @@ def _begin(model: nn.Module, args: Any) -> None:
             module.count = 0
 
 
-@arguments(model=a_module)
+@arguments(model=a_module_with_shapes, loader=some_batches, forward_fn=a_function)
 def separate_calls(
     model: Model, loader: Iterable[Any], *, forward_fn: Callable[[nn.Module, Any], Any] | None = None
 ) -> Model:
@@ -65,7 +66,7 @@ def separate_calls(
         forward_fn: `forward_fn(model, batch)` where calling the model is not enough.
 
     Raises:
-        BatchNormError: no batch norm layer with running statistics.
+        BatchNormError: no batch norm layer with running statistics, an empty loader.
     """
     layers = tracking_layers(model)
     calls = dict.fromkeys(layers, 0)
@@ -79,7 +80,11 @@ def separate_calls(
     hooks = [layer.register_forward_pre_hook(count(name)) for name, layer in layers.items()]
     try:
         with held(model):
-            call(model, next(iter(loader)), forward_fn)
+            for batch in numbered(loader):
+                call(model, batch, forward_fn, number=0)
+                break
+            else:
+                raise BatchNormError("loader must yield at least one batch; it was empty")
     finally:
         for hook in hooks:
             hook.remove()
