@@ -1,6 +1,7 @@
 """Wrong calls of every public verb: one clear sentence each, and nothing is changed."""
 
 import copy
+import inspect
 import re
 import sys
 import warnings
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import batchnorm
+from batchnorm import interop, models
 from batchnorm.errors import ArgumentError, BatchNormError, UserCodeError
 from tests.calls import good
 from tests.calls.outcome import outcome
@@ -143,3 +145,9 @@ def test_a_forward_that_does_not_fit_the_signature_is_pythons_error_as_in_torch(
     with pytest.raises(TypeError, match=said):
         layer(*[torch.randn(2, 3, 4, 4)] * positional, **keywords)
     assert layer.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("namespace", [batchnorm, models, interop], ids=lambda n: n.__name__)
+def test_every_public_function_is_among_them(namespace):
+    public = {n for n in namespace.__all__ if inspect.isroutine(getattr(namespace, n))}
+    assert public - {verb.name.rsplit(".", 1)[-1] for verb in VERBS} == set()

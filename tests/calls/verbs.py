@@ -311,6 +311,7 @@ VERBS = [
         },
         {"loader: not finite", "loader: a later batch of wrong channels"},
     ),
+    Verb("track", models.track, _HOLD, {"model": MODEL}),
     Verb("freeze", models.freeze, _HOLD, {"model": MODEL, "affine": wrong.FLAG}),
     Verb("unfreeze", models.unfreeze, _HOLD, {"model": MODEL, "affine": wrong.FLAG}),
     Verb("is_frozen", models.is_frozen, {"layer": lambda: nn.BatchNorm1d(2)}, {"layer": wrong.MODEL}),
