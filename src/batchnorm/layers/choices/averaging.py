@@ -171,7 +171,7 @@ class PowerNorm(_SecondMoment):
     def learn(self, state: State, now: Now, numbers: Numbers, sums: Sums, pull: Pull) -> dict[str, Any]:
         """What the gradient still has in common with the output."""
         held = self._held(state, now) if isinstance(now.step, Tensor) or pull.base_v is None else pull.base_v
-        left = torch.addcmul(sums.mean_gx, held, sums.y2, value=-1)
+        left = sums.mean_gx - times(held, sums.y2)
         return {"backward_v": state.memory["backward_v"] + sums.pooled(left)}
 
     def _held(self, state: State, now: Now) -> Tensor:
