@@ -49,9 +49,8 @@ def affine(model, used, x, weight, bias, w):
     for one in used:
         xs, spread = present(x, w, one), (one.var + model.case.eps).sqrt()
         if one.stored and model.dtype == torch.float32:
-            # As torch's own kernel, whose output at inference is the layers' to the bit.
-            scale = weight / spread
-            y = xs * at(scale) + at(bias - one.mean * scale)
+            # Torch's own kernel, whose output at inference is the layers' to the bit.
+            y = functional.batch_norm(xs, one.mean, one.var, weight, bias, False, 0.0, model.case.eps)
         else:
             y = ((xs - at(one.mean)) / at(spread) * at(one.ratio) + at(one.offset)) * at(weight) + at(bias)
         parts.append(y if w is None else torch.where(w[one.first : one.last] != 0, y, 0))
