@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from batchnorm.diagnosis.experiments.differing import Sample, difference
 from batchnorm.diagnosis.experiments.spectra import EDGES, SKEW, by_blocks, by_direction, compressed
 from batchnorm.diagnosis.experiments.views import View
+from tests.diagnosis.inputs import compared
 
 
 def images(count, seed=0, size=24):
@@ -21,14 +21,6 @@ def images(count, seed=0, size=24):
 def across(x, length=5):
     padded = functional.pad(x, (length // 2, length // 2, 0, 0), mode="reflect")
     return functional.avg_pool2d(padded, (1, length), 1)
-
-
-def compared(x, y):
-    samples = Sample(), Sample()
-    for sample, inputs in zip(samples, (x, y), strict=True):
-        for part in inputs.split(50):
-            sample.add(part, None)
-    return difference(*samples)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])

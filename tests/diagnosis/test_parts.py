@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from batchnorm.diagnosis.experiments.changes import NAMED, by_line
-from batchnorm.diagnosis.experiments.differing import Sample, difference
 from batchnorm.diagnosis.experiments.parts import (
     ALL,
     BEYOND,
@@ -20,18 +19,11 @@ from batchnorm.diagnosis.experiments.parts import (
     by_part,
 )
 from batchnorm.diagnosis.experiments.views import View
+from tests.diagnosis.inputs import compared
 
 
 def rows(count, columns=6, seed=0):
     return torch.randn(count, columns, generator=torch.Generator().manual_seed(seed)) + 3
-
-
-def compared(x, y):
-    samples = Sample(), Sample()
-    for sample, inputs in zip(samples, (x, y), strict=True):
-        for part in inputs.split(50):
-            sample.add(part, None)
-    return difference(*samples)
 
 
 def larger(y, count):

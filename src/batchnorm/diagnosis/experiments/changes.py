@@ -208,9 +208,11 @@ REVERSED: dict[str, Function] = {"reversed in time": lambda v: v.flip(2)}
 
 def symmetries(x: Tensor) -> list[Change]:
     """What leaves the values as they are: channels in another order, and ways to turn inputs that keep their shape."""
+    if x.dim() <= 2:
+        return []
     size = x.shape[1]
     found = [_order(list(best)) for best in itertools.permutations(range(size))][1:] if 2 <= size <= NAMED - 1 else []
-    return found + turns(View(x)) if x.dim() > 2 else []
+    return found + turns(View(x))
 
 
 def turns(x: View) -> list[Change]:

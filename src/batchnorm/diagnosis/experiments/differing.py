@@ -64,11 +64,10 @@ class Sample:
         labelled = output is not None and output.dim() == 2 and output.shape[0] == x.shape[0] and output.shape[1] > 1
         rows = slice(-self.seen % self.stride, None, self.stride)
         self.seen += len(x)
-        given = labels(output, batch)
-        if given is not None:
-            self.labels.append(given[rows].cpu())
         if labelled and output is not None:
             self.classes.append(output.argmax(1)[rows].cpu())
+            given = labels(output, batch)
+            self.labels += [] if given is None else [given[rows].cpu()]
         self.padding.append(_sides(padded_positions(batch), len(x))[rows])
         self.inputs.append(x.detach()[rows].cpu().clone())
         self.count += len(self.inputs[-1])

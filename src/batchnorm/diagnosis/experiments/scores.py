@@ -131,31 +131,31 @@ class Scorer:
 
 def labels(output: Any, batch: Any) -> Tensor | None:
     """The batch's class of each sample or position, where it has integers behind its input that fit the output."""
-    return _answers(output, batch)[1]
+    return _classes(first_output(output), batch)[1]
 
 
 def agreement(output: Any, batch: Any) -> float:
     """The share of samples or positions whose class has the largest output."""
-    guessed, found = _answers(output, batch)
-    if guessed is None or found is None:
+    scores = first_output(output)
+    axis, found = _classes(scores, batch)
+    if scores is None or found is None:
         return math.nan
     counted = ~_ignored(found)
-    return float((guessed == found.to(guessed.device))[counted.to(guessed.device)].double().mean())
+    return float((scores.argmax(axis) == found.to(scores.device))[counted.to(scores.device)].double().mean())
 
 
-def _answers(output: Any, batch: Any) -> tuple[Tensor | None, Tensor | None]:
-    """The classes that have the largest output, and the batch's."""
-    scores = first_output(output)
+def _classes(scores: Tensor | None, batch: Any) -> tuple[int, Tensor | None]:
+    """The axis of classes of an output, and the batch's tensor of classes that fits the others."""
     if scores is None or scores.dim() < 2:
-        return None, None
-    for axis in (1, scores.dim() - 1):
+        return 1, None
+    for axis in sorted({1, scores.dim() - 1}):
         shape, classes = scores.shape[:axis] + scores.shape[axis + 1 :], scores.shape[axis]
         found = [t for t in list(tensors(batch))[1:] if t.shape == shape and t.dtype in INTEGERS]
         if len(found) == 1 and classes > 1:
             known = found[0][~_ignored(found[0])]
             if known.numel() and bool(((known >= 0) & (known < classes)).all()):
-                return scores.argmax(axis), found[0]
-    return None, None
+                return axis, found[0]
+    return 1, None
 
 
 def _ignored(classes: Tensor) -> Tensor:

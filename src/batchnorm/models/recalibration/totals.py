@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from batchnorm.kernels.shapes import or_one
 from batchnorm.models.recalibration.correlation import correlation_times
 
 # Of all values together, or the mean of the batches' own.
@@ -66,7 +67,7 @@ class Totals:
         terms = (None, d, d * d, q, q * q, q * d, var, var * var)
         self.sums = self.sums + torch.stack([(squared if t is None else squared * t).sum(0) for t in terms])
         count = n.sum(0)
-        centre = (n * mean).sum(0) / torch.where(count > 0, count, 1.0)
+        centre = (n * mean).sum(0) / or_one(count)
         m2_here = (n * (var + (mean - centre).square())).sum(0)
         self._pool(count, centre, m2_here)
         some = n > 1

@@ -248,36 +248,8 @@ class Q(nn.Module):
     + """\
         return m(image)
 """,
-    """\
-class Enc(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(8)
-        self.conv = nn.Conv2d(3, 8, 3)
-    def forward(self, x):
-        return self.bn(self.conv(x))
-def serve(path, image):
-    m = Enc()
-    m.load_state_dict(torch.load(path))
-    m.eval()
-    with torch.no_grad():
-        return m(image.unsqueeze(0))
-""",
-    """\
-class Enc(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bn = nn.InstanceNorm2d(8, track_running_stats=False)
-        self.conv = nn.Conv2d(3, 8, 3)
-    def forward(self, x):
-        return self.bn(self.conv(x))
-def serve(path, image):
-    m = Enc()
-    m.load_state_dict(torch.load(path))
-    m.eval()
-    with torch.no_grad():
-        return m(image.unsqueeze(0))
-""",
+    SERVES.replace(", track_running_stats=False", "") + "        return m(image.unsqueeze(0))\n",
+    SERVES.replace("BatchNorm2d", "InstanceNorm2d") + "        return m(image.unsqueeze(0))\n",
     SERVES
     + """\
         return m(image.unsqueeze(1))
