@@ -65,6 +65,14 @@ def test_statistics_of_the_past_and_a_controller_of_zero_leave_a_bad_value_to_it
     assert torch.allclose(x.grad, g * (1 + layer.eps) ** -0.5, rtol=4 * torch.finfo(dtype).eps)
 
 
+def test_a_controller_of_zero_leaves_a_second_moment_that_overflows_out_of_its_memory():
+    layer, x, g = power(torch.float64, 1e200)
+    layer(x).backward(g)
+    # Before this batch it was 0, so that it becomes the mean of g * xhat, with the variance of before.
+    expected = (g * x.detach()).mean(0) * (1 + layer.eps) ** -0.5
+    torch.testing.assert_close(layer.backward_v[0], expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_a_warm_up_leaves_bad_statistics_of_the_past_alone(value, dtype):
