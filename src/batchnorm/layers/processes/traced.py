@@ -52,5 +52,6 @@ def traced_pool(batch: Moments, group: Any) -> Moments:
     flat: Any = Sum.apply(torch.cat((numbers, sums.reshape(-1))), group)
     n, squares = flat[0], flat[1]
     first, second = flat[2:].reshape(sums.shape).unbind(0)
-    mean, m2 = shift + first / or_one(n), (second - first.square() / or_one(n)).clamp_min(0)
+    safe = or_one(n)
+    mean, m2 = shift + first / safe, (second - first.square() / safe).clamp_min(0)
     return Moments(n.expand_as(mean), mean, m2, squares.expand_as(mean), batch.reliability)
