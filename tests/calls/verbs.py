@@ -309,7 +309,7 @@ VERBS = [
             "loader": wrong.BATCHES,
             "forward_fn": wrong.CALLED,
         },
-        {"loader: not finite", "loader: a later batch of wrong channels"},
+        {"loader: not finite", "loader: a later batch of wrong channels", "loader: raises"},
     ),
     Verb("track", models.track, _HOLD, {"model": MODEL}),
     Verb("freeze", models.freeze, _HOLD, {"model": MODEL, "affine": wrong.FLAG}),
