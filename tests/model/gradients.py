@@ -154,9 +154,11 @@ def with_memory(model, used, x, weight, g, w, xhats, sums):
     parts = []
     for i, one in enumerate(used):
         rows, root = slice(one.first, one.last), over((one.var + model.case.eps).sqrt(), x)
-        through = online.unless_zero(over(psi[i], x), xhats[i]) if i in psi else torch.zeros_like(xhats[i])
+        # The weight of a value is psi over the deviation: of infinite statistics it is 0, and leaves it out.
+        at = over(psi[i], x) / root if i in psi else torch.zeros_like(root)
+        through = online.unless_zero(at, xhats[i])
         through = through if w is None else w[rows].to(model.dtype) * through
-        dx = (g[rows] * over(scales[i], x) - through) / root
+        dx = g[rows] * over(scales[i], x) / root - through
         parts.append(dx if w is None else torch.where(w[rows] != 0, dx, 0))
     finite = all(t.isfinite().all() for pair in sums for t in pair)
     return placed(used, parts, x), new if finite else {}
