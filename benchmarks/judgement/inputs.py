@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from batchnorm.diagnosis.experiments.differing import Sample, difference, other_shares
+from batchnorm.diagnosis.experiments.class_shares import other_shares
+from batchnorm.diagnosis.experiments.differing import difference
+from batchnorm.diagnosis.experiments.sample import Sample
 from judgement.differing import accelerations, photographs, table
 from judgement.run import interval
 

@@ -1,6 +1,7 @@
 """Training inputs beside evaluation inputs, without a model."""
 
-from batchnorm.diagnosis.experiments.differing import Sample, difference
+from batchnorm.diagnosis.experiments.differing import difference
+from batchnorm.diagnosis.experiments.sample import Sample
 
 
 def compared(x, y):

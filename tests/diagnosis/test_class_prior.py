@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm.diagnosis.experiments.differing import CLASSES, Sample, other_shares
+from batchnorm.diagnosis.experiments.class_shares import CLASSES, other_shares
 from batchnorm.diagnosis.experiments.effect import Effect
-from batchnorm.diagnosis.model.gather import RETURNS, _returns
+from batchnorm.diagnosis.experiments.sample import Sample
+from batchnorm.diagnosis.model.evaluation import RETURNS, _returns
 from batchnorm.diagnosis.rules import bn131_class_prior
 from batchnorm.diagnosis.rules.bn131_class_prior import EXPLAINED
 from batchnorm.diagnosis.rules.examples import accuracy

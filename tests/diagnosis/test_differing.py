@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm.diagnosis.experiments.differing import ROWS, Sample, difference
+from batchnorm.diagnosis.experiments.differing import difference
+from batchnorm.diagnosis.experiments.sample import ROWS, Sample
 from batchnorm.diagnosis.experiments.scores import agreement, labels
 from batchnorm.diagnosis.rules.examples import accuracy, batches, labelled, network, norms
 

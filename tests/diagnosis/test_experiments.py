@@ -11,11 +11,13 @@ from torch import nn
 
 import batchnorm
 from batchnorm.diagnosis.experiments import Effect, Outcome
+from batchnorm.diagnosis.experiments.class_shares import variation
 from batchnorm.diagnosis.experiments.data import Data, limits
-from batchnorm.diagnosis.experiments.differing import Sample, difference, variation
+from batchnorm.diagnosis.experiments.differing import difference
 from batchnorm.diagnosis.experiments.effect import HARM, NOISE, OUTPUT, SURE, quantile
 from batchnorm.diagnosis.experiments.outcome import effect
 from batchnorm.diagnosis.experiments.received import Received
+from batchnorm.diagnosis.experiments.sample import Sample
 from batchnorm.diagnosis.experiments.scores import Scorer
 from tests.sampling import slow_but
 

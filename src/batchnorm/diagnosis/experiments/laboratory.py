@@ -21,10 +21,10 @@ from batchnorm.diagnosis.experiments.conditions import (
     write,
 )
 from batchnorm.diagnosis.experiments.data import Data
-from batchnorm.diagnosis.experiments.differing import Sample
 from batchnorm.diagnosis.experiments.outcome import Outcome
 from batchnorm.diagnosis.experiments.padding import at_layer, padded_positions
 from batchnorm.diagnosis.experiments.received import Received
+from batchnorm.diagnosis.experiments.sample import Sample
 from batchnorm.diagnosis.experiments.scores import Scorer, agreement, labels
 from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.models.batches import call, count_samples

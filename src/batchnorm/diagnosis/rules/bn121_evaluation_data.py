@@ -16,9 +16,9 @@ evaluation data is advised only where it helps. Other shares of the classes are 
 
 from __future__ import annotations
 
-from batchnorm.diagnosis.experiments.differing import APART as APART
-from batchnorm.diagnosis.experiments.differing import SHIFT as SHIFT
 from batchnorm.diagnosis.experiments.effect import Effect
+from batchnorm.diagnosis.experiments.values import APART as APART
+from batchnorm.diagnosis.experiments.values import SHIFT as SHIFT
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.examples import batches, network

@@ -19,8 +19,8 @@ from functools import partial
 import torch
 
 from batchnorm.diagnosis.experiments.changes import NAMED
-from batchnorm.diagnosis.experiments.differing import CLASSES as CLASSES
-from batchnorm.diagnosis.experiments.differing import variation
+from batchnorm.diagnosis.experiments.class_shares import CLASSES as CLASSES
+from batchnorm.diagnosis.experiments.class_shares import variation
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.findings import Example, Said
 from batchnorm.diagnosis.model.evidence import Evidence
