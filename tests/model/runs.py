@@ -156,6 +156,9 @@ def of_buffer(case, name, buffer, truth, spelled, dtype):
     narrow = dtype if backward or dtype is torch.float64 else torch.float32
     # A constant channel's mean is rounded, and its variance is then the square of that.
     floor = (truth.sizes["far"] * 2.0**-52).square() if name.endswith("_var") else None
+    if floor is not None and case.estimator.sigma:
+        # The square of a deviation that eps has entered, less eps.
+        floor = floor + case.eps * 2.0**-51
     return apart(buffer, value, size, rough, narrow, _times(case, name), floor)
 
 
