@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import batchnorm
+from batchnorm.diagnosis.experiments.changes import Change
 from batchnorm.diagnosis.experiments.class_shares import CLASSES, other_shares
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.experiments.sample import Sample
 from batchnorm.diagnosis.model.evaluation import RETURNS, _returns
-from batchnorm.diagnosis.rules import bn131_class_prior
+from batchnorm.diagnosis.rules import bn121_evaluation_data, bn131_class_prior
 from batchnorm.diagnosis.rules.bn131_class_prior import EXPLAINED
 from batchnorm.diagnosis.rules.examples import accuracy
 from batchnorm.models import batch_norm_layers
@@ -154,6 +155,36 @@ def test_no_symmetry_is_said_where_none_brings_the_metric_back():
     assert report.ok
 
 
+def cornered(count, seed):
+    """Images with a spot in one of four corners: a quarter turn makes of each class another."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % 4
+    x = 0.3 * torch.randn(count, 3, 8, 8, generator=g)
+    for i, label in enumerate(y.tolist()):
+        row, column = 5 * (label // 2), 5 * (label % 2)
+        x[i, :, row : row + 3, column : column + 3] += 1.0
+    return x, y
+
+
+def test_a_quarter_turn_is_tried_after_the_orders_of_channels():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
+    torch.manual_seed(0)
+    x, y = cornered(800, 0)
+    optimizer = torch.optim.Adam(model.train().parameters(), 0.01)
+    for _ in range(60):
+        pick = torch.randint(len(x), (64,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[pick]), y[pick]).backward()
+        optimizer.step()
+    batchnorm.recalibrate(model.eval(), x.split(100), progress=False)
+    z, y = cornered(500, 1)
+    lying = z.rot90(1, (2, 3))
+    report = batchnorm.diagnose(model, in_batches(*cornered(800, 0)), accuracy, eval_loader=in_batches(lying, y))
+    assert "turned by 90 degrees" in report.findings[0].message
+    exec(report.findings[0].fix, {"model": model, "torch": torch})
+    assert accuracy(model(lying), (z, y)) > 0.9
+
+
 @pytest.mark.parametrize(("gain", "cause"), [(RETURNS * 0.4 - 0.01, False), (RETURNS * 0.4, True)])
 def test_a_symmetry_must_bring_back_half_of_the_metric(gain, cause):
     gap = Effect("evaluation data", 400, 0.9, 0.5, 0.4, 0.02, 400, 0.8)
@@ -199,3 +230,21 @@ def test_calls_of_one_layer_are_separated_as_it_is_printed():
     after = sum(accuracy(model.eval()(a), (a, b)) for a, b in loader) / len(loader)
     assert after == pytest.approx(report.evidence.by_call.after, abs=0.01)
     assert batchnorm.diagnose(model, loader, accuracy).ok
+
+
+@pytest.mark.parametrize(("after", "printed"), [(0.2, False), (0.5, False), (0.7, True)])
+def test_what_undoes_a_difference_is_printed_unless_it_was_tried_and_did_not_help(after, printed):
+    nothing = Effect("recalibrate", 500)
+    undone = Effect("undone", 500, 0.5, after, after - 0.5, 0.02, 500, 0.8)
+    gap = Effect("evaluation data", 500, 0.9, 0.5, 0.4, 0.02, 500, 0.8)
+    said = SimpleNamespace(
+        evaluation=nothing, eval_undone=undone, eval_gap=gap, eval_shift={}, feeds_tensors=False,
+        difference=Change("evaluation inputs are 2 x", code="args[0] / 2"),
+    )  # fmt: skip
+    [(_, words, fix)] = bn121_evaluation_data.look(said)
+    assert ("args[0] / 2" in fix["undo"]) == printed
+    assert ("not that alone" in words) == (not printed)
+    said.eval_undone = None
+    [(_, words, fix)] = bn121_evaluation_data.look(said)
+    assert "args[0] / 2" in fix["undo"]
+    assert "not that alone" not in words

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ class Change:
     apply makes training inputs like the evaluation inputs, undo the reverse; code undoes it on `args[0]`.
     usual says that augmentation of the training inputs has the same effect: then only harm that was measured counts.
     by_class says that it is the shares of the classes that differ. alike makes both inputs alike if this is what
-    differs; without it apply must make training inputs like the evaluation inputs.
+    differs; without it apply must make training inputs like the evaluation inputs. Which one of among it is, inputs do
+    not tell.
     """
 
     words: str = ""
@@ -40,6 +42,7 @@ class Change:
     usual: bool = False
     by_class: bool = False
     alike: Function | None = None
+    among: tuple[Change, ...] = ()
 
     def pair(self, x: View, y: View) -> tuple[View, View]:
         """Both inputs, alike if this is what differs."""
@@ -194,16 +197,17 @@ def _interpolated(v: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (b[at - 1] + part * (b[at] - b[at - 1])).to(v.dtype)
 
 
-TURNS: dict[str, Function] = {
-    "upside down": lambda v: v.flip(2),
-    "mirrored": lambda v: v.flip(3),
-    "transposed": lambda v: v.transpose(2, 3),
-    "turned by 90 degrees": lambda v: v.rot90(1, (2, 3)),
-    "turned by 180 degrees": lambda v: v.flip(2, 3),
-    "turned by 270 degrees": lambda v: v.rot90(3, (2, 3)),
+# By a method of tensors, with its arguments.
+TURNS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "upside down": ("flip", (2,)),
+    "mirrored": ("flip", (3,)),
+    "transposed": ("transpose", (2, 3)),
+    "turned by 90 degrees": ("rot90", (1, (2, 3))),
+    "turned by 180 degrees": ("flip", (2, 3)),
+    "turned by 270 degrees": ("rot90", (3, (2, 3))),
 }
 BACK = {"turned by 90 degrees": "turned by 270 degrees", "turned by 270 degrees": "turned by 90 degrees"}
-REVERSED: dict[str, Function] = {"reversed in time": lambda v: v.flip(2)}
+REVERSED: dict[str, tuple[str, tuple[Any, ...]]] = {"reversed in time": ("flip", (2,))}
 
 
 def symmetries(x: Tensor) -> list[Change]:
@@ -218,9 +222,17 @@ def symmetries(x: Tensor) -> list[Change]:
 def turns(x: View) -> list[Change]:
     """Ways to turn or mirror inputs that keep their shape."""
     found = TURNS if x.x.dim() == 4 and x.x.shape[2] == x.x.shape[3] else REVERSED if x.x.dim() == 3 else {}
-    return [
-        Change(f"evaluation inputs are {n}", f, found[BACK.get(n, n)], usual=n == "mirrored") for n, f in found.items()
-    ]
+    return [turned(found, name) for name in found]
+
+
+def turned(by: dict[str, tuple[str, tuple[Any, ...]]], name: str) -> Change:
+    """One of them."""
+    (method, given), (back, of) = by[name], by[BACK.get(name, name)]
+    listed = ", ".join(map(repr, of))
+    return Change(
+        f"evaluation inputs are {name}", lambda v: getattr(v, method)(*given), lambda v: getattr(v, back)(*of),
+        f"args[0].{back}({listed})", usual=name == "mirrored",
+    )  # fmt: skip
 
 
 def zooms(x: View) -> list[Change]:

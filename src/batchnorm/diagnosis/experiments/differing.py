@@ -61,6 +61,7 @@ def _said(found: list[Change]) -> Change:
         undo=None if None in undone else lambda v: reduce(_then, undone, v),
         code=found[0].code if len(found) == 1 else "",
         usual=all(c.usual for c in found),
+        among=found[0].among if len(found) == 1 else (),
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from batchnorm.diagnosis.experiments.changes import TURNS, Change, Function, random
+from batchnorm.diagnosis.experiments.changes import BACK, TURNS, Change, Function, random, turned
 from batchnorm.diagnosis.experiments.views import BANDS, BLOCK, SECTORS, View, bands
 
 LEAST = 8  # positions an axis
@@ -136,8 +137,8 @@ def by_direction(x: View, y: View) -> tuple[Change | None, float]:
         return None, 0.0
     if x.x.shape[2] == x.x.shape[3] and float((b.mean(0) - a.mean(0)[EXCHANGED]).norm()) < TURNED * float(step.norm()):
         said = "rows and columns of evaluation inputs are exchanged: transposed, or turned by 90 degrees"
-        turn = TURNS["transposed"]
-        return Change(said, turn, turn), float(beyond.mean())
+        among = tuple(turned(TURNS, name) for name in ("transposed", *BACK))
+        return replace(among[0], words=said, among=among), float(beyond.mean())
     used = (x.cells > 0) & (y.cells > 0)
     few, aim = x.x[:FEW], y.cells[used]
     tried: list[tuple[float, Change]] = []

@@ -25,7 +25,7 @@ from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.model.layer import LayerEvidence
 from batchnorm.models.batches import call
 
-SOME = 2  # batches on which each symmetry is tried
+SOME = 96  # samples on which each symmetry is tried
 LEFT = 3.5  # passes over the evaluation data that are left to other experiments
 RETURNS = 0.5  # of the gap: less is no reason to believe that a symmetry is the cause
 
@@ -54,7 +54,8 @@ def evaluate(
         with changed(lab, found.undo):
             outcomes["eval_undone"] = lab.run(others, "eval_undone")
         undone = effect("undone", outcomes["eval_stored"], outcomes["eval_undone"], lab.scorer)
-        if found is evidence.difference or _returns(undone, evidence.eval_gap):
+        said = evidence.difference
+        if found is said or said.among or _returns(undone, evidence.eval_gap):
             evidence.eval_undone, evidence.difference = undone, found
         else:
             del outcomes["eval_undone"]
@@ -71,13 +72,19 @@ def evaluate(
 
 
 def _symmetry(evidence: Evidence, lab: Laboratory, others: Data, sample: Sample) -> Change | None:
-    """Where the inputs look alike and the metric falls: the order of channels, or turn, that does best on a part."""
+    """Where the inputs look alike and the metric falls: the order of channels, or turn, that does best on a part.
+
+    Or which one of several it is, where the inputs leave that open.
+    """
     gap, tried = evidence.eval_gap, []
-    if evidence.difference.words or not gap.helps or lab.scorer is None or not sample.inputs:
+    among = evidence.difference.among
+    if (evidence.difference.words and not among) or not gap.helps or lab.scorer is None or not sample.inputs:
         return None
-    every = max(1, others.batches // SOME)
-    for change in symmetries(sample.inputs[0]) if sample.inputs[0].is_floating_point() else ():
-        if change.undo is None or not others.room(LEFT + SOME / others.batches):
+    # As many batches as hold so many samples; the best is tried on all.
+    some = min(others.batches, -(-SOME * others.batches // max(others.samples, 1)))
+    every = max(1, others.batches // some)
+    for change in among or (symmetries(sample.inputs[0]) if sample.inputs[0].is_floating_point() else ()):
+        if change.undo is None or not others.room(LEFT + 1 / every):
             break
         with changed(lab, change.undo):
             after = lab.run(others, "symmetry", every=every)

@@ -63,8 +63,15 @@ def look(e: Evidence) -> Said:
             )
     if e.difference.by_class or not (words or by_layer):
         return
+    if words and e.eval_gap.helps and _fails(e.eval_undone):
+        words += " (not that alone: undone, the metric is no better)"
     said = "; ".join(part for part in (words, by_layer) if part)
     yield layer, said if words else f"{said}: other preprocessing, augmentation or another source", _fix(e)
+
+
+def _fails(undone: Effect | None) -> bool:
+    """Whether undoing what the inputs show was tried, and is no repair."""
+    return undone is not None and undone.measured and not undone.helps
 
 
 def _fix(e: Evidence) -> dict[str, str]:
@@ -73,7 +80,9 @@ def _fix(e: Evidence) -> dict[str, str]:
     if code and better and e.feeds_tensors:
         hook = f"model.register_forward_pre_hook(lambda module, args: ({code}, *args[1:]))"
         return {"code": f"{hook}  # on such data, or ", "undo": "", "advice": ""}
-    undo = f": {code}, for the model's args" if code else ""
+    undo = f": {code}, for the model's args" if code and not _fails(back) else ""
+    if better:
+        return {"code": "", "undo": undo, "advice": ""}
     if own.measured and own.helps:
         return {"code": f"{own.what}  # or ", "undo": undo, "advice": ""}
     advice = "" if own.measured else "; if the data are meant to differ, recalibrate on unlabelled evaluation data"
