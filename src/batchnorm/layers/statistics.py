@@ -70,35 +70,44 @@ class Statistics(_BatchNorm):
     def adopt(self, recipe: Recipe) -> None:
         """Take a recipe and the buffers it needs; what is there already is kept."""
         check(hasattr(recipe, "estimator"), "recipe", "a Recipe, as recipe_for(method) gives", told(recipe))
-        self.recipe = recipe
+        before, self.recipe = self.recipe, recipe
         if self.running_mean is None:
             return
+        same = before.estimator == recipe.estimator, before.coupling == recipe.coupling
         # Ordinary tensors, wherever they are made: an inference tensor could not be trained.
         with torch.inference_mode(False):
-            self._adopt()
+            self._adopt(same)
 
-    def _adopt(self) -> None:
+    def _adopt(self, same: tuple[bool, bool]) -> None:
+        """Buffers for what estimator and coupling remember; those of the same choice as before stay."""
         self._widen()
-        initial: dict[str, Tensor] = {}
+        held, names = dict(self._buffers), self.memory_names
         for bank in (None, *self.bank_names):
-            initial = self._initial_memory(self._named(bank, "running_mean"), self._named(bank, "running_var"))
-            for name in self.memory_names:
-                if name not in initial:
+            parts = self._memories(self._named(bank, "running_mean"), self._named(bank, "running_var"))
+            self.memory_names = tuple(name for part in parts for name in part)
+            for name in names:
+                if name not in self.memory_names:
                     self._buffers.pop(_key(bank, name), None)
-            for name, value in initial.items():
-                if _key(bank, name) not in self._buffers:
-                    self.register_buffer(_key(bank, name), value)
-        self.memory_names = tuple(initial)
+            for part, stays in zip(parts, same, strict=True):
+                for name, value in part.items():
+                    if not (stays and _key(bank, name) in self._buffers):
+                        self.register_buffer(_key(bank, name), value)
+        self._count_exchange(held)
 
     def _initial_memory(self, mean: Tensor, var: Tensor) -> dict[str, Tensor]:
+        of_estimator, of_coupling = self._memories(mean, var)
+        return {**of_estimator, **of_coupling}
+
+    def _memories(self, mean: Tensor, var: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the estimator remembers, and the coupling, as they start from these statistics."""
         with torch.no_grad():
-            state = State(mean, var)
+            state, coupling = State(mean, var), self.recipe.coupling
             trained = (mean != 0).any() | (var != 1).any()
             memory = self.recipe.estimator.memory(state, trained)
-            coupling: Any = self.recipe.coupling
             if coupling.looks_back and self.before is not None:
-                return {**memory, **coupling.memory_before(state, self.before.weight)}
-            return {**memory, **coupling.memory(state, trained)}
+                back: Any = coupling
+                return memory, back.memory_before(state, self.before.weight)
+            return memory, coupling.memory(state, trained)
 
     def abandon(self, bank: str | None = None) -> None:
         """Drop everything that a stock layer does not have; a bank's statistics become the layer's."""

@@ -42,6 +42,8 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
     ]  # fmt: skip
     if any(isinstance(value, Tensor) and (value.numel() != 1 or value.requires_grad) for value in values):
         return None
+    if any(v is not None and v.requires_grad for v in vectors):
+        return None
     told = torch.stack([torch.as_tensor(value, dtype=torch.float64).reshape(()) for value in values])
     flags = [
         int(numbers.log), int(numbers.quiet), int(move.root), move.correction, int(recipe.coupling.centres),
