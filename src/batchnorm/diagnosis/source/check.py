@@ -61,7 +61,7 @@ def _said(project: Project, rules: Iterable[str], failed: dict[str, str]) -> Ite
     facts, broken = _or_error(lambda: Facts(project)), dict[str, Exception]()
     for code in rules:
         look = LOOKS[code][1]
-        found = facts if isinstance(facts, Exception) else _or_error(lambda look=look: _first(look(facts)))
+        found = facts if isinstance(facts, Exception) else _or_error(lambda look=look: _first(facts, look(facts)))
         if isinstance(found, Exception):
             broken[code] = found
         else:
@@ -89,10 +89,10 @@ def _or_error(work: Callable[[], T]) -> T | Exception:
         return error
 
 
-def _first(said: Iterable[Said]) -> list[Said]:
-    """Of what is said of a place, the first."""
+def _first(facts: Facts, said: Iterable[Said]) -> list[Said]:
+    """Of what is said of a place, the first, as far as it is certain."""
     first: dict[int, Said] = {}
-    for s in said:
+    for s in filter(None, map(facts.weighed, said)):
         first.setdefault(id(s.node), s)
     return list(first.values())
 

@@ -60,7 +60,7 @@ class Contents:
         if isinstance(value, Obj) and depth < DEEPEST // 2:
             if value.kind == "wrapper":
                 return self.least(value.info, depth + 1)
-            if value.kind in ("parameter", "attribute", "global", "result", "copy"):
+            if value.kind in ("parameter", "attribute", "global", "copy") or (value.kind == "result" and value.info):
                 found = [self.least(s, depth + 1) for s in inflow(value) if s is not value]
                 return _worst([self.contains(value), *found])
         return self.contains(value)

@@ -16,6 +16,7 @@ from batchnorm.diagnosis.source.interpreter.program import Program
 from batchnorm.diagnosis.source.names import RECALIBRATES, is_layer, last, loads_weights, made_by
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, in_module, nodes_of
+from batchnorm.diagnosis.source.reached import Reached
 from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, spelled, strings, variables
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event, Mode
 from batchnorm.diagnosis.source.values import Choice, Const, External, Form, Obj, canonical, options, owners, word
@@ -81,6 +82,19 @@ class Facts:
         self._answers: dict[str, Any] = {}
         self._known: dict[Any, list[Obj]] = {}
         self._words: dict[int, frozenset[str]] = {}
+
+    def weighed(self, found: Said) -> Said | None:
+        """A finding where no program of the files reaches its code: of a warning a note, of a note nothing."""
+        inside = found.module.body
+        for function in found.module.functions:
+            start = getattr(function.node, "lineno", 0)
+            if start < getattr(found.node, "lineno", 0) <= getattr(function.node, "end_lineno", 0):
+                inside = max(inside, function, key=lambda f: getattr(f.node, "lineno", 0))
+        return found if inside in self._reached else found._replace(sure=False) if found.sure else None
+
+    @cached_property
+    def _reached(self) -> Reached:
+        return Reached(self.modules)
 
     def of(self, *kinds: str) -> Iterator[Event]:
         """The events of these kinds."""
@@ -175,10 +189,14 @@ class Facts:
         quiet = event.data["no_grad"]
         return [Context(obj, Mode(TRAIN), None, quiet, False, False, False, (), None, loaded, event.function)]
 
-    def evaluated(self, obj: Obj | None) -> bool:
-        """Whether anything puts an object, or what it is a part of, in eval."""
-        own = {o for at in owners(obj) for o in self.aliases(at)}
-        return any(not own.isdisjoint(self.aliases(e.obj)) for e in self.set_to(EVAL, "mode", "layer mode"))
+    def evaluated(self, obj: Obj | None, called: bool = False) -> bool:
+        """Whether anything, or code that is called, puts an object, or what it is a part of, in eval."""
+        own = {*owners(obj)} if called else {o for at in owners(obj) for o in self.aliases(at)}
+        evals = (e for e in self.set_to(EVAL, "mode", "layer mode") if not called or self._may_run(e.function))
+        return any(not own.isdisjoint(self.aliases(e.obj)) for e in evals)
+
+    def _may_run(self, function: FunctionInfo) -> bool:
+        return not function.name or function.name in self._run
 
     def words(self, info: FunctionInfo | Module) -> frozenset[str]:
         """Every name and attribute that a function or a module uses, inner functions included."""
@@ -298,6 +316,10 @@ class Facts:
         """Whether a forward's function runs another model, of which an optimizer has the weights."""
         others = [e for e in self._forwards_in[id(event.function)] if called(e) != called(event)]
         return any(self.trains_part(o) for e in others for o in (e.obj, *(c.obj for c in e.contexts)) if o is not None)
+
+    def forwards_at(self, event: Event) -> list[Event]:
+        """The forwards of all that a call may run."""
+        return [e for e in self._forwards_in[id(event.function)] if e.node is event.node]
 
     @cached_property
     def _forwards_in(self) -> dict[int, list[Event]]:

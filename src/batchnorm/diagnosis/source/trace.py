@@ -124,6 +124,7 @@ class Summary:
     assigned: dict[tuple[Obj, str], Any] = field(default_factory=dict)
     writes: list[tuple[Event, Any, list[Any]]] = field(default_factory=list)
     returns: list[Any] = field(default_factory=list)
+    born: dict[Obj, tuple[Test, ...]] = field(default_factory=dict)  # the conditions that what it makes is made under
     moves: bool = False  # a forward or an unknown call happens inside
 
 

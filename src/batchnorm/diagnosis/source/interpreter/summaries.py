@@ -184,8 +184,9 @@ class Summaries(Forwards):
                 self.summary.writes.append((event, target, here))
 
     def _returned(self, node: ast.Call, info: FunctionInfo, s: Summary, mapped: Mapping) -> Any:
-        found = []
-        for option in (o for value in s.returns[:MOST_RETURNS] for o in options(value)):
+        found, returned = [], [o for value in s.returns[:MOST_RETURNS] for o in options(value)]
+        made = [o for o in returned if passed(s.born.get(canonical(o), ()), mapped.given) is not None]
+        for option in made or returned:
             if isinstance(option, Tuple):
                 each = ([self._fresh(node, info, s, o, mapped) for o in options(item)] for item in option.items)
                 found.append(Tuple(tuple(map(choice, each))))

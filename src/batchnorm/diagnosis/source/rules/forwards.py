@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from batchnorm.diagnosis.source.contents import LIKELY, NO
 from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called, file_of
 from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import averaged
@@ -45,10 +46,20 @@ def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int
             continue
         for context in event.contexts or facts.as_made(event):
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
+            level = min(level, LIKELY) if level and _unsure(facts, event, context) else level
             if LOSS.search(called(event).lower()) and not facts.always_has(event.obj):
                 continue
             if level and (managed or not facts.manages(context.obj)):
                 yield event, context, level
+
+
+def _unsure(facts: Facts, event: Event, c: Context) -> bool:
+    """Whether one of the models that it may be has no batch norm, or a mode as made is not all that is said of it."""
+    call = None if c.call is None else c.call.node
+    others = (o for e in facts.forwards_at(event) for o in e.contexts if (o.call and o.call.node) is call)
+    if facts.contents.least(c.obj) in (NO, LIKELY) or any(facts.has(o.obj) == NO for o in others):
+        return True
+    return c.mode.value == TRAIN and c.mode.node is None and facts.evaluated(c.obj, called=True)
 
 
 def training_forwards(facts: Facts, managed: bool = False) -> list[tuple[Event, Context, int]]:

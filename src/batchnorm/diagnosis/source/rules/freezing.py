@@ -183,7 +183,7 @@ def _trains_layers(facts: Facts, owner: ClassInfo) -> int:
     """Whether models train in train mode, and no layers are put in eval by their class; YES for models of one file."""
     if any(facts.set_to(EVAL, "layer mode")):
         return 0
-    trained = [a for _, c, level in training_forwards(facts) if level == YES for a in facts.aliases(c.obj)]
+    trained = [a for _, c, _ in training_forwards(facts) if facts.has(c.obj) == YES for a in facts.aliases(c.obj)]
     made = [i for a in trained for i in (a, *a.sources[:3]) if isinstance(i, Obj) and isinstance(i.info, ClassInfo)]
     on_purpose = any(map(adapts, facts.classes))
     same = any(i.info.module is owner.module for i in made)
