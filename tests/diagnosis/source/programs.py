@@ -69,7 +69,6 @@ for BATCHES:
     optimizer.step()
 """
 LOADERS = "from keras.applications import ResNet50\nfrom keras.models import Model\nbase = ResNet50(weights='imagenet', include_top=False)\n"
-DDP = "from torch.nn.parallel import DistributedDataParallel as DDP\n"
 
 # code: (found, not found); a found one is a pair with its severity, "warning" where it is left out
 CASES = {
@@ -173,14 +172,5 @@ CASES = {
         DOMAINS.replace("BATCHES", "(x, y), (z, _) in zip(source, target)").replace("FORWARD", "net(torch.cat([x, z])).sum().backward()"),
         DOMAINS.replace("BATCHES", "x, y in source").replace("FORWARD", "(net(x).sum() + net(y).sum()).backward()"),
         DOMAINS.replace("BATCHES", "(x, y), (z, _) in zip(source, target)").replace("FORWARD", "(net(x).sum() + nn.Linear(3, 3)(z).sum()).backward()"),
-    ]),
-    "BN435": ([
-        (DDP + "model = DDP(net.cuda(), device_ids=[rank])", "note"),
-        ("def main(rank):\n    model = torchvision.models.resnet50().to(rank)\n    model = nn.parallel.DistributedDataParallel(model)", "note"),
-    ], [
-        DDP + "model = DDP(nn.SyncBatchNorm.convert_sync_batchnorm(net))",
-        DDP + "if args.sync_bn:\n    net = convert(net)\nmodel = DDP(net)",
-        DDP + "model = DDP(nn.Linear(3, 3))",
-        "model = nn.DataParallel(net)",
     ]),
 }  # fmt: skip

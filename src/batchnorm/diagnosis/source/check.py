@@ -25,6 +25,7 @@ CONCERNED = re.compile(
     re.IGNORECASE,
 )
 T = TypeVar("T")
+MOST_PLACES = 30  # that a note names besides its own
 DEEPEST = 12_000  # frames: each level of nested code and calls takes a few
 
 
@@ -38,7 +39,7 @@ class Located(NamedTuple):
 
 
 def check(project: Project, config: Config | None = None, failed: dict[str, str] | None = None) -> list[Located]:
-    """All findings by file and line; of notes of one rule in a file the first, which names the other lines.
+    """All findings by file and line; of notes of one rule the first, which names the other places.
 
     A rule that raises an exception is left out for the file, which goes into `failed` with the rule and the error.
     """
@@ -47,13 +48,32 @@ def check(project: Project, config: Config | None = None, failed: dict[str, str]
     with _deep():
         said = [found for part in concerned for found in _said(part, LOOKS, {} if failed is None else failed)]
     silenced = {id(m): Silenced(m.text) for m in {id(s.module): s.module for _, s in said}.values()}
-    grouped: dict[tuple[str, str, bool], list[Said]] = defaultdict(list)
+    warnings, notes = list[Located](), defaultdict[str, dict[tuple[str, int], Said]](dict)
     for code, s in said:
-        line = getattr(s.node, "lineno", 1)
-        if config.wanted(code, s.module.path) and not silenced[id(s.module)](line, code):
-            grouped[s.module.path, code, s.sure].append(s)
-    found = [f for (path, code, sure), group in grouped.items() for f in _findings(path, code, sure, group)]
-    return sorted(found, key=lambda f: (f.path, f.line, f.finding.code))
+        path, line = s.module.path, getattr(s.node, "lineno", 1)
+        if not config.wanted(code, path) or silenced[id(s.module)](line, code):
+            continue
+        if not s.sure:
+            notes[code].setdefault((path, line), s)
+        elif not any(w.path == path and w.line == line and w.finding.code == code for w in warnings):
+            found = Finding(code, "warning", f"{path}:{line}", s.message, s.fix)
+            warnings.append(Located(found, path, line, s.edit))
+    together = [_note(code, places) for code, places in notes.items()]
+    return sorted([*warnings, *together], key=lambda f: (f.path, f.line, f.finding.code))
+
+
+def _note(code: str, places: dict[tuple[str, int], Said]) -> Located:
+    """The note of a rule: what it says of the first place, and where else it would say so."""
+    (path, line), *others = sorted(places)
+    near, far = [str(n) for p, n in others if p == path], [f"{p}:{n}" for p, n in others if p != path]
+    more = f" (also in line{'s' * (len(near) > 1)} {_some(near)})" if near else ""
+    more += f" (also in {_some(far)})" if far else ""
+    said = places[path, line]
+    return Located(Finding(code, "note", f"{path}:{line}", f"maybe: {said.message}{more}", said.fix), path, line, None)
+
+
+def _some(places: list[str]) -> str:
+    return ", ".join(places[:MOST_PLACES]) + " ..." * (len(places) > MOST_PLACES)
 
 
 def _said(project: Project, rules: Iterable[str], failed: dict[str, str]) -> Iterator[tuple[str, Said]]:
@@ -95,20 +115,6 @@ def _first(facts: Facts, said: Iterable[Said]) -> list[Said]:
     for s in filter(None, map(facts.weighed, said)):
         first.setdefault(id(s.node), s)
     return list(first.values())
-
-
-def _findings(path: str, code: str, sure: bool, group: list[Said]) -> Iterator[Located]:
-    lines: dict[int, Said] = {}
-    for s in group:
-        lines.setdefault(getattr(s.node, "lineno", 1), s)
-    if sure:
-        for line, s in lines.items():
-            yield Located(Finding(code, "warning", f"{path}:{line}", s.message, s.fix), path, line, s.edit)
-        return
-    first, *rest = sorted(lines)
-    more = f"{'s' * (len(rest) > 1)} {', '.join(map(str, rest[:6]))}{' ...' * (len(rest) > 6)}"
-    s, also = lines[first], f" (also in line{more})" if rest else ""
-    yield Located(Finding(code, "note", f"{path}:{first}", f"maybe: {s.message}{also}", s.fix), path, first, None)
 
 
 @contextmanager
