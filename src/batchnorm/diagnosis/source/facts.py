@@ -307,19 +307,23 @@ class Facts:
         """Where the outputs of all forwards of a forward's function go."""
 
         def follow() -> Outputs:
-            forwards = [e.node for e in self._forwards_in[id(event.function)]]
+            forwards = [e.node for e in self.forwards_in(event.function)]
             return Outputs(event.function.body, forwards, self._backward)
 
         return self.once(f"outputs {id(event.function)}", follow)
 
     def trains_beside(self, event: Event) -> bool:
         """Whether a forward's function runs another model, of which an optimizer has the weights."""
-        others = [e for e in self._forwards_in[id(event.function)] if called(e) != called(event)]
+        others = [e for e in self.forwards_in(event.function) if called(e) != called(event)]
         return any(self.trains_part(o) for e in others for o in (e.obj, *(c.obj for c in e.contexts)) if o is not None)
+
+    def forwards_in(self, function: FunctionInfo) -> list[Event]:
+        """The forwards in a function."""
+        return self._forwards_in[id(function)]
 
     def forwards_at(self, event: Event) -> list[Event]:
         """The forwards of all that a call may run."""
-        return [e for e in self._forwards_in[id(event.function)] if e.node is event.node]
+        return [e for e in self.forwards_in(event.function) if e.node is event.node]
 
     @cached_property
     def _forwards_in(self) -> dict[int, list[Event]]:
@@ -349,6 +353,12 @@ class Facts:
             return True
         stored = (n for n in ast.walk(info.node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
         return self.uses(info, "momentum") and any(n.attr == "momentum" for n in stored)
+
+    def called_apart(self, name: str) -> bool:
+        """Whether functions call one of that name, and none of them makes training steps."""
+        near = (f for m in self.modules if name in m.text for f in m.functions if f.name and f.name != name)
+        callers = [f for f in near if any(method_of(n) == name for n in nodes_of(f.node))]
+        return bool(callers) and not any(map(self.steps, callers))
 
     def steps(self, info: FunctionInfo | Module) -> bool:
         """Whether a function or a file makes training steps anywhere."""

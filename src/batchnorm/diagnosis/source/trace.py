@@ -72,6 +72,7 @@ class Context(NamedTuple):
     function: FunctionInfo
     at: Call | None = None  # of a forward in a model's own method: who calls that
     call: Call | None = None  # of a forward of what a function was given: the call that gave it
+    quiet: tuple[Obj, ...] = ()  # parts that the function has put in eval
 
 
 @dataclass(eq=False)

@@ -62,6 +62,10 @@ class Calls(Methods):
             return self.inherited(node, base.info, func.attr, args, keywords)
         if isinstance(func, ast.Attribute) and isinstance(base, Obj | Form | Choice | Tuple):
             return self.method_call(node, base, func.attr, args, keywords)
+        if isinstance(base, Class) and base.info.is_module and node.func.attr == "load_from_checkpoint":
+            made = self.construct(node, base.info, [], keywords)
+            self.state.loaded |= {made}
+            return made
         if target is None:
             return self._unknown(args, keywords)
         return choice([self.invoke(node, t, args, keywords) for t in options(target)])

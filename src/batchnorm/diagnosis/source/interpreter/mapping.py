@@ -72,8 +72,9 @@ class Mapping:
         return choice([self.walk.read(p, value.name, self.node) for p in options(here)]) if here is not None else None
 
     def objects(self, value: Any) -> Iterator[Obj]:
-        """The objects that a value is here, behind wrappers."""
-        return map(canonical, objects_in(self(value)))
+        """The objects that a value is here, behind wrappers; of a list its elements."""
+        found = (s for o in objects_in(self(value)) for s in (o.sources if o.kind == "list" else (o,)))
+        return (canonical(o) for s in found for o in options(s) if isinstance(o, Obj))
 
     def atom(self, atom: Atom) -> Atom | None:
         """A tensor of the callee, here."""

@@ -24,6 +24,7 @@ MADE_UP = re.compile(
     r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
 )
 SERVES = re.compile(r"(^|_)(test|predict|infer|inference|generate|sample|synthesi[sz]e|evaluate|reconstruct)(_|s?$)")
+PREDICTS = re.compile(r"predict|infer|inference|act|classify|(choose|select|get)_action|embeddings?$")
 LOSS = re.compile(r"(^|[._])(loss|criterion)\w*(\[\w+\])?$|(loss|criterion)(_?fn|_?func(tion)?)?$")
 FILLS = ("uniform_", "normal_", "random_", "fill_", "zero_", "bernoulli_")
 TEACHER = re.compile(
@@ -85,13 +86,16 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
 
 def serves(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a function is there to use a trained model: by its name, without steps, for outputs as values."""
-    if not SERVES.search(event.function.name.lower()) or not (c.loaded or facts.trains_part(c.obj)):
+    name = event.function.name
+    predicts = bool(PREDICTS.match(name.lower()))
+    if not (predicts or SERVES.search(name.lower())) or not (c.loaded or facts.trains_part(c.obj)):
         return False
     tests = file_of(event).startswith("test_") or "assert" in ast.unparse(event.function.node)
-    if event.function.name.startswith("test_") and tests:
+    if name.startswith("test_") and tests:
         return False  # of the program itself
     fate = facts.fate(event)
-    return not (facts.trains(event) or fate.trains or fate.feeds or fate.leaves)
+    leaves = fate.leaves and not (predicts and facts.called_apart(name))
+    return not (facts.trains(event) or fate.trains or fate.feeds or leaves)
 
 
 def may_load(facts: Facts, c: Context) -> bool:

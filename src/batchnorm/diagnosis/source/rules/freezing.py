@@ -111,7 +111,7 @@ def _by_class(facts: Facts) -> Iterator[Said]:
     """`isinstance(m, BatchNorm2d)` and then requires_grad = False, where the file never puts such layers in eval."""
     for event in facts.of("freeze"):
         module = event.function.module
-        if not event.data["layer"]:
+        if not event.data["layer"] or event.data["flag"] is not None:
             continue
         if any(e.function.module is module for e in facts.set_to(EVAL, "layer mode")):
             continue
@@ -126,7 +126,9 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
     lightning = any(e.function.name == "training_step" for e in facts.of("forward", "outside", "method"))
     for event in facts.of("freeze"):
         part, owner = event.obj, event.function.owner
-        if part is None or event.data["layer"] or any(o is part for o in thawed) or facts.has(part) != YES:
+        if part is None or event.data["layer"] or event.data["flag"] is not None or facts.has(part) != YES:
+            continue
+        if any(o is part for o in thawed):
             continue
         if facts.uses(event.function, "eval", "no_grad") or part.kind == "self" or is_average(facts, part):
             continue
@@ -170,6 +172,7 @@ def belongs(facts: Facts, owner: ClassInfo | None, part: Obj | None) -> bool:
 def _unset(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
     """Whether nothing in the program sees to the mode of a model's part."""
     put = any(e.obj is not None and within(e.obj, part) for e in facts.of("mode", "layer mode"))
+    put |= any(facts.same(e.obj, part) for e in facts.set_to(EVAL, "mode"))
     return not put and owner.method("train") is None
 
 

@@ -160,7 +160,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
     yield from _put_in_train(facts) if not averages else ()
     yield from _follows_in_train(facts)
     for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or not facts.trains(event) or c.second:
+        if c.mode.value != TRAIN or not facts.trains(event):
             continue
         if is_average(facts, c.obj) or facts.trains_part(c.obj) or c.layers is not None:
             continue

@@ -78,7 +78,8 @@ def _drops(facts: Facts, owner: ClassInfo, train: FunctionInfo, mode: str) -> It
     if sets or any(id(n) in inside for n in above):
         return
     for call in above:
-        if not call.keywords and all(isinstance(a, ast.Name) and a.id == "self" for a in call.args):
+        given = [a for a in (*call.args, *(k.value for k in call.keywords)) if spelled(a) not in ("self", "True")]
+        if not given:
             yield Said(
                 train.module,
                 call,

@@ -120,9 +120,13 @@ def _aside(facts: Facts, event: Event, c: Context) -> str:
     made = [v.node for v in given if NUMBERS.match(v.info[0])]
     if any(n in made for n in ast.walk(event.node)):
         return "runs forward in train mode on made-up data"
-    if c.no_grad is True and not unused(facts, event, c):
+    if unused(facts, event, c):
+        return ""
+    if c.no_grad is True:
         return "runs forward under no_grad in the train mode of a training step"
-    return "runs forward in train mode for its values" if fate.feeds and not fate.trains and not fate.leaves else ""
+    beside = (e for e in facts.forwards_in(event.function) if e.obj is event.obj and e.node is not event.node)
+    idle = not (fate.trains or fate.leaves) and (fate.feeds or any(facts.fate(e).trains for e in beside))
+    return "runs forward in train mode for its values" if idle else ""
 
 
 def _perturbed(facts: Facts) -> Iterator[Said]:
