@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
+from batchnorm.diagnosis.source.conditions import around, decided
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.interpreter.function import Interpreter
@@ -84,13 +85,37 @@ class Facts:
         self._words: dict[int, frozenset[str]] = {}
 
     def weighed(self, found: Said) -> Said | None:
-        """A finding where no program of the files reaches its code: of a warning a note, of a note nothing."""
+        """A finding in code that no program reaches, or in a test of one: of a warning a note, of a note nothing."""
         inside = found.module.body
         for function in found.module.functions:
             start = getattr(function.node, "lineno", 0)
             if start < getattr(found.node, "lineno", 0) <= getattr(function.node, "end_lineno", 0):
                 inside = max(inside, function, key=lambda f: getattr(f.node, "lineno", 0))
-        return found if inside in self._reached else found._replace(sure=False) if found.sure else None
+        tests = found.module.file.startswith("test_") and (
+            "unittest" in found.module.text or "assert" in found.module.text
+        )
+        reached = (
+            not tests and inside in self._reached and (self._reached.library or not self._left_out(inside, found.node))
+        )
+        return found if reached else found._replace(sure=False) if found.sure else None
+
+    def _left_out(self, function: FunctionInfo, node: ast.AST) -> bool:
+        """Whether a place is in a branch that a parameter's default excludes, and no call gives another value."""
+        tests = around(function.node, node) if function.literals else []
+        default = {n: v for n, v in function.literals.items() if tests and not self._given(function, n)}
+        return any(decided(test, default) is False for test in tests or ())
+
+    def _given(self, function: FunctionInfo, name: str) -> bool:
+        """Whether any call may give a parameter a value."""
+        made = function.owner.name if function.owner is not None and function.name == "__init__" else ""
+        at = function.positional.index(name) - (function.owner is not None) if name in function.positional else 99
+        for call in (n for m in self.modules for n in m.nodes if isinstance(n, ast.Call)):
+            by_name = any(k.arg == name for k in call.keywords)
+            if by_name or name_of(call.func) in (function.name, made):
+                starred = any(isinstance(a, ast.Starred) for a in call.args) or None in {k.arg for k in call.keywords}
+                if by_name or starred or len(call.args) > at:
+                    return True
+        return False
 
     @cached_property
     def _reached(self) -> Reached:
@@ -355,10 +380,28 @@ class Facts:
         return self.uses(info, "momentum") and any(n.attr == "momentum" for n in stored)
 
     def called_apart(self, name: str) -> bool:
-        """Whether functions call one of that name, and none of them makes training steps."""
-        near = (f for m in self.modules if name in m.text for f in m.functions if f.name and f.name != name)
-        callers = [f for f in near if any(method_of(n) == name for n in nodes_of(f.node))]
-        return bool(callers) and not any(map(self.steps, callers))
+        """Whether something calls functions of that name, and nothing that training steps run."""
+        return name in self.called and name not in self._run_by_steps
+
+    @cached_property
+    def _run_by_steps(self) -> set[str]:
+        """The names that functions with training steps call, and what those call."""
+        calls: dict[str, set[str]] = defaultdict(set)
+        stack = list[str]()
+        for function in (f for m in self.modules for f in m.functions):
+            names = (
+                {name_of(n.func) for n in nodes_of(function.node) if isinstance(n, ast.Call)}
+                if function.name
+                else set()
+            )
+            calls[function.name] |= names
+            stack.extend(names if self.steps(function) else ())
+        found = set[str]()
+        while stack:
+            name = stack.pop()
+            stack.extend(calls.get(name, set()) - found if name not in found else ())
+            found.add(name)
+        return found
 
     def steps(self, info: FunctionInfo | Module) -> bool:
         """Whether a function or a file makes training steps anywhere."""

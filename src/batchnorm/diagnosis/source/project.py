@@ -284,6 +284,11 @@ class Module:
         found.update(m for base in self.stars if (m := self.project.find(base, self)) is not None)
         return found - {self}
 
+    @property
+    def is_test(self) -> bool:
+        """Whether the file is a test of the program itself, as pytest and unittest find them."""
+        return self.file.startswith("test_") and ("unittest" in self.text or "assert" in self.text)
+
     @cached_property
     def touches_statistics(self) -> bool:
         """Whether the file names a running statistic."""

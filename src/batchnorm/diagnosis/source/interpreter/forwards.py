@@ -15,8 +15,6 @@ from batchnorm.diagnosis.source.trace import (
     EVAL,
     MOST_USES,
     SLOTS,
-    SWITCHED,
-    TRAIN,
     UNKNOWN,
     Event,
     Freeze,

@@ -70,9 +70,10 @@ def _copies(node: ast.Assign) -> bool:
 
 def _replaces(event: Event) -> bool:
     """Whether a parameter becomes something that is no model's."""
-    loops = any(isinstance(n, ast.For) for n in event.data["loops"]) and words(event.node).isdisjoint(("mean", "sum"))
-    forms = [now for now, _, _ in event.data["values"]]
-    return loops and bool(forms) and all(a.kind in ("other", "element", "shadow", "entry") for f in forms for a in f.terms)
+    single = event.data.get("in_place") in (None, "copy_") and words(event.node).isdisjoint(("mean", "sum"))
+    atoms = [a.kind for now, _, _ in event.data["values"] for a in now.terms]
+    loops = any(isinstance(n, ast.For) for n in event.data["loops"])
+    return single and loops and bool(atoms) and {"other", "element", "shadow", "entry"}.issuperset(atoms)
 
 
 def _has_others(facts: Facts, event: Event, owner: Obj) -> bool:
