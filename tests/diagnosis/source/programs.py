@@ -68,7 +68,6 @@ for BATCHES:
     FORWARD
     optimizer.step()
 """
-LOADERS = "from keras.applications import ResNet50\nfrom keras.models import Model\nbase = ResNet50(weights='imagenet', include_top=False)\n"
 
 # code: (found, not found); a found one is a pair with its severity, "warning" where it is left out
 CASES = {
@@ -154,16 +153,6 @@ CASES = {
         STATE + "update = {}\nfor k in sa:\n    update[k] = sa[k] - sb[k]",
         STATE + "for k in sa:\n    sa[k] = sa[k] - sb[k]\na.load_state_dict(sa)",
         "linear = nn.Linear(3, 3)\nsa, sb, sc = linear.state_dict(), copy.deepcopy(linear).state_dict(), linear.state_dict()\nfor k in sa:\n    sa[k] = sa[k] - 0.1 * (sb[k] - sc[k])",
-    ]),
-    "BN433": ([
-        (LOADERS + "for layer in base.layers:\n    layer.trainable = False\nmodel = Model(base.input, head)\nmodel.fit(x, y)", "note"),
-        (LOADERS + "base.trainable = False\nmodel = Model(base.input, head)\nmodel.fit_generator(x)", "note"),
-        (LOADERS.replace("keras", "tensorflow.keras") + "base.trainable = False\nmodel = Model(base.input, head)\nmodel.fit(x, y)\nbase.trainable = True\nmodel.fit(x, y)", "note"),
-    ], [
-        LOADERS.replace("keras", "tensorflow.keras") + "base.trainable = False\nmodel = Model(base.input, head)\nmodel.fit(x, y)",
-        LOADERS.replace("keras", "tensorflow.keras") + "base.trainable = False\noutputs = base(inputs, training=False)\nmodel.fit(x, y)\nbase.trainable = True\nmodel.fit(x, y)",
-        LOADERS.replace("ResNet50", "VGG16") + "base.trainable = False\nmodel.fit(x, y)",
-        LOADERS + "discriminator.trainable = False\nmodel.fit(x, y)",
     ]),
     "BN434": ([
         (DOMAINS.replace("BATCHES", "(x, y), (z, _) in zip(source, target)").replace("FORWARD", "(net(x).sum() + net(z).sum()).backward()"), "note"),

@@ -19,7 +19,7 @@ from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project, in_module, nodes_of
 from batchnorm.diagnosis.source.reached import Reached
 from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, spelled, strings, variables
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Context, Event, Mode
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Context, Event, Mode
 from batchnorm.diagnosis.source.values import Choice, Const, External, Form, Obj, canonical, options, owners, word
 
 T = TypeVar("T")
@@ -98,6 +98,10 @@ class Facts:
             not tests and inside in self._reached and (self._reached.library or not self._left_out(inside, found.node))
         )
         return found if reached else found._replace(sure=False) if found.sure else None
+
+    def runs(self, function: FunctionInfo) -> bool:
+        """Whether a program reaches a function; in a library, whether something calls it."""
+        return function in self._reached and (not self._reached.library or self._may_run(function))
 
     def _left_out(self, function: FunctionInfo, node: ast.AST) -> bool:
         """Whether a place is in a branch that a parameter's default excludes, and no call gives another value."""
@@ -316,17 +320,27 @@ class Facts:
                 return True
         return False
 
-    def trains(self, event: Event) -> bool:
-        """Whether the function of an event makes training steps; of a script's own code, the loops around it."""
-        node = event.function.node
-        if event.function.name == "training_step":
+    def trains(self, event: Event, at: Call | None = None) -> bool:
+        """Whether the function of an event, or of a call, makes training steps; of a script's own code, the loops."""
+        function = event.function if at is None else at.function
+        if function.name == "training_step":
             return True
-        around = event.data["loops"] if isinstance(node, ast.Module) else (node,)
+        around = self.loops(event, at) if isinstance(function.node, ast.Module) else (function.node,)
         return any(not self._words_in(n).isdisjoint(STEPS) for n in around)
 
-    def fate(self, event: Event) -> Fate:
-        """What becomes of a forward's output within its function."""
-        return self.outputs(event).fate(event.node)
+    def loops(self, event: Event, at: Call | None = None) -> tuple[ast.AST, ...]:
+        """The loops around an event, or around a call, from the outermost."""
+        if at is None:
+            return event.data["loops"]
+        nodes = nodes_of(at.function.node)
+        return tuple(n for n in nodes if isinstance(n, ast.For | ast.While) and any(c is at.node for c in ast.walk(n)))
+
+    def fate(self, event: Event, at: Call | None = None) -> Fate:
+        """What becomes of a forward's output within its function, or where a method that runs it is called."""
+        if at is None:
+            return self.outputs(event).fate(event.node)
+        known = self.once(f"call {id(at.node)}", lambda: Outputs(at.function.body, [at.node], self._backward))
+        return known.fate(at.node)
 
     def outputs(self, event: Event) -> Outputs:
         """Where the outputs of all forwards of a forward's function go."""

@@ -32,7 +32,7 @@ class Mapping:
     def __init__(
         self, walk: Containers, node: ast.Call, info: FunctionInfo, bound: dict[str, Any], owner: Obj | None
     ) -> None:
-        self.walk, self.node = walk, node
+        self.walk, self.node, self.info = walk, node, info
         self.in_script = isinstance(walk.info.node, ast.Module)
         own = info.owner.self_obj if info.owner is not None else None
         self.self_obj = own if own is not owner and owner is not None else None

@@ -203,7 +203,8 @@ class Outside(Summaries):
         for obj in objects_in(value):
             inner = canonical(obj)
             made = self.program.obj(
-                (node, id(inner)), lambda inner=inner: Obj("copy", inner.path, node=node, sources=[inner])
+                (node, id(inner)),
+                lambda inner=inner: Obj("copy", inner.path, info=self.info, node=node, sources=[inner]),
             )
             mode = self.mode(inner)
             if mode is not None:

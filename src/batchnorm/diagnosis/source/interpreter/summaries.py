@@ -85,7 +85,8 @@ class Summaries(Forwards):
         if use.mode is not None and use.mode.value == UNKNOWN:
             return
         there, call = use.here, mapped.node
-        copied = next(mapped.objects(obj.sources[0]), None) if obj.kind == "copy" and obj.sources else None
+        here_made = obj.kind == "copy" and obj.info is mapped.info  # of what the callee was given
+        copied = next(mapped.objects(obj.sources[0]), None) if here_made else None
         mode = use.mode or self.mode(obj) or (self.mode(copied) if copied is not None else None)
         quiet = tuple(o for slot in there.quiet for o in mapped.objects(slot))
         no_grad = _either(there.no_grad, self.state.no_grad)

@@ -66,26 +66,28 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running "
             "statistics",
             f"{owner}.eval() before, {owner}.train() after",
-            sure=level == YES and always and (_tests(event) or (quiet and not may_load(facts, c))),
+            sure=level == YES and always and (_tests(facts, event, c) or (quiet and not may_load(facts, c))),
         )
 
 
 def unused(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a forward over data is for its output alone: no loss of it is run backward, and nothing else takes it."""
-    loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For | ast.While)), None)
-    known = YES if not EVALUATES.search(event.function.name) else LIKELY
-    if loop is None or made_up(event) or (facts.has(c.obj) or 0) < known:
+    function = event.function if c.at is None else c.at.function
+    loops = [n for n in facts.loops(event, c.at) if isinstance(n, ast.For | ast.While)]
+    known = YES if not EVALUATES.search(function.name) else LIKELY
+    if not loops or made_up(event) or (facts.has(c.obj) or 0) < known:
         return False
-    fate = facts.fate(event)
+    fate = facts.fate(event, c.at)
     if fate.feeds or fate.leaves or fate.asks:
         return False
-    return _tests(event) or not facts.trains(event)
+    return _tests(facts, event, c) or not facts.trains(event, c.at)
 
 
-def _tests(event: Event) -> bool:
+def _tests(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a function, or a loop around, is named as a test is."""
-    over = {w for n in event.data["loops"] if isinstance(n, ast.For) for w in words(n.iter)}
-    return any(EVALUATES.search(w.lower()) for w in (event.function.name, *over))
+    function = event.function if c.at is None else c.at.function
+    over = {w for n in facts.loops(event, c.at) if isinstance(n, ast.For) for w in words(n.iter)}
+    return any(EVALUATES.search(w.lower()) for w in (function.name, *over))
 
 
 def never_back(facts: Facts) -> Iterator[Said]:

@@ -103,11 +103,10 @@ def _looked_at(facts: Facts, event: Event, c: Context) -> bool:
 
 def _aside(facts: Facts, event: Event, c: Context) -> str:
     """What a forward in a training step is for, where that is not a gradient of its weights."""
-    if (
-        teaches(event)
-        or SECOND.search(called(event).lower())
-        or (facts.trained and not any(id(o) in facts.trained for o in facts.aliases(c.obj)))
-    ):
+    others = (e for e in facts.forwards_in(event.function) if e.obj is event.obj and e.node is not event.node)
+    beside = any(facts.fate(e).trains for e in others)
+    trained = beside or not facts.trained or any(id(o) in facts.trained for o in facts.aliases(c.obj))
+    if teaches(event) or SECOND.search(called(event).lower()) or not trained:
         return ""
     fate = facts.fate(event)
     if facts.has(c.obj) != YES:
@@ -124,8 +123,7 @@ def _aside(facts: Facts, event: Event, c: Context) -> str:
         return ""
     if c.no_grad is True:
         return "runs forward under no_grad in the train mode of a training step"
-    beside = (e for e in facts.forwards_in(event.function) if e.obj is event.obj and e.node is not event.node)
-    idle = not (fate.trains or fate.leaves) and (fate.feeds or any(facts.fate(e).trains for e in beside))
+    idle = not (fate.trains or fate.leaves) and (fate.feeds or beside)
     return "runs forward in train mode for its values" if idle else ""
 
 
