@@ -99,10 +99,6 @@ class Facts:
         )
         return found if reached else found._replace(sure=False) if found.sure else None
 
-    def runs(self, function: FunctionInfo) -> bool:
-        """Whether a program reaches a function; in a library, whether something calls it."""
-        return function in self._reached and (not self._reached.library or self._may_run(function))
-
     def _left_out(self, function: FunctionInfo, node: ast.AST) -> bool:
         """Whether a place is in a branch that a parameter's default excludes, and no call gives another value."""
         tests = around(function.node, node) if function.literals else []
@@ -323,7 +319,7 @@ class Facts:
     def trains(self, event: Event, at: Call | None = None) -> bool:
         """Whether the function of an event, or of a call, makes training steps; of a script's own code, the loops."""
         function = event.function if at is None else at.function
-        if function.name == "training_step":
+        if function.name == "training_step" or (at is not None and method_of(at.node) in self._backward):
             return True
         around = self.loops(event, at) if isinstance(function.node, ast.Module) else (function.node,)
         return any(not self._words_in(n).isdisjoint(STEPS) for n in around)

@@ -31,7 +31,12 @@ class Modes(Walk):
             self.half_of(obj),
             any(self.inside(o, obj) or self.inside(obj, o) for o in self.state.loaded),
             self.info,
-            quiet=tuple(o for o, m in self.state.modes.items() if m.value == EVAL and o is not obj and within(o, obj)),
+            quiet=tuple(
+                o
+                for held in (self.state.modes, self.state.layers)
+                for o, m in held.items()
+                if m.value == EVAL and o is not obj and within(o, obj)
+            ),
         )
 
     def half_of(self, obj: Obj) -> Any:

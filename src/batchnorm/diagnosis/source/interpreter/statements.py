@@ -157,7 +157,9 @@ class Statements(Expressions):
             else:
                 for at, t in enumerate(target.elts):
                     inner = t.value if isinstance(t, ast.Starred) else t
-                    self.bind(inner, self.item(value, Const(at)) if isinstance(value, Obj | Choice) else None, node)
+                    self.bind(
+                        inner, self.item(value, Const(at)) if isinstance(value, Obj | Choice | Tuple) else None, node
+                    )
         elif isinstance(target, ast.Attribute):
             self.bind_attribute(target, value, node)
         elif isinstance(target, ast.Subscript):

@@ -22,7 +22,7 @@ from batchnorm.diagnosis.source.rules.forwards import (
     teaches,
 )
 from batchnorm.diagnosis.source.syntax import spelled, words
-from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Context, Event, Mode
+from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Call, Context, Event, Mode
 from batchnorm.diagnosis.source.values import Obj, canonical, owners
 
 SECOND = re.compile(r"ema|teacher|target|momentum|avg|average|key")
@@ -66,27 +66,28 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running "
             "statistics",
             f"{owner}.eval() before, {owner}.train() after",
-            sure=level == YES and always and (_tests(facts, event, c) or (quiet and not may_load(facts, c))),
+            sure=level == YES and always and (_tests(facts, event) or (quiet and not may_load(facts, c))),
         )
 
 
 def unused(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a forward over data is for its output alone: no loss of it is run backward, and nothing else takes it."""
-    function = event.function if c.at is None else c.at.function
-    loops = [n for n in facts.loops(event, c.at) if isinstance(n, ast.For | ast.While)]
+    at = c.at if facts.fate(event).leaves else None  # where a method that returns it is called
+    function = event.function if at is None else at.function
+    loops = [n for n in facts.loops(event, at) if isinstance(n, ast.For | ast.While)]
     known = YES if not EVALUATES.search(function.name) else LIKELY
     if not loops or made_up(event) or (facts.has(c.obj) or 0) < known:
         return False
-    fate = facts.fate(event, c.at)
-    if fate.feeds or fate.leaves or fate.asks:
+    fate = facts.fate(event, at)
+    if fate.feeds or fate.leaves or fate.asks or (at is not None and facts.trains(event)):
         return False
-    return _tests(facts, event, c) or not facts.trains(event, c.at)
+    return _tests(facts, event, at) or not facts.trains(event, at)
 
 
-def _tests(facts: Facts, event: Event, c: Context) -> bool:
+def _tests(facts: Facts, event: Event, at: Call | None = None) -> bool:
     """Whether a function, or a loop around, is named as a test is."""
-    function = event.function if c.at is None else c.at.function
-    over = {w for n in facts.loops(event, c.at) if isinstance(n, ast.For) for w in words(n.iter)}
+    function = event.function if at is None else at.function
+    over = {w for n in facts.loops(event, at) if isinstance(n, ast.For) for w in words(n.iter)}
     return any(EVALUATES.search(w.lower()) for w in (function.name, *over))
 
 

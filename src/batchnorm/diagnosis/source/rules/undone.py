@@ -200,10 +200,13 @@ def _never_read(facts: Facts) -> Iterator[Said]:
 
 def _freezes(facts: Facts) -> bool:
     """Whether some line of the files that are in use stops batch norm's statistics, or calls what may do so."""
+    used = {m for module in facts.modules for m in module.imported}
+    used |= {e.function.module for e, _, _ in training_forwards(facts, managed=True)}
     for event in facts.set_to(EVAL, "layer mode", "mode"):
         function = event.function
         layers = event.kind == "layer mode" or in_module(function) or facts.is_layer(event.obj)
-        if layers and facts.runs(function) and _hidden_by(function) is None:
+        alive = not function.name or (function.name in facts.called and _hidden_by(function) is None)
+        if layers and function.module in used and alive:
             return True
     defined = {f.name for m in facts.modules for f in m.functions}
     return any(BY_OTHERS.search(name) for name in facts.called - defined) or not facts.mentioned.isdisjoint(FREEZERS)
