@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from batchnorm.diagnosis.findings import Finding
+from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.config import Config
-from batchnorm.diagnosis.source.facts import Facts, Said
+from batchnorm.diagnosis.source.facts import Facts
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.noqa import Silenced
 from batchnorm.diagnosis.source.project import Project

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from batchnorm.diagnosis.findings import Rule
 from batchnorm.diagnosis.findings import Said as Told
-from batchnorm.diagnosis.source.facts import Facts, Said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.facts import Facts
 from batchnorm.diagnosis.source.rules import (
     always_batch,
     as_weights,

@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeGuard
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import LIKELY, YES
+from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import RECALIBRATES, last
 from batchnorm.diagnosis.source.project import ClassInfo

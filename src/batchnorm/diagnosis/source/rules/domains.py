@@ -7,7 +7,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.facts import Facts, called, said
 from batchnorm.diagnosis.source.rules.forwards import inputs, training_forwards
 from batchnorm.diagnosis.source.rules.loaders import loaders_of
 from batchnorm.diagnosis.source.trace import EVAL, Event

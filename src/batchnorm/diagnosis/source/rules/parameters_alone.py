@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.conditions import exclusive
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, said
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.rules.averages import BUFFERS
 from batchnorm.diagnosis.source.syntax import spelled, words
 from batchnorm.diagnosis.source.trace import Event

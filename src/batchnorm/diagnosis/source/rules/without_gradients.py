@@ -8,7 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.facts import Facts, called, said
 from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.forwards import (
     forwards,
