@@ -10,11 +10,11 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from batchnorm.diagnosis.source.conditions import around, decided
+from batchnorm.diagnosis.source.definitions import ClassInfo, FunctionInfo, Module
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import RECALIBRATES
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, nodes_of
 from batchnorm.diagnosis.source.reached import Reached
-from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, strings, variables
+from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, nodes_of, strings, variables
 
 T = TypeVar("T")
 MEASURES = (

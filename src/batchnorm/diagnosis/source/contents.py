@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from batchnorm.diagnosis.source.definitions import Class, ClassInfo, Function, FunctionInfo
 from batchnorm.diagnosis.source.names import DROPOUT, is_layer, last, made_by
-from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo
 from batchnorm.diagnosis.source.syntax import name_of, of_self
 from batchnorm.diagnosis.source.values import Choice, External, Obj, Partial, Tuple
 

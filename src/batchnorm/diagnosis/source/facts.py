@@ -9,12 +9,12 @@ from typing import Any
 
 from batchnorm.diagnosis.source.code_words import STEPS, Said
 from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.definitions import ClassInfo, FunctionInfo, in_module
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.objects import Objects, classes_of
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, in_module, nodes_of
-from batchnorm.diagnosis.source.syntax import method_of, name_of, spelled
+from batchnorm.diagnosis.source.syntax import method_of, name_of, nodes_of, spelled
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Context, Event, Mode
 from batchnorm.diagnosis.source.values import External, Obj, options, owners
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from batchnorm.diagnosis.source.code_words import ARGUMENTS, CodeWords, Option, methods_called
 from batchnorm.diagnosis.source.contents import LIKELY, YES, Contents, inflow
+from batchnorm.diagnosis.source.definitions import ClassInfo, FunctionInfo, Module
 from batchnorm.diagnosis.source.interpreter.function import Interpreter
 from batchnorm.diagnosis.source.interpreter.program import Program
 from batchnorm.diagnosis.source.names import is_layer, loads_weights, made_by
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Module, Project
+from batchnorm.diagnosis.source.project import Project
 from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Choice, Const, Form, Obj, canonical, options, word
 

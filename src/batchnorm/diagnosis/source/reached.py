@@ -6,7 +6,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Module, Namespace
+from batchnorm.diagnosis.source.definitions import Class, ClassInfo, Function, FunctionInfo, Module, Namespace
 from batchnorm.diagnosis.source.syntax import name_of
 from batchnorm.diagnosis.source.values import External
 

@@ -7,7 +7,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from batchnorm.diagnosis.source.project import FunctionInfo
+from batchnorm.diagnosis.source.definitions import FunctionInfo
 from batchnorm.diagnosis.source.values import Obj
 
 TRAIN, EVAL, UNKNOWN = "train", "eval", "unknown"

@@ -8,9 +8,9 @@ from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.contents import inflow
+from batchnorm.diagnosis.source.definitions import Class, ClassInfo, Function, FunctionInfo, Super
 from batchnorm.diagnosis.source.interpreter.methods import STANDARD, Methods
 from batchnorm.diagnosis.source.names import is_layer, last, loads_weights
-from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Super
 from batchnorm.diagnosis.source.syntax import name_of
 from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Mode, join
 from batchnorm.diagnosis.source.values import (

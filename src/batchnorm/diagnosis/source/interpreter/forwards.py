@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.interpreter.narrowing import Narrowing
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
-from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.syntax import method_of, variables
 from batchnorm.diagnosis.source.trace import (
     EVAL,

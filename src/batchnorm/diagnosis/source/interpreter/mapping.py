@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.definitions import FunctionInfo
 from batchnorm.diagnosis.source.interpreter.containers import Containers
-from batchnorm.diagnosis.source.project import FunctionInfo
 from batchnorm.diagnosis.source.values import (
     Atom,
     Choice,

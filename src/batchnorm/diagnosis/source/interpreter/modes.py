@@ -7,8 +7,8 @@ from typing import Any
 
 from batchnorm.diagnosis.source.conditions import exclusive
 from batchnorm.diagnosis.source.contents import Contents
+from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE, Walk
-from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, UNKNOWN, Context, Freeze, Mode
 from batchnorm.diagnosis.source.values import MODELS, Obj, canonical, objects_in, owners, within
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.definitions import Class, ClassInfo, Function, arithmetic
 from batchnorm.diagnosis.source.interpreter.expressions import Expressions
-from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, arithmetic
 from batchnorm.diagnosis.source.trace import TRAIN, UNKNOWN, Mode, State, Test, join
 from batchnorm.diagnosis.source.values import (
     STATISTICS,

@@ -6,10 +6,10 @@ import ast
 from typing import Any, TypeVar
 
 from batchnorm.diagnosis.source.conditions import decided, passed
+from batchnorm.diagnosis.source.definitions import FunctionInfo, in_module
 from batchnorm.diagnosis.source.interpreter.forwards import MEASURED, Forwards
 from batchnorm.diagnosis.source.interpreter.mapping import Mapping
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
-from batchnorm.diagnosis.source.project import FunctionInfo, in_module
 from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, UNKNOWN, Call, Freeze, Mode, Summary, Test, Use
 from batchnorm.diagnosis.source.values import Const, Form, Obj, Tuple, canonical, choice, objects_in, options, owners
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.diagnosis.source.contents import LIKELY, NO, YES
+from batchnorm.diagnosis.source.definitions import in_module
 from batchnorm.diagnosis.source.facts import Facts, adapts, called, file_of
-from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.syntax import variables
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Context, Event

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.conditions import exclusive
 from batchnorm.diagnosis.source.contents import LIKELY, YES
+from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.facts import Facts, adapts, file_of, said
-from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.syntax import spelled, strings

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.contents import LIKELY, YES
+from batchnorm.diagnosis.source.definitions import in_module
 from batchnorm.diagnosis.source.facts import Facts, called, file_of, said
-from batchnorm.diagnosis.source.project import in_module
 from batchnorm.diagnosis.source.rules.averages import soft_copies
 from batchnorm.diagnosis.source.rules.forwards import (
     TEACHER,

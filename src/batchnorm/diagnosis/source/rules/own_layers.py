@@ -8,8 +8,8 @@ from typing import Any
 
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.definitions import ClassInfo, FunctionInfo
 from batchnorm.diagnosis.source.facts import Facts
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
 from batchnorm.diagnosis.source.syntax import method_of, name_of, of_self, spelled, strings
 from batchnorm.diagnosis.source.values import STATISTICS, External
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.definitions import FunctionInfo
 from batchnorm.diagnosis.source.facts import Facts, said
-from batchnorm.diagnosis.source.project import FunctionInfo
 from batchnorm.diagnosis.source.syntax import spelled
 
 SYNCHRONIZED = (

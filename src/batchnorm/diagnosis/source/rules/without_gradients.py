@@ -10,8 +10,8 @@ from typing import Any
 
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.facts import Facts, called, said
-from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.rules.forwards import (
     forwards,
     generates,
