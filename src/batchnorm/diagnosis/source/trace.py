@@ -54,6 +54,7 @@ class Freeze(NamedTuple):
     function: FunctionInfo
     tests: tuple[Test, ...] = ()
     call: Call | None = None  # of a helper that freezes what it is given
+    flag: Test | None = None  # of a helper that thaws too, what the caller says
 
 
 class Context(NamedTuple):

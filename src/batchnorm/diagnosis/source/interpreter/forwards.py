@@ -77,7 +77,7 @@ class Forwards(Narrowing):
                 tests = (*self.tests, *self.skipped, *([flag] if flag is not None else []))
                 event = self.event("freeze", node, owner_model, layer=layer, loop=loop, tests=tests, flag=flag)
                 event.data["partial"] = event.data.get("partial", False) or chosen or (child and bool(self.tests))
-                self.froze({owner_model: Freeze(node, self.info, tests)})
+                self.froze({owner_model: Freeze(node, self.info, tests, flag=flag)})
             elif child and owner_model in self.state.frozen and not isinstance(value, Const):
                 pass  # some of the parts, if the caller says so
             elif loop is not None and self.tests and self._frozen_here(owner_model, loop):

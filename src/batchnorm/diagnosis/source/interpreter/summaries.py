@@ -154,7 +154,8 @@ class Summaries(Forwards):
         _carry(self._frozen(s, mapped), frozen, mapped)
         self.froze(frozen)
         _carry(s.half, self.state.half, mapped)
-        thawed = s.thawed - set(s.frozen) | {o for o, f in s.frozen.items() if passed(f.tests, mapped.given) is None}
+        on = {o for o, f in s.frozen.items() if f.flag is not None and passed([f.flag], mapped.given) is None}
+        thawed = s.thawed - set(s.frozen) | on
         for target in (t for obj in thawed for t in mapped.objects(obj)):
             if self.state.frozen.pop(target, None) is not None:
                 self.event("thaw", mapped.node, target)

@@ -46,8 +46,8 @@ def two_loaders(facts: Facts) -> Iterator[Said]:
 def _kinds(facts: Facts, one: Event, other: Event) -> str | None:
     """What sets the inputs of two forwards apart: their names, or their loaders in a file that speaks of domains."""
     a, b = ({w.lower() for w in inputs(e)} for e in (one, other))
-    sides = [(any(map(SOURCE.search, s)), any(map(TARGET.search, s))) for s in (a - b, b - a)]
-    if sorted(sides) == [(False, True), (True, False)]:
+    sides = [2 if any(map(TARGET.search, s)) else int(any(map(SOURCE.search, s))) for s in (a - b, b - a)]
+    if sorted(sides) == [1, 2]:
         return "batches of two kinds"
     loaders = [{id(loader.node) for loader in loaders_of(facts, e)} for e in (one, other)]
     apart = all(loaders) and loaders[0].isdisjoint(loaders[1]) and facts.has(one.obj) == YES
