@@ -430,6 +430,58 @@ def main(loader):
 main([])
 """,
     """\
+class Model:
+    def __init__(self):
+        self.netG, self.netD = Net(), Net()
+        self.og, self.od = optim.Adam(self.netG.parameters()), optim.Adam(self.netD.parameters())
+    def set_requires_grad(self, nets, requires_grad=False):
+        if not isinstance(nets, list):
+            nets = [nets]
+        for net in nets:
+            if net is not None:
+                for param in net.parameters():
+                    param.requires_grad = requires_grad
+    def backward_D(self):
+        self.loss = (self.netD(self.y) - self.netD(self.fake.detach())).mean()
+        self.loss.backward()
+    def backward_G(self):
+        self.lg = self.netD(self.fake).mean()
+        self.lg.backward()
+    def optimize_parameters(self):
+        self.fake = self.netG(self.x)
+        self.set_requires_grad(self.netD, True)
+        self.od.zero_grad(); self.backward_D(); self.od.step()
+        self.set_requires_grad(self.netD, False)
+        self.og.zero_grad(); self.backward_G(); self.og.step()
+def main(loader):
+    m = Model()
+    for x, y in loader:
+        m.x, m.y = x, y
+        m.optimize_parameters()
+main([])
+""",
+    """\
+def toggle_grad(model, on_or_off):
+    for param in model.parameters():
+        param.requires_grad = on_or_off
+def g_step(G, D, opt):
+    toggle_grad(G, True)
+    toggle_grad(D, False)
+    opt.zero_grad(); D(G(torch.randn(3, 3))).mean().backward(); opt.step()
+def d_step(G, D, x, opt):
+    toggle_grad(G, False)
+    toggle_grad(D, True)
+    opt.zero_grad(); (D(G(torch.randn(3, 3)).detach()) - D(x)).mean().backward(); opt.step()
+def main(loader):
+    G, D = Net(), Net()
+    G.train(); D.train()
+    og, od = optim.Adam(G.parameters()), optim.Adam(D.parameters())
+    for x in loader:
+        d_step(G, D, x, od)
+        g_step(G, D, og)
+main([])
+""",
+    """\
 class Two(nn.Module):
     def __init__(self):
         super().__init__()

@@ -155,10 +155,11 @@ class Summaries(Forwards):
         self.froze(frozen)
         _carry(s.half, self.state.half, mapped)
         on = {o for o, f in s.frozen.items() if f.flag is not None and passed([f.flag], mapped.given) is None}
-        thawed = s.thawed - set(s.frozen) | on
-        for target in (t for obj in thawed for t in mapped.objects(obj)):
-            if self.state.frozen.pop(target, None) is not None:
-                self.event("thaw", mapped.node, target)
+        for target in (t for obj in on for t in mapped.objects(obj)):
+            self.event("thaw", mapped.node, target)
+            self.summary.thawed.add(target)
+        for target in (t for obj in s.thawed - set(s.frozen) | on for t in mapped.objects(obj)):
+            self.state.frozen.pop(target, None)
         self.state.loaded |= {o for slot in s.loaded for o in mapped.objects(slot)}
 
     def _frozen(self, s: Summary, mapped: Mapping) -> dict[Obj, Freeze]:
