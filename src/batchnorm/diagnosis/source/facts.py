@@ -75,8 +75,12 @@ class Facts(Objects):
         """The loops around an event, or around a call, from the outermost."""
         if at is None:
             return event.data["loops"]
-        nodes = nodes_of(at.function.node)
-        return tuple(n for n in nodes if isinstance(n, ast.For | ast.While) and any(c is at.node for c in ast.walk(n)))
+
+        def around() -> tuple[ast.AST, ...]:
+            loops = (n for n in nodes_of(at.function.node) if isinstance(n, ast.For | ast.While))
+            return tuple(n for n in loops if any(c is at.node for c in nodes_of(n)))
+
+        return self.once(f"loops {id(at.node)}", around)
 
     def fate(self, event: Event, at: Call | None = None) -> Fate:
         """What becomes of a forward's output within its function, or where a method that runs it is called."""

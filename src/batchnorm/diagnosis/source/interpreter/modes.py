@@ -35,7 +35,7 @@ class Modes(Walk):
                 o
                 for held in (self.state.modes, self.state.layers)
                 for o, m in held.items()
-                if m.value == EVAL and o is not obj and within(o, obj)
+                if m.value == EVAL and o.kind == "attribute" and o is not obj and within(o, obj)
             ),
         )
 
