@@ -127,6 +127,9 @@ def _refuse(name: str, legal: str, value: Any, hint: str = "", *, of_type: bool 
 # Kinds ------------------------------------------------------------------------------------------------------------
 
 
+_MOST = 2**63 - 1  # of 64 bits
+
+
 def a_flag(name: str, value: Any) -> None:
     """True or False."""
     if not isinstance(value, bool | np.bool_):
@@ -141,7 +144,7 @@ def whole(least: int, what: str = "") -> Kind:
         # Symbolic sizes and numpy's integers are integers too.
         if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
             _refuse(name, legal, value)
-        if not value >= least:
+        if not least <= value <= _MOST:
             _refuse(name, legal, value, of_type=False)
 
     return kind
@@ -153,7 +156,11 @@ def number(legal: str, test: Callable[[Any], bool] = lambda v: True, *, finite: 
     def kind(name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             _refuse(name, legal, value)
-        if math.isnan(value) or (finite and math.isinf(value)) or not test(value):
+        try:
+            size = float(value)
+        except OverflowError:  # an integer beyond every float
+            size = math.nan
+        if math.isnan(size) or (finite and math.isinf(size)) or not test(value):
             _refuse(name, legal, value, of_type=False)
 
     return kind

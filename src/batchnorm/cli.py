@@ -210,6 +210,10 @@ def recalibrate(
 ) -> None:
     """Re-estimate the running statistics from data and write the repaired checkpoint; all else in it stays."""
     check_writable(out, "--out")
+    if weights is not None and out.resolve() == weights.resolve() and load_archive(weights, key).lost:
+        raise BatchNormError(
+            f"--out must be another file than --weights where that holds objects, which are not loaded; it was {out}"
+        )
     net, loader = model_of(model, weights, key), batches(data)
     with running(DOES_NOT_RUN):
         result = recalibrate_model(
@@ -229,14 +233,16 @@ def recalibrate(
         archive = load_archive(weights, key).fitted(state, weights.name)
         save_archive(archive.replaced(changed(state, archive.state)), out)
     if as_json:
-        print(json.dumps(finite({**summary(result), "out": str(out)}), indent=2))
+        lost = [] if archive is None else archive.left_out_of(out)
+        print(json.dumps(finite({**summary(result), "out": str(out), "left_out": lost}), indent=2))
     else:
         Console().print(result)
         if until is not None and not result.standard_error <= until:
             Console().print(f"The data ended before --until {until}: the worst error is {result.standard_error:.3g}.")
         made = "" if weights is not None else " (without --weights, so with the weights that the factory gave it)"
-        if archive is not None and archive.objects:
-            made = f" ({weights} holds objects beside its tensors; they were not loaded and are not in it)"
+        if archive is not None and archive.left_out_of(out):
+            listed = ", ".join(archive.left_out_of(out)[:6])
+            made = f" (what {weights} holds beside tensors and plain data is not in it: {listed})"
         Console().print(f"wrote {out}{made}", soft_wrap=True)
 
 

@@ -36,7 +36,7 @@ def running(what: str) -> Iterator[None]:
         raise UserCodeError(f"{error} ({TRACEBACK}=1 shows all of it)") from error.__cause__
     except BatchNormError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if whole:
             raise
         raise UserCodeError(f"{what}: {reason(error)} ({TRACEBACK}=1 shows all of it)") from error

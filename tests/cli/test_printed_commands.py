@@ -1,5 +1,6 @@
 """Every command that `inspect` prints, run as printed, leads to a file without what it was printed for."""
 
+import argparse
 import itertools
 import json
 import shlex
@@ -86,7 +87,33 @@ def test_a_pickled_model_is_repaired_into_a_state_dict(tmp_path):
     arguments = ("--model", "mine:model", "--data", "mine:data", "--weights", "best.pt", "--out", "fixed.pt")
     ran = run(tmp_path, "recalibrate", *arguments)
     assert ran.returncode == 0, ran.stderr
-    assert "holds objects beside its tensors" in ran.stdout
+    assert "is not in it: the object itself" in " ".join(ran.stdout.split())
     state = torch.load(tmp_path / "fixed.pt", weights_only=True)
     assert torch.equal(state["0.weight"], trained()[0].weight)
     assert run(tmp_path, "inspect", "fixed.pt").returncode == 0
+
+
+def test_objects_are_named_and_not_overwritten_and_all_else_is_kept(tmp_path):
+    (tmp_path / "mine.py").write_text(FACTORIES)
+    content = {"model": with_change(lambda net: net[1].reset_running_stats()).state_dict(), "epoch": 7,
+               "args": argparse.Namespace(lr=0.1)}  # fmt: skip
+    torch.save(content, tmp_path / "run.pt")
+    before = (tmp_path / "run.pt").read_bytes()
+    arguments = ("recalibrate", "--model", "mine:model", "--data", "mine:data", "--weights", "run.pt", "--out")
+    ran = run(tmp_path, *arguments, "run.pt")
+    assert ran.returncode == 2
+    assert "--out must be another file than --weights" in ran.stderr
+    assert (tmp_path / "run.pt").read_bytes() == before
+    ran = run(tmp_path, *arguments, "fixed.pt", "--json")
+    assert json.loads(ran.stdout)["left_out"] == ["args"]
+    fixed = torch.load(tmp_path / "fixed.pt", weights_only=True)
+    assert fixed.keys() == {"model", "epoch"}
+    assert fixed["epoch"] == 7
+
+
+def test_a_script_that_ends_the_process_when_it_is_imported_is_an_error(tmp_path):
+    (tmp_path / "mine.py").write_text(FACTORIES + "\nimport sys\nsys.exit(0)\n")
+    ran = run(tmp_path, "recalibrate", "--model", "mine:model", "--data", "mine:data", "--out", "fixed.pt")
+    assert ran.returncode == 2
+    assert "SystemExit in mine.py" in ran.stderr
+    assert not (tmp_path / "fixed.pt").exists()

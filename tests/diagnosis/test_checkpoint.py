@@ -459,3 +459,23 @@ def test_statistics_that_moved_alone_say_in_how_many_updates(tmp_path, before, a
         torch.save(layer.state_dict(), tmp_path / name)
     (finding,) = [f for f in inspect_checkpoint(tmp_path / "a.pt", tmp_path / "b.pt").findings if f.code == "BN223"]
     assert said in finding.message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.5])
+def test_a_counter_that_is_no_number_of_batches_is_said(tmp_path, value):
+    state = nn.Sequential(nn.BatchNorm1d(4)).state_dict()
+    torch.save({**state, "0.num_batches_tracked": torch.tensor(value)}, tmp_path / "a.pt")
+    assert any("num_batches_tracked is" in f.message for f in inspect_checkpoint(tmp_path / "a.pt").findings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits_are_read_from_both_formats(tmp_path, dtype):
+    state = {
+        k: v.to(dtype) if v.is_floating_point() else v for k, v in nn.Sequential(nn.BatchNorm1d(4)).state_dict().items()
+    }
+    torch.save(state, tmp_path / "a.pt")
+    save_file(state, tmp_path / "a.safetensors")
+    for name in ("a.pt", "a.safetensors"):
+        layer = inspect_checkpoint(tmp_path / name).layers["0"]
+        assert layer.mean.tolist() == [0.0] * 4
+        assert layer.var.tolist() == [1.0] * 4

@@ -1,5 +1,6 @@
 """A watched run: every rule fires at its step, once, and not on the same run done right."""
 
+import io
 import json
 import math
 import os
@@ -288,3 +289,21 @@ def test_ranks(apart, codes):
     results = mp.get_context("spawn").Manager().dict()
     mp.spawn(_rank, (29531 + int(apart), apart, results), nprocs=2)
     assert dict(results) == {0: codes, 1: codes}
+
+
+def test_a_watched_model_can_be_saved_and_its_copy_is_not_watched():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    file = io.BytesIO()
+    with warnings.catch_warnings(), watch(model) as watched:
+        warnings.simplefilter("ignore")
+        model(torch.randn(8, 3))
+        torch.save(model, file)
+        seen = watched.run.layers["1"].updates
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    x = torch.randn(8, 3)
+    assert torch.equal(again(x), model(x))
+    assert watched.run.layers["1"].updates == seen
+    hooks = [h for m in again.modules() for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
+    assert hooks
+    assert all(type(hook.__self__).__module__ == "contextlib" for hook in hooks)

@@ -92,10 +92,19 @@ def test_what_is_not_certain_is_refused_in_a_sentence(tmp_path, content, key, se
 def test_the_tensors_of_a_pickled_model_are_read_and_its_objects_are_not(tmp_path, zipped):
     net = Net()
     net.conv.weight = nn.Parameter(net.conv.weight.to(memory_format=torch.channels_last))
-    content = {"net": net, "args": argparse.Namespace(lr=0.1), "last": net.bn.weight.detach()[::2]}
+    optimizer = torch.optim.Adam(net.parameters())
+    sum(p.sum() for p in net.parameters()).backward()
+    optimizer.step()
+    content = {"net": net, "args": argparse.Namespace(lr=0.1), "last": net.bn.weight.detach()[::2],
+               "optimizer": optimizer.state_dict(), "epoch": 7, "log": [(1, 0.5), (2, 0.4, None)]}  # fmt: skip
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     archive = load_archive(tmp_path / "a.pt")
-    assert archive.objects
+    assert archive.lost == ("net", "args")
+    assert archive.content["epoch"] == 7
+    assert archive.content["log"] == content["log"]
+    again = torch.optim.Adam(net.parameters())
+    again.load_state_dict(archive.content["optimizer"])
+    assert str(again.state_dict()) == str(optimizer.state_dict())
     assert archive.keys == ("net",)
     for name, value in net.state_dict().items():
         assert torch.equal(archive.state[name], value), name

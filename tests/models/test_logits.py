@@ -43,3 +43,9 @@ def test_a_loss_is_taken_where_there_is_nothing_else():
 def test_the_output_itself_where_nothing_goes_by_the_name():
     assert logits({"out": LOGITS})["out"] is LOGITS
     assert logits(LOGITS) is LOGITS
+
+
+def test_what_is_not_dense_is_not_what_a_model_is_judged_by():
+    dense = torch.ones(2, 3)
+    assert first_output((dense.to_sparse(), dense)) is dense
+    assert first_output(torch.nested.nested_tensor([dense], layout=torch.jagged)) is None

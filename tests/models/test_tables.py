@@ -1,5 +1,7 @@
 """Tables of layers at the width of a terminal: names stay apart, numbers whole, and nothing is wider than it."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -205,3 +207,11 @@ def test_the_command_line_at_80_columns(tmp_path, monkeypatch, columns):
     shown = run(tmp_path, "inspect", "dense.pt").stdout
     rows = first_column(shown)
     assert len(rows) == len(set(rows)) == 121
+
+
+def test_printing_draws_no_random_numbers_of_the_callers():
+    random.seed(0)
+    expected = random.random()
+    random.seed(0)
+    assert as_text("[link=https://a.b]a[/link]")
+    assert random.random() == expected

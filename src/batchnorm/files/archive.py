@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
-from batchnorm.files import states
+from batchnorm.files import states, torch_file
 from batchnorm.files.atomic import check_readable, save_state, write_atomically
 from batchnorm.files.entry import mapped
 
@@ -25,7 +25,7 @@ class Archive:
     """A checkpoint file as it was read: all of it, and where in it the state dict lies.
 
     names says what a tensor is called in the file where that differs from the model's name for it;
-    `objects` that the file held objects beside tensors, which were not loaded.
+    `lost` the keys of objects in the file, which were not loaded.
     """
 
     content: Any
@@ -33,7 +33,7 @@ class Archive:
     metadata: dict[str, str] | None = None
     safetensors: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
-    objects: bool = False
+    lost: tuple[str, ...] = ()
 
     @property
     def stored(self) -> dict[str, Tensor]:
@@ -51,6 +51,13 @@ class Archive:
     def state_names(self) -> Iterable[str]:
         """What the tensors of the state are called in the file."""
         return self.names.values() if self.names else self.stored
+
+    def left_out_of(self, path: Path) -> list[str]:
+        """The keys of what a file written from it does not have: objects, and in `.safetensors` all but the state."""
+        beside = (
+            [] if path.suffix != ".safetensors" or not self.keys else [k for k in self.content if k != self.keys[0]]
+        )
+        return [key or "the object itself" for key in dict.fromkeys([*self.lost, *map(str, beside)])]
 
     def fitted(self, wanted: Iterable[str], what: str) -> Archive:
         """The same file, its tensors under the names that a model wants, without the prefix of a wrapper."""
@@ -95,7 +102,7 @@ def load_archive(path: str | Path, key: str | None = None, name: str = "weights"
         BatchNormError: the file is missing, is not a checkpoint, holds no tensors by name, or several states.
     """
     path = check_readable(path, name)
-    metadata, safetensors, objects = None, path.suffix == ".safetensors", False
+    metadata, safetensors, lost = None, path.suffix == ".safetensors", []
     try:
         if safetensors:
             from safetensors import safe_open
@@ -113,27 +120,30 @@ def load_archive(path: str | Path, key: str | None = None, name: str = "weights"
         if reason is not None or not foreign:
             reason = reason or f"is cut off or damaged ({type(error).__name__})"
             raise BatchNormError(f"{name} must be a checkpoint of tensors; {path.name} {reason}") from error
-        content, objects = _tensors_of(path, name), True
+        content, lost = _data_of(path, name)
     keys, prefix = states.choose(states.in_tree(content), key, path.name, type(content).__name__)
-    archive = Archive(content, keys, metadata, safetensors, objects=objects)
+    archive = Archive(content, keys, metadata, safetensors, lost=tuple(lost))
     if prefix:
         archive = replace(archive, names={n.removeprefix(prefix): n for n in archive.stored if n.startswith(prefix)})
     return archive
 
 
-def _tensors_of(path: Path, of: str) -> dict[Any, Any]:
-    """The tensors of a file with objects in it, read as data: a dict of state dicts, or one."""
+def _data_of(path: Path, of: str) -> tuple[Any, list[str]]:
+    """What a file with objects in it holds as data, with state dicts for its pickled models; and what it lost."""
     with mapped(path) as data:
-        content: dict[Any, Any] = {}
         try:
+            content, lost = torch_file.without_objects(path, data)
+            content = content if isinstance(content, dict) else {}
             for keys, held in states.entries(path, data).items():
+                if ".".join(keys) not in lost:
+                    continue
                 inner = content
                 for key in keys:
                     inner = inner.setdefault(key, {})
                 inner.update({name: entry.tensor(data) for name, entry in held.items()})
         except ValueError as error:
             raise BatchNormError(f"{of} must be a checkpoint of tensors; {path.name} is not one: {error}") from error
-    return content
+    return content, lost
 
 
 def _unread(path: Path) -> str | None:

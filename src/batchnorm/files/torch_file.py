@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,48 @@ Keys = tuple[str, ...]
 
 def entries(path: Path, data: mmap.mmap) -> dict[Keys, dict[str, Entry]]:
     """Every tensor by the keys of its dict and its name there; raises `ValueError` for what cannot be read."""
+    tree, place = _tree(path, data)
+    found: dict[Keys, dict[str, Entry]] = {}
+    for keys, name, tensor in _tensors(tree):
+        found.setdefault(keys, {})[name] = _placed(tensor, name, place)
+    return found
+
+
+def without_objects(path: Path, data: mmap.mmap) -> tuple[Any, list[str]]:
+    """All that is data in a file, as it was saved, and the keys of the objects that are left out."""
+    tree, place = _tree(path, data)
+    left_out: list[str] = []
+
+    def plain(value: Any, keys: Keys) -> Any:
+        if isinstance(value, Lazy):
+            return _placed(value, ".".join(keys), place).tensor(data)
+        if isinstance(value, SIMPLE) or value is None:
+            return value
+        if len(keys) > DEEPEST or not isinstance(value, (dict, list, tuple)):
+            left_out.append(".".join(keys))
+            return _LEFT_OUT
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        kept = {key: plain(item, (*keys, str(key))) for key, item in items}
+        kept = {key: item for key, item in kept.items() if item is not _LEFT_OUT}
+        return kept if isinstance(value, dict) else type(value)(kept.values())
+
+    return plain(tree, ()), left_out
+
+
+Place = Callable[[Lazy], Entry | None]
+SIMPLE = (bool, int, float, complex, str, bytes)
+_LEFT_OUT = object()
+
+
+def _placed(tensor: Lazy, name: str, place: Place) -> Entry:
+    entry = place(tensor)
+    if entry is None:
+        raise ValueError(f"tensor {name[:80]!r} points to bytes that the file does not have")
+    return entry
+
+
+def _tree(path: Path, data: mmap.mmap) -> tuple[Any, Place]:
+    """What was saved, and where each of its tensors lies."""
     if data[:4] != b"PK\x03\x04":
         if data[:1] != b"\x80":
             raise ValueError("it is neither a torch.save file nor safetensors")
@@ -42,21 +84,20 @@ def entries(path: Path, data: mmap.mmap) -> dict[Keys, dict[str, Entry]]:
     # A hostile or truncated pickle can fail in as many ways as it has opcodes.
     except Exception as error:
         raise ValueError(f"its pickle cannot be read as data ({type(error).__name__})") from error
-    found: dict[Keys, dict[str, Entry]] = {}
-    for keys, name, tensor in _tensors(tree):
+
+    def place(tensor: Lazy) -> Entry | None:
         info = members.get(f"{folder}data/{tensor.storage.key}")
-        entry = None if info is None or info.compress_type else _entry(tensor, info, data)
-        if entry is None:
-            raise ValueError(f"tensor {name[:80]!r} points to bytes that the file does not have")
-        found.setdefault(keys, {})[name] = entry
-    return found
+        return None if info is None or info.compress_type else _entry(tensor, info, data)
+
+    return tree, place
 
 
-def _before_archives(data: mmap.mmap) -> dict[Keys, dict[str, Entry]]:
+def _before_archives(data: mmap.mmap) -> tuple[Any, Place]:
     """The format before torch 1.6: five pickles one after the other, then each storage's length and bytes."""
     parts: list[Any] = []
     storages: dict[str, Storage] = {}
     places: dict[str, tuple[int, int]] = {}
+    data.seek(0)
     try:
         for _ in range(5):
             reader = Reader(data, encoding="utf-8", errors="replace")
@@ -76,13 +117,7 @@ def _before_archives(data: mmap.mmap) -> dict[Keys, dict[str, Entry]]:
     # A hostile or truncated pickle can fail in as many ways as it has opcodes.
     except Exception as error:
         raise ValueError(f"its pickles cannot be read as data ({type(error).__name__})") from error
-    found: dict[Keys, dict[str, Entry]] = {}
-    for keys, name, tensor in _tensors(parts[3]):
-        entry = _place(tensor, *places.get(tensor.storage.key, (0, 0)), len(data))
-        if entry is None:
-            raise ValueError(f"tensor {name[:80]!r} points to bytes that the file does not have")
-        found.setdefault(keys, {})[name] = entry
-    return found
+    return parts[3], lambda tensor: _place(tensor, *places.get(tensor.storage.key, (0, 0)), len(data))
 
 
 def _entry(tensor: Lazy, info: zipfile.ZipInfo, data: mmap.mmap) -> Entry | None:

@@ -66,8 +66,9 @@ STORAGES = {
     "BoolStorage": torch.bool,
     "UntypedStorage": None,
 }
-# Named like torch's; the dtypes are for `_rebuild_tensor_v3`.
-DTYPES = {str(d)[6:]: d for d in STORAGES.values() if d is not None}
+# Named like torch's, for `_rebuild_tensor_v3`; those of 8 bits have no storage of their own.
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+DTYPES = {str(d)[6:]: d for d in (*STORAGES.values(), *_EIGHT_BITS) if d is not None}
 
 
 def _integers(value: Any) -> bool:

@@ -41,6 +41,7 @@ def call(
 
 
 def _call(model: nn.Module, batch: Any, forward_fn: Any, device: torch.device | None, channels_last: bool) -> Any:
+    batch = _own(batch)
     if forward_fn is not None and device is None:
         return forward_fn(model, _last(batch) if channels_last else batch)
     if device is None:
@@ -88,6 +89,15 @@ def _binds(names: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, An
     except TypeError:
         return False
     return True
+
+
+def _own(value: Any) -> Any:
+    """Copies of a batch's tensors, which models may change in place: the next pass begins with the same values."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) is dict:
+        return {key: _own(item) for key, item in value.items()}
+    return type(value)(map(_own, value)) if type(value) in (tuple, list) else value
 
 
 def _to(value: Any, device: torch.device) -> Any:

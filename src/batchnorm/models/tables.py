@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +21,16 @@ _WORD = 24  # columns for a text, whose longer words are broken
 
 def as_text(renderable: Any) -> str:
     """What rich would print, as plain text, as wide as the terminal or 100 columns where there is none."""
-    from rich.console import Console
-
+    # Rich draws numbers from Python's generator, which a training may use, when it is imported too.
+    drawn = random.getstate()
     out = StringIO()
     width = max(40, shutil.get_terminal_size((100, 24)).columns)
-    Console(file=out, width=width, color_system=None).print(renderable, crop=False)
+    try:
+        from rich.console import Console
+
+        Console(file=out, width=width, color_system=None).print(renderable, crop=False)
+    finally:
+        random.setstate(drawn)
     return out.getvalue().rstrip()
 
 

@@ -114,7 +114,7 @@ def counters_differ(e: CheckpointEvidence) -> Said:
 def averaged_counter(layer: StoredLayer) -> Said:
     """A counter that is not an integer."""
     kind = layer.dtypes.get("num_batches_tracked")
-    fraction = layer.counter is not None and layer.counter != int(layer.counter)
+    fraction = layer.counter is not None and not layer.counter.is_integer()
     if kind is not None and (kind.is_floating_point or fraction):
         yield (
             f"num_batches_tracked is {layer.counter:g} of type {str(kind)[6:]}: it was averaged with the weights, "

@@ -113,19 +113,21 @@ class Report:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and strings; docs/report.md has the schema."""
-        return {
-            "kind": self.subject.kind,
-            "ok": self.ok,
-            "verdict": self.verdict,
-            **self.subject.as_dict(),
-            "findings": [{**asdict(finding), "page": finding.page} for finding in self.findings],
-        }
+        """Everything as plain numbers and strings, NaN and infinity as None; docs/report.md has the schema."""
+        return finite(
+            {
+                "kind": self.subject.kind,
+                "ok": self.ok,
+                "verdict": self.verdict,
+                **self.subject.as_dict(),
+                "findings": [{**asdict(finding), "page": finding.page} for finding in self.findings],
+            }
+        )
 
     @arguments(path=a_path)
     def to_json(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON, NaN and infinity as null."""
-        text = json.dumps(finite(self.to_dict()), indent=2)
+        """Write `to_dict` as JSON."""
+        text = json.dumps(self.to_dict(), indent=2)
         write_atomically(path, lambda temporary: _write_text(temporary, text + "\n"))
 
     @arguments(

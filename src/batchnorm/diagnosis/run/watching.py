@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
@@ -124,13 +125,13 @@ class Watch(Report):
         self._said: set[str] = set()
         self._handles: list[Any] = []
         for name, part in self._parts.items():
-            self._handles.append(part.register_forward_pre_hook(_named(self._enter, name)))
-            self._handles.append(part.register_forward_hook(_named(self._leave, name), always_call=True))
+            self._handles.append(part.register_forward_pre_hook(_Hook(self._enter, name)))
+            self._handles.append(part.register_forward_hook(_Hook(self._leave, name), always_call=True))
         for name, module in self._modules.items():
-            self._handles.append(module.register_forward_pre_hook(_named(self._look_at, name)))
-            self._handles.append(module.register_forward_hook(_named(self._finish, name)))
+            self._handles.append(module.register_forward_pre_hook(_Hook(self._look_at, name)))
+            self._handles.append(module.register_forward_hook(_Hook(self._finish, name)))
         if optimizer is not None:
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._end_of_step()))
+            self._handles.append(optimizer.register_step_post_hook(_Hook(lambda *_: self._end_of_step())))
 
     def __enter__(self) -> Watch:
         return self
@@ -329,9 +330,21 @@ class Watch(Report):
         return dict(zip(self._modules, torch.stack(tensors).tolist(), strict=True))  # pyright: ignore
 
 
-def _named(method: Callable[..., None], name: str) -> Callable[..., None]:
-    """A hook that knows its module's name; a function, which a copy of the model shares."""
-    return lambda *given: method(name, *given)
+class _Hook:
+    """A hook that knows its module's name; a copy of the model shares it, a file has one that does nothing."""
+
+    def __init__(self, method: Callable[..., None], *name: str) -> None:
+        self.method, self.name = method, name
+
+    def __call__(self, *given: Any) -> None:
+        self.method(*self.name, *given)
+
+    def __deepcopy__(self, memo: Any) -> _Hook:
+        return self
+
+    def __reduce__(self) -> Any:
+        # Of the standard library, so that the file loads where this package is not.
+        return getattr, (nullcontext(), "__exit__")
 
 
 def _requires_grad(args: tuple[Any, ...]) -> bool:
