@@ -154,7 +154,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
         mean, var = (v.to(torch.float64, copy=True) for v in (statistics.mean, statistics.var))
         numbers, vectors = STORED, Vectors(mean, rest=var)
     elif on is not None or not r.fixed:
-        again_later = "_forward" in layer.__dict__ and r.coupling.reads_population
+        again_later = layer._forward is not None and r.coupling.reads_population
         if tracks and again_later and r.memory:
             return "a forward that may run again keeps what its memory was"
         if tracks and (again_later or on is not None):

@@ -11,10 +11,11 @@ from batchnorm import kernels
 from batchnorm.layers import rule
 from batchnorm.layers.asserting import FINITE, exporting, require, transformed
 from batchnorm.layers.choices.situation import Held, Now, State
+from batchnorm.layers.masks import MaskInput
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.processes.ranks import Ranks, partners
 from batchnorm.layers.processes.traced import TracedRanks
-from batchnorm.layers.recompute import bookkeeping
+from batchnorm.layers.recompute import Forward, bookkeeping
 from batchnorm.layers.statistics import Statistics
 
 
@@ -24,6 +25,9 @@ class Moving(Statistics):
     frozen: bool = False
     paused: bool = False
     accumulating: bool = False
+    # The mask of a context, and the forward that is being remembered. A compiler guards attributes that always exist.
+    _given: MaskInput | None = None
+    _forward: Forward | None = None
 
     def _ranks(self) -> Ranks | TracedRanks | None:
         """The processes this layer shares statistics with, registered once."""
@@ -37,7 +41,7 @@ class Moving(Statistics):
     @torch.no_grad()
     def _situation(self, device: torch.device, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
         """The statistics and the step this forward meets; a recomputed one meets those of its first."""
-        forward = self.__dict__.get("_forward") if self.recipe.coupling.reads_population else None
+        forward = self._forward if self.recipe.coupling.reads_population else None
         if forward is None:
             return self._state(kernels.wide_dtype(device)), self._now(device, before)
         with bookkeeping():
