@@ -70,6 +70,10 @@ class Normalising(Moving):
 
     def _with_stored(self, x: Tensor, sample_weight: Tensor | None) -> Tensor:
         mean, var = self.stat("running_mean"), self.stat("running_var")
+        if self._forward is not None:
+            # It met those of its first run, which one value did not move, but other batches may have.
+            met = self._situation(x.device, None, recomputing())[0]
+            mean, var = met.mean.to(mean.dtype), met.var.to(var.dtype)
         if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or tracing()):
             # Backward holds its own copies: the buffers may move before it runs. (A trace must not go by gradients.)
             mean, var = mean.clone(), var.clone()

@@ -41,7 +41,7 @@ class Moving(Statistics):
     @torch.no_grad()
     def _situation(self, device: torch.device, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
         """The statistics and the step this forward meets; a recomputed one meets those of its first."""
-        forward = self._forward if self.recipe.coupling.reads_population else None
+        forward = self._forward if self.recipe.reads_population else None
         if forward is None:
             return self._state(kernels.wide_dtype(device)), self._now(device, before)
         with bookkeeping():

@@ -72,6 +72,11 @@ class Recipe:
         if reason is not None:
             raise BatchNormError(f"these choices cannot be combined: {reason}")
 
+    @property
+    def reads_population(self) -> bool:
+        """Whether a forward in training may meet the running statistics: then one that runs again must meet them too."""
+        return self.coupling.reads_population or self.policy.too_few == "population"
+
     def splits_calls(self, coupling: Coupling, tracks: bool, stored: bool) -> str | None:
         """Why no single native call makes a step with this coupling in use, or None."""
         if self.coupling.finishes is not None:
