@@ -56,22 +56,22 @@ class Moving(Statistics):
     @torch.no_grad()
     def _stream(
         self, batch: Moments, state: State, now: Now, enough: Tensor | None = None
-    ) -> tuple[State, State, Now, Tensor]:
-        """Group after group: what each meets `(groups, C)`, what is left at the end, their steps, and which counted."""
+    ) -> tuple[State, State, Now, tuple[Tensor, Tensor]]:
+        """Group after group: what each meets `(groups, C)`, what is left, their steps; which counted, were skipped."""
         # Every group is a step of its own, which a cumulative average goes by, as update_bn asks for.
         groups = torch.arange(1, len(batch.mean) + 1, device=batch.mean.device)[:, None]
         now = now.having(each=((now.step - 1) * len(batch.mean) + groups).to(batch.mean.dtype))
         how = self.recipe.estimator.move(state, now)
-        ok = self._acceptable(batch, batch.var(how.correction), enough)
+        ok, skipped = self._acceptable(batch, batch.var(how.correction), enough)
         met, last = rule.stream(batch, state.mean, state.var, now.eps, how, ok)
-        return State(*met, state.memory), State(*last, state.memory), now, ok
+        return State(*met, state.memory), State(*last, state.memory), now, (ok.any(), skipped.any())
 
-    def _acceptable(self, batch: Moments, var: Tensor, several: Tensor | None = None) -> Tensor:
-        """Whether a batch, or each group `(groups, 1)`, may enter with this new variance."""
-        ok, sound = rule.may_enter(batch, var, self.recipe.policy.nonfinite, several)
+    def _acceptable(self, batch: Moments, var: Tensor, several: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Whether a batch, or each group `(groups, 1)`, may enter with this new variance, or is skipped."""
+        ok, skipped, sound = rule.may_enter(batch, var, self.recipe.policy.nonfinite, several)
         if sound is not None:
             require(sound, FINITE, self)
-        return ok
+        return ok, skipped
 
     @torch.no_grad()
     def _move(self, batch: Moments, now: Now | None = None, several: Tensor | None = None) -> None:
@@ -83,8 +83,7 @@ class Moving(Statistics):
             state, estimator = self._state(batch.mean.dtype), self.recipe.estimator
             now = (self._now(batch.mean.device) if now is None else now).having(moments=batch)
             mean, var = rule.move(batch, state.mean, state.var, now.eps, estimator.move(state, now))
-            ok = self._acceptable(batch, var, several)
-            self._commit(State(mean, var, self._kept(state, now, batch)), ok, ~ok)
+            self._commit(State(mean, var, self._kept(state, now, batch)), *self._acceptable(batch, var, several))
 
     def _kept(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """What the choices keep of a batch that enters."""
@@ -127,12 +126,12 @@ class Moving(Statistics):
     def _pend(self, batch: Moments, several: Tensor | None = None) -> None:
         """Keep a micro-batch for the one update that `accumulate` makes."""
         held: Moments = self.__dict__["_pending"]
-        ok = self._acceptable(batch, batch.m2, several)
+        ok, skipped = self._acceptable(batch, batch.m2, several)
         new = held.merge(batch)
         for name in ("count", "mean", "m2", "count_squared"):
             buffer = getattr(held, name)
             buffer.copy_(torch.where(ok, getattr(new, name), buffer))
-        self._count(~ok)
+        self._count(skipped)
 
     def start_accumulating(self) -> None:
         """Collect moments instead of moving; see `batchnorm.accumulate`."""

@@ -70,6 +70,7 @@ class Statistics(_BatchNorm):
     def adopt(self, recipe: Recipe) -> None:
         """Take a recipe and the buffers it needs; what is there already is kept."""
         check(hasattr(recipe, "estimator"), "recipe", "a Recipe, as recipe_for(method) gives", told(recipe))
+        require_names(self, type(self), recipe, self.before)
         self.recipe = recipe
         if self.running_mean is None:
             return
@@ -91,14 +92,7 @@ class Statistics(_BatchNorm):
         self.memory_names = tuple(initial)
 
     def _initial_memory(self, mean: Tensor, var: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            state = State(mean, var)
-            trained = (mean != 0).any() | (var != 1).any()
-            memory = self.recipe.estimator.memory(state, trained)
-            coupling: Any = self.recipe.coupling
-            if coupling.looks_back and self.before is not None:
-                return {**memory, **coupling.memory_before(state, self.before.weight)}
-            return {**memory, **coupling.memory(state, trained)}
+        return initial_memory(self.recipe, mean, var, self.before)
 
     def abandon(self, bank: str | None = None) -> None:
         """Drop everything that a stock layer does not have; a bank's statistics become the layer's."""
@@ -317,6 +311,28 @@ _OWN = (
     "activation", "negative_slope", "inplace", "fused_from", "exchanges", "_record", "_given", "_before", "_partners",
     "stock_momentum", "_skipped", "_ready", "_pending",
 )  # fmt: skip
+
+
+def require_names(layer: Any, kind: type[nn.Module], recipe: Recipe, before: Any = None) -> None:
+    """Refuse choices that remember under a name which a layer, or the class it is to have, has for something else."""
+    mean, var = layer.running_mean, layer.running_var
+    if mean is None:
+        return
+    if is_lazy(mean):
+        mean, var = torch.zeros(1), torch.ones(1)
+    memory = initial_memory(recipe, mean, var, before)
+    for name in memory.keys() - set(getattr(layer, "memory_names", ())):
+        if not name.isidentifier() or name.startswith(("_", "bank_")) or hasattr(kind, name) or hasattr(layer, name):
+            raise BatchNormError(
+                f"choices must remember under names that {kind.__name__} has for nothing else, without a dot and with "
+                f"neither '_' nor 'bank_' in front; one was {name!r}"
+            )
+
+
+@torch.no_grad()
+def initial_memory(recipe: Recipe, mean: Tensor, var: Tensor, before: Any) -> dict[str, Tensor]:
+    """The buffers that the choices need beside mean and variance, as they start from these."""
+    return recipe.memory(State(mean, var), (mean != 0).any() | (var != 1).any(), before)
 
 
 @torch.inference_mode(False)
