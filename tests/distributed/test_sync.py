@@ -1,13 +1,14 @@
 """Statistics shared over processes: each rank's numbers are those of one process on the concatenated batch."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
 import batchnorm
-from batchnorm.layers import METHODS
+from batchnorm.layers import METHODS, Coupling, Numbers, Vectors
 from tests.distributed import world
 from tests.subjects import SHORT
 
@@ -195,3 +196,33 @@ def test_one_process_is_the_batch():
     assert torch.equal(synced(x), plain(x))
     twin = copy.deepcopy(synced)
     assert torch.equal(twin(x), plain(x))
+
+
+@dataclass(frozen=True, eq=False)
+class Share(Coupling):
+    """One learned number in three places."""
+
+    p: torch.Tensor
+
+    def plan(self, state, now):
+        return Numbers(self.p, self.p), Vectors(state.mean, rest=(1 - self.p) * state.var)
+
+
+def learned(rank, ranks, sizes):
+    """The gradients of a learned share, and of weight, on this rank's part."""
+    p = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    extent = None if rank is None else batchnorm.layers.Sync(timeout=30)
+    layer = batchnorm.BatchNorm1d(3, coupling=Share(p), extent=extent, dtype=torch.float64)
+    start = 0 if rank is None else sum(sizes[:rank])
+    stop = sum(sizes) if rank is None else start + sizes[rank]
+    for x, g, *_ in batches(sum(sizes), torch.float64):
+        (layer(x[start:stop]) * g[start:stop]).sum().backward()
+    return p.grad, layer.weight.grad
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_gradients_of_learned_numbers_sum_to_those_of_one_process(ranks):
+    sizes = SIZES[ranks]
+    found = world.run(learned, ranks, sizes)
+    for mine, *theirs in zip(learned(None, 1, sizes), *found, strict=True):
+        assert torch.allclose(sum(theirs), mine, rtol=1e-10)

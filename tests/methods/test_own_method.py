@@ -10,7 +10,19 @@ from torch import nn
 import batchnorm
 from batchnorm import BatchNorm1d, BatchNormError, kernels
 from batchnorm.kernels import native
-from batchnorm.layers import EMA, Coupling, Estimator, Ghost, Move, Numbers, Policy, Pooled, Vectors
+from batchnorm.layers import (
+    EMA,
+    BatchCoupling,
+    Coupling,
+    Estimator,
+    Ghost,
+    Move,
+    Numbers,
+    Policy,
+    Pooled,
+    SecondMoment,
+    Vectors,
+)
 from batchnorm.layers.step import Native
 
 DOUBLE = torch.float64
@@ -58,6 +70,7 @@ class Floor(Coupling):
     """A variance that is never below a floor: a function of the moments that no numbers give."""
 
     least: float = 0.5
+    reads_population = False
 
     def statistics(self, batch, state, now):
         return batch.mean, batch.var(0).clamp_min(self.least)
@@ -271,3 +284,85 @@ def test_weights_export_and_diagnosis_follow():
     batches = (torch.randn(512, 3, dtype=DOUBLE) * 2 + 1).split(64)
     found = batchnorm.diagnose(model, batches, progress=False).findings
     assert found[0].code in ("BN104", "BN108")  # one step from 0 and 1
+
+
+class Half:
+    """A plan beside the class that it is mixed into."""
+
+    def plan(self, state, now):
+        return Numbers(0.5, 0.5), Vectors(state.mean, rest=0.5 * state.var)
+
+
+@pytest.mark.parametrize("parent", [Coupling, BatchCoupling, SecondMoment])
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_a_parent_says_of_its_plan_does_not_hold_for_a_childs(parent, masked):
+    choice = dataclass(frozen=True)(type("Own", (Half, parent), {}))()
+    x = randn(8, 3, seed=15) + 5
+    layer = made(coupling=choice, momentum=0.0)
+    y = layer(x, mask=torch.ones(8, dtype=torch.bool)) if masked else layer(x)
+    if parent is not SecondMoment:  # which takes its moments about zero
+        mean = 0.5 * x.mean(0) + 0.5 * layer.running_mean
+        var = 0.5 * x.var(0, correction=0) + 0.5 * layer.running_var
+        assert torch.allclose(y, (x - mean) / (var + layer.eps).sqrt() * layer.weight + layer.bias)
+    assert not choice.is_plain
+    assert choice.reads_population
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_a_finish_of_its_own_is_not_dropped(backend):
+    @dataclass(frozen=True)
+    class Halved(Coupling):
+        def plan(self, state, now):
+            return Numbers(), Vectors()
+
+        def finish(self, y, weight=None):
+            return y / 2
+
+    layer, plain, x = made(coupling=Halved(), momentum=0.0), made(momentum=0.0), randn(8, 3, seed=16)
+    kernels.use(backend)
+    try:
+        assert torch.allclose(layer(x), plain(x) / 2)
+        assert torch.allclose(layer.eval()(x), plain.eval()(x) / 2)
+    finally:
+        kernels.use()
+    with pytest.raises(BatchNormError, match="its own finish"):
+        batchnorm.to_stock(nn.Sequential(layer))
+
+
+def test_an_average_with_a_gain_of_its_own_goes_by_that():
+    @dataclass(frozen=True)
+    class Slower(EMA):
+        def gain(self, state, now):
+            return 0.5 * now.momentum / now.step
+
+    layer, x = made(estimator=Slower(decay=0.8)), randn(8, 3, seed=17)
+    mean = layer.running_mean.clone()
+    layer(x), layer(x)
+    expected = mean.lerp(x.mean(0), 0.1).lerp(x.mean(0), 0.05)
+    assert torch.allclose(layer.running_mean, expected)
+    with pytest.raises(BatchNormError, match="plain moving average"):
+        made(estimator=Slower(), extent=Ghost(2, "sequential"))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 1), (1, 3)])
+@pytest.mark.parametrize("correction", [0, 0.5, 1, 2])
+def test_a_moves_numbers_may_come_in_any_shape_of_one_group(shape, correction):
+    @dataclass(frozen=True)
+    class Moves(Estimator):
+        def move(self, state, now):
+            a = torch.full(shape, 0.25, dtype=DOUBLE) if shape else 0.25
+            return Move(a, 1 - a, a, correction=correction)
+
+    layer, x = made(estimator=Moves()), randn(8, 3, seed=18)
+    mean, var = layer.running_mean.clone(), layer.running_var.clone()
+    layer(x)
+    assert torch.allclose(layer.running_mean, 0.75 * mean + 0.25 * x.mean(0))
+    assert torch.allclose(layer.running_var, 0.75 * var + 0.25 * x.var(0, correction=0) * 8 / (8 - correction))
+
+
+def test_a_choice_that_reads_no_population_serves_a_layer_without_statistics():
+    x = randn(64, 3, seed=19) * 0.1
+    floored = BatchNorm1d(3, coupling=Floor(0.5), track_running_stats=False, dtype=DOUBLE)(x)
+    assert torch.allclose(floored, (x - x.mean(0)) / (0.5 + 1e-5) ** 0.5)
+    other = BatchNorm1d(3, coupling=Halfway(), track_running_stats=False, dtype=DOUBLE)(x)
+    assert torch.allclose(other, BatchNorm1d(3, dtype=DOUBLE)(x))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import batchnorm
-from batchnorm.layers import Estimator, Move, Pooled
+from batchnorm.layers import MABN, Estimator, Move, Pooled, UnifiedNorm, Window
 
 DATA = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -81,6 +81,40 @@ def test_trained_statistics_with_counter_zero_are_not_wiped():
     batchnorm.convert(layer, "cumulative", count=9)
     layer(torch.zeros(8, 2))
     assert torch.allclose(layer.running_mean, torch.tensor(4.5))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"coupling": MABN(16, warmup=0)}, {"coupling": MABN(4, warmup=0)}),
+        ({"coupling": MABN(9, warmup=0)}, {"coupling": UnifiedNorm(8, warmup=0)}),
+        ({"coupling": UnifiedNorm(4, warmup=0)}, {"coupling": MABN(4, warmup=0)}),
+        ({"estimator": Window(10)}, {"estimator": Window(2)}),
+        ({"estimator": Window(2)}, {"estimator": Window(2, total=True)}),
+        ({"estimator": Window(5), "coupling": MABN(4)}, {"estimator": Window(3), "coupling": MABN(4)}),
+    ],
+)
+def test_a_second_call_does_not_build_on_the_first(first, second):
+    twice, once = (nn.Sequential(nn.BatchNorm1d(2)) for _ in range(2))
+    batchnorm.convert(twice, **first)
+    for model in (twice, once):
+        batchnorm.convert(model, **second)
+    g = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
+    for x in torch.randn(20, 8, 2, generator=torch.Generator().manual_seed(0)):
+        outputs = [model(x) for model in (twice, once)]
+        for y in outputs:
+            y.backward(g)
+        assert torch.equal(*outputs)
+    for name, value in once.state_dict().items():
+        assert torch.equal(twice.state_dict()[name], value), name
+
+
+def test_what_the_same_choice_remembers_stays():
+    layer = batchnorm.convert(nn.BatchNorm1d(2), estimator=Window(3))
+    layer(torch.randn(8, 2))
+    kept = layer.window_mean.clone()
+    batchnorm.convert(layer, estimator=Window(3), coupling=MABN(4))
+    assert torch.equal(layer.window_mean, kept)
 
 
 def test_custom_subclasses_are_refused_by_name_and_nothing_changes():

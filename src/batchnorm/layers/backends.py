@@ -208,7 +208,7 @@ def fewest(shape: torch.Size, groups: int) -> int:
 
 def in_numbers(numbers: Numbers, vectors: Vectors, move: Any) -> bool:
     """Whether all of them are Python's own, as an extension takes them, and no vector is learned."""
-    if not {*map(type, numbers), *map(type, move[:4])} <= _NUMBERS:
+    if not {*map(type, numbers), *map(type, move[:4])} <= _NUMBERS or type(move.correction) is not int:
         return False
     return vectors is NOTHING or not any(v is not None and v.requires_grad for v in vectors)
 

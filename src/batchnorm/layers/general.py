@@ -204,8 +204,7 @@ class Normalising(Moving):
         found = batch_moments(x, sharing) if batch is None else batch
         call = None
         if not torch.compiler.is_compiling():
-            with torch.no_grad():
-                call = self._after_moments(x, sharing, plan, found, memory, move)
+            call = self._after_moments(x, sharing, plan, found, memory, move)
         if call is None:
             return pass_through(x, weight, bias, plan, found, sharing, memory, run=run), None
         y = run(native.arranged(x)[0], weight, bias, None, call)
@@ -224,6 +223,7 @@ class Normalising(Moving):
             return None
         if not (native.serves(x, True) if on is None else on.serves(x)):
             return None
+        # With gradients, where they are learned; such are not taken.
         numbers, vectors = plan.numbers_of(batch)
         statistics = None if move is None else statistics_of(self)
         if not (in_numbers if on is None else on.takes)(numbers, vectors, move or rule.Move()):
@@ -235,7 +235,8 @@ class Normalising(Moving):
         call.statistics, call.moves = statistics, move is not None
         room = x.new_empty(calls.size(sharing.groups, x.shape[1]), dtype=torch.float64)
         call.saved = calls.Saved(sharing.groups, x.shape[1], room)
-        call.saved.take(batch.count, batch._squares(), batch.mean, batch.m2)
+        with torch.no_grad():
+            call.saved.take(batch.count, batch._squares(), batch.mean, batch.m2)
         call.prepare(move or rule.Move(), ready_of(self), x)
         return call
 

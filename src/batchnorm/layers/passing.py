@@ -116,7 +116,6 @@ class Passing(NamedTuple):
     rows: Rows
     # Of a coupling whose backward is not the derivative: what takes its place, asked again once the sums are there.
     memory: Any = None
-    learned: tuple[str, ...] = ()
     activation: str | None = None
     slope: float = 0.0
     inplace: bool = False
@@ -127,7 +126,7 @@ class Passing(NamedTuple):
         y = kernels.select(x).apply(x, self.rows.mean, *rule.affine(self.rows, weight, bias), self.sharing.weight)
         return torch.nn.functional.leaky_relu_(y, self.slope) if self.inplace else y
 
-    def begin(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
+    def begin(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
         """The sums of g and of g * xhat; and what makes of everybody's the gradients of what `Step.apply` was given."""
         rows, w, passes = self.rows, self.sharing.weight, kernels.select(y if x is None else x)
         data: Any = x
@@ -160,11 +159,7 @@ class Passing(NamedTuple):
             dw, db = rule.parameters(rows, sum_g, sum_gx)
             dw = dw.to(weight.dtype) if weight is not None and needs[1] else None
             db = db.to(bias.dtype) if bias is not None and needs[2] else None
-            found: list[Any] = []
-            if learned:
-                onto = rule.onto(self.batch, self.numbers, self.vectors, rows, scale, all_g, all_gx)
-                found = [onto[name].sum_to_size(t.shape) for name, t in zip(self.learned, learned, strict=True)]
-            return dx, dw, db, behind if needs[3] else None, None, *found
+            return dx, dw, db, behind if needs[3] else None, None
 
         return (sum_g, sum_gx), end
 
@@ -182,9 +177,7 @@ def _inverted(rows: Rows, weight: Any, bias: Any, y: Tensor, slope: float) -> tu
     return beta, 1 / gamma, torch.where(y <= 0, y / slope, y)
 
 
-def respelled(
-    call: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: tuple[Tensor, ...]
-) -> tuple[Any, ...]:
+def respelled(call: Any, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> tuple[Any, ...]:
     """The gradients with a graph of their own, through operations."""
     if call.inplace:
         raise BatchNormError("create_graph must be False with inplace=True, which keeps its output alone; it was True")
@@ -192,15 +185,12 @@ def respelled(
         raise BatchNormError(
             "create_graph must be False for a coupling whose backward uses running averages; it was True"
         )
-    plan = call.plan
-    if learned:
-        plan = plan._replace(numbers_of=lambda _: (call.numbers, call.vectors))
-    again = spelled(x, weight, bias, plan, call.sharing)
+    again = spelled(x, weight, bias, call.plan, call.sharing)
     if y is None:
         again = activate(again, call.activation, call.slope, None)
     else:
         g = gated(g, y, call.activation, call.slope)
-    every: Any = (x, weight, bias, None, None, *learned)
+    every: Any = (x, weight, bias, None, None)
     wanted = [t is not None and needed for t, needed in zip(every, needs, strict=True)]
     inputs = [t for t, want in zip(every, wanted, strict=True) if want]
     found = iter(torch.autograd.grad(again, inputs, g, create_graph=True)) if inputs else iter(())

@@ -227,23 +227,6 @@ def parameters(rows: Rows, sum_g: Tensor, sum_gx: Tensor) -> tuple[Tensor, Tenso
     return dw.sum(0), sum_g.sum(0)
 
 
-def onto(
-    batch: Moments, numbers: Numbers, vectors: Vectors, rows: Rows, scale: Tensor, sum_g: Tensor, sum_gx: Tensor
-) -> dict[str, Tensor]:
-    """The gradients of the numbers and vectors that may be learned, where the pull is the derivative."""
-    far = batch.mean if vectors.pm is None else batch.mean - vectors.pm
-    own = spread_about(batch, rows.n, numbers, far)
-    dm, dv = -scale * sum_g, -0.5 * scale * rows.invstd * sum_gx
-    through = dv * rows.own_v
-    return {
-        "mean": dm * far,
-        "share": dv * (rows.var * own.log() if numbers.log else own),
-        "spread": through * far.square(),
-        "pm": dm * (1 - numbers.mean) - 2 * through * numbers.spread * far,
-        "rest": dv * rows.var if numbers.log else dv,
-    }
-
-
 def move(batch: Moments, mean: Tensor, var: Tensor, eps: float, how: Move) -> tuple[Tensor, Tensor]:
     """The running mean and variance after this batch."""
     mean = mean if how.from_mean is None else how.from_mean
@@ -252,11 +235,13 @@ def move(batch: Moments, mean: Tensor, var: Tensor, eps: float, how: Move) -> tu
     new = times(1 - how.gain, mean) + times(how.gain, batch.mean)
     if how.root:
         sigma = times(how.q, (var + eps).sqrt()) + times(how.p, (own + eps).sqrt())
-        return new, (sigma.square() - eps).clamp_min(0)
-    joined = times(how.q, var) + times(how.p, own)
-    if not is_number(how.r, 0):
+        joined = (sigma.square() - eps).clamp_min(0)
+    else:
+        joined = times(how.q, var) + times(how.p, own)
+    if not (how.root or is_number(how.r, 0)):
         joined = joined + times(how.r, (batch.mean - mean).square())
-    return new, joined
+    # Numbers may come as rows of one group.
+    return new.reshape(batch.mean.shape), joined.reshape(batch.mean.shape)
 
 
 def stream(

@@ -71,28 +71,37 @@ class Statistics(_BatchNorm):
         """Take a recipe and the buffers it needs; what is there already is kept."""
         check(hasattr(recipe, "estimator"), "recipe", "a Recipe, as recipe_for(method) gives", told(recipe))
         require_names(self, type(self), recipe, self.before)
-        self.recipe = recipe
+        before, self.recipe = self.recipe, recipe
         if self.running_mean is None:
             return
+        same = before.estimator == recipe.estimator, before.coupling == recipe.coupling
         # Ordinary tensors, wherever they are made: an inference tensor could not be trained.
         with torch.inference_mode(False):
-            self._adopt()
+            self._adopt(same)
 
-    def _adopt(self) -> None:
+    def _adopt(self, same: tuple[bool, bool]) -> None:
+        """Buffers for what estimator and coupling remember; those of the same choice as before stay."""
         self._widen()
-        initial: dict[str, Tensor] = {}
+        held, names = dict(self._buffers), self.memory_names
         for bank in (None, *self.bank_names):
-            initial = self._initial_memory(self._named(bank, "running_mean"), self._named(bank, "running_var"))
-            for name in self.memory_names:
-                if name not in initial:
+            parts = self._memories(self._named(bank, "running_mean"), self._named(bank, "running_var"))
+            self.memory_names = tuple(name for part in parts for name in part)
+            for name in names:
+                if name not in self.memory_names:
                     self._buffers.pop(_key(bank, name), None)
-            for name, value in initial.items():
-                if _key(bank, name) not in self._buffers:
-                    self.register_buffer(_key(bank, name), value)
-        self.memory_names = tuple(initial)
+            for part, stays in zip(parts, same, strict=True):
+                for name, value in part.items():
+                    if not (stays and _key(bank, name) in self._buffers):
+                        self.register_buffer(_key(bank, name), value)
+        self._count_exchange(held)
 
     def _initial_memory(self, mean: Tensor, var: Tensor) -> dict[str, Tensor]:
-        return initial_memory(self.recipe, mean, var, self.before)
+        of_estimator, of_coupling = self._memories(mean, var)
+        return {**of_estimator, **of_coupling}
+
+    def _memories(self, mean: Tensor, var: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        with torch.no_grad():
+            return self.recipe.memories(mean, var, self.before)
 
     def abandon(self, bank: str | None = None) -> None:
         """Drop everything that a stock layer does not have; a bank's statistics become the layer's."""
@@ -313,6 +322,7 @@ _OWN = (
 )  # fmt: skip
 
 
+@torch.no_grad()
 def require_names(layer: Any, kind: type[nn.Module], recipe: Recipe, before: Any = None) -> None:
     """Refuse choices that remember under a name which a layer, or the class it is to have, has for something else."""
     mean, var = layer.running_mean, layer.running_var
@@ -320,19 +330,13 @@ def require_names(layer: Any, kind: type[nn.Module], recipe: Recipe, before: Any
         return
     if is_lazy(mean):
         mean, var = torch.zeros(1), torch.ones(1)
-    memory = initial_memory(recipe, mean, var, before)
-    for name in memory.keys() - set(getattr(layer, "memory_names", ())):
+    of_estimator, of_coupling = recipe.memories(mean, var, before)
+    for name in {*of_estimator, *of_coupling}.difference(getattr(layer, "memory_names", ())):
         if not name.isidentifier() or name.startswith(("_", "bank_")) or hasattr(kind, name) or hasattr(layer, name):
             raise BatchNormError(
                 f"choices must remember under names that {kind.__name__} has for nothing else, without a dot and with "
                 f"neither '_' nor 'bank_' in front; one was {name!r}"
             )
-
-
-@torch.no_grad()
-def initial_memory(recipe: Recipe, mean: Tensor, var: Tensor, before: Any) -> dict[str, Tensor]:
-    """The buffers that the choices need beside mean and variance, as they start from these."""
-    return recipe.memory(State(mean, var), (mean != 0).any() | (var != 1).any(), before)
 
 
 @torch.inference_mode(False)

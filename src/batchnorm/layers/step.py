@@ -18,7 +18,7 @@ from batchnorm.layers.asserting import FINITE
 from batchnorm.layers.moments import Later, Moments, SavedMoments
 from batchnorm.layers.naming import describe
 from batchnorm.layers.operands import require_unchanged
-from batchnorm.layers.passing import Passing, Plan, Sharing, respelled
+from batchnorm.layers.passing import Passing, Plan, Sharing, respelled, spelled
 from batchnorm.layers.rule import Move, Numbers, Pull, Rows, Vectors
 
 
@@ -89,14 +89,14 @@ class Native:
         """Whether any group has more than one value, where that is not known."""
         return None
 
-    def begin(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
+    def begin(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
         """As `Passing.begin`, in two calls; by the passes where the kernels cannot read all of it."""
         told, kernel, memory = self._told(g, x, weight, bias, y, needs), self.kernel, self.memory
         if told is None:
             # g is no plain tensor (vmap over gradients, a mode).
             given = self.sharing, self.plan, self.numbers, self.vectors, self.batch(), self.rows(), memory
-            passing = Passing(*given, (), self.activation, self.slope, self.inplace)
-            return passing.begin(g, x, weight, bias, y, needs, learned)
+            passing = Passing(*given, self.activation, self.slope, self.inplace)
+            return passing.begin(g, x, weight, bias, y, needs)
         _, dw, db, _, sums, *_ = kernel(*told, phase=calls.SUMS)
 
         def end(*everybodys: Tensor) -> tuple[Any, ...]:
@@ -112,7 +112,7 @@ class Native:
         """What takes the derivative's place where the statistics are constants."""
         return _CONSTANT if self.detached or self.stored else None
 
-    def backward(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...], learned: Any) -> Any:
+    def backward(self, g: Tensor, x: Any, weight: Any, bias: Any, y: Any, needs: tuple[bool, ...]) -> Any:
         """One call, or two around what needs the sums; in torch where something watches."""
         given, memory, ranks = self.constant(), self.memory, self.sharing.ranks
         told = self._told(g, x, weight, bias, y, needs) if ranks is None else None
@@ -120,7 +120,7 @@ class Native:
         if told is not None and memory is not None:
             given, state = memory.pull(self.numbers)
         if told is None or (memory is not None and given is None):
-            sums, end = self.begin(g, x, weight, bias, y, needs, learned)
+            sums, end = self.begin(g, x, weight, bias, y, needs)
             return end(*(sums if ranks is None else ranks.sums(*sums)))
         if memory is None:
             dx, dw, db, dr, *_ = self.kernel(*told, pull=given)
@@ -186,13 +186,13 @@ class Step(torch.autograd.Function):
     """The forward of a call and its backward; second derivatives go through the spelled forward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, residual: Any, call: Any, *learned: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, residual: Any, call: Any) -> Tensor:
         """Keep x, or the output alone in the in-place form, or both where the activation saw a residual."""
         y = call.forward(x, weight, bias, residual)
         keeps_y = call.inplace or (residual is not None and call.activation is not None)
         # The same number of tensors in a recomputed forward: channel vectors ride on the context.
         ctx.save_for_backward(None if call.inplace else x, weight, bias, y if keeps_y else None, call.sharing.weight)
-        ctx.call, ctx.learned = call, learned
+        ctx.call = call
         return y
 
     @staticmethod
@@ -200,18 +200,18 @@ class Step(torch.autograd.Function):
         """The rule's pull, or autograd through `spelled` when a second derivative is wanted."""
         x, weight, bias, y, _ = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return respelled(ctx.call, grads[0], x, weight, bias, y, ctx.needs_input_grad, ctx.learned)
-        return ctx.call.backward(grads[0], x, weight, bias, y, ctx.needs_input_grad, ctx.learned)
+            return respelled(ctx.call, grads[0], x, weight, bias, y, ctx.needs_input_grad)
+        return ctx.call.backward(grads[0], x, weight, bias, y, ctx.needs_input_grad)
 
 
 # Function.apply looks for a transform's wrappers first, which no native call meets.
 _apply: Any = super(torch.autograd.Function, Step).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def run(x: Tensor, weight: Any, bias: Any, residual: Tensor | None, call: Any, learned: Any = ()) -> Tensor:
+def run(x: Tensor, weight: Any, bias: Any, residual: Tensor | None, call: Any) -> Tensor:
     """The output of one call, with the rule's backward where one may come."""
     if not call.is_native:
-        return Step.apply(x, weight, bias, residual, call, *learned)  # pyright: ignore[reportReturnType]
+        return Step.apply(x, weight, bias, residual, call)  # pyright: ignore[reportReturnType]
     if torch.is_grad_enabled():
         return _apply(x, weight, bias, residual, call)
     return call.forward(x, weight, bias, residual)
@@ -228,14 +228,15 @@ def pass_through(
     slope: float | None = None,
     run: Any = run,
 ) -> Tensor:
-    """Normalise by the passes; gradients reach numbers and vectors that require one. With a slope, in place."""
+    """Normalise by the passes, or in operations where what normalises is learned. With a slope, in place."""
     numbers, vectors, rows = plan.rows(batch)
-    every = {**numbers._asdict(), **vectors._asdict()}
-    learned = {name: t for name, t in every.items() if isinstance(t, Tensor) and t.requires_grad}
-    if learned:
+    if any(isinstance(t, Tensor) and t.requires_grad for t in rows):
+        if memory is None:
+            return spelled(x, weight, bias, plan, sharing)
+        # A backward of its own takes the numbers as constants.
         detached: Any = (t.detach() if isinstance(t, Tensor) else t for t in rows)
         rows = Rows(*detached)
-    call = Passing(sharing, plan, numbers, vectors, batch, rows, memory, tuple(learned))
+    call = Passing(sharing, plan, numbers, vectors, batch, rows, memory)
     if slope is not None:
         call = call._replace(activation="leaky_relu", slope=slope, inplace=True)
-    return run(x, weight, bias, None, call, learned.values())
+    return run(x, weight, bias, None, call)

@@ -96,7 +96,7 @@ def _outputs(layers: list[Any], parts: list[Any]) -> list[Tensor]:
         pooled = pool_together([sharing.ranks for _, sharing in parts], own)
     records: list[Any] = []
 
-    def now(x: Tensor, weight: Any, bias: Any, residual: Any, call: Any, learned: Any = ()) -> Tensor:
+    def now(x: Tensor, weight: Any, bias: Any, residual: Any, call: Any) -> Tensor:
         with torch.no_grad():
             y = call.forward(x, weight, bias, residual)
         records.append((call, x, weight, bias, y))
@@ -129,11 +129,11 @@ class _Together(torch.autograd.Function):
         told = []
         for i, (call, g) in enumerate(zip(ctx.calls, grads, strict=True)):
             x, weight, bias = flat[3 * i : 3 * i + 3]
-            told.append((call, g, x, weight, bias, None, (*needs[3 * i : 3 * i + 3], False), ()))
+            told.append((call, g, x, weight, bias, None, (*needs[3 * i : 3 * i + 3], False)))
         found: list[Any] = []
         if torch.is_grad_enabled():
-            for call, g, x, weight, bias, y, wants, learned in told:
-                found += respelled(call, g, x, weight, bias, y, (*wants, False), learned)[:3]
+            for call, g, x, weight, bias, y, wants in told:
+                found += respelled(call, g, x, weight, bias, y, (*wants, False))[:3]
             return None, None, *found
         begun = [call.begin(*rest) for call, *rest in told]
         everybodys = sums_together([call.sharing.ranks for call in ctx.calls], [sums for sums, _ in begun])

@@ -90,6 +90,7 @@ class MABN(_Windowed):
     Normalization" (2020), and its released code for the warm-up.
     """
 
+    remembers_population = False
     window: int = 16
     r_max: float = 5.0
     warmup: int = 100

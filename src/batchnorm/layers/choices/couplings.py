@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from batchnorm.arguments import a_flag, arguments
+from batchnorm.layers.choices.inherited import forget
 from batchnorm.layers.choices.situation import Now, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.rule import NOTHING, UNCENTRED, Numbers, Pull, Sums, Vectors, times
@@ -39,6 +40,10 @@ class Coupling:
     detached: bool = False
     # The name of what `finish` does, where no affine map per channel can do it.
     finishes: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        forget(cls, _SAYS)
 
     def untracked(self) -> Coupling:
         """What stands in for it in a layer without statistics."""
@@ -76,6 +81,15 @@ class Coupling:
     def finish(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """What is done to the layer's output, in training and at inference; weight `(N, 1, *)` is 0 at padding."""
         return y
+
+
+_SAYS = {
+    "is_plain": (False, ("plan", "statistics")),
+    "reads_population": (True, ("plan", "statistics")),
+    "remembers_population": (True, ("remember",)),
+    "exact": (False, ("pull",)),
+    "finishes": ("its own finish", ("finish",)),
+}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from batchnorm.arguments import BATCHES, POSITIVE, a_flag, arguments, number, or_function
 from batchnorm.errors import BatchNormError
 from batchnorm.kernels.shapes import or_one
+from batchnorm.layers.choices.inherited import forget
 from batchnorm.layers.choices.situation import Gain, Now, Schedule, State
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.rule import Move, pick, single, times
@@ -35,6 +36,10 @@ class Estimator:
     # What a layer's `momentum` attribute starts with: a number, a function of the step, or None.
     momentum: Any = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        forget(cls, _SAYS)
+
     def memory(self, state: State, trained: Tensor) -> dict[str, Tensor]:
         """The buffers it needs beside mean and variance, as they start from these statistics."""
         return {}
@@ -58,6 +63,13 @@ class Estimator:
     def remember(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """What changes in its memory once this batch has entered; batch holds the pooled moments."""
         return {}
+
+
+_SAYS = {
+    "streams": (False, ("move", "gain", "remember")),
+    "counts_batches": (True, ("move", "gain")),
+    "remembers_population": (True, ("remember",)),
+}
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,7 @@ class EMA(_Average):
     decay: float | Schedule = 0.9
     debias: bool = False
 
+    remembers_population = False
     streams = property(lambda self: not (self.debias or callable(self.decay)))  # pyright: ignore
     counts_batches = property(lambda self: not self.streams)  # pyright: ignore
 

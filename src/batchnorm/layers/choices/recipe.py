@@ -72,15 +72,15 @@ class Recipe:
         if reason is not None:
             raise BatchNormError(f"these choices cannot be combined: {reason}")
 
-    def memory(self, state: State, trained: Tensor, before: Any = None) -> dict[str, Tensor]:
-        """The buffers that estimator and coupling need beside mean and variance, under names that differ."""
-        mine, coupling = self.estimator.memory(state, trained), self.coupling
-        looks_back = coupling.looks_back and before is not None
-        theirs: Any = coupling.memory_before(state, before.weight) if looks_back else coupling.memory(state, trained)  # pyright: ignore
+    def memories(self, mean: Tensor, var: Tensor, before: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What estimator and coupling remember, as it starts from these statistics, under names that differ."""
+        state, trained, coupling = State(mean, var), (mean != 0).any() | (var != 1).any(), self.coupling
+        mine, back = self.estimator.memory(state, trained), coupling.looks_back and before is not None
+        theirs: Any = coupling.memory_before(state, before.weight) if back else coupling.memory(state, trained)  # pyright: ignore
         both = sorted(mine.keys() & theirs.keys())
         if both:
             raise BatchNormError(f"{self.estimator!r} and {coupling!r} must not both remember {both[0]!r}: rename one")
-        return {**mine, **theirs}
+        return mine, theirs
 
     @property
     def reads_population(self) -> bool:
