@@ -70,7 +70,7 @@ class Statistics(_BatchNorm):
     def adopt(self, recipe: Recipe) -> None:
         """Take a recipe and the buffers it needs; what is there already is kept."""
         check(hasattr(recipe, "estimator"), "recipe", "a Recipe, as recipe_for(method) gives", told(recipe))
-        require_names(self, type(self), recipe, self.before)
+        require_names(self, type(self), recipe)
         before, self.recipe = self.recipe, recipe
         if self.running_mean is None:
             return
@@ -323,14 +323,15 @@ _OWN = (
 
 
 @torch.no_grad()
-def require_names(layer: Any, kind: type[nn.Module], recipe: Recipe, before: Any = None) -> None:
+def require_names(layer: Any, kind: type[nn.Module], recipe: Recipe) -> None:
     """Refuse choices that remember under a name which a layer, or the class it is to have, has for something else."""
     mean, var = layer.running_mean, layer.running_var
     if mean is None:
         return
     if is_lazy(mean):
         mean, var = torch.zeros(1), torch.ones(1)
-    of_estimator, of_coupling = recipe.memories(mean, var, before)
+    # Without the layer before, whose weight may move when it is read.
+    of_estimator, of_coupling = recipe.memories(mean, var, None)
     for name in {*of_estimator, *of_coupling}.difference(getattr(layer, "memory_names", ())):
         if not name.isidentifier() or name.startswith(("_", "bank_")) or hasattr(kind, name) or hasattr(layer, name):
             raise BatchNormError(

@@ -93,8 +93,8 @@ def convert(
             raise BatchNormError(f"eps of layer {name or '(root)'!r} must be 0 or more; it was {module.eps}")
     starts = {name: _start_count(name, m, recipe, count, choices) for name, m in targets.items()}
     before = _maps_before(model, targets) if recipe.coupling.looks_back else {}
-    for name, module in targets.items():
-        require_names(module, _TO_OURS.get(type(module), type(module)), recipe, before.get(name))
+    for module in targets.values():
+        require_names(module, _TO_OURS.get(type(module), type(module)), recipe)
     for name, module in targets.items():
         if type(module) in _TO_OURS:
             module.__class__ = _TO_OURS[type(module)]
