@@ -261,10 +261,10 @@ CONTEXTS = {
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
-def test_contexts_that_torchs_layers_do_not_know_refuse_the_way_back(name):
+def test_contexts_that_it_would_end_refuse_the_way_back(name):
     model = batchnorm.convert(network())
     with CONTEXTS[name](model):
-        with pytest.raises(batchnorm.BatchNormError, match=rf"inside {name}\(\), which torch's layers do not know"):
+        with pytest.raises(batchnorm.BatchNormError, match=rf"inside {name}\(\), which a change of class would end"):
             batchnorm.to_stock(model)
         assert type(model[1]) is batchnorm.BatchNorm2d
         assert type(batchnorm.to_stock(copy.deepcopy(model))[1]) is nn.BatchNorm2d

@@ -215,7 +215,7 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
     Raises:
         BatchNormError: a layer whose eval output no per-channel affine map can give, or that torch
             has no class for; a bank that is not there; inside `pause`, `masked`, `bank` or
-            `accumulate`, which torch's layers do not know. Nothing is changed.
+            `accumulate`, which it would end. Nothing is changed.
     """
     targets: dict[str, Any] = {n: m for n, m in batch_norm_layers(model).items() if isinstance(m, BatchNorm)}
     for name, module in targets.items():
@@ -250,7 +250,7 @@ def _no_stock(layer: Any, bank: str | None) -> str | None:
         return f"torch's layers have their channels on axis 1, this one on axis {layer.channel_axis}"
     held = [context for attribute, context in _CONTEXTS.items() if attribute in outside(layer)]
     if held:
-        return f"it is inside {held[-1]}(), which torch's layers do not know: leave the context first"
+        return f"it is inside {held[-1]}(), which a change of class would end: leave the context first"
     inference = layer.recipe.inference
     if isinstance(inference, Mixture) and inference.weight != 0:
         return f"its inference {inference!r} depends on the {inference.per} at hand; {_GIVE_UP}"
