@@ -257,6 +257,13 @@ def test_a_layer_left_in_train_mode_is_a_note_where_batches_are_large():
     assert report.ok
 
 
+def by_class(loader, size):
+    """The loader's samples, class after class, in batches of this size."""
+    x, y = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    order = y.argsort(stable=True)
+    return list(zip(x[order].split(size), y[order].split(size), strict=True))
+
+
 class TrainsInForward(nn.Module):
     """Its forward puts its body in train mode, whatever it was in."""
 
@@ -272,10 +279,7 @@ class TrainsInForward(nn.Module):
 def test_a_forward_that_switches_to_train_mode_is_seen_and_does_not_stand_in_for_the_stored_statistics():
     model = TrainsInForward()
     loader = labelled(model.body)
-    classes = torch.cat([y for _, y in loader]).argsort(stable=True)
-    sorted_ = [
-        (x, y) for x, y in zip(*(torch.cat(v)[classes].split(64) for v in zip(*loader, strict=True)), strict=True)
-    ]
+    sorted_ = by_class(loader, 64)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     report = batchnorm.diagnose(model, loader, accuracy, eval_loader=sorted_)
     assert [(f.code, f.severity) for f in report.findings] == [("BN133", "warning")] * 2
@@ -284,6 +288,53 @@ def test_a_forward_that_switches_to_train_mode_is_seen_and_does_not_stand_in_for
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     executed(report, model, loader=loader)
     assert batchnorm.diagnose(model, loader, accuracy, eval_loader=sorted_).ok
+
+
+class Transductive(nn.BatchNorm1d):
+    """Normalises with the batch in eval mode too."""
+
+    def forward(self, x):
+        if self.training:
+            return super().forward(x)
+        return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+class Stores(nn.BatchNorm1d):
+    """Computes by itself what torch's layer does in eval mode."""
+
+    def forward(self, x):
+        if self.training:
+            return super().forward(x)
+        return (x - self.running_mean) / (self.running_var + self.eps).sqrt() * self.weight + self.bias
+
+
+class Noisy(Stores):
+    """With random numbers in eval mode."""
+
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+@pytest.mark.parametrize(("kind", "uses"), [(Transductive, True), (Stores, False), (Noisy, False)])
+def test_a_forward_of_its_own_that_uses_the_batch_is_found(kind, uses):
+    model = network()
+    loader = labelled(model)
+    classes = torch.cat([y for _, y in loader]).argsort(stable=True)
+    sorted_ = [
+        (x, y) for x, y in zip(*(torch.cat(v)[classes].split(8) for v in zip(*loader, strict=True)), strict=True)
+    ]
+    for layer in norms(model):
+        layer.__class__ = kind
+    report = batchnorm.diagnose(model, loader, accuracy, eval_loader=sorted_)
+    found = [f for f in report.findings if f.code == "BN133"]
+    assert report.evidence.uses_batch == ({"1", "4"} if uses else set())
+    if not uses:
+        assert found == []
+        return
+    assert [f.severity for f in found] == ["warning"] * 2
+    assert "the forward of Transductive normalises with the batch in eval mode too" in found[0].message
+    assert report.evidence.served.before < 0.9 < report.evidence.served.after == 1
+    assert all("forward" not in vars(layer) for layer in norms(model))
 
 
 class TwoHeads(nn.Module):

@@ -106,3 +106,40 @@ def test_the_diagnosis_with_a_metric_does_not_ask_such_a_class_for_torchs_forwar
     )
     assert report.ok
     assert report.evidence.as_batch_norm is None
+
+
+class OneBranch(nn.BatchNorm1d):
+    """Hands on in train mode alone; small batches are left as they are."""
+
+    def forward(self, x):
+        if len(x) < 3:
+            return x
+        if self.training:
+            return super().forward(x)
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_class_that_hands_on_in_one_mode_is_seen_in_both(training):
+    layer, seen = OneBranch(3).train(training), []
+    handle = on_input(layer, lambda layer, args, kwargs: seen.append(args[0]))
+    x = torch.randn(5, 3)
+    layer(x), layer(x[:2]), layer(x=x)
+    handle.remove()
+    assert len(seen) == 2
+    assert all(torch.equal(t, x) for t in seen)
+    layer(x)
+    assert not layer._forward_pre_hooks
+    assert not layer._forward_hooks
+    assert "_check_input_dim" not in layer.__dict__
+
+
+def test_recalibration_of_a_class_that_hands_on_in_train_mode_alone():
+    torch.manual_seed(0)
+    model, data = (
+        nn.Sequential(OneBranch(3), nn.Linear(3, 4), OneBranch(4)).eval(),
+        list((torch.randn(200, 3) * 2 + 5).split(50)),
+    )
+    batchnorm.recalibrate(model, data, progress=False)
+    torch.testing.assert_close(model[0].running_mean, torch.cat(data).mean(0))
+    torch.testing.assert_close(model[2].running_var, model[:2](torch.cat(data)).detach().var(0))

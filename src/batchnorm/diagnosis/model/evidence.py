@@ -71,6 +71,7 @@ class Evidence:
     without_statistics: list[str] = field(default_factory=list)
     left_in_eval: set[str] = field(default_factory=set)
     left_in_train: set[str] = field(default_factory=set)
+    uses_batch: set[str] = field(default_factory=set)
     exact_refused: str = ""
     exact_options: str = ""
     attributed: int = 0

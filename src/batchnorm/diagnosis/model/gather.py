@@ -23,6 +23,7 @@ from batchnorm.diagnosis.experiments.outcome import effect
 from batchnorm.diagnosis.experiments.sample import Sample
 from batchnorm.diagnosis.experiments.scores import Metric, Scorer
 from batchnorm.diagnosis.experiments.training_step import left_in_eval, left_in_train, training_step
+from batchnorm.diagnosis.experiments.uses_batch import using_batch
 from batchnorm.diagnosis.model import kinds_of_data
 from batchnorm.diagnosis.model.evaluation import evaluate
 from batchnorm.diagnosis.model.evidence import Evidence
@@ -88,6 +89,8 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     outcomes["stored"] = lab.run(data, "stored", None, received, sample=sample)
     switched = {name for name, layer in lab.layers.items() if layer in lab.switched and not is_frozen(layer)}
     evidence.left_in_train = left_in_train(lab.model, lab.layers) | switched
+    own = {name: m for name, m in lab.active.items() if _has_own_forward(m)}
+    evidence.uses_batch = using_batch(lab, data, own) - evidence.left_in_train if own else set()
     for layer in rows.values():
         if layer.frozen:
             # Frozen layers normalise with the stored statistics in either mode.
@@ -122,10 +125,9 @@ def _measure(evidence: Evidence, lab: Laboratory, data: Data, others: Data | Non
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     evidence.feeds_tensors = lab.forward_fn is None and isinstance(first, Tensor)
     evidence.another_eps = another_eps(lab, data, rows, outcomes["stored"])
-    own = [m for m in lab.active.values() if _has_own_forward(m)]
     if own and lab.scorer is not None and data.room(0.5):
         with suppress(UserCodeError):  # a class that turns its input first
-            plain = lab.run(data, "as batch norm", as_batch_norm(own), every=2)
+            plain = lab.run(data, "as batch norm", as_batch_norm(own.values()), every=2)
             evidence.as_batch_norm = effect("torch's batch norm", outcomes["stored"], plain, lab.scorer)
     if outcomes["batch"].batches:
         evidence.step = training_step(lab.model, lab.layers, batch, lab.forward_fn)

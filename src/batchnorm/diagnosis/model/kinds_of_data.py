@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 
-from batchnorm.diagnosis.experiments.conditions import swapped, write
+from batchnorm.diagnosis.experiments.conditions import as_batch_norm, swapped, write
 from batchnorm.diagnosis.experiments.data import Data
 from batchnorm.diagnosis.experiments.effect import Effect
 from batchnorm.diagnosis.experiments.laboratory import Laboratory
 from batchnorm.diagnosis.experiments.outcome import Outcome, effect
 from batchnorm.diagnosis.model.evidence import Evidence
 from batchnorm.diagnosis.rules.grounds import TWO_GROUPS, UNLIKE, unlike
-from batchnorm.errors import BatchNormError
+from batchnorm.errors import BatchNormError, UserCodeError
 from batchnorm.models.find import batch_norm_layers
 from batchnorm.models.recalibration.recalibrating import recalibrate
 from batchnorm.models.tracking import tracking
@@ -88,7 +90,8 @@ def frozen(evidence: Evidence, lab: Laboratory, data: Data) -> None:
 def served(evidence: Evidence, lab: Laboratory, data: Data, others: Data | None) -> None:
     """What running statistics do instead of the batch's, where `model.eval()` leaves layers that use the batch's."""
     without = [m for m in batch_norm_layers(lab.model).values() if m.running_mean is None]
-    if not (without or evidence.left_in_train) or data.out_of_time:
+    own = [lab.layers[name] for name in evidence.uses_batch]
+    if not (without or own or evidence.left_in_train) or data.out_of_time:
         return
     judged, prefix = (data, "") if others is None else (others, "eval_")
     served = evidence.outcomes[f"{prefix}stored"] if not evidence.left_in_train else lab.served(judged)
@@ -101,6 +104,9 @@ def served(evidence: Evidence, lab: Laboratory, data: Data, others: Data | None)
             except (BatchNormError, ValueError, RuntimeError):
                 return
             after = lab.run(judged, "tracked")
+    elif own:
+        with suppress(UserCodeError):  # a class that turns its input first
+            after = lab.run(judged, "tracked", as_batch_norm(own))
     if served is not None and after is not None:
         evidence.outcomes["served"], evidence.outcomes["tracked"] = served, after
         evidence.served = effect("running statistics at evaluation", served, after, lab.scorer)

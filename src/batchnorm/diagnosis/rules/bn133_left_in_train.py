@@ -1,4 +1,4 @@
-"""After `model.eval()` the layer is in train mode: a model's own `train()` leaves it there.
+"""After `model.eval()` the layer is in train mode (a model's own `train()` leaves it there), or acts as if it were.
 
 At inference it normalises with the batch, so that a result depends on the others in its batch, and each evaluation
 moves the statistics. A warning where the stored statistics do better, on the evaluation data in the batches that
@@ -19,7 +19,7 @@ from batchnorm.diagnosis.rules.grounds import RECALIBRATE, by_statistics
 
 TITLE = "in train mode after eval()"
 SEVERITY = "warning"
-FIX = "{code}batchnorm.freeze(model)  # or let the model's train() reach its batch norm layers"
+FIX = "{code}{repair}"
 predicts = attrgetter("served")  # the stored statistics instead of the batch's, as the model is used
 
 
@@ -32,7 +32,18 @@ def look(e: Evidence) -> Said:
                 name,
                 "the layer is in train mode after model.eval(): at inference it normalises with the batch, so that the "
                 "result for a sample depends on the others, and each evaluation moves the statistics",
-                {"code": code},
+                {
+                    "code": code,
+                    "repair": "batchnorm.freeze(model)  # or let the model's train() reach its batch norm layers",
+                },
+            )
+        elif name in e.uses_batch:
+            kind = e.layers[name].kind
+            yield (
+                name,
+                f"the forward of {kind} normalises with the batch in eval mode too: the result for a sample depends on "
+                "the others, and the stored statistics are not used",
+                {"code": "", "repair": f"# let the forward of {kind} use running_mean and running_var in eval mode"},
             )
 
 
