@@ -141,7 +141,6 @@ optimizer = optim.SGD(net.head.parameters(), 0.1)
 CHECKPOINT = "from torch.utils.checkpoint import checkpoint\nclass Layer(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.add_module('norm', nn.NORM)\n    def forward(self, x):\n        return checkpoint(self.norm, x)"
 NAMES = "class Named(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.body = nn.Sequential()\n        self.body.add_module('NAME', nn.BatchNorm2d(3))\nnet = Named()\nfor name, p in net.named_parameters():\n    if 'norm' in name:\n        p.data.fill_(1)"
 THAW = "for p in net.fc.parameters():\n    p.requires_grad = True\noptimizer = optim.SGD(net.fc.parameters(), 0.1)\n"
-CHOSEN = "model = torchvision.models.__dict__[args.arch]()\nmodel = nn.parallel.DistributedDataParallel(model)\nmodel.load_state_dict(torch.load('a.pt'))\nmodel.MODE()"
 
 # code: (found, not found); a found one is a pair with its severity, "warning" where it is left out
 CASES = {
@@ -166,5 +165,4 @@ CASES = {
     ]),
     "BN424": ([CHECKPOINT.replace("NORM", "BatchNorm2d(3)")], [CHECKPOINT.replace("NORM", "GroupNorm(3, 3)")]),
     "BN431": ([(OPTION.replace("BODY", "print(args.fix_bn)"), "note")], [OPTION.replace("BODY", "if args.fix_bn:\n        net.eval()")]),
-    "BN435": ([(CHOSEN.replace("MODE", "train"), "note")], [CHOSEN.replace("MODE", "eval")]),
 }  # fmt: skip

@@ -68,8 +68,6 @@ for BATCHES:
     FORWARD
     optimizer.step()
 """
-LOADERS = "from keras.applications import ResNet50\nfrom keras.models import Model\nbase = ResNet50(weights='imagenet', include_top=False)\n"
-DDP = "from torch.nn.parallel import DistributedDataParallel as DDP\n"
 
 # code: (found, not found); a found one is a pair with its severity, "warning" where it is left out
 CASES = {
@@ -109,7 +107,7 @@ CASES = {
             "self.shadow[name] -= (1 - self.decay) * (self.shadow[name] - param.data)",
             "self.shadow[name].lerp_(param.data, 1 - self.decay)",
         )),
-        ("state = copy.deepcopy(net).state_dict()\nfor name, p in net.named_parameters():\n    state[name].mul_(0.9).add_(p.data, alpha=0.1)", "note"),
+        ("state = copy.deepcopy(net).state_dict()\nfor name, p in net.named_parameters():\n    state[name].mul_(0.9).add_(p.data, alpha=0.1)", "warning"),
         "def accumulate(a, b, decay=0.999):\n    pa, pb = dict(a.named_parameters()), dict(b.named_parameters())\n    for k in pa.keys():\n        pa[k].data.mul_(decay).add_(pb[k].data, alpha=1 - decay)\naverage = Net()\naccumulate(average, net)",
     ], [
         SHADOW.replace("MIX", "self.shadow[name] = 0.9 * self.shadow[name] + 0.1 * param.data").replace("    def register", "    def buffers(self):\n        return list(self.model.buffers())\n    def register"),
@@ -156,16 +154,6 @@ CASES = {
         STATE + "for k in sa:\n    sa[k] = sa[k] - sb[k]\na.load_state_dict(sa)",
         "linear = nn.Linear(3, 3)\nsa, sb, sc = linear.state_dict(), copy.deepcopy(linear).state_dict(), linear.state_dict()\nfor k in sa:\n    sa[k] = sa[k] - 0.1 * (sb[k] - sc[k])",
     ]),
-    "BN433": ([
-        (LOADERS + "for layer in base.layers:\n    layer.trainable = False\nmodel = Model(base.input, head)\nmodel.fit(x, y)", "note"),
-        (LOADERS + "base.trainable = False\nmodel = Model(base.input, head)\nmodel.fit_generator(x)", "note"),
-        (LOADERS.replace("keras", "tensorflow.keras") + "base.trainable = False\nmodel = Model(base.input, head)\nmodel.fit(x, y)\nbase.trainable = True\nmodel.fit(x, y)", "note"),
-    ], [
-        LOADERS.replace("keras", "tensorflow.keras") + "base.trainable = False\nmodel = Model(base.input, head)\nmodel.fit(x, y)",
-        LOADERS.replace("keras", "tensorflow.keras") + "base.trainable = False\noutputs = base(inputs, training=False)\nmodel.fit(x, y)\nbase.trainable = True\nmodel.fit(x, y)",
-        LOADERS.replace("ResNet50", "VGG16") + "base.trainable = False\nmodel.fit(x, y)",
-        LOADERS + "discriminator.trainable = False\nmodel.fit(x, y)",
-    ]),
     "BN434": ([
         (DOMAINS.replace("BATCHES", "(x, y), (z, _) in zip(source, target)").replace("FORWARD", "(net(x).sum() + net(z).sum()).backward()"), "note"),
         (DOMAINS.replace("BATCHES", "x, y in source").replace("FORWARD", "net(x).sum().backward()\n    z, _ = next(iter(target))\n    net(z.cuda()).sum().backward()"), "note"),
@@ -173,14 +161,5 @@ CASES = {
         DOMAINS.replace("BATCHES", "(x, y), (z, _) in zip(source, target)").replace("FORWARD", "net(torch.cat([x, z])).sum().backward()"),
         DOMAINS.replace("BATCHES", "x, y in source").replace("FORWARD", "(net(x).sum() + net(y).sum()).backward()"),
         DOMAINS.replace("BATCHES", "(x, y), (z, _) in zip(source, target)").replace("FORWARD", "(net(x).sum() + nn.Linear(3, 3)(z).sum()).backward()"),
-    ]),
-    "BN435": ([
-        (DDP + "model = DDP(net.cuda(), device_ids=[rank])", "note"),
-        ("def main(rank):\n    model = torchvision.models.resnet50().to(rank)\n    model = nn.parallel.DistributedDataParallel(model)", "note"),
-    ], [
-        DDP + "model = DDP(nn.SyncBatchNorm.convert_sync_batchnorm(net))",
-        DDP + "if args.sync_bn:\n    net = convert(net)\nmodel = DDP(net)",
-        DDP + "model = DDP(nn.Linear(3, 3))",
-        "model = nn.DataParallel(net)",
     ]),
 }  # fmt: skip

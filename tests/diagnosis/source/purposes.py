@@ -141,10 +141,9 @@ CASES = {
         (PAIR.replace("A", "images_src").replace("B", "images_tgt"), "note"),
         (PAIR.replace("A", "x_source.cuda()").replace("B", "x_target.cuda()"), "note"),
         (PAIR.replace("A", "x=data_s").replace("B", "x=data_t"), "note"),
-        (PAIR.replace("A", "images").replace("B", "images_adv"), "note"),
-        (PAIR.replace("A", "inputs_labeled").replace("B", "inputs_unlabeled"), "note"),
-        ("G = nn.Sequential(nn.Linear(3, 3))\n" + PAIR.replace("A", "imgs").replace("B", "G(z)"), "note"),
     ], [
+        PAIR.replace("A", "images").replace("B", "images_adv"),
+        PAIR.replace("A", "inputs_labeled").replace("B", "inputs_unlabeled"),
         PAIR.replace("A", "x1").replace("B", "x2"),
         PAIR.replace("A", "view_a").replace("B", "view_b"),
         PAIR.replace("A", "anchor").replace("B", "positive"),
@@ -154,7 +153,7 @@ CASES = {
         PAIR.replace("A", "images_src").replace("net(B)", "other(images_tgt)"),
         PAIR.replace("net.train()", "net.load_state_dict(torch.load('a.pt'))\nnet.eval()").replace("A", "images_src").replace("B", "images_tgt"),
         "critic = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8))\n" + PAIR.replace("net", "critic").replace("A", "images_src").replace("B", "images_tgt"),
-        "G = nn.Sequential(nn.Linear(3, 3))\n" + PAIR.replace("A", "imgs").replace("B", "G(z)").replace("net.eval()\n", ""),
+        "G = nn.Sequential(nn.Linear(3, 3))\n" + PAIR.replace("A", "imgs").replace("B", "G(z)"),
     ]),
     "BN435": ([
         "model = nn.SyncBatchNorm.convert_sync_batchnorm(net)\nmodel = nn.DataParallel(model)",

@@ -91,6 +91,7 @@ CASES = {
         ("import torch.distributed as dist\nnet = Net()\ndef share(net):\n    for p in net.parameters():\n        dist.all_reduce(p.grad)\n", "note"),
     ], [
         "import torch.distributed as dist\nnet = Net()\ndef share(net):\n    for p in net.parameters():\n        dist.all_reduce(p.grad)\n    for b in net.buffers():\n        dist.broadcast(b, 0)\n",
+        "import torch.distributed as dist\nnet = nn.parallel.DistributedDataParallel(Net(), device_ids=[0])",
     ]),
     "BN436": ([
         LAYER + f"        return F.batch_norm(x, {RUNNING}, True, self.momentum, self.eps)",

@@ -39,11 +39,3 @@ def test_the_fate_of_an_output(code, fate):
         n for s in body for n in ast.walk(s) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "net"
     )
     assert Outputs(body, [forward], frozenset({"descend"})).fate(forward) == fate
-
-
-def test_what_an_input_is_made_of():
-    body = ast.parse("fake = G(z)\nD(fake)").body
-    made, judged = (next(n for n in ast.walk(s) if isinstance(n, ast.Call)) for s in body)
-    outputs = Outputs(body, [made, judged], frozenset())
-    assert outputs.made_of(judged) == {id(made)}
-    assert outputs.made_of(made) == set()

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from batchnorm.diagnosis.findings import Finding
+from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.config import Config
-from batchnorm.diagnosis.source.facts import Facts, Said
+from batchnorm.diagnosis.source.facts import Facts
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.noqa import Silenced
 from batchnorm.diagnosis.source.project import Project
@@ -25,6 +26,7 @@ CONCERNED = re.compile(
     re.IGNORECASE,
 )
 T = TypeVar("T")
+MOST_PLACES = 30  # that a note names besides its own
 DEEPEST = 12_000  # frames: each level of nested code and calls takes a few
 
 
@@ -38,7 +40,7 @@ class Located(NamedTuple):
 
 
 def check(project: Project, config: Config | None = None, failed: dict[str, str] | None = None) -> list[Located]:
-    """All findings by file and line; of notes of one rule in a file the first, which names the other lines.
+    """All findings by file and line; of notes of one rule the first, which names the other places.
 
     A rule that raises an exception is left out for the file, which goes into `failed` with the rule and the error.
     """
@@ -47,13 +49,32 @@ def check(project: Project, config: Config | None = None, failed: dict[str, str]
     with _deep():
         said = [found for part in concerned for found in _said(part, LOOKS, {} if failed is None else failed)]
     silenced = {id(m): Silenced(m.text) for m in {id(s.module): s.module for _, s in said}.values()}
-    grouped: dict[tuple[str, str, bool], list[Said]] = defaultdict(list)
+    warnings, notes = list[Located](), defaultdict[str, dict[tuple[str, int], Said]](dict)
     for code, s in said:
-        line = getattr(s.node, "lineno", 1)
-        if config.wanted(code, s.module.path) and not silenced[id(s.module)](line, code):
-            grouped[s.module.path, code, s.sure].append(s)
-    found = [f for (path, code, sure), group in grouped.items() for f in _findings(path, code, sure, group)]
-    return sorted(found, key=lambda f: (f.path, f.line, f.finding.code))
+        path, line = s.module.path, getattr(s.node, "lineno", 1)
+        if not config.wanted(code, path) or silenced[id(s.module)](line, code):
+            continue
+        if not s.sure:
+            notes[code].setdefault((path, line), s)
+        elif not any(w.path == path and w.line == line and w.finding.code == code for w in warnings):
+            found = Finding(code, "warning", f"{path}:{line}", s.message, s.fix)
+            warnings.append(Located(found, path, line, s.edit))
+    together = [_note(code, places) for code, places in notes.items()]
+    return sorted([*warnings, *together], key=lambda f: (f.path, f.line, f.finding.code))
+
+
+def _note(code: str, places: dict[tuple[str, int], Said]) -> Located:
+    """The note of a rule: what it says of the first place, and where else it would say so."""
+    (path, line), *others = sorted(places)
+    near, far = [str(n) for p, n in others if p == path], [f"{p}:{n}" for p, n in others if p != path]
+    more = f" (also in line{'s' * (len(near) > 1)} {_some(near)})" if near else ""
+    more += f" (also in {_some(far)})" if far else ""
+    said = places[path, line]
+    return Located(Finding(code, "note", f"{path}:{line}", f"maybe: {said.message}{more}", said.fix), path, line, None)
+
+
+def _some(places: list[str]) -> str:
+    return ", ".join(places[:MOST_PLACES]) + " ..." * (len(places) > MOST_PLACES)
 
 
 def _said(project: Project, rules: Iterable[str], failed: dict[str, str]) -> Iterator[tuple[str, Said]]:
@@ -61,7 +82,7 @@ def _said(project: Project, rules: Iterable[str], failed: dict[str, str]) -> Ite
     facts, broken = _or_error(lambda: Facts(project)), dict[str, Exception]()
     for code in rules:
         look = LOOKS[code][1]
-        found = facts if isinstance(facts, Exception) else _or_error(lambda look=look: _first(look(facts)))
+        found = facts if isinstance(facts, Exception) else _or_error(lambda look=look: _first(facts, look(facts)))
         if isinstance(found, Exception):
             broken[code] = found
         else:
@@ -89,26 +110,12 @@ def _or_error(work: Callable[[], T]) -> T | Exception:
         return error
 
 
-def _first(said: Iterable[Said]) -> list[Said]:
-    """Of what is said of a place, the first."""
+def _first(facts: Facts, said: Iterable[Said]) -> list[Said]:
+    """Of what is said of a place, the first, as far as it is certain."""
     first: dict[int, Said] = {}
-    for s in said:
+    for s in filter(None, map(facts.weighed, said)):
         first.setdefault(id(s.node), s)
     return list(first.values())
-
-
-def _findings(path: str, code: str, sure: bool, group: list[Said]) -> Iterator[Located]:
-    lines: dict[int, Said] = {}
-    for s in group:
-        lines.setdefault(getattr(s.node, "lineno", 1), s)
-    if sure:
-        for line, s in lines.items():
-            yield Located(Finding(code, "warning", f"{path}:{line}", s.message, s.fix), path, line, s.edit)
-        return
-    first, *rest = sorted(lines)
-    more = f"{'s' * (len(rest) > 1)} {', '.join(map(str, rest[:6]))}{' ...' * (len(rest) > 6)}"
-    s, also = lines[first], f" (also in line{more})" if rest else ""
-    yield Located(Finding(code, "note", f"{path}:{first}", f"maybe: {s.message}{also}", s.fix), path, first, None)
 
 
 @contextmanager

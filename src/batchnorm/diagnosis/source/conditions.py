@@ -56,6 +56,16 @@ def decided(test: Test, given: dict[str, Any]) -> bool | None:
     return False if False in found else None if None in found or not found else True
 
 
+def around(tree: ast.AST, node: ast.AST) -> list[Test] | None:
+    """The tests that a node is under inside a tree; None where it is not inside."""
+    for child in ast.iter_child_nodes(tree):
+        found = [] if child is node else around(child, node)
+        if found is not None:
+            under = isinstance(tree, ast.If) and child is not tree.test
+            return [Test(tree.test, child in tree.body), *found] if under and isinstance(tree, ast.If) else found
+    return None
+
+
 def passed(tests: Iterable[Test], given: dict[str, Any]) -> list[Test] | None:
     """What a function's tests are to its caller: those that its arguments leave open; None where one does not hold."""
     left = []

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from batchnorm.diagnosis.source.definitions import Class, ClassInfo, Function, FunctionInfo
 from batchnorm.diagnosis.source.names import DROPOUT, is_layer, last, made_by
-from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo
 from batchnorm.diagnosis.source.syntax import name_of, of_self
 from batchnorm.diagnosis.source.values import Choice, External, Obj, Partial, Tuple
 
@@ -60,7 +60,7 @@ class Contents:
         if isinstance(value, Obj) and depth < DEEPEST // 2:
             if value.kind == "wrapper":
                 return self.least(value.info, depth + 1)
-            if value.kind in ("parameter", "attribute", "global", "result", "copy"):
+            if value.kind in ("parameter", "attribute", "global", "copy") or (value.kind == "result" and value.info):
                 found = [self.least(s, depth + 1) for s in inflow(value) if s is not value]
                 return _worst([self.contains(value), *found])
         return self.contains(value)

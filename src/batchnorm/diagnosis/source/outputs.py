@@ -56,13 +56,8 @@ class Outputs:
         self.captured = {
             n for s in body for f in ast.walk(s) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in variables(f)
         }
-        self.given: dict[int, frozenset[int]] = {}
         self.without_gradients = 0
         self.block(body)
-
-    def made_of(self, node: ast.AST) -> frozenset[int]:
-        """The forwards that a forward's input is computed from, by the id of their calls."""
-        return self.given.get(id(node), frozenset())
 
     def fate(self, node: ast.AST) -> Fate:
         """The fate of one forward's output."""
@@ -174,7 +169,6 @@ class Outputs:
         name = name_of(func)
         if id(node) in self.forwards:
             own = frozenset((id(node),))
-            self.given[id(node)] = given.all | self.given.get(id(node), frozenset())
             return _Flow(given.live | (frozenset() if self.without_gradients else own), given.all | own)
         if "backward" in name or name in self.backward:
             flow = owner | given

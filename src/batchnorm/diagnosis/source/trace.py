@@ -7,7 +7,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from batchnorm.diagnosis.source.project import FunctionInfo
+from batchnorm.diagnosis.source.definitions import FunctionInfo
 from batchnorm.diagnosis.source.values import Obj
 
 TRAIN, EVAL, UNKNOWN = "train", "eval", "unknown"
@@ -54,6 +54,7 @@ class Freeze(NamedTuple):
     function: FunctionInfo
     tests: tuple[Test, ...] = ()
     call: Call | None = None  # of a helper that freezes what it is given
+    flag: Test | None = None  # of a helper that thaws too, what the caller says
 
 
 class Context(NamedTuple):
@@ -72,6 +73,7 @@ class Context(NamedTuple):
     function: FunctionInfo
     at: Call | None = None  # of a forward in a model's own method: who calls that
     call: Call | None = None  # of a forward of what a function was given: the call that gave it
+    quiet: tuple[Obj, ...] = ()  # parts that the function has put in eval
 
 
 @dataclass(eq=False)
@@ -124,6 +126,7 @@ class Summary:
     assigned: dict[tuple[Obj, str], Any] = field(default_factory=dict)
     writes: list[tuple[Event, Any, list[Any]]] = field(default_factory=list)
     returns: list[Any] = field(default_factory=list)
+    born: dict[Obj, tuple[Test, ...]] = field(default_factory=dict)  # the conditions that what it makes is made under
     moves: bool = False  # a forward or an unknown call happens inside
 
 

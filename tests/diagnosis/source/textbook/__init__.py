@@ -6,10 +6,12 @@ from tests.diagnosis.source.textbook import (
     exports_and_constants,
     followers,
     held,
+    helpers,
     own_modes,
     settings,
     states,
     trained_in_eval,
+    values,
 )
 
 KINDS = (
@@ -18,8 +20,10 @@ KINDS = (
     exports_and_constants,
     followers,
     held,
+    helpers,
     own_modes,
     settings,
     states,
     trained_in_eval,
+    values,
 )

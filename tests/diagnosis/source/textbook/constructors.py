@@ -128,45 +128,6 @@ class Q(nn.Module):
             "note",
         ),
     ],
-    "BN441": [
-        (
-            SERVES
-            + """\
-        return m(image.unsqueeze(0))
-""",
-            "note",
-        ),
-        (
-            SERVES
-            + """\
-        return m(image[None])
-""",
-            "note",
-        ),
-        (
-            SERVES
-            + """\
-        x = image.unsqueeze(0)
-        return m(x.cuda())
-""",
-            "note",
-        ),
-        (
-            SERVES
-            + """\
-        for x in DataLoader(image, batch_size=1):
-            print(m(x))
-""",
-            "note",
-        ),
-        (
-            SERVES
-            + """\
-        return m(torch.unsqueeze(image, 0))
-""",
-            "note",
-        ),
-    ],
 }
 RIGHT = [
     """\

@@ -157,17 +157,6 @@ class Trainer:
 """,
             "note",
         ),
-        (
-            TRAINER
-            + """\
-    def training_step(self, batch, at):
-        labelled, y, unlabelled = batch
-        out = self.net(labelled)
-        more = self.net(unlabelled)
-        return F.cross_entropy(out, y) - more.log_softmax(1).mean()
-""",
-            "note",
-        ),
     ],
 }
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.contents import inflow
+from batchnorm.diagnosis.source.definitions import Class, ClassInfo, Function, FunctionInfo, Super
 from batchnorm.diagnosis.source.interpreter.methods import STANDARD, Methods
 from batchnorm.diagnosis.source.names import is_layer, last, loads_weights
-from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Super
+from batchnorm.diagnosis.source.syntax import name_of
 from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Mode, join
 from batchnorm.diagnosis.source.values import (
     Choice,
@@ -25,7 +26,9 @@ from batchnorm.diagnosis.source.values import (
     options,
 )
 
-MAY_SWITCH = re.compile(r"fit|evaluate|run|test|validate|setup|restore|resume|load(_weights|_networks|_checkpoint)?")
+MAY_SWITCH = re.compile(
+    r"fit|freeze|evaluate|run|test|validate|setup|restore|resume|load(_weights|_networks|_checkpoint)?"
+)
 NO_TENSOR = ("backward", "item", "size", "dim", "tolist", "numel")  # methods of a tensor that return none
 NO_PARTS = re.compile(r"zero_grad|register_(buffer|parameter|forward_hook)|get_parameter")
 MOST_NAMED = 6  # classes under one name that are followed one by one
@@ -62,6 +65,10 @@ class Calls(Methods):
             return self.inherited(node, base.info, func.attr, args, keywords)
         if isinstance(func, ast.Attribute) and isinstance(base, Obj | Form | Choice | Tuple):
             return self.method_call(node, base, func.attr, args, keywords)
+        if isinstance(base, Class) and base.info.is_module and name_of(func) == "load_from_checkpoint":
+            made = self.construct(node, base.info, [], keywords)
+            self.state.loaded |= {made}
+            return made
         if target is None:
             return self._unknown(args, keywords)
         return choice([self.invoke(node, t, args, keywords) for t in options(target)])
@@ -205,7 +212,8 @@ class Calls(Methods):
             return self.unknown_tensor(base)
         if isinstance(held, Function | Class | External | Partial):
             return self.invoke(node, held, args, keywords)
-        if isinstance(held, Obj) and held is not base and held.kind not in ("list", "dict"):
+        outside = MAY_SWITCH.fullmatch(name) and not getattr(held, "sources", held)  # a method of a base from outside
+        if isinstance(held, Obj) and held is not base and held.kind not in ("list", "dict") and not outside:
             return self.forward(node, held, [*args, *keywords.values()])
         if name[:1] != "_" and self._callable_part(base, name):
             return self.forward(node, base.attr(name), [*args, *keywords.values()])

@@ -48,7 +48,8 @@ class Containers(Modes):
         if base.kind == "iteration" and base.name in ("named_parameters", "named_buffers"):
             return self._iterated(base.info[0], base.name, base).items[1]
         if isinstance(key, ClassName) and isinstance(key.obj, Obj) and key.obj.name == "named_parameters":
-            return Form({Atom("shadow", base): {(): 1.0}}, live=True)
+            atom = Atom("parameter", base.info, "") if base.kind == "state" else Atom("shadow", base)
+            return Form({atom: {(): 1.0}}, live=True)
         if isinstance(key, Obj) and key.kind == "key" and self._holds_models(base):
             return base.attr("[]")
         if isinstance(key, Obj) and key.kind == "key":

@@ -9,8 +9,16 @@ import builtins
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.definitions import (
+    Class,
+    ClassInfo,
+    Function,
+    FunctionInfo,
+    Namespace,
+    arithmetic,
+    member,
+)
 from batchnorm.diagnosis.source.interpreter.calls import Calls
-from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, FunctionInfo, Namespace, arithmetic, member
 from batchnorm.diagnosis.source.trace import Test, join
 from batchnorm.diagnosis.source.values import (
     MODELS,

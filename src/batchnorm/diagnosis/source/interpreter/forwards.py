@@ -7,20 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.interpreter.narrowing import Narrowing
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
-from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.syntax import method_of, variables
 from batchnorm.diagnosis.source.trace import (
     EVAL,
     MOST_USES,
     SLOTS,
-    SWITCHED,
-    TRAIN,
     UNKNOWN,
     Event,
     Freeze,
     Mode,
+    Test,
     Use,
     freeze,
 )
@@ -55,7 +54,8 @@ class Forwards(Narrowing):
 
     def gradients(self, target: Any, value: Any, node: ast.AST) -> None:
         """`requires_grad = False` on a parameter, a layer or a model."""
-        off = isinstance(value, Const) and value.value is False
+        flag = self._flag(node)
+        off = flag is not None or (isinstance(value, Const) and value.value is False)
         owners = objects_in(target)
         if isinstance(target, Form):
             owners = [a.owner for a in target.terms if a.kind in ("parameter", "element") and isinstance(a.owner, Obj)]
@@ -74,10 +74,10 @@ class Forwards(Narrowing):
             loop = self.loop_nodes[-1] if self.loop_nodes else None
             if off:
                 chosen = loop is not None and any(t.node in ast.walk(loop) for t in self.tests[-1:])
-                tests = (*self.tests, *self.skipped)
-                event = self.event("freeze", node, owner_model, layer=layer, loop=loop, tests=tests)
+                tests = (*self.tests, *self.skipped, *([flag] if flag is not None else []))
+                event = self.event("freeze", node, owner_model, layer=layer, loop=loop, tests=tests, flag=flag)
                 event.data["partial"] = event.data.get("partial", False) or chosen or (child and bool(self.tests))
-                self.froze({owner_model: Freeze(node, self.info, tests)})
+                self.froze({owner_model: Freeze(node, self.info, tests, flag=flag)})
             elif child and owner_model in self.state.frozen and not isinstance(value, Const):
                 pass  # some of the parts, if the caller says so
             elif loop is not None and self.tests and self._frozen_here(owner_model, loop):
@@ -86,6 +86,13 @@ class Forwards(Narrowing):
                 self.event("thaw", node, owner_model)
                 self.state.frozen.pop(owner_model, None)
                 self.summary.thawed.add(owner_model)
+
+    def _flag(self, node: ast.AST) -> Test | None:
+        """`p.requires_grad = on` and `= not off` of a parameter: frozen where the caller says so."""
+        given = node.args[0] if isinstance(node, ast.Call) and node.args else getattr(node, "value", None)
+        name = given.operand if isinstance(given, ast.UnaryOp) and isinstance(given.op, ast.Not) else given
+        own = isinstance(name, ast.Name) and (name.id in self.info.params or name.id in self.info.closure)
+        return Test(given, False) if own and isinstance(given, ast.expr) else None
 
     def froze(self, frozen: dict[Obj, Freeze]) -> None:
         """Freezes; conditions that an object is made under too are none for it."""
@@ -149,7 +156,8 @@ class Forwards(Narrowing):
         here = self.situation(obj, mode or Mode(UNKNOWN), no_grad=self.state.no_grad)
         if mode is not None:
             event.seen(here)
-        if mode is None or (mode.value in (TRAIN, EVAL, SWITCHED) and mode.node is not None):
+        known = mode is not None and (mode.node is not None or (mode.value == UNKNOWN and mode.test is not None))
+        if mode is None or known:
             self._use(Use(event, mode, here))
         return mode
 

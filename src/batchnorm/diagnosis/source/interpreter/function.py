@@ -28,7 +28,7 @@ class Interpreter(Statements):
         s = self.summary
         s.modes, s.layers, s.frozen, s.half = final.modes, final.layers, final.frozen, final.half
         s.loaded = set(final.loaded)
-        s.assigned = final.heap
+        s.assigned, s.born = final.heap, self.born
         if isinstance(info.node, ast.Module):
             for name in info.module.assigned:
                 value = final.env.get(name)

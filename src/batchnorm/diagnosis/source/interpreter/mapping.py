@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.definitions import FunctionInfo
 from batchnorm.diagnosis.source.interpreter.containers import Containers
-from batchnorm.diagnosis.source.project import FunctionInfo
 from batchnorm.diagnosis.source.values import (
     Atom,
     Choice,
@@ -32,7 +32,7 @@ class Mapping:
     def __init__(
         self, walk: Containers, node: ast.Call, info: FunctionInfo, bound: dict[str, Any], owner: Obj | None
     ) -> None:
-        self.walk, self.node = walk, node
+        self.walk, self.node, self.info = walk, node, info
         self.in_script = isinstance(walk.info.node, ast.Module)
         own = info.owner.self_obj if info.owner is not None else None
         self.self_obj = own if own is not owner and owner is not None else None
@@ -72,8 +72,9 @@ class Mapping:
         return choice([self.walk.read(p, value.name, self.node) for p in options(here)]) if here is not None else None
 
     def objects(self, value: Any) -> Iterator[Obj]:
-        """The objects that a value is here, behind wrappers."""
-        return map(canonical, objects_in(self(value)))
+        """The objects that a value is here, behind wrappers; of a list its elements."""
+        found = (s for o in objects_in(self(value)) for s in (o.sources if o.kind == "list" else (o,)))
+        return (canonical(o) for s in found for o in options(s) if isinstance(o, Obj))
 
     def atom(self, atom: Atom) -> Atom | None:
         """A tensor of the callee, here."""

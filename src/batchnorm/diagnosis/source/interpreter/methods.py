@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.definitions import Function
 from batchnorm.diagnosis.source.interpreter.containers import ITERATIONS
 from batchnorm.diagnosis.source.interpreter.forwards import MEASURED
 from batchnorm.diagnosis.source.interpreter.outside import Outside
-from batchnorm.diagnosis.source.project import Function
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, UNKNOWN, Mode
 from batchnorm.diagnosis.source.values import Const, External, Flag, Form, Obj, canonical, objects_in, options, word
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from batchnorm.diagnosis.source.conditions import exclusive
 from batchnorm.diagnosis.source.contents import Contents
+from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE, Walk
-from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, UNKNOWN, Context, Freeze, Mode
 from batchnorm.diagnosis.source.values import MODELS, Obj, canonical, objects_in, owners, within
 
@@ -31,6 +31,12 @@ class Modes(Walk):
             self.half_of(obj),
             any(self.inside(o, obj) or self.inside(obj, o) for o in self.state.loaded),
             self.info,
+            quiet=tuple(
+                o
+                for held in (self.state.modes, self.state.layers)
+                for o, m in held.items()
+                if m.value == EVAL and o.kind == "attribute" and o is not obj and within(o, obj)
+            ),
         )
 
     def half_of(self, obj: Obj) -> Any:

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
+from batchnorm.diagnosis.source.definitions import Class
 from batchnorm.diagnosis.source.interpreter.containers import Containers
 from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS, is_layer, last
-from batchnorm.diagnosis.source.project import Class
 from batchnorm.diagnosis.source.syntax import calls_by_name, name_of
 from batchnorm.diagnosis.source.values import ClassName, Const, External, Obj, options
 

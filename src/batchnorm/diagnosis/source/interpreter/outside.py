@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.definitions import Class, Function, Module, Namespace, Super
 from batchnorm.diagnosis.source.interpreter.summaries import Summaries
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
 from batchnorm.diagnosis.source.names import (
@@ -19,7 +20,6 @@ from batchnorm.diagnosis.source.names import (
     last,
     loads_weights,
 )
-from batchnorm.diagnosis.source.project import Class, Function, Module, Namespace, Super
 from batchnorm.diagnosis.source.trace import TRAIN, UNKNOWN, Mode
 from batchnorm.diagnosis.source.values import (
     VOLATILE,
@@ -203,7 +203,8 @@ class Outside(Summaries):
         for obj in objects_in(value):
             inner = canonical(obj)
             made = self.program.obj(
-                (node, id(inner)), lambda inner=inner: Obj("copy", inner.path, node=node, sources=[inner])
+                (node, id(inner)),
+                lambda inner=inner: Obj("copy", inner.path, info=self.info, node=node, sources=[inner]),
             )
             mode = self.mode(inner)
             if mode is not None:

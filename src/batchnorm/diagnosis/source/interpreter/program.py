@@ -10,7 +10,8 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, Project
+from batchnorm.diagnosis.source.definitions import ClassInfo, FunctionInfo
+from batchnorm.diagnosis.source.project import Project
 from batchnorm.diagnosis.source.trace import Event, Summary
 from batchnorm.diagnosis.source.values import Obj
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from batchnorm.diagnosis.source import tensors
+from batchnorm.diagnosis.source.definitions import Class, ClassInfo, Function, arithmetic
 from batchnorm.diagnosis.source.interpreter.expressions import Expressions
-from batchnorm.diagnosis.source.project import Class, ClassInfo, Function, arithmetic
 from batchnorm.diagnosis.source.trace import TRAIN, UNKNOWN, Mode, State, Test, join
 from batchnorm.diagnosis.source.values import (
     STATISTICS,
@@ -157,7 +157,9 @@ class Statements(Expressions):
             else:
                 for at, t in enumerate(target.elts):
                     inner = t.value if isinstance(t, ast.Starred) else t
-                    self.bind(inner, self.item(value, Const(at)) if isinstance(value, Obj | Choice) else None, node)
+                    self.bind(
+                        inner, self.item(value, Const(at)) if isinstance(value, Obj | Choice | Tuple) else None, node
+                    )
         elif isinstance(target, ast.Attribute):
             self.bind_attribute(target, value, node)
         elif isinstance(target, ast.Subscript):

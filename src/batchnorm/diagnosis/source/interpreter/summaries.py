@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 from typing import Any, TypeVar
 
-from batchnorm.diagnosis.source.conditions import passed
+from batchnorm.diagnosis.source.conditions import decided, passed
+from batchnorm.diagnosis.source.definitions import FunctionInfo, in_module
 from batchnorm.diagnosis.source.interpreter.forwards import MEASURED, Forwards
 from batchnorm.diagnosis.source.interpreter.mapping import Mapping
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
-from batchnorm.diagnosis.source.project import FunctionInfo, in_module
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, UNKNOWN, Call, Freeze, Mode, Summary, Use
+from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, UNKNOWN, Call, Freeze, Mode, Summary, Test, Use
 from batchnorm.diagnosis.source.values import Const, Form, Obj, Tuple, canonical, choice, objects_in, options, owners
 
 T = TypeVar("T")
@@ -72,23 +72,32 @@ class Summaries(Forwards):
             if obj.kind in OPAQUE or obj.kind == "output":
                 continue
             if slot is use.here.obj:
-                self._happen(use, obj, mapped.node)
+                self._happen(use, obj, mapped)
             elif _at_first(s.modes[slot], info):  # the callee sets its mode under another name
                 before = dict(self.state.modes)
                 self.state.modes[obj] = s.modes[slot]
-                self._happen(use, obj, mapped.node)
+                self._happen(use, obj, mapped)
                 self.state.modes = before
 
-    def _happen(self, use: Use, obj: Obj, call: ast.Call) -> None:
+    def _happen(self, use: Use, obj: Obj, mapped: Mapping) -> None:
         """A callee's forward of what is here `obj`."""
-        there, mode = use.here, use.mode or self.mode(obj)
+        use = use if use.mode is None else use._replace(mode=self._resolved(use.mode, mapped))
+        if use.mode is not None and use.mode.value == UNKNOWN:
+            return
+        there, call = use.here, mapped.node
+        here_made = obj.kind == "copy" and obj.info is mapped.info  # of what the callee was given
+        copied = next(mapped.objects(obj.sources[0]), None) if here_made else None
+        mode = use.mode or self.mode(obj) or (self.mode(copied) if copied is not None else None)
+        quiet = tuple(o for slot in there.quiet for o in mapped.objects(slot))
         no_grad = _either(there.no_grad, self.state.no_grad)
         here = self.situation(obj, mode or Mode(UNKNOWN), no_grad=no_grad, layers=self._layers(use, obj))
         enters = there.at is None and in_module(use.event.function) and not in_module(self.info)
         here = here._replace(
             one_rank=there.one_rank or here.one_rank,
             conditional=there.conditional or here.conditional,
-            frozen=there.frozen + here.frozen,
+            loaded=here.loaded or copied in self.state.loaded,
+            frozen=there.frozen + tuple(f for f in here.frozen if not any(self.inside(f[0], o) for o in quiet)),
+            quiet=here.quiet + quiet,
             half=there.half or here.half,
             at=Call(call, self.info) if enters else there.at,
             call=there.call or Call(call, self.info),
@@ -120,13 +129,23 @@ class Summaries(Forwards):
         """The modes that the callee leaves its parameters in."""
         for obj, mode in s.modes.items():
             own = obj.kind == "self" and mapped.self_obj in (None, obj)
-            known = own or obj.kind in ("parameter", "attribute", "global")
+            known = own or obj.kind in SLOTS or (obj.kind in MADE and obj not in s.born)  # made elsewhere
+            mode = self._resolved(mode, mapped)
+            if mode is None:
+                continue
             targets = [*dict.fromkeys(mapped.objects(obj))] if known else []
             for target in targets:
                 if mode.value == UNKNOWN:
                     self.state.modes[target] = mode
                 else:
                     self.switch(target, mode._replace(sure=mode.sure and len(targets) == 1))
+
+    def _resolved(self, mode: Mode, mapped: Mapping) -> Mode | None:
+        """A mode that depends on a parameter, at a call: None where the call says that it is not set."""
+        if mode.value != UNKNOWN or mode.test is None or mode.lapse is None:
+            return mode
+        given = {n: v.value for n, v in mapped.given.items() if isinstance(v, Const)}
+        return None if decided(Test(mode.test, True), given) is False else mode
 
     def _set_parts(self, s: Summary, mapped: Mapping) -> None:
         """What the callee did to layers, to requires_grad, to the precision and to the weights."""
@@ -135,9 +154,12 @@ class Summaries(Forwards):
         _carry(self._frozen(s, mapped), frozen, mapped)
         self.froze(frozen)
         _carry(s.half, self.state.half, mapped)
-        for obj in s.thawed - set(s.frozen):
-            for target in mapped.objects(obj):
-                self.state.frozen.pop(target, None)
+        on = {o for o, f in s.frozen.items() if f.flag is not None and passed([f.flag], mapped.given) is None}
+        for target in (t for obj in on for t in mapped.objects(obj)):
+            self.event("thaw", mapped.node, target)
+            self.summary.thawed.add(target)
+        for target in (t for obj in s.thawed - set(s.frozen) | on for t in mapped.objects(obj)):
+            self.state.frozen.pop(target, None)
         self.state.loaded |= {o for slot in s.loaded for o in mapped.objects(slot)}
 
     def _frozen(self, s: Summary, mapped: Mapping) -> dict[Obj, Freeze]:
@@ -167,8 +189,9 @@ class Summaries(Forwards):
                 self.state.heap[target, name] = new
                 for option in options(new):
                     target.attr(name).flows_from(option)
-                    if isinstance(option, Obj) and option.kind in MADE and option in s.modes:
-                        self.state.modes[option] = s.modes[option]
+                    inside = option.sources if isinstance(option, Obj) and option.kind in ("list", "dict") else [option]
+                    for made in (o for o in inside if isinstance(o, Obj) and o.kind in MADE and o in s.modes):
+                        self.state.modes[made] = s.modes[made]
                     if isinstance(option, Obj) and target.kind in ("instance", "result") and option is not target:
                         self.held.setdefault(option, target)
 
@@ -184,8 +207,9 @@ class Summaries(Forwards):
                 self.summary.writes.append((event, target, here))
 
     def _returned(self, node: ast.Call, info: FunctionInfo, s: Summary, mapped: Mapping) -> Any:
-        found = []
-        for option in (o for value in s.returns[:MOST_RETURNS] for o in options(value)):
+        found, returned = [], [o for value in s.returns[:MOST_RETURNS] for o in options(value)]
+        made = [o for o in returned if passed(s.born.get(canonical(o), ()), mapped.given) is not None]
+        for option in made or returned:
             if isinstance(option, Tuple):
                 each = ([self._fresh(node, info, s, o, mapped) for o in options(item)] for item in option.items)
                 found.append(Tuple(tuple(map(choice, each))))

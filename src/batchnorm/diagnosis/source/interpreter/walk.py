@@ -6,8 +6,8 @@ import ast
 from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
+from batchnorm.diagnosis.source.definitions import Class, ClassInfo, FunctionInfo
 from batchnorm.diagnosis.source.interpreter.program import Program
-from batchnorm.diagnosis.source.project import Class, ClassInfo, FunctionInfo
 from batchnorm.diagnosis.source.trace import Event, Mode, State, Summary, Test
 from batchnorm.diagnosis.source.values import Atom, Const, External, Form, Obj, canonical, options, root, within
 

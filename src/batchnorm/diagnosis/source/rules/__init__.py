@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from batchnorm.diagnosis.findings import Rule
 from batchnorm.diagnosis.findings import Said as Told
-from batchnorm.diagnosis.source.facts import Facts, Said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.facts import Facts
 from batchnorm.diagnosis.source.rules import (
     always_batch,
     as_weights,
@@ -14,7 +15,6 @@ from batchnorm.diagnosis.source.rules import (
     domains,
     freezing,
     gradient_penalty,
-    keras,
     layers,
     left_out,
     loading,
@@ -66,7 +66,6 @@ LOOKS: dict[str, tuple[str, Look]] = {
     "BN430": ("all of a model in train mode, a part of it trained", left_out.left_out),
     "BN431": ("a freeze that is never applied", undone.never_applied),
     "BN432": ("statistics moved like weights", as_weights.moved_as_weights),
-    "BN433": ("trainable in Keras", keras.trainable),
     "BN434": ("batches of two loaders one after the other", domains.two_loaders),
     "BN435": ("batch norm that no process shares", processes.not_synchronized),
     "BN436": ("batch norm that eval() does not reach", always_batch.ignores_eval),
@@ -74,7 +73,6 @@ LOOKS: dict[str, tuple[str, Look]] = {
     "BN438": ("running statistics that are no buffers", own_layers.no_buffers),
     "BN439": ("a train() that loses the mode", own_layers.train_loses_the_mode),
     "BN440": ("reset statistics in eval mode", unmeasured.reset_and_evaluated),
-    "BN441": ("single samples without running statistics", unmeasured.alone_without_statistics),
     "BN442": ("parameters without their statistics", parameters_alone.without_statistics),
 }
 

@@ -6,7 +6,9 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.facts import Facts, called, said
 from batchnorm.diagnosis.source.names import FLAX, KERAS, last
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS
 from batchnorm.diagnosis.source.syntax import spelled

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import LIKELY, YES
+from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.rules.averages import level_of, takes_off, takes_some
 from batchnorm.diagnosis.source.syntax import strings
 from batchnorm.diagnosis.source.trace import Event

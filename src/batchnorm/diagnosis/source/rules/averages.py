@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeGuard
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import LIKELY, YES
+from batchnorm.diagnosis.source.definitions import ClassInfo
+from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import RECALIBRATES, last
-from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.syntax import method_of, reads, spelled, strings, words
 from batchnorm.diagnosis.source.trace import EVAL, Event
 from batchnorm.diagnosis.source.values import Atom, Form, Obj, canonical, objects_in, owners

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from batchnorm.diagnosis.source.conditions import exclusive, implied, parts
 from batchnorm.diagnosis.source.contents import LIKELY, NO, PARTS, YES
+from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.facts import Facts
-from batchnorm.diagnosis.source.project import ClassInfo
 from batchnorm.diagnosis.source.syntax import strings, variables
 from batchnorm.diagnosis.source.trace import EVAL, Context, Event, Test
 from batchnorm.diagnosis.source.values import Obj, within

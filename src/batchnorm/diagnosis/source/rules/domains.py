@@ -7,25 +7,18 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.facts import Facts, called, said
 from batchnorm.diagnosis.source.rules.forwards import inputs, training_forwards
 from batchnorm.diagnosis.source.rules.loaders import loaders_of
 from batchnorm.diagnosis.source.trace import EVAL, Event
 
-# What the two domains of an adaptation, and the two parts of a batch in semi-supervised learning, are called.
+# What the two domains of an adaptation, and their batches, are called.
 DATA = r"(^|_)(x|data|im|imgs?|images?|inputs?|batch)"
-PAIRS = (
-    (
-        re.compile(r"(^|_)(src|source)(\d*)(_|$)|source|" + DATA + "_?s$"),
-        re.compile(r"tgt|target|trg|" + DATA + "_?t$"),
-    ),
-    (re.compile(r"(^|_)(labell?ed|l|lb|x|sup)(_|$)"), re.compile(r"(^|_)(un_?labell?ed|u|ul|ulb|unsup|unlab)(_|\d|$)")),
-    (
-        re.compile(r"(^|_)(nat|natural|clean|x|images?|inputs?|data)(_|$)"),
-        re.compile(r"(^|_)(adv|adversarial|x_adv|perturbed)(_|$)"),
-    ),
-)
-GENERATORS = re.compile(r"(^|[._])(net_?)?(g|gen|generator|decoder)(_\w+)?$")
+SOURCE = re.compile(r"(^|_)(src|source)(\d*)(_|$)|source|" + DATA + "_?s$")
+TARGET = re.compile(r"tgt|target|trg|" + DATA + "_?t$")
+DOMAINS = re.compile(r"domain|source|adapt", re.IGNORECASE)
 
 
 def two_loaders(facts: Facts) -> Iterator[Said]:
@@ -51,29 +44,11 @@ def two_loaders(facts: Facts) -> Iterator[Said]:
 
 
 def _kinds(facts: Facts, one: Event, other: Event) -> str | None:
-    """What sets the inputs of two forwards apart: their loaders, their names, that one of them is another's output."""
-    loaders = [{id(loader.node) for loader in loaders_of(facts, e)} for e in (one, other)]
-    known = facts.has(one.obj) == YES
-    if all(loaders) and known and loaders[0].isdisjoint(loaders[1]):
-        return "the batches of two loaders"
+    """What sets the inputs of two forwards apart: their names, or their loaders in a file that speaks of domains."""
     a, b = ({w.lower() for w in inputs(e)} for e in (one, other))
-    for left, right in PAIRS:
-        sides = [
-            "right" if any(map(right.search, s)) else "left" if any(map(left.search, s)) else "" for s in (a - b, b - a)
-        ]
-        if sorted(sides) == ["left", "right"]:
-            return "batches of two kinds"
-    made = [_generated(facts, e) for e in (one, other)]
-    if known and made[0] != made[1] and not GENERATORS.search(called(one).lower()) and facts.evaluated(one.obj):
-        return "data and on the outputs of a generator"
-    return None
-
-
-def _generated(facts: Facts, event: Event) -> bool:
-    """Whether a forward's input is computed by a generator."""
-    made = facts.outputs(event).made_of(event.node)
-    return any(
-        id(e.node) in made and e.obj is not event.obj and GENERATORS.search(called(e).lower())
-        for e in facts.of("forward")
-        if e.function is event.function
-    )
+    sides = [2 if any(map(TARGET.search, s)) else int(any(map(SOURCE.search, s))) for s in (a - b, b - a)]
+    if sorted(sides) == [1, 2]:
+        return "batches of two kinds"
+    loaders = [{id(loader.node) for loader in loaders_of(facts, e)} for e in (one, other)]
+    apart = all(loaders) and loaders[0].isdisjoint(loaders[1]) and facts.has(one.obj) == YES
+    return "the batches of two loaders" if apart and DOMAINS.search(one.function.module.text) else None

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, adapts, called, file_of
-from batchnorm.diagnosis.source.project import in_module
+from batchnorm.diagnosis.source.contents import LIKELY, NO, YES
+from batchnorm.diagnosis.source.definitions import in_module
+from batchnorm.diagnosis.source.facts import Facts, adapts, called, file_of
 from batchnorm.diagnosis.source.rules.averages import averaged
 from batchnorm.diagnosis.source.syntax import variables
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Context, Event
@@ -23,6 +24,7 @@ MADE_UP = re.compile(
     r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
 )
 SERVES = re.compile(r"(^|_)(test|predict|infer|inference|generate|sample|synthesi[sz]e|evaluate|reconstruct)(_|s?$)")
+PREDICTS = re.compile(r"predict|infer|inference|act|classify|(choose|select|get)_action|embeddings?$")
 LOSS = re.compile(r"(^|[._])(loss|criterion)\w*(\[\w+\])?$|(loss|criterion)(_?fn|_?func(tion)?)?$")
 FILLS = ("uniform_", "normal_", "random_", "fill_", "zero_", "bernoulli_")
 TEACHER = re.compile(
@@ -45,10 +47,20 @@ def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int
             continue
         for context in event.contexts or facts.as_made(event):
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
+            level = min(level, LIKELY) if level and _unsure(facts, event, context) else level
             if LOSS.search(called(event).lower()) and not facts.always_has(event.obj):
                 continue
             if level and (managed or not facts.manages(context.obj)):
                 yield event, context, level
+
+
+def _unsure(facts: Facts, event: Event, c: Context) -> bool:
+    """Whether one of the models that it may be has no batch norm, or a mode as made is not all that is said of it."""
+    call = None if c.call is None else c.call.node
+    others = (o for e in facts.forwards_at(event) for o in e.contexts if (o.call and o.call.node) is call)
+    if facts.contents.least(c.obj) in (NO, LIKELY) or any(facts.has(o.obj) == NO for o in others):
+        return True
+    return c.mode.value == TRAIN and c.mode.node is None and facts.evaluated(c.obj, called=True)
 
 
 def training_forwards(facts: Facts, managed: bool = False) -> list[tuple[Event, Context, int]]:
@@ -74,13 +86,16 @@ def infers(facts: Facts, event: Event, c: Context) -> bool:
 
 def serves(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a function is there to use a trained model: by its name, without steps, for outputs as values."""
-    if not SERVES.search(event.function.name.lower()) or not (c.loaded or facts.trains_part(c.obj)):
+    name = event.function.name
+    predicts = bool(PREDICTS.match(name.lower()))
+    if not (predicts or SERVES.search(name.lower())) or not (c.loaded or facts.trains_part(c.obj)):
         return False
     tests = file_of(event).startswith("test_") or "assert" in ast.unparse(event.function.node)
-    if event.function.name.startswith("test_") and tests:
+    if name.startswith("test_") and tests:
         return False  # of the program itself
     fate = facts.fate(event)
-    return not (facts.trains(event) or fate.trains or fate.feeds or fate.leaves)
+    leaves = fate.leaves and not (predicts and facts.called_apart(name))
+    return not (facts.trains(event) or fate.trains or fate.feeds or leaves)
 
 
 def may_load(facts: Facts, c: Context) -> bool:

@@ -6,9 +6,11 @@ import ast
 import re
 from collections.abc import Iterator
 
+from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.conditions import exclusive
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, adapts, file_of, said
-from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.contents import LIKELY, YES
+from batchnorm.diagnosis.source.definitions import ClassInfo
+from batchnorm.diagnosis.source.facts import Facts, adapts, file_of, said
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.syntax import spelled, strings
@@ -111,7 +113,7 @@ def _by_class(facts: Facts) -> Iterator[Said]:
     """`isinstance(m, BatchNorm2d)` and then requires_grad = False, where the file never puts such layers in eval."""
     for event in facts.of("freeze"):
         module = event.function.module
-        if not event.data["layer"]:
+        if not event.data["layer"] or event.data["flag"] is not None:
             continue
         if any(e.function.module is module for e in facts.set_to(EVAL, "layer mode")):
             continue
@@ -126,7 +128,9 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
     lightning = any(e.function.name == "training_step" for e in facts.of("forward", "outside", "method"))
     for event in facts.of("freeze"):
         part, owner = event.obj, event.function.owner
-        if part is None or event.data["layer"] or any(o is part for o in thawed) or facts.has(part) != YES:
+        if part is None or event.data["layer"] or event.data["flag"] is not None or facts.has(part) != YES:
+            continue
+        if any(o is part for o in thawed):
             continue
         if facts.uses(event.function, "eval", "no_grad") or part.kind == "self" or is_average(facts, part):
             continue
@@ -170,6 +174,7 @@ def belongs(facts: Facts, owner: ClassInfo | None, part: Obj | None) -> bool:
 def _unset(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
     """Whether nothing in the program sees to the mode of a model's part."""
     put = any(e.obj is not None and within(e.obj, part) for e in facts.of("mode", "layer mode"))
+    put |= any(e.function.owner is owner and facts.same(e.obj, part) for e in facts.set_to(EVAL, "mode"))
     return not put and owner.method("train") is None
 
 
@@ -183,7 +188,7 @@ def _trains_layers(facts: Facts, owner: ClassInfo) -> int:
     """Whether models train in train mode, and no layers are put in eval by their class; YES for models of one file."""
     if any(facts.set_to(EVAL, "layer mode")):
         return 0
-    trained = [a for _, c, level in training_forwards(facts) if level == YES for a in facts.aliases(c.obj)]
+    trained = [a for _, c, _ in training_forwards(facts) if facts.has(c.obj) == YES for a in facts.aliases(c.obj)]
     made = [i for a in trained for i in (a, *a.sources[:3]) if isinstance(i, Obj) and isinstance(i.info, ClassInfo)]
     on_purpose = any(map(adapts, facts.classes))
     same = any(i.info.module is owner.module for i in made)

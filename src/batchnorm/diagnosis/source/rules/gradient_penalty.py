@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import Facts, Said, called, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.facts import Facts, called, said
 from batchnorm.diagnosis.source.syntax import reads, variables
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event
 from batchnorm.diagnosis.source.values import Const

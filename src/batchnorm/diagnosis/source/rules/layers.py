@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import Facts, Said, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.syntax import name_of, reads
 from batchnorm.diagnosis.source.values import Const, Obj
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.facts import Facts, called, file_of, said
 from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.rules.freezing import AFFINE
 from batchnorm.diagnosis.source.syntax import spelled, strings

@@ -6,8 +6,10 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
-from batchnorm.diagnosis.source.project import Function, Module
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import LIKELY, YES
+from batchnorm.diagnosis.source.definitions import Function, Module
+from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.rules.averages import BUFFERS
 from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, reads, spelled, strings

@@ -6,8 +6,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, called, file_of, said
-from batchnorm.diagnosis.source.project import in_module
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import LIKELY, YES
+from batchnorm.diagnosis.source.definitions import in_module
+from batchnorm.diagnosis.source.facts import Facts, called, file_of, said
 from batchnorm.diagnosis.source.rules.averages import soft_copies
 from batchnorm.diagnosis.source.rules.forwards import (
     TEACHER,
@@ -22,7 +24,7 @@ from batchnorm.diagnosis.source.rules.forwards import (
     teaches,
 )
 from batchnorm.diagnosis.source.syntax import spelled, words
-from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Context, Event, Mode
+from batchnorm.diagnosis.source.trace import EVAL, SLOTS, TRAIN, Call, Context, Event, Mode
 from batchnorm.diagnosis.source.values import Obj, canonical, owners
 
 SECOND = re.compile(r"ema|teacher|target|momentum|avg|average|key")
@@ -66,26 +68,29 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running "
             "statistics",
             f"{owner}.eval() before, {owner}.train() after",
-            sure=level == YES and always and (_tests(event) or (quiet and not may_load(facts, c))),
+            sure=level == YES and always and (_tests(facts, event) or (quiet and not may_load(facts, c))),
         )
 
 
 def unused(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a forward over data is for its output alone: no loss of it is run backward, and nothing else takes it."""
-    loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For | ast.While)), None)
-    known = YES if not EVALUATES.search(event.function.name) else LIKELY
-    if loop is None or made_up(event) or (facts.has(c.obj) or 0) < known:
+    at = c.at if facts.fate(event).leaves else None  # where a method that returns it is called
+    function = event.function if at is None else at.function
+    loops = [n for n in facts.loops(event, at) if isinstance(n, ast.For | ast.While)]
+    known = YES if not EVALUATES.search(function.name) else LIKELY
+    if not loops or made_up(event) or (facts.has(c.obj) or 0) < known:
         return False
-    fate = facts.fate(event)
-    if fate.feeds or fate.leaves or fate.asks:
+    fate = facts.fate(event, at)
+    if fate.feeds or fate.leaves or fate.asks or (at is not None and facts.trains(event)):
         return False
-    return _tests(event) or not facts.trains(event)
+    return _tests(facts, event, at) or not facts.trains(event, at)
 
 
-def _tests(event: Event) -> bool:
+def _tests(facts: Facts, event: Event, at: Call | None = None) -> bool:
     """Whether a function, or a loop around, is named as a test is."""
-    over = {w for n in event.data["loops"] if isinstance(n, ast.For) for w in words(n.iter)}
-    return any(EVALUATES.search(w.lower()) for w in (event.function.name, *over))
+    function = event.function if at is None else at.function
+    over = {w for n in facts.loops(event, at) if isinstance(n, ast.For) for w in words(n.iter)}
+    return any(EVALUATES.search(w.lower()) for w in (function.name, *over))
 
 
 def never_back(facts: Facts) -> Iterator[Said]:
@@ -160,7 +165,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
     yield from _put_in_train(facts) if not averages else ()
     yield from _follows_in_train(facts)
     for event, c, level in forwards(facts):
-        if c.mode.value != TRAIN or not facts.trains(event) or c.second:
+        if c.mode.value != TRAIN or not facts.trains(event):
             continue
         if is_average(facts, c.obj) or facts.trains_part(c.obj) or c.layers is not None:
             continue

@@ -6,7 +6,8 @@ import ast
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from batchnorm.diagnosis.source.facts import Facts, Said, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import FLAX, KERAS, OTHER_LAYERS, is_torch_layer, last
 from batchnorm.diagnosis.source.syntax import reads, spelled, words

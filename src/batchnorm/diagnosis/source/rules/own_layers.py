@@ -6,8 +6,10 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.definitions import ClassInfo, FunctionInfo
+from batchnorm.diagnosis.source.facts import Facts
 from batchnorm.diagnosis.source.syntax import method_of, name_of, of_self, spelled, strings
 from batchnorm.diagnosis.source.values import STATISTICS, External
 
@@ -78,7 +80,8 @@ def _drops(facts: Facts, owner: ClassInfo, train: FunctionInfo, mode: str) -> It
     if sets or any(id(n) in inside for n in above):
         return
     for call in above:
-        if not call.keywords and all(isinstance(a, ast.Name) and a.id == "self" for a in call.args):
+        given = [a for a in (*call.args, *(k.value for k in call.keywords)) if spelled(a) not in ("self", "True")]
+        if not given:
             yield Said(
                 train.module,
                 call,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.conditions import exclusive
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.rules.averages import BUFFERS
-from batchnorm.diagnosis.source.syntax import spelled
-from batchnorm.diagnosis.source.trace import EVAL, Event
+from batchnorm.diagnosis.source.syntax import spelled, words
+from batchnorm.diagnosis.source.trace import Event
 from batchnorm.diagnosis.source.values import Obj
 
 FIX = "torch.save(model.state_dict(), path) and model.load_state_dict(torch.load(path))"
@@ -19,18 +22,19 @@ def without_statistics(facts: Facts) -> Iterator[Said]:
     yield from _copied_layers(facts)
     for event in facts.of("write"):
         owner = event.data["atom"].owner
-        if event.data["atom"].kind != "parameter" or not isinstance(owner, Obj) or facts.has(owner) != YES:
+        if event.data["atom"].kind != "parameter" or not isinstance(owner, Obj) or not facts.likely(owner):
             continue
-        if facts.uses(event.function, *BUFFERS, "load_state_dict") or not facts.uses(event.function, "load"):
+        if facts.uses(event.function, *BUFFERS) or not facts.uses(event.function, "load") or not _replaces(event):
             continue
-        if not _replaces(event) or not _evaluated(facts, event, owner):
-            continue
-        yield said(
-            event,
-            f"parameters alone are loaded into {owner.path}, which is put in eval: its running statistics are not "
-            "those of these weights",
-            FIX,
-        )
+        if not _has_others(facts, event, owner):
+            used = "which is put in eval" if facts.evaluated(owner) else "whose eval mode uses them"
+            yield said(
+                event,
+                f"parameters alone are loaded into {owner.path}, {used}: its running statistics are not those of "
+                "these weights",
+                FIX,
+                sure=facts.has(owner) == YES and facts.evaluated(owner),
+            )
 
 
 def _copied_layers(facts: Facts) -> Iterator[Said]:
@@ -68,14 +72,14 @@ def _copies(node: ast.Assign) -> bool:
 
 def _replaces(event: Event) -> bool:
     """Whether a parameter becomes something that is no model's."""
+    single = event.data.get("in_place") in (None, "copy_") and words(event.node).isdisjoint(("mean", "sum"))
+    atoms = [a.kind for now, _, _ in event.data["values"] for a in now.terms]
     loops = any(isinstance(n, ast.For) for n in event.data["loops"])
-    forms = [now for now, _, _ in event.data["values"]]
-    return loops and bool(forms) and all(a.kind in ("other", "element", "shadow") for f in forms for a in f.terms)
+    return single and loops and bool(atoms) and {"other", "element", "shadow", "entry"}.issuperset(atoms)
 
 
-def _evaluated(facts: Facts, event: Event, owner: Obj) -> bool:
-    """Whether the same function puts the model in eval afterwards, and it was given no weights otherwise."""
-    if facts.pretrained(owner) or any(facts.same(e.obj, owner) for e in facts.of("load")):
-        return False
-    evals = (e for e in facts.set_to(EVAL, "mode") if e.function is event.function)
-    return any(facts.same(e.obj, owner) for e in evals)
+def _has_others(facts: Facts, event: Event, owner: Obj) -> bool:
+    """Whether the model is given all of a state too, in a run that comes here."""
+    here = (*event.data["tests"], *event.data["returned"])
+    loads = (e for e in facts.of("load") if facts.same(e.obj, owner))
+    return facts.pretrained(owner) or any(not exclusive(here, e.data["tests"]) for e in loads)

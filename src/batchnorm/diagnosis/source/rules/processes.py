@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import LIKELY, YES, Facts, Said, said
-from batchnorm.diagnosis.source.names import last
-from batchnorm.diagnosis.source.project import FunctionInfo
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.definitions import FunctionInfo
+from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.syntax import spelled
-from batchnorm.diagnosis.source.trace import TRAIN
 
 SYNCHRONIZED = (
     "SyncBatchNorm",
@@ -25,19 +24,7 @@ DISTRIBUTED = ("DistributedDataParallel", "DDP", "init_process_group", "init_dis
 
 
 def not_synchronized(facts: Facts) -> Iterator[Said]:
-    """BN435: DistributedDataParallel around batch norm that no line of the program synchronizes."""
-    trains = {e.function.module for e in facts.set_to(TRAIN, "mode")}
-    has = ((e, facts.has(e.obj)) for e in facts.of("ddp") if e.obj is not None)
-    wrapped = [e for e, level in has if level == YES or (level == LIKELY and e.function.module in trains)]
-    if wrapped and not any(True for _ in facts.of("sync")) and facts.mentioned.isdisjoint(SYNCHRONIZED):
-        for event in wrapped:
-            yield said(
-                event,
-                f"{spelled(event.node)} holds batch norm that is not synchronized: each process normalises with its "
-                "own samples, and the statistics that are saved are those of rank 0",
-                "nn.SyncBatchNorm.convert_sync_batchnorm(model) before it, where a process has few samples",
-                sure=False,
-            )
+    """BN435: gradients that are averaged over processes by hand, or SyncBatchNorm without processes."""
     yield from _gradients_alone(facts)
     if facts.mentioned.isdisjoint(DISTRIBUTED) and "DataParallel" in facts.mentioned:
         for event in facts.of("sync"):
@@ -50,20 +37,19 @@ def not_synchronized(facts: Facts) -> Iterator[Said]:
 
 
 def _gradients_alone(facts: Facts) -> Iterator[Said]:
-    """Gradients that are averaged over processes by hand, or by Horovod, and buffers that are not."""
+    """Gradients that are averaged over processes by hand, and buffers that are not."""
     if not facts.speaks or not facts.mentioned.isdisjoint((*SYNCHRONIZED, *BUFFERS)):
         return
     if any(True for _ in facts.of("ddp")):
         return
     for event in facts.of("outside"):
         name = event.data["name"]
-        by_hand = name.endswith("distributed.all_reduce") and facts.uses(event.function, "grad")
-        if by_hand or (name.startswith("horovod") and name.endswith(".DistributedOptimizer")):
+        if name.endswith("distributed.all_reduce") and facts.uses(event.function, "grad"):
             function = _outermost(event.function)
             yield Said(
                 event.function.module,
-                function.node if by_hand and function.name else event.node,
-                f"{function.name if by_hand else last(name)} shares gradients, not the running statistics: each "
+                function.node if function.name else event.node,
+                f"{function.name or 'all_reduce'} shares gradients, not the running statistics: each "
                 "process keeps its own, evaluates with them, and those of one are saved",
                 "average buffers() over processes before each evaluation, or SyncBatchNorm",
                 sure=False,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.facts import Facts, called, said
 from batchnorm.diagnosis.source.rules.forwards import forwards, generates, infers, inputs, is_average, measures, serves
 from batchnorm.diagnosis.source.trace import TRAIN, Event
 

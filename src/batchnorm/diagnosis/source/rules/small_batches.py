@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.conditions import decided, exclusive
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, file_of
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.facts import Facts, called, file_of
 from batchnorm.diagnosis.source.rules.forwards import training_forwards
 from batchnorm.diagnosis.source.rules.loaders import Loader, loaders_of
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event, Test

@@ -6,9 +6,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.contents import NO
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, file_of, said
-from batchnorm.diagnosis.source.project import ClassInfo, FunctionInfo, in_module
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import NO, YES
+from batchnorm.diagnosis.source.definitions import ClassInfo, FunctionInfo, in_module
+from batchnorm.diagnosis.source.facts import Facts, file_of, said
 from batchnorm.diagnosis.source.rules.forwards import forwards, training_forwards
 from batchnorm.diagnosis.source.rules.freezing import FREEZE, belongs
 from batchnorm.diagnosis.source.syntax import calls_by_name, name_of, of_self, spelled, words

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, said
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.syntax import spelled
 from batchnorm.diagnosis.source.values import Const
 

@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from batchnorm.diagnosis.source.facts import YES, Facts, Said, called, said
-from batchnorm.diagnosis.source.project import ClassInfo
+from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.contents import YES
+from batchnorm.diagnosis.source.definitions import ClassInfo
+from batchnorm.diagnosis.source.facts import Facts, called, said
 from batchnorm.diagnosis.source.rules.forwards import (
     forwards,
     generates,
@@ -103,11 +105,10 @@ def _looked_at(facts: Facts, event: Event, c: Context) -> bool:
 
 def _aside(facts: Facts, event: Event, c: Context) -> str:
     """What a forward in a training step is for, where that is not a gradient of its weights."""
-    if (
-        teaches(event)
-        or SECOND.search(called(event).lower())
-        or (facts.trained and not any(id(o) in facts.trained for o in facts.aliases(c.obj)))
-    ):
+    others = (e for e in facts.forwards_in(event.function) if e.obj is event.obj and e.node is not event.node)
+    beside = any(facts.fate(e).trains for e in others)
+    trained = beside or not facts.trained or any(id(o) in facts.trained for o in facts.aliases(c.obj))
+    if teaches(event) or SECOND.search(called(event).lower()) or not trained:
         return ""
     fate = facts.fate(event)
     if facts.has(c.obj) != YES:
@@ -120,9 +121,12 @@ def _aside(facts: Facts, event: Event, c: Context) -> str:
     made = [v.node for v in given if NUMBERS.match(v.info[0])]
     if any(n in made for n in ast.walk(event.node)):
         return "runs forward in train mode on made-up data"
-    if c.no_grad is True and not unused(facts, event, c):
+    if unused(facts, event, c):
+        return ""
+    if c.no_grad is True:
         return "runs forward under no_grad in the train mode of a training step"
-    return "runs forward in train mode for its values" if fate.feeds and not fate.trains and not fate.leaves else ""
+    idle = not (fate.trains or fate.leaves) and (fate.feeds or beside)
+    return "runs forward in train mode for its values" if idle else ""
 
 
 def _perturbed(facts: Facts) -> Iterator[Said]:
