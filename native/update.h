@@ -11,8 +11,8 @@ namespace bn {
 constexpr double kSameWeight = 1e-6;
 
 enum NonFinite : int { kSkip = 0, kPropagate = 1, kRaise = 2 };
-// What a forward reports.
-enum Status : int { kDone = 0, kSkipped = 1, kTooFew = 2, kNotFinite = 4 };
+// What a forward reports; of a batch without values kEmpty, which is no batch that was skipped.
+enum Status : int { kDone = 0, kSkipped = 1, kTooFew = 2, kNotFinite = 4, kEmpty = 8 };
 
 // What a layer's choices come to in one step.
 struct Spec {
@@ -78,8 +78,8 @@ inline int move(const Spec& s, const Shape& q, const double* saved, const Stored
         present = present && n > 0;
         finite = finite && std::isfinite(mean) && std::isfinite(m2) && std::isfinite(var);
     }
-    if (s.nonfinite == kRaise && present && !finite) return kNotFinite;
-    if (!present || (s.nonfinite != kPropagate && !finite)) return kSkipped;
+    if (!present) return kEmpty;
+    if (!finite && s.nonfinite != kPropagate) return s.nonfinite == kRaise ? kNotFinite : kSkipped;
     for (int64_t c = 0; c < q.c; ++c) {
         to.set(to.mean, c, next[c]);
         to.set(to.var, c, next[q.c + c]);

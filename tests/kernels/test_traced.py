@@ -1,6 +1,8 @@
 """The native kernels inside a compiled graph: the same outputs, gradients and statistics as without a compiler."""
 
 import copy
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from torch import nn
 
 import batchnorm
 from batchnorm.kernels import native
-from batchnorm.layers import traced
+from batchnorm.layers import Coupling, Estimator, Ghost, Move, Numbers, Vectors, traced
+from tests.sampling import slow_but
 
 pytestmark = pytest.mark.skipif(not native.built(), reason="the native kernels were not built")
 CHOICES = {
@@ -110,3 +113,113 @@ def test_a_paused_layer_moves_nothing_and_a_nan_batch_is_skipped():
 def test_an_exported_graph_holds_standard_operations_alone():
     exported = torch.export.export(batchnorm.BatchNorm2d(4).train(), (torch.randn(4, 4, 8, 8),))
     assert not any("batchnorm" in str(node.target) for node in exported.graph.nodes)
+
+
+@dataclass(frozen=True)
+class Moved(Estimator):
+    """An estimator of the test's own."""
+
+    how: Any
+
+    def move(self, state, now):
+        return self.how(state, now)
+
+
+@dataclass(frozen=True)
+class Planned(Coupling):
+    """A coupling of the test's own."""
+
+    how: Any
+
+    def plan(self, state, now):
+        return self.how(state, now)
+
+
+def full(state, value):
+    return torch.full_like(state.mean, value)
+
+
+def clipped(state, now):
+    a = 0.1 / (1 + (now.batch.mean - state.mean).abs())
+    return Move(a, 1 - a, a)
+
+
+def by_batch(state, now):
+    w = 0.5 + 0.1 * torch.tanh(now.batch.mean.detach())
+    return Numbers(w, w), Vectors(state.mean, rest=(1 - w) * state.var)
+
+
+def by_count(state, now):
+    w = now.n / (now.n + 8.0)
+    return Numbers(w, w), Vectors(state.mean, rest=(1 - w) * state.var)
+
+
+def by_group(state, now):
+    rest = torch.arange(1.0, 3.0, dtype=torch.float64)[:, None] * state.var
+    return Numbers(share=0.5), Vectors(rest=rest)
+
+
+# Own choices, and whether their numbers are known before the batch is reduced: only then the operators serve.
+OWN = {
+    "both from elsewhere": (
+        {"estimator": Moved(lambda s, now: Move(0.5, 0.5, 0.5, from_mean=full(s, 10), from_var=full(s, 4)))},
+        True,
+    ),
+    "the mean from elsewhere": (
+        {"estimator": Moved(lambda s, now: Move(0.5, 0.5, 0.5, 0.25, from_mean=full(s, 3)))},
+        True,
+    ),
+    "the variance from elsewhere": (
+        {"estimator": Moved(lambda s, now: Move(0.5, 0.5, 0.5, from_var=full(s, 4)))},
+        True,
+    ),
+    "deviations from elsewhere": (
+        {"estimator": Moved(lambda s, now: Move(0.5, 0.5, 0.5, root=True, from_var=full(s, 4)))},
+        True,
+    ),
+    "expanded": (
+        {"estimator": Moved(lambda s, now: Move(0.5, 0.5, 0.5, from_mean=s.mean.new_ones(1).expand(len(s.mean))))},
+        True,
+    ),
+    "a gain by count": ({"estimator": Moved(lambda s, now: Move(8 / now.n, 1 - 8 / now.n, 8 / now.n))}, True),
+    "a share by count": ({"coupling": Planned(by_count)}, True),
+    "a share by count in groups": ({"coupling": Planned(by_count), "extent": Ghost(3)}, True),
+    "a share by count in uneven groups": ({"coupling": Planned(by_count), "extent": Ghost(4)}, False),
+    "a gain by the batch": ({"estimator": Moved(clipped)}, False),
+    "a share by the batch": ({"coupling": Planned(by_batch)}, False),
+    "a vector for each group": ({"coupling": Planned(by_group), "extent": Ghost(4)}, False),
+}
+
+
+@pytest.mark.parametrize("name", slow_but([*OWN], {"both from elsewhere", "a share by count", "a gain by the batch"}))
+def test_own_choices_compile_to_the_eager_step(name):
+    torch.compiler.reset()
+    choices, served = OWN[name]
+    eager = batchnorm.BatchNorm1d(5, **choices)
+    twin = copy.deepcopy(eager)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        x, g = torch.randn(2, 9, 5) + 1
+        found = []
+        for module, call in ((eager, eager), (twin, compiled)):
+            leaf = x.clone().requires_grad_()
+            module.zero_grad()
+            y, names = operators(lambda leaf=leaf, call=call: call(leaf))
+            assert ("batchnorm::train" in names) == (served and call is compiled)
+            y.backward(g)
+            found.append([y.detach(), leaf.grad, module.weight.grad, module.running_mean, module.running_var])
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(*found, strict=True))
+
+
+def test_a_learned_vector_keeps_its_gradient_in_a_compiled_graph():
+    torch.compiler.reset()
+    found = []
+    for compiles in (False, True):
+        rest = torch.full((5,), 0.5, dtype=torch.float64, requires_grad=True)
+        choice = Planned(lambda state, now, rest=rest: (Numbers(share=0.5), Vectors(rest=rest)))
+        layer = batchnorm.BatchNorm1d(5, coupling=choice)
+        call = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiles else layer
+        call(torch.arange(40.0).reshape(8, 5).sqrt()).square().sum().backward()
+        found.append(rest.grad)
+    assert torch.allclose(*found, rtol=1e-5)
+    assert found[0].abs().min() > 0

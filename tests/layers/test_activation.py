@@ -174,3 +174,22 @@ def test_padding_is_zero_with_a_residual_too():
     for sample, length in enumerate(lengths):
         assert not y[sample, :, length:].any()
         assert not r.grad[sample, :, length:].any()
+
+
+@pytest.mark.parametrize("passes", [None, "reference"])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("training", [True, False])
+def test_padding_is_zero_whatever_the_residual_holds_there(training, activation, passes):
+    layer = batchnorm.BatchNorm1d(3, activation=activation, dtype=torch.float64).train(training)
+    mask = torch.tensor([True, True, True, True, False, False])
+    x, residual = randn(6, 3).requires_grad_(), (randn(6, 3, seed=1) + 2).requires_grad_()
+    alone = copy.deepcopy(layer)
+    kernels.use(passes)
+    try:
+        y = layer(x, mask=mask, residual=residual)
+        grads = torch.autograd.grad(y.square().sum(), (x, residual))
+    finally:
+        kernels.use()
+    assert torch.allclose(y[mask], alone(x[mask], residual=residual[mask]), atol=1e-12)
+    assert not any(t[~mask].any() for t in (y, *grads))
+    assert all(t[mask].any() for t in (y, *grads))

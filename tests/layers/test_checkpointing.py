@@ -3,15 +3,17 @@
 import copy
 import functools
 from contextlib import nullcontext
+from dataclasses import dataclass
 
+import numpy
 import pytest
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from batchnorm import BatchNorm2d, BatchNormError, accumulate, bank, kernels, masked, pause
-from batchnorm.layers import MABN, METHODS
+from batchnorm import BatchNorm1d, BatchNorm2d, BatchNormError, accumulate, bank, kernels, masked, pause
+from batchnorm.layers import MABN, METHODS, Estimator, Ghost, Move, Policy, Renorm
 from tests.subjects import Subject
 
 
@@ -314,3 +316,107 @@ def test_selective_checkpoints_hand_back_what_they_kept(method, policy):
         assert torch.allclose(a.grad, b.grad, rtol=1e-9, atol=1e-11)
     for (name, a), (_, b) in zip(plain.named_buffers(), saved.named_buffers(), strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12), name
+
+
+# What leaves groups, or the whole batch, with one value.
+FEW = {
+    "a mask over groups": {"extent": Ghost(2)},
+    "groups of one": {"extent": Ghost(1)},
+    "a stream of groups of one": {"extent": Ghost(1, update="sequential")},
+    "a stream": {"extent": Ghost(2, update="sequential")},
+    "a mask over the batch": {},
+    "a batch of one": {},
+    "debiased": {"method": "debiased", "extent": Ghost(2)},
+    "window": {"method": "window", "extent": Ghost(2)},
+    "renorm": {"method": "renorm", "extent": Ghost(2)},
+    "mabn": {"method": "mabn", "extent": Ghost(2)},
+    "a momentum that is a tensor": {"momentum": torch.tensor(0.5), "extent": Ghost(2)},
+}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("case", FEW)
+def test_few_values_meet_the_statistics_of_their_first_forward(case, backend, reentrant):
+    results = []
+    for checkpointed in (False, True):
+        policy = Policy(too_few="population")
+        layer = BatchNorm1d(2, policy=policy, activation="gelu", dtype=torch.float64, **FEW[case])
+        mask = torch.tensor([True, True, True, False])
+        if "over the batch" in case:
+            mask = torch.tensor([False, True, False, False])
+        # The last batch moves the statistics on before either backward runs.
+        calls = [(1, mask), (2, mask), (3, torch.ones(4, dtype=torch.bool))]
+        inputs, outputs = [], []
+        kernels.use(backend)
+        try:
+            for seed, given in calls:
+                x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + seed
+                inputs.append(x.requires_grad_())
+                x, kwargs = (x[:1], {}) if case == "a batch of one" and given is mask else (x, {"mask": given})
+                run = functools.partial(layer, **kwargs)
+                outputs.append(checkpoint(run, x, use_reentrant=reentrant) if checkpointed else run(x))
+            for y in reversed(outputs):
+                y.square().sum().backward()
+        finally:
+            kernels.use()
+        results.append([x.grad for x in inputs] + gradients_of(layer) + [b.clone() for b in layer.buffers()])
+    assert results[0][0].any()
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(*results, strict=True))
+
+
+@dataclass(frozen=True)
+class Clipped(Estimator):
+    """A gain that goes by the batch, so that it is known after the reduction."""
+
+    def move(self, state, now):
+        a = 0.1 / (1 + (now.batch.mean - state.mean).abs())
+        return Move(a, 1 - a, a)
+
+
+@dataclass(frozen=True)
+class PerChannel(Estimator):
+    """A gain for each channel."""
+
+    def move(self, state, now):
+        a = torch.linspace(0.1, 0.4, len(state.mean), dtype=state.mean.dtype)
+        return Move(a, 1 - a, a)
+
+
+MOVES = {
+    "a tensor": {"momentum": torch.tensor(0.1)},
+    "a tensor of one value": {"momentum": torch.tensor([0.1])},
+    "numpy": {"momentum": numpy.float64(0.1)},
+    "numpy, narrow": {"momentum": numpy.float32(0.1)},
+    "a schedule": {"momentum": lambda step: torch.tensor(1.0) / step},
+    "by the batch": {"estimator": Clipped()},
+    "by channel": {"estimator": PerChannel()},
+    "cumulative": {"momentum": None},
+    "window": {"method": "window"},
+    "pooled": {"method": "pooled"},
+}
+
+
+@pytest.mark.parametrize("around", ["nothing", "accumulate", "pause", "masked"])
+@pytest.mark.parametrize("more", [{}, {"activation": "relu"}, {"extent": Ghost(2)}, {"method": "renorm"}])
+@pytest.mark.parametrize("case", MOVES)
+def test_a_recomputed_forward_keeps_what_its_first_did(case, more, around):
+    """Whatever the statistics move by: torch refuses a recomputation that saves other tensors."""
+    if "method" in more and "method" in MOVES[case]:
+        more = {"coupling": Renorm()}
+    contexts = {
+        "nothing": nullcontext,
+        "accumulate": accumulate,
+        "pause": pause,
+        "masked": functools.partial(masked, mask=torch.arange(8) < 6),
+    }
+    results = []
+    for checkpointed in (False, True):
+        layer = BatchNorm1d(3, dtype=torch.float64, **MOVES[case], **more)
+        x = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        for _ in range(2):
+            with contexts[around](layer):
+                y = checkpoint(layer, x, use_reentrant=False) if checkpointed else layer(x)
+            y.square().sum().backward()
+        results.append([x.grad, *gradients_of(layer), *(b.clone() for b in layer.buffers())])
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(*results, strict=True))

@@ -192,13 +192,16 @@ def test_the_operators_of_compiled_graphs_refuse_other_sizes():
 
     # Plain batch norm: mean, share, spread, low, high, shift; gain, q, p, r; eps, slope; and the flags.
     numbers = torch.tensor([1.0, 1, 0, 1, 1, 0, 0.1, 0.9, 0.1, 0, 1e-5, 0], dtype=torch.float64)
-    flags, nothing = [0, 0, 0, 1, 1, 0, 0, 0], (None, None, None)
+    flags, nothing = [0, 0, 0, 1, 1, 0, 0, 0], (None,) * 5
     x, count = torch.randn(6, 4), torch.zeros((), dtype=torch.long)
     rest = (count, count.clone(), numbers, flags, 1, True, False)
     with pytest.raises(OperandError, match=r"weight must be 4 contiguous values on the CPU .* of shape \(3,\)"):
         torch.ops.batchnorm.train(x, torch.ones(3), None, None, *nothing, torch.zeros(4), torch.ones(4), *rest)
     with pytest.raises(OperandError, match="var must be 4 contiguous values"):
         torch.ops.batchnorm.train(x, None, None, None, *nothing, torch.zeros(4), torch.ones(5), *rest)
+    anchor = (*nothing[:3], torch.zeros(3), None)
+    with pytest.raises(OperandError, match="from_mean must be 4 contiguous values"):
+        torch.ops.batchnorm.train(x, None, None, None, *anchor, torch.zeros(4), torch.ones(4), *rest)
     saved = torch.zeros(calls.size(1, 3), dtype=torch.float64)
     with pytest.raises(OperandError, match=f"saved must hold {calls.size(1, 4)} values; it held {calls.size(1, 3)}"):
         torch.ops.batchnorm.train_backward(x, x, None, None, None, saved, numbers, flags, False, 1)

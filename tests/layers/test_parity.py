@@ -111,6 +111,8 @@ WEIGHTS = {
     "all NaN": [float("nan")] * 6,
     "negative": [1.0, -0.5, 1, 1, 1, 1],
     "negative in sum": [-1.0] * 6,
+    "a negative integer": [1, -1, 1, 1, 1, 1],
+    "negative integers": [-1] * 6,
     "infinite": [1.0, float("inf"), 1, 1, 1, 1],
     "minus infinity": [1.0, float("-inf"), 1, 1, 1, 1],
 }
@@ -135,6 +137,26 @@ def test_weights_that_mean_nothing_are_refused(backend, kind, how):
         calls.get(how, lambda: layer(x, weights=weights))()
     assert int(layer.num_batches_tracked) == 0
     assert torch.equal(layer.running_mean, torch.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float32])
+def test_a_compiled_layer_refuses_negative_weights(dtype):
+    torch.compiler.reset()
+    layer = batchnorm.BatchNorm1d(3)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    compiled(torch.randn(4, 3), weights=torch.tensor([1, 2, 0, 1], dtype=dtype))
+    with pytest.raises(RuntimeError, match="weights must be finite and not negative"):
+        compiled(torch.randn(4, 3), weights=torch.tensor([1, 2, -1, 1], dtype=dtype))
+    assert int(layer.num_batches_tracked) == 1
+
+
+def test_weights_that_cannot_be_negative_are_taken(backend):
+    layer, x = batchnorm.BatchNorm1d(3, momentum=1.0), torch.randn(4, 3)
+    for weights in (torch.tensor([1, 0, 2, 1], dtype=torch.uint8), torch.tensor([1, 0, 2, 1])):
+        layer(x, weights=weights)
+        assert torch.allclose(layer.running_mean, (x[0] + 2 * x[2] + x[3]) / 4)
+    layer(x, weights=torch.tensor([True, False, True, True]))
+    assert torch.allclose(layer.running_mean, x[[0, 2, 3]].mean(0))
 
 
 def test_weights_of_0_alone_change_nothing(backend):

@@ -135,5 +135,8 @@ def test_what_may_enter(word, enters):
     assert bool(rule.may_enter(good, one, word)[0])
     assert bool(rule.may_enter(bad, one, word)[0]) is enters
     assert not rule.may_enter(Moments(one * 0, one, one), one, word)[0]
-    sound = rule.may_enter(bad, one, word)[1]
+    *_, skipped, sound = rule.may_enter(bad, one, word)
+    assert bool(skipped) is not enters
+    for batch, several in ((good, None), (Moments(one * 0, bad.mean, bad.m2), None), (bad, one < 0)):
+        assert not rule.may_enter(batch, one, word, several)[1]
     assert (sound is not None and not sound) is (word == "raise")

@@ -1,5 +1,6 @@
 """Contexts over a model, fused activations, centred weights, the decay of the affine map, and the way back to torch."""
 
+import contextlib
 import copy
 
 import pytest
@@ -466,23 +467,66 @@ def test_banks_of_a_plain_state_load_into_a_method_with_a_memory():
     assert mabn.bank_target_forward_window.shape == mabn.forward_window.shape
 
 
-@pytest.mark.parametrize("name", slow_but(["accumulate", "bank", "masked"], {"bank"}))
+@contextlib.contextmanager
+def frozen(model):
+    batchnorm.freeze(model)
+    yield
+    batchnorm.unfreeze(model)
+
+
+COMPILED = {
+    "accumulate": batchnorm.accumulate,
+    "accumulate with renorm": lambda m: batchnorm.accumulate(m, renorm=True),
+    "bank": lambda m: batchnorm.bank(m, "a"),
+    "bank with weight and bias": lambda m: batchnorm.bank(m, "a", own_affine=True),
+    "masked": lambda m: batchnorm.masked(m, torch.tensor([True] * 4 + [False] * 2)),
+    "weights": lambda m: batchnorm.masked(m, weights=torch.tensor([5.0, 1, 1, 1, 1, 0])),
+    "pause": batchnorm.pause,
+    "frozen": frozen,
+    "mode": lambda m: batchnorm.models.mode(m, False),
+}
+
+
+@pytest.mark.parametrize("name", slow_but([*COMPILED], {"bank", "masked"}))
 def test_contexts_hold_in_compiled_models(name):
+    """Also where the model was compiled outside of them, and again after them."""
     torch.compiler.reset()
     eager = nn.Sequential(BatchNorm1d(3)).double()
     twin = copy.deepcopy(eager)
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
-    contexts = {
-        "accumulate": batchnorm.accumulate,
-        "bank": lambda m: batchnorm.bank(m, "a"),
-        "masked": lambda m: batchnorm.masked(m, torch.tensor([True] * 4 + [False] * 2)),
-    }
+    found = []
     for call, model in ((eager, eager), (compiled, twin)):
-        with contexts[name](model):
-            outputs = [call(data(step, 6, 3)) for step in range(2)]
-        outputs.append(call(data(3, 6, 3)))
-        if model is eager:
-            expected = outputs
-    assert all(close(a, b) for a, b in zip(outputs, expected, strict=True))
+        outputs = [call(data(0, 6, 3))]
+        for step in (1, 3):
+            with COMPILED[name](model):
+                outputs += [call(data(step, 6, 3)), call(data(step + 1, 6, 3))]
+            outputs.append(call(data(step + 5, 6, 3)))
+        found.append(outputs)
+    assert all(close(a, b) for a, b in zip(*found, strict=True))
     for key, value in eager.state_dict().items():
         assert close(twin.state_dict()[key].double(), value.double()), key
+
+
+def test_a_compiled_model_takes_each_mask_in_turn():
+    torch.compiler.reset()
+    model = nn.Sequential(BatchNorm1d(3)).double()
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    x = data(1, 6, 3)
+    for keep in (None, [1, 1, 0, 1, 0, 1], None, [0, 1, 1, 1, 1, 1]):
+        mask = None if keep is None else torch.tensor(keep) > 0
+        found = []
+        for call, layers in ((model, model), (compiled, twin)):
+            with contextlib.nullcontext() if mask is None else batchnorm.masked(layers, mask):
+                found.append(call(x))
+        assert close(*found)
+        assert mask is None or not found[1][~mask].any()
+
+
+def test_a_compiled_layer_counts_the_batches_it_skips():
+    torch.compiler.reset()
+    layer = BatchNorm1d(3)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for x in (torch.randn(6, 3), torch.full((6, 3), torch.nan), torch.full((6, 3), torch.inf)):
+        compiled(x)
+    assert (int(layer.num_batches_tracked), int(layer.num_batches_skipped)) == (1, 2)

@@ -138,6 +138,30 @@ def test_an_estimator_is_its_formula():
     assert torch.allclose(layer.running_var, 0.95 * var + 0.05 * x.var(0))
 
 
+@dataclass(frozen=True)
+class Anchored(Estimator):
+    """The average joins fixed anchors in the place of the running statistics."""
+
+    at: tuple[str, ...] = ()
+
+    def move(self, state, now):
+        return Move(0.5, 0.25, 0.75, **{name: torch.full_like(state.mean, 10.0) for name in self.at})
+
+
+@pytest.mark.parametrize("at", [(), ("from_mean",), ("from_var",), ("from_mean", "from_var")])
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_an_estimator_joins_what_it_hands_in(at, backend):
+    layer, x = made(estimator=Anchored(at)), randn(8, 3, seed=7)
+    mean, var = (10.0 if f"from_{name}" in at else layer.stat(f"running_{name}").clone() for name in ("mean", "var"))
+    kernels.use(backend)
+    try:
+        layer(x)
+    finally:
+        kernels.use()
+    assert torch.allclose(layer.running_mean, 0.5 * mean + 0.5 * x.mean(0))
+    assert torch.allclose(layer.running_var, 0.25 * var + 0.75 * x.var(0))
+
+
 @pytest.mark.parametrize("choices", [{"coupling": Halfway(), "estimator": TwoSpeeds()}, {"coupling": Floor()}])
 def test_everything_else_follows(choices):
     layer = made(**choices)

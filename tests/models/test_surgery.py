@@ -1,12 +1,13 @@
 import copy
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
 import batchnorm
-from batchnorm.layers import MABN, Pooled, UnifiedNorm, Window
+from batchnorm.layers import MABN, Estimator, Move, Pooled, UnifiedNorm, Window
 
 DATA = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -223,3 +224,75 @@ def test_an_eps_below_0_is_refused_and_nothing_is_converted(eps):
     with pytest.raises(batchnorm.BatchNormError, match=r"eps of layer '1' must be 0 or more"):
         batchnorm.convert(model)
     assert type(model[0]) is nn.BatchNorm1d
+
+
+@dataclass(frozen=True)
+class Remembers(Estimator):
+    """An estimator with a memory of this name."""
+
+    name: str
+
+    def memory(self, state, trained):
+        return {self.name: torch.zeros_like(state.var)[None]}
+
+    def move(self, state, now):
+        return Move(0.1, 0.9, 0.1)
+
+
+@pytest.mark.parametrize("name", ["weight", "running_mean", "training", "recipe", "forward", "mine", "part"])
+def test_a_memory_whose_name_is_taken_changes_nothing(name):
+    model = network()
+    model[4].register_buffer("mine", torch.zeros(1))
+    model[4].part = nn.Identity()
+    kinds, state = [type(m) for m in model], copy.deepcopy(model.state_dict())
+    with pytest.raises(batchnorm.BatchNormError, match=f"one was '{name}'"):
+        batchnorm.convert(model, estimator=Remembers(name))
+    assert [type(m) for m in model] == kinds
+    assert model.state_dict().keys() == state.keys()
+    assert not any("recipe" in m.__dict__ or "stock_momentum" in m.__dict__ for m in model)
+
+
+CONTEXTS = {
+    "pause": batchnorm.pause,
+    "masked": lambda m: batchnorm.masked(m, torch.ones(16, dtype=torch.bool)),
+    "bank": lambda m: batchnorm.bank(m, "a"),
+    "accumulate": batchnorm.accumulate,
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_contexts_that_it_would_end_refuse_the_way_back(name):
+    model = batchnorm.convert(network())
+    with CONTEXTS[name](model):
+        with pytest.raises(batchnorm.BatchNormError, match=rf"inside {name}\(\), which a change of class would end"):
+            batchnorm.to_stock(model)
+        assert type(model[1]) is batchnorm.BatchNorm2d
+        assert type(batchnorm.to_stock(copy.deepcopy(model))[1]) is nn.BatchNorm2d
+        with batchnorm.pause(model):
+            model(DATA)
+    assert type(batchnorm.to_stock(model)[1]) is nn.BatchNorm2d
+
+
+def test_a_mode_holds_on_the_way_back():
+    model = batchnorm.convert(network())
+    with batchnorm.models.mode(model, train=False):
+        batchnorm.to_stock(model)
+        assert not model[1].training
+    assert model[1].training
+
+
+def test_contexts_that_a_conversion_would_end_refuse_it():
+    model = network()
+    with batchnorm.pause(model), pytest.raises(batchnorm.BatchNormError, match=r"'1' is inside pause\(\): convert it"):
+        batchnorm.convert(model)
+    assert type(model[1]) is nn.BatchNorm2d
+    batchnorm.convert(model)
+    with batchnorm.accumulate(model):
+        model(DATA)
+        with pytest.raises(batchnorm.BatchNormError, match=r"'1' is inside accumulate\(\): convert it"):
+            batchnorm.convert(model, "window")
+    assert int(model[4].num_batches_tracked) == 1
+    with batchnorm.pause(model):
+        batchnorm.convert(model, "window")
+        model(DATA)
+    assert int(model[4].num_batches_tracked) == 1

@@ -16,8 +16,8 @@ from batchnorm.kernels import native
 
 ACTIVATIONS = (None, "relu", "leaky_relu", "relu6", "silu", "hardswish", "gelu")
 NONFINITE = ("skip", "propagate", "raise")
-# What a forward reports: all is well, the batch was skipped, groups of one value, a value that is not finite.
-DONE, SKIPPED, TOO_FEW, NOT_FINITE = 0, 1, 2, 4
+# What a forward reports: all is well, the batch was skipped, groups of one value, a value that is not finite, no value.
+DONE, SKIPPED, TOO_FEW, NOT_FINITE, EMPTY = 0, 1, 2, 4, 8
 # Where a backward finds the sign the activation saw.
 RECOMPUTE, OUTPUT, INVERT = 0, 1, 2
 # What a backward does: all, the sums alone, or what follows them.

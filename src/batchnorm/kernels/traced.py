@@ -35,6 +35,8 @@ def train(
     pm: Tensor | None,
     pv: Tensor | None,
     rest: Tensor | None,
+    from_mean: Tensor | None,
+    from_var: Tensor | None,
     mean: Tensor,
     var: Tensor,
     tracked: Tensor,
@@ -49,16 +51,18 @@ def train(
     x, last = native.arranged(x)
     to = calls.Statistics(mean.clone(), var.clone(), tracked.clone(), skipped.clone())
     residual = None if residual is None else native.like(residual.expand_as(x), x)
-    spec, vectors = _spec(numbers, flags), calls.Vectors(pm, pv, rest)
-    weight, bias = (None if v is None else v.contiguous() for v in (weight, bias))
-    native.require_channels(x, weight=weight, bias=bias, mean=to.mean, var=to.var, pm=pm, pv=pv, rest=rest)
+    given = weight, bias, pm, pv, rest, from_mean, from_var
+    weight, bias, *lying = (None if v is None else v.contiguous() for v in given)
+    spec, vectors = _spec(numbers, flags), calls.Vectors(*lying)
+    native.require_channels(x, weight=weight, bias=bias, mean=to.mean, var=to.var, **vectors._asdict())
     y, saved, _ = calls.forward(spec, x, last, groups, weight, bias, residual, None, vectors, to, moves)
     return y, saved.values, to.mean, to.var, to.tracked, to.skipped  # pyright: ignore[reportReturnType]
 
 
 @train.register_fake
-def _(x, weight, bias, residual, pm, pv, rest, mean, var, tracked, skipped, numbers, flags, groups, moves, detached):
-    kept = tuple(torch.empty_like(v) for v in (mean, var, tracked, skipped))
+def _(x, weight, bias, residual, pm, pv, rest, from_mean, from_var, *others):
+    *statistics, _, _, groups, _, _ = others
+    kept = tuple(torch.empty_like(v) for v in statistics)
     return _dense(x), x.new_empty(calls.size(groups, x.shape[1]), dtype=torch.float64), *kept
 
 
@@ -109,7 +113,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
 
 
 def _pull(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    nothing = (None,) * 12
+    nothing = (None,) * 14
     if g is None:
         return None, None, None, None, *nothing
     x, weight, bias, y, saved, numbers = ctx.saved_tensors

@@ -38,6 +38,7 @@ exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 def transformed() -> bool:
     """Whether a functorch transform or forward-mode AD is at work."""
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+        # Of the interpreter itself a compiler says that it is not None, whether there is one or not.
+        torch._C._functorch.maybe_current_level() is not None  # pyright: ignore[reportAttributeAccessIssue]
         or torch.autograd.forward_ad._current_level >= 0
     )

@@ -145,7 +145,9 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
     if inplace and weight is not None:
         require_invertible(weight, layer)
     again = tracks and graph_task() != -1 and recomputing()
-    moves = tracks and not (layer.paused or layer.accumulating or again)
+    # What a forward keeps for its backward goes by its numbers, so one that runs again asks for all that its first did.
+    would = tracks and not (layer.paused or layer.accumulating)
+    moves = would and not again
     (numbers, vectors), move, moving = _PLAIN, r.move, None
     nothing: Any = None
     state, now, held = nothing, nothing, nothing
@@ -154,7 +156,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
         mean, var = (v.to(torch.float64, copy=True) for v in (statistics.mean, statistics.var))
         numbers, vectors = STORED, Vectors(mean, rest=var)
     elif on is not None or not r.fixed:
-        again_later = "_forward" in layer.__dict__ and r.coupling.reads_population
+        again_later = layer._forward is not None and r.recipe.reads_population
         if tracks and again_later and r.memory:
             return "a forward that may run again keeps what its memory was"
         if tracks and (again_later or on is not None):
@@ -171,7 +173,7 @@ def whole_call(layer: Any, x: Tensor, sample_weight: Any, residual: Tensor | Non
         try:
             numbers, vectors = r.coupling.plan(state, now)
             moving = now if sample_weight is not None or groups == 1 else now.having(values=n)
-            if move is None and moves:
+            if move is None and would:
                 move = r.recipe.estimator.move(state, moving)
         except AfterReduction:
             return "its numbers take the batch's moments"

@@ -70,6 +70,10 @@ class Normalising(Moving):
 
     def _with_stored(self, x: Tensor, sample_weight: Tensor | None) -> Tensor:
         mean, var = self.stat("running_mean"), self.stat("running_var")
+        if self._forward is not None:
+            # It met those of its first run, which one value did not move, but other batches may have.
+            met = self._situation(x.device, None, recomputing())[0]
+            mean, var = met.mean.to(mean.dtype), met.var.to(var.dtype)
         if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or tracing()):
             # Backward holds its own copies: the buffers may move before it runs. (A trace must not go by gradients.)
             mean, var = mean.clone(), var.clone()
@@ -139,10 +143,10 @@ class Normalising(Moving):
         if ranks is not None and sharing.ranks is None:
             pooled = ranks.pool(pooled)
         met, now = self._situation(x.device, before, again) if tracks else (State(pooled.mean, pooled.mean), _NO_TIME)
-        state, final, ok = met, None, None
+        state, final, became = met, None, None
         checks_counts = sharing.uneven and not coupling.takes_one_value
         if tracks and recipe.extent.sequential:
-            met, final, now, ok = self._stream(batch, state, now, ~batch.few if checks_counts else None)
+            met, final, now, became = self._stream(batch, state, now, ~batch.few if checks_counts else None)
         for_few = None
         if sharing.uneven and self._has_few(batch, tracks, coupling):
             for_few = met.mean, met.var
@@ -169,8 +173,8 @@ class Normalising(Moving):
                 # Where all groups met the running statistics, those stay; ranks decide by what they have together.
                 several = (pooled if ranks is not None else batch).has_several() if checks_counts else None
                 self._move(pooled, now, several)
-            elif moves and final is not None and ok is not None:
-                self._commit(final, ok.any(), (~ok).any())
+            elif moves and final is not None and became is not None:
+                self._commit(final, *became)
         return y
 
     def _spell_or_pass(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError, check
-from batchnorm.layers.asserting import require, transformed
+from batchnorm.layers.asserting import exporting, require, transformed
 from batchnorm.layers.naming import describe
 
 _KINDS = ("mask", "lengths", "weights")
@@ -61,7 +61,7 @@ class MaskInput(NamedTuple):
 def weight_of(layer: Any, x: Tensor, given: MaskInput) -> Tensor | None:
     """The mask or weights of this call, or those of the context around it, as `(N, 1, *)`."""
     if given.kind is None:
-        given = layer.__dict__.get("_given") or given
+        given = layer._given or given
     kind = layer.recipe.extent.requires
     if kind is not None and not given.meets(kind):
         said = kind if kind == "mask" else f"{kind}={kind}"
@@ -92,7 +92,7 @@ def require_kind(name: str, given: Tensor) -> None:
 
 def require_weights(weights: Tensor, layer: nn.Module | None = None) -> None:
     """Refuse weights that are NaN, infinite or negative, without waiting for their device."""
-    if transformed() or not weights.is_floating_point():
+    if weights.dtype is torch.bool or exporting() or transformed():
         return
     message = "weights must be finite and not negative, 0 for what is no data"
     require(((weights >= 0) & (weights < torch.inf)).all(), message, layer)

@@ -166,7 +166,7 @@ class BatchNorm(Normalising):
 
     def _output(self, input: Tensor, given: MaskInput | None, residual: Tensor | None) -> Tensor:
         sample_weight = None
-        if given is not None or "_given" in self.__dict__ or self.recipe.extent.requires is not None:
+        if given is not None or self._given is not None or self.recipe.extent.requires is not None:
             sample_weight = weight_of(self, input, given or MaskInput())
         if self.inplace and residual is not None:
             raise BatchNormError("residual must be None with inplace=True, whose backward starts from the output alone")

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _LazyNormBase
+from torch.nn.parameter import is_lazy
 
 from batchnorm.arguments import arguments, told
 from batchnorm.errors import ArgumentError
@@ -15,6 +16,7 @@ from batchnorm.layers.choices.recipe import Choices, Momentum
 from batchnorm.layers.choices.table import Method
 from batchnorm.layers.module import ARGUMENTS, BatchNorm, started
 from batchnorm.layers.naming import describe
+from batchnorm.layers.statistics import require_names
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
@@ -109,13 +111,24 @@ class _Lazy(_LazyNormBase):
         recipe, start, extra = started(method, choices, momentum, bias)
         check_activation(activation, negative_slope, False)
         super().__init__(eps, start, affine, track_running_stats, device, dtype, **extra)
+        require_names(self, self.cls_to_become, recipe)  # pyright: ignore
         self.recipe, self.activation, self.negative_slope = recipe, activation, negative_slope
 
-    def initialize_parameters(self, input: Any) -> None:
+    def initialize_parameters(self, input: Any, *given: Any, **named: Any) -> None:
         """Take the number of channels from the input and the buffers the recipe needs."""
         if not isinstance(input, Tensor):
             raise ArgumentError(f"input must be a tensor; it was {told(input)}, in {describe(self)}")
         self._check_input_dim(input)
+        self._become(input)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:
+        held = (state_dict.get(prefix + name) for name in ("running_mean", "weight"))
+        channels = next((len(v) for v in held if isinstance(v, Tensor) and not is_lazy(v) and v.dim() == 1), None)
+        if channels is not None:
+            self._become(torch.empty(1, channels, device="meta"))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore
+
+    def _become(self, input: Tensor) -> None:
         fresh = self.has_uninitialized_params()  # pyright: ignore[reportAttributeAccessIssue]
         # Ordinary tensors, also where the first input comes in inference mode.
         with torch.inference_mode(False):

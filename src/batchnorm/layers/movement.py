@@ -11,10 +11,11 @@ from batchnorm import kernels
 from batchnorm.layers import rule
 from batchnorm.layers.asserting import FINITE, exporting, require, transformed
 from batchnorm.layers.choices.situation import Held, Now, State
+from batchnorm.layers.masks import MaskInput
 from batchnorm.layers.moments import Moments
 from batchnorm.layers.processes.ranks import Ranks, partners
 from batchnorm.layers.processes.traced import TracedRanks
-from batchnorm.layers.recompute import bookkeeping
+from batchnorm.layers.recompute import Forward, bookkeeping
 from batchnorm.layers.statistics import Statistics
 
 
@@ -24,6 +25,9 @@ class Moving(Statistics):
     frozen: bool = False
     paused: bool = False
     accumulating: bool = False
+    # The mask of a context, and the forward that is being remembered. A compiler guards attributes that always exist.
+    _given: MaskInput | None = None
+    _forward: Forward | None = None
 
     def _ranks(self) -> Ranks | TracedRanks | None:
         """The processes this layer shares statistics with, registered once."""
@@ -37,7 +41,7 @@ class Moving(Statistics):
     @torch.no_grad()
     def _situation(self, device: torch.device, before: dict[str, Tensor] | None, again: bool) -> tuple[State, Now]:
         """The statistics and the step this forward meets; a recomputed one meets those of its first."""
-        forward = self.__dict__.get("_forward") if self.recipe.coupling.reads_population else None
+        forward = self._forward if self.recipe.reads_population else None
         if forward is None:
             return self._state(kernels.wide_dtype(device)), self._now(device, before)
         with bookkeeping():
@@ -52,22 +56,22 @@ class Moving(Statistics):
     @torch.no_grad()
     def _stream(
         self, batch: Moments, state: State, now: Now, enough: Tensor | None = None
-    ) -> tuple[State, State, Now, Tensor]:
-        """Group after group: what each meets `(groups, C)`, what is left at the end, their steps, and which counted."""
+    ) -> tuple[State, State, Now, tuple[Tensor, Tensor]]:
+        """Group after group: what each meets `(groups, C)`, what is left, their steps; which counted, were skipped."""
         # Every group is a step of its own, which a cumulative average goes by, as update_bn asks for.
         groups = torch.arange(1, len(batch.mean) + 1, device=batch.mean.device)[:, None]
         now = now.having(each=((now.step - 1) * len(batch.mean) + groups).to(batch.mean.dtype))
         how = self.recipe.estimator.move(state, now)
-        ok = self._acceptable(batch, batch.var(how.correction), enough)
+        ok, skipped = self._acceptable(batch, batch.var(how.correction), enough)
         met, last = rule.stream(batch, state.mean, state.var, now.eps, how, ok)
-        return State(*met, state.memory), State(*last, state.memory), now, ok
+        return State(*met, state.memory), State(*last, state.memory), now, (ok.any(), skipped.any())
 
-    def _acceptable(self, batch: Moments, var: Tensor, several: Tensor | None = None) -> Tensor:
-        """Whether a batch, or each group `(groups, 1)`, may enter with this new variance."""
-        ok, sound = rule.may_enter(batch, var, self.recipe.policy.nonfinite, several)
+    def _acceptable(self, batch: Moments, var: Tensor, several: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Whether a batch, or each group `(groups, 1)`, may enter with this new variance, or is skipped."""
+        ok, skipped, sound = rule.may_enter(batch, var, self.recipe.policy.nonfinite, several)
         if sound is not None:
             require(sound, FINITE, self)
-        return ok
+        return ok, skipped
 
     @torch.no_grad()
     def _move(self, batch: Moments, now: Now | None = None, several: Tensor | None = None) -> None:
@@ -79,8 +83,7 @@ class Moving(Statistics):
             state, estimator = self._state(batch.mean.dtype), self.recipe.estimator
             now = (self._now(batch.mean.device) if now is None else now).having(moments=batch)
             mean, var = rule.move(batch, state.mean, state.var, now.eps, estimator.move(state, now))
-            ok = self._acceptable(batch, var, several)
-            self._commit(State(mean, var, self._kept(state, now, batch)), ok, ~ok)
+            self._commit(State(mean, var, self._kept(state, now, batch)), *self._acceptable(batch, var, several))
 
     def _kept(self, state: State, now: Now, batch: Moments) -> dict[str, Any]:
         """What the choices keep of a batch that enters."""
@@ -123,12 +126,12 @@ class Moving(Statistics):
     def _pend(self, batch: Moments, several: Tensor | None = None) -> None:
         """Keep a micro-batch for the one update that `accumulate` makes."""
         held: Moments = self.__dict__["_pending"]
-        ok = self._acceptable(batch, batch.m2, several)
+        ok, skipped = self._acceptable(batch, batch.m2, several)
         new = held.merge(batch)
         for name in ("count", "mean", "m2", "count_squared"):
             buffer = getattr(held, name)
             buffer.copy_(torch.where(ok, getattr(new, name), buffer))
-        self._count(~ok)
+        self._count(skipped)
 
     def start_accumulating(self) -> None:
         """Collect moments instead of moving; see `batchnorm.accumulate`."""

@@ -18,7 +18,7 @@ from batchnorm.layers.asserting import tracing, transformed
 from batchnorm.layers.choices.situation import Now, State
 
 # What contexts set on a layer: a mask, a bank, `accumulate(renorm=True)`, a pause.
-CIRCUMSTANCES = ("_given", "active_bank", "recipe", "paused")
+CIRCUMSTANCES = ("_given", "active_bank", "recipe", "paused", "accumulating")
 _VALUES = 512
 _C: Any = torch._C
 # Private, and wrapped here once: the hooks that pack what is saved; where torch has none, every forward is remembered.
@@ -196,12 +196,7 @@ def as_first(layer: Any, first: Forward) -> Iterator[None]:
     own = layer.__dict__
     before = {name: own[name] for name in CIRCUMSTANCES if name in own}
     try:
-        for name, value in zip(CIRCUMSTANCES, first.circumstances, strict=True):
-            if value is None and name == "_given":
-                own.pop(name, None)
-            else:
-                own[name] = value
-        own["_forward"] = first
+        own.update(zip(CIRCUMSTANCES, first.circumstances, strict=True), _forward=first)
         yield
     finally:
         for name in (*CIRCUMSTANCES, "_forward"):
@@ -222,7 +217,7 @@ def on_record(layer: Any, x: Tensor, given: Any, residual: Tensor | None) -> Ten
         if record is None:
             record = layer.__dict__["_record"] = ForwardRecord()
         with bookkeeping():
-            layer.__dict__["_forward"] = record.begin(x, tuple(getattr(layer, name, None) for name in CIRCUMSTANCES))
+            layer.__dict__["_forward"] = record.begin(x, tuple(getattr(layer, name) for name in CIRCUMSTANCES))
         try:
             return layer._output(x, given, residual)
         finally:

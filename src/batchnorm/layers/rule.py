@@ -272,11 +272,11 @@ def stream(
 
 def may_enter(
     batch: Moments, var: Tensor, nonfinite: str, several: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Whether a batch, or each group `(groups, 1)` of a stream, enters the statistics; and what else stops the run.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Whether a batch, or each group `(groups, 1)` of a stream, enters the statistics, or is skipped; what must hold.
 
     It enters where it is not empty, and finite unless the policy is to propagate; without several values it has met
-    the running statistics, which stay.
+    the running statistics, which stay. Neither of these is skipped: only what is not finite is.
     """
     rows = batch.mean.dim() == 2
 
@@ -285,9 +285,10 @@ def may_enter(
 
     present = everywhere(batch.count > 0 if several is None else (batch.count > 0) & several)
     if nonfinite == "propagate":
-        return present, None
+        return present, torch.zeros_like(present), None
     finite = everywhere(torch.isfinite(batch.mean) & torch.isfinite(batch.m2) & torch.isfinite(var))
-    return finite & present, (finite | ~present).all() if nonfinite == "raise" else None
+    skipped = present & ~finite
+    return present & finite, skipped, ~skipped.any() if nonfinite == "raise" else None
 
 
 class Sums(NamedTuple):

@@ -70,6 +70,7 @@ class Statistics(_BatchNorm):
     def adopt(self, recipe: Recipe) -> None:
         """Take a recipe and the buffers it needs; what is there already is kept."""
         check(hasattr(recipe, "estimator"), "recipe", "a Recipe, as recipe_for(method) gives", told(recipe))
+        require_names(self, type(self), recipe)
         before, self.recipe = self.recipe, recipe
         if self.running_mean is None:
             return
@@ -99,15 +100,8 @@ class Statistics(_BatchNorm):
         return {**of_estimator, **of_coupling}
 
     def _memories(self, mean: Tensor, var: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What the estimator remembers, and the coupling, as they start from these statistics."""
         with torch.no_grad():
-            state, coupling = State(mean, var), self.recipe.coupling
-            trained = (mean != 0).any() | (var != 1).any()
-            memory = self.recipe.estimator.memory(state, trained)
-            if coupling.looks_back and self.before is not None:
-                back: Any = coupling
-                return memory, back.memory_before(state, self.before.weight)
-            return memory, coupling.memory(state, trained)
+            return self.recipe.memories(mean, var, self.before)
 
     def abandon(self, bank: str | None = None) -> None:
         """Drop everything that a stock layer does not have; a bank's statistics become the layer's."""
@@ -326,6 +320,24 @@ _OWN = (
     "activation", "negative_slope", "inplace", "fused_from", "exchanges", "_record", "_given", "_before", "_partners",
     "stock_momentum", "_skipped", "_ready", "_pending",
 )  # fmt: skip
+
+
+@torch.no_grad()
+def require_names(layer: Any, kind: type[nn.Module], recipe: Recipe) -> None:
+    """Refuse choices that remember under a name which a layer, or the class it is to have, has for something else."""
+    mean, var = layer.running_mean, layer.running_var
+    if mean is None:
+        return
+    if is_lazy(mean):
+        mean, var = torch.zeros(1), torch.ones(1)
+    # Without the layer before, whose weight may move when it is read.
+    of_estimator, of_coupling = recipe.memories(mean, var, None)
+    for name in {*of_estimator, *of_coupling}.difference(getattr(layer, "memory_names", ())):
+        if not name.isidentifier() or name.startswith(("_", "bank_")) or hasattr(kind, name) or hasattr(layer, name):
+            raise BatchNormError(
+                f"choices must remember under names that {kind.__name__} has for nothing else, without a dot and with "
+                f"neither '_' nor 'bank_' in front; one was {name!r}"
+            )
 
 
 @torch.inference_mode(False)

@@ -53,7 +53,8 @@ class Native:
     def prepare(self, move: Move, r: Any, x: Tensor) -> None:
         """Everything in the extension's terms."""
         pm, pv, rest = self.vectors
-        if pm is not None or pv is not None or rest is not None or move.from_mean is not None:
+        joined = move.from_mean is not None or move.from_var is not None
+        if joined or pm is not None or pv is not None or rest is not None:
             self.handed_in = calls.Vectors(*self.vectors, move.from_mean, move.from_var)
         self.spec = calls.spec(*self._terms(move, r))
 

@@ -68,7 +68,7 @@ def _may(layers: list[Any]) -> bool:
     if torch.compiler.is_compiling() or len(set(map(id, layers))) < max(2, len(layers)):
         return False
     for layer in layers:
-        if not isinstance(layer, BatchNorm) or not layer.training or layer.frozen or "_given" in layer.__dict__:
+        if not isinstance(layer, BatchNorm) or not layer.training or layer.frozen or layer._given is not None:
             return False
         if layer.recipe.extent.requires is not None:
             return False

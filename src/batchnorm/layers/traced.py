@@ -15,6 +15,7 @@ from batchnorm.kernels import calls, native, traced
 from batchnorm.layers.activation import follows_residual
 from batchnorm.layers.asserting import exporting
 from batchnorm.layers.backends import fewest
+from batchnorm.layers.choices.situation import AfterReduction
 from batchnorm.layers.operands import require
 from batchnorm.layers.rule import Move
 
@@ -33,8 +34,14 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
     if fewest(x.shape, groups) == 1:
         return None
     state, now = layer._situation(x.device, None, False)
-    numbers, vectors = recipe.coupling.plan(state, now)
-    move = Move() if layer.paused else recipe.estimator.move(state, now)
+    n = x.numel() // x.shape[1]
+    whole = now.having(values=torch.full((1,), n, dtype=torch.float64))
+    each = now if x.shape[0] % groups else now.having(values=torch.full((1,), n // groups, dtype=torch.float64))
+    try:
+        numbers, vectors = recipe.coupling.plan(state, each)
+        move = Move() if layer.paused else recipe.estimator.move(state, whole)
+    except AfterReduction:
+        return None
     slope = layer.negative_slope if layer.activation == "leaky_relu" else 0.0
     values = [
         numbers.mean, numbers.share, numbers.spread, numbers.low, numbers.high, numbers.shift,
@@ -42,7 +49,8 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
     ]  # fmt: skip
     if any(isinstance(value, Tensor) and (value.numel() != 1 or value.requires_grad) for value in values):
         return None
-    if any(v is not None and v.requires_grad for v in vectors):
+    handed_in = (*vectors, move.from_mean, move.from_var)
+    if any(v is not None and (v.numel() != x.shape[1] or v.requires_grad) for v in handed_in):
         return None
     told = torch.stack([torch.as_tensor(value, dtype=torch.float64).reshape(()) for value in values])
     flags = [
@@ -52,9 +60,8 @@ def forward(layer: Any, x: Tensor, sample_weight: Tensor | None, residual: Tenso
     ]  # fmt: skip
     buffers: list[Any] = [*(layer._buffers[name] for name in _BUFFERS), layer.num_batches_skipped]
     moves = not layer.paused
-    found = traced.train(
-        x, layer.weight, layer.bias, residual, *vectors, *buffers, told, flags, groups, moves, recipe.coupling.detached
-    )
+    operands = x, layer.weight, layer.bias, residual, *handed_in, *buffers
+    found = traced.train(*operands, told, flags, groups, moves, recipe.coupling.detached)
     if moves:
         with torch.no_grad():
             for buffer, value in zip(buffers, found[2:], strict=True):

@@ -16,6 +16,8 @@ from batchnorm.layers import EMA, BatchNorm, Cumulative, Diminishing, Mixture, P
 from batchnorm.layers.activation import MODULES
 from batchnorm.layers.choices import Choices
 from batchnorm.layers.choices.table import Method
+from batchnorm.layers.held import outside
+from batchnorm.layers.statistics import require_names
 from batchnorm.models.activations import activation_of, set_module
 from batchnorm.models.find import Model, batch_norm_layers, inner_name, is_timms, present_layers
 from batchnorm.models.graph.flow import linear_maps_before
@@ -33,6 +35,8 @@ _TO_OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LazyBatchNorm3d: ours.LazyBatchNorm3d,
 }
 _GIVE_UP = "call batchnorm.convert(model) first, which drops it: the eval output then uses the stored statistics alone"
+# What the contexts hold on this package's layers, and `pause` on torch's.
+_CONTEXTS = {"paused": "pause", "_given": "masked", "active_bank": "bank", "recipe": "accumulate"}
 _TO_STOCK = {mine: theirs for theirs, mine in _TO_OURS.items()}
 
 
@@ -70,7 +74,8 @@ def convert(
 
     Raises:
         BatchNormError: no batch norm layer, an unknown method, a custom subclass, a momentum outside
-            [0, 1], an eps below 0; nothing is changed.
+            [0, 1], an eps below 0, inside `accumulate` or a `pause` of torch's layers, choices that
+            remember under a name which a layer has already; nothing is changed.
     """
     recipe = recipe_for(method, **choices)
     found = present_layers(model)
@@ -80,10 +85,16 @@ def convert(
         raise BatchNormError(_refusal(model, others))
     for name, module in targets.items():
         check_momentum(name, module)
+        held = outside(module).keys() & {"recipe", "track_running_stats"}
+        if held:
+            context = "accumulate" if "recipe" in held else "pause"
+            raise BatchNormError(f"layer {name or '(root)'!r} is inside {context}(): convert it outside the context")
         if not module.eps >= 0:
             raise BatchNormError(f"eps of layer {name or '(root)'!r} must be 0 or more; it was {module.eps}")
     starts = {name: _start_count(name, m, recipe, count, choices) for name, m in targets.items()}
     before = _maps_before(model, targets) if recipe.coupling.looks_back else {}
+    for module in targets.values():
+        require_names(module, _TO_OURS.get(type(module), type(module)), recipe)
     for name, module in targets.items():
         if type(module) in _TO_OURS:
             module.__class__ = _TO_OURS[type(module)]
@@ -203,7 +214,8 @@ def to_stock(model: nn.Module, *, bank: str | None = None) -> nn.Module:
 
     Raises:
         BatchNormError: a layer whose eval output no per-channel affine map can give, or that torch
-            has no class for; a bank that is not there. Nothing is changed.
+            has no class for; a bank that is not there; inside `pause`, `masked`, `bank` or
+            `accumulate`, which it would end. Nothing is changed.
     """
     targets: dict[str, Any] = {n: m for n, m in batch_norm_layers(model).items() if isinstance(m, BatchNorm)}
     for name, module in targets.items():
@@ -236,8 +248,9 @@ def _no_stock(layer: Any, bank: str | None) -> str | None:
         return f"torch has no class for {type(layer).__name__}; use BatchNorm1d, 2d or 3d"
     if layer.channel_axis != 1:
         return f"torch's layers have their channels on axis 1, this one on axis {layer.channel_axis}"
-    if layer.accumulating:
-        return "it is inside accumulate(), whose update is still pending"
+    held = [context for attribute, context in _CONTEXTS.items() if attribute in outside(layer)]
+    if held:
+        return f"it is inside {held[-1]}(), which a change of class would end: leave the context first"
     inference = layer.recipe.inference
     if isinstance(inference, Mixture) and inference.weight != 0:
         return f"its inference {inference!r} depends on the {inference.per} at hand; {_GIVE_UP}"

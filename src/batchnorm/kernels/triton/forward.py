@@ -76,7 +76,7 @@ def settle(
         if tracked_ptr is not None:
             tl.store(tracked_ptr, tl.load(tracked_ptr) + entered)
         if skipped_ptr is not None:
-            tl.store(skipped_ptr, tl.load(skipped_ptr) + (1 - entered) * (sound & legal))
+            tl.store(skipped_ptr, tl.load(skipped_ptr) + (present - entered) * (sound & legal))
 
 
 @triton.jit

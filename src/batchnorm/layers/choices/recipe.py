@@ -14,7 +14,7 @@ from batchnorm.layers.choices.couplings import BatchCoupling, Coupling
 from batchnorm.layers.choices.estimators import EMA, Estimator
 from batchnorm.layers.choices.extents import Batch, Extent
 from batchnorm.layers.choices.inference import Inference, Mixture, Stored
-from batchnorm.layers.choices.situation import Schedule
+from batchnorm.layers.choices.situation import Schedule, State
 
 # The words of a policy; checkers and the check at run time read the same ones.
 NonFinite = Literal["skip", "raise", "propagate"]
@@ -71,6 +71,21 @@ class Recipe:
         reason = self.coupling.refuses(self) or _sequential_refuses(self) or _precisions_refuse(self)
         if reason is not None:
             raise BatchNormError(f"these choices cannot be combined: {reason}")
+
+    def memories(self, mean: Tensor, var: Tensor, before: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What estimator and coupling remember, as it starts from these statistics, under names that differ."""
+        state, trained, coupling = State(mean, var), (mean != 0).any() | (var != 1).any(), self.coupling
+        mine, back = self.estimator.memory(state, trained), coupling.looks_back and before is not None
+        theirs: Any = coupling.memory_before(state, before.weight) if back else coupling.memory(state, trained)  # pyright: ignore
+        both = sorted(mine.keys() & theirs.keys())
+        if both:
+            raise BatchNormError(f"{self.estimator!r} and {coupling!r} must not both remember {both[0]!r}: rename one")
+        return mine, theirs
+
+    @property
+    def reads_population(self) -> bool:
+        """Whether a forward in training may meet the running statistics, which one that runs again must meet too."""
+        return self.coupling.reads_population or self.policy.too_few == "population"
 
     def splits_calls(self, coupling: Coupling, tracks: bool, stored: bool) -> str | None:
         """Why no single native call makes a step with this coupling in use, or None."""
