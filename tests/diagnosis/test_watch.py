@@ -298,7 +298,7 @@ def test_a_watched_model_can_be_saved_and_its_copy_is_not_watched():
         warnings.simplefilter("ignore")
         model(torch.randn(8, 3))
         torch.save(model, file)
-        seen = watched.run.layers["1"].updates
+    seen = watched.run.layers["1"].updates
     file.seek(0)
     again = torch.load(file, weights_only=False)
     x = torch.randn(8, 3)
