@@ -141,7 +141,7 @@ def _data_of(path: Path, of: str) -> tuple[Any, list[str]]:
                 for key in keys:
                     inner = inner.setdefault(key, {})
                 inner.update({name: entry.tensor(data) for name, entry in held.items()})
-        except ValueError as error:
+        except (ValueError, *states.UNREADABLE) as error:
             raise BatchNormError(f"{of} must be a checkpoint of tensors; {path.name} is not one: {error}") from error
     return content, lost
 

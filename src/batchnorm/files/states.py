@@ -19,6 +19,8 @@ STATISTICS = ("running_mean", "running_var")
 MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "weights", "params")
 # What wrappers put into names: DDP and DataParallel, torch.compile, FSDP, activation checkpointing.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# What a damaged archive raises.
+UNREADABLE = (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError)
 DEEPEST = 16
 Keys = tuple[str, ...]
 
@@ -32,7 +34,7 @@ def entries(path: Path, data: mmap.mmap) -> dict[Keys, dict[str, Entry]]:
     torch_zip = data[:4] == b"PK\x03\x04" or path.suffix not in (".safetensors", "")
     try:
         return torch_file.entries(path, data) if torch_zip else {(): safetensors_file.entries(data)}
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise ValueError(str(error)) from error
 
 

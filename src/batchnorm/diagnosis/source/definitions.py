@@ -6,18 +6,29 @@ import ast
 import operator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from batchnorm.diagnosis.source.syntax import nodes_of
 from batchnorm.diagnosis.source.values import STATISTICS, Const, External, Obj
-
-if TYPE_CHECKING:
-    from batchnorm.diagnosis.source.project import Project
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 NO_ARGUMENTS = ast.arguments([], [], None, [], [], None, [])
+
+
+class Files(Protocol):
+    """The files that a module belongs to."""
+
+    modules: dict[str, Module]
+
+    def find(self, name: str, near: Module) -> Module | None:
+        """The module that an import in `near` means."""
+        ...
+
+    def inside(self, module: Module, name: str) -> Any:
+        """A module inside a package."""
+        ...
 
 
 @dataclass(eq=False)
@@ -152,7 +163,7 @@ class Module:
     path: str
     text: str
     tree: ast.Module
-    project: Project
+    project: Files
 
     def __post_init__(self) -> None:
         self.file = self.path.rsplit("/", 1)[-1]

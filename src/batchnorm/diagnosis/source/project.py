@@ -86,8 +86,8 @@ class Project:
                 group[of(other)] = of(name)
         parts: dict[str, Project] = {}
         for name, module in self.modules.items():
-            module.project = parts.setdefault(of(name), Project(self.root))
-            module.project._take(module)
+            part = module.project = parts.setdefault(of(name), Project(self.root))
+            part._take(module)
         return list(parts.values())
 
     def alone(self, module: Module) -> Project:
