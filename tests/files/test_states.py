@@ -127,3 +127,31 @@ def test_a_tensor_that_claims_to_repeat_a_value_for_ever_is_refused(tmp_path):
     torch.save({"bn.running_mean": torch.zeros(1).expand(10**9), "object": Net()}, tmp_path / "a.pt")
     with pytest.raises(BatchNormError, match="repeats few values too often"):
         load_archive(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("hold", "key"),
+    [
+        (lambda state: [state], "0"),
+        (lambda state: (3, state), "1"),
+        (lambda state: {0: state}, "0"),
+        (lambda state: {"runs": [{"best": state, "epoch": 3}]}, "runs.0.best"),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_state_in_a_list_or_under_a_number_is_found_and_written_back_in_its_place(tmp_path, hold, key, named):
+    content = hold(state())
+    torch.save(content, tmp_path / "a.pt")
+    archive = load_archive(tmp_path / "a.pt", key if named else None)
+    new = archive.replaced({"bn.running_mean": torch.full((4,), 7.0)})
+    assert type(new.content) is type(content)
+    save_archive(new, tmp_path / "b.pt")
+    again = load_archive(tmp_path / "b.pt")
+    assert again.keys == archive.keys
+    assert again.state["bn.running_mean"].tolist() == [7.0] * 4
+    assert archive.state["bn.running_mean"].tolist() != [7.0] * 4
+
+
+def test_an_optimizers_state_is_no_candidate(tmp_path):
+    torch.save({"net2": {"w": torch.ones(3)}, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}, tmp_path / "a.pt")
+    assert load_archive(tmp_path / "a.pt").keys == ("net2",)

@@ -29,7 +29,7 @@ class Archive:
     """
 
     content: Any
-    keys: tuple[str, ...] = ()
+    keys: tuple[Any, ...] = ()
     metadata: dict[str, str] | None = None
     safetensors: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
@@ -54,10 +54,9 @@ class Archive:
 
     def left_out_of(self, path: Path) -> list[str]:
         """The keys of what a file written from it does not have: objects, and in `.safetensors` all but the state."""
-        beside = (
-            [] if path.suffix != ".safetensors" or not self.keys else [k for k in self.content if k != self.keys[0]]
-        )
-        return [key or "the object itself" for key in dict.fromkeys([*self.lost, *map(str, beside)])]
+        alone = path.suffix == ".safetensors" and self.keys and isinstance(self.content, Mapping)
+        beside = [str(key) for key in self.content if key != self.keys[0]] if alone else []
+        return [key or "the object itself" for key in dict.fromkeys([*self.lost, *beside])]
 
     def fitted(self, wanted: Iterable[str], what: str) -> Archive:
         """The same file, its tensors under the names that a model wants, without the prefix of a wrapper."""
@@ -76,14 +75,21 @@ class Archive:
             held = self.names.get(name, name)
             dtype = torch.float32 if held in narrow else old[held].dtype if held in old else value.dtype
             new[held] = value.detach().cpu().to(dtype)
-        # Copies of the containers on the way, of their own types (an OrderedDict may carry version metadata).
-        content = copy(self.content)
-        inner = content
-        for key in self.keys:
-            inner[key] = copy(inner[key])
-            inner = inner[key]
-        inner.update(new)
-        return replace(self, content=content)
+        return replace(self, content=_with(self.content, self.keys, new))
+
+
+def _with(content: Any, keys: tuple[Any, ...], new: dict[str, Tensor]) -> Any:
+    """Copies of the containers on the way, of their own types (an OrderedDict may carry version metadata)."""
+    if not keys:
+        changed = copy(content)
+        changed.update(new)
+        return changed
+    inner = _with(content[keys[0]], keys[1:], new)
+    if isinstance(content, tuple):
+        return (*content[: keys[0]], inner, *content[keys[0] + 1 :])
+    changed = copy(content)
+    changed[keys[0]] = inner
+    return changed
 
 
 def _narrow_statistic(name: str, value: Any) -> bool:

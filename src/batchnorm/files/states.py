@@ -22,7 +22,7 @@ WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 # What a damaged archive raises.
 UNREADABLE = (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError)
 DEEPEST = 16
-Keys = tuple[str, ...]
+Keys = tuple[Any, ...]  # strings, and places in lists and numbers where dicts have such
 
 
 def entries(path: Path, data: mmap.mmap) -> dict[Keys, dict[str, Entry]]:
@@ -39,23 +39,32 @@ def entries(path: Path, data: mmap.mmap) -> dict[Keys, dict[str, Entry]]:
 
 
 def in_tree(content: Any) -> dict[Keys, list[str]]:
-    """The names of the tensors in every dict of a loaded checkpoint that holds some."""
+    """The names of the tensors in every dict of a loaded checkpoint that holds some.
+
+    By numbers, as an optimizer keeps its state, and in lists only those that hold running statistics.
+    """
     found: dict[Keys, list[str]] = {}
     pending: list[tuple[Keys, Any]] = [((), content)]
     while pending:
         keys, value = pending.pop()
-        if not isinstance(value, Mapping) or len(keys) > DEEPEST:
+        is_list = isinstance(value, (list, tuple))
+        if not (is_list or isinstance(value, Mapping)) or len(keys) > DEEPEST:
             continue
-        names = [name for name, item in value.items() if isinstance(name, str) and isinstance(item, Tensor)]
-        if names:
+        items: list[tuple[Any, Any]] = list(enumerate(value) if is_list else value.items())
+        names: list[str] = [name for name, item in items if isinstance(name, str) and isinstance(item, Tensor)]
+        if names and (all(isinstance(key, str) for key in keys) or _has_statistics(names)):
             found[keys] = names
-        pending += [((*keys, key), item) for key, item in reversed(list(value.items())) if isinstance(key, str)]
+        pending += [((*keys, key), item) for key, item in reversed(items) if isinstance(key, (str, int))]
     return found
+
+
+def _has_statistics(names: Iterable[str]) -> bool:
+    return any(name.rpartition(".")[2] in STATISTICS for name in names)
 
 
 def with_batch_norm(states: Mapping[Keys, Iterable[str]]) -> list[Keys]:
     """The states that hold running statistics."""
-    return [keys for keys, names in states.items() if any(n.rpartition(".")[2] in STATISTICS for n in names)]
+    return [keys for keys, names in states.items() if _has_statistics(names)]
 
 
 def choose(states: Mapping[Keys, Iterable[str]], key: str | None, file: str, kind: str = "dict") -> tuple[Keys, str]:
@@ -97,7 +106,7 @@ def _at(states: Mapping[Keys, Iterable[str]], key: str, file: str) -> tuple[Keys
 
 def dotted(keys: Keys) -> str:
     """Keys as `--key` takes them."""
-    return ".".join(keys)
+    return ".".join(map(str, keys))
 
 
 def bare(name: str) -> str:
