@@ -196,3 +196,33 @@ def test_of_a_detached_coupling_learned_numbers_are_constants_too(way):
     assert gp is None
     scale = 1 / (choice.formula(0, x.var((0, 2), correction=0), 0, layer.running_var)[1] + EPS).sqrt()
     assert torch.allclose(gx, 3 * layer(x).square() * scale[:, None])
+
+
+class OfTheBatch(Learned):
+    """A learned function of the batch's variance, which is a constant to the gradient of the data."""
+
+    def plan(self, state, now):
+        w = (self.p * now.batch.m2 / now.batch.count).sigmoid()
+        return Numbers(share=w), Vectors(rest=(1 - w) * state.var)
+
+    def formula(self, m, v, mean, var):
+        w = (self.p * v.detach()).sigmoid()
+        return m, w * v + (1 - w) * var
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("way", ["plain", "reference", "ghost", "checkpoint", "compiled", "create_graph"])
+def test_what_a_choice_makes_of_the_moments_is_a_constant_to_the_data(way, learned):
+    p, choice = made(OfTheBatch, (3,))
+    p.requires_grad_(learned)
+    layer = layer_of(choice, extent=Ghost(4) if way == "ghost" else None)
+    x, g = randn(12, 3, 4, seed=12).requires_grad_(), randn(12, 3, 4, seed=13)
+    leaves = (x, p) if learned else (x,)
+    kernels.use("reference" if way == "reference" else None)
+    try:
+        got = torch.autograd.grad((called(way, layer, x, None) * g).sum(), leaves, create_graph=way == "create_graph")
+    finally:
+        kernels.use()
+    expected = formula(choice, layer, x, torch.ones(12, 1, 4, dtype=DOUBLE), 3 if way == "ghost" else 1)
+    for one, other in zip(got, torch.autograd.grad((expected * g).sum(), leaves), strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -152,7 +153,8 @@ class Normalising(Moving):
             for_few = met.mean, met.var
 
         def told(found: Moments) -> tuple[State, Now]:
-            return met, now.having(moments=found)
+            # What a choice makes of the moments is a constant to the gradient, in every form of the forward.
+            return met, now.having(moments=replace(found, mean=found.mean.detach(), m2=found.m2.detach()))
 
         own = None if coupling.statistics is None else lambda found: coupling.statistics(found, *told(found))
         plan = Plan(
