@@ -131,7 +131,7 @@ def _words(module: Module, tree: ast.AST, whole: bool) -> set[str]:
 
 
 def _named(module: Module, of: ast.expr) -> set[str]:
-    """The functions and classes that a name asked of something may be: a file's, all of an object's, none of options'."""
+    """The names that may be asked of something: a file's, all of an object's, none of options'."""
     found = module.top(of.id) if isinstance(of, ast.Name) and of.id not in ("self", "cls") else of
     if isinstance(found, Namespace) and not found.module.stars:
         return {*found.module.names}
