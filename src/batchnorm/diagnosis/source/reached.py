@@ -124,8 +124,8 @@ def _words(module: Module, tree: ast.AST, whole: bool) -> set[str]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BY_NAME:
             given = node.args[1] if len(node.args) > 1 else None
             of = node.args[0] if node.args and node.func.id in ("vars", "getattr") else None
-            known = isinstance(given, ast.Constant)
-            found.update({str(given.value)} if known else {NAMES} if of is None else _named(module, of))
+            asked = {NAMES} if of is None else _named(module, of)
+            found.update({str(given.value)} if isinstance(given, ast.Constant) else asked)
         stack.extend(ast.iter_child_nodes(node))
     return found
 

@@ -161,8 +161,8 @@ def _asked_for(facts: Facts, part: Obj) -> bool:
 
 def _scale_alone(event: Event) -> bool:
     """Whether a layer's weight is fixed and its bias is not, as at the end of a network for faces."""
-    target = spelled(event.node.targets[0]) if isinstance(event.node, ast.Assign) else ""
-    return target.endswith(".weight.requires_grad") and "bias.requires_grad" not in event.function.module.text
+    scale = isinstance(event.node, ast.Assign) and spelled(event.node.targets[0]).endswith(".weight.requires_grad")
+    return scale and "bias.requires_grad" not in event.function.module.text
 
 
 def _reached(facts: Facts, event: Event, part: Obj | None) -> int:

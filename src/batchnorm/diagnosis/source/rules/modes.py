@@ -56,7 +56,8 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             continue
         if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
-        always = all(o.mode.value == TRAIN for o in event.contexts)
+        known = level == YES and all(o.mode.value == TRAIN for o in event.contexts)
+        known = known and not (c.quiet or _asked(facts, c))
         since = f" (train() in {c.mode.place})" if c.mode.node is not None else ", as a new model is"
         call, function = c.at or (event.node, event.function)
         name = called(event)
@@ -68,10 +69,7 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running "
             "statistics",
             f"{owner}.eval() before, {owner}.train() after",
-            sure=level == YES
-            and always
-            and not (c.quiet or _asked(facts, c))
-            and (_tests(facts, event) or (quiet and not may_load(facts, c))),
+            sure=known and (_tests(facts, event) or (quiet and not may_load(facts, c))),
         )
 
 
@@ -124,6 +122,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
         if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
             continue
         name, by = called(event), evals.function or event.function
+        known = level == YES and not _apart(by, event.function)
         since = "from the second round on" if test is None else f"once {spelled(test)} has held"
         yield Said(
             by.module,
@@ -131,10 +130,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
             f"this eval() is never followed by train(): {name} in line {event.line} of {file_of(event)} is trained in "
             f"eval mode {since}, and batch norm's statistics stop",
             f"{name}.train() after it, or before every step",
-            sure=level == YES
-            and evals.sure
-            and not _apart(by, event.function)
-            and (test is None or _evaluates(facts, evals)),
+            sure=known and evals.sure and (test is None or _evaluates(facts, evals)),
         )
 
 
