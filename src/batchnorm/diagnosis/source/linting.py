@@ -50,6 +50,7 @@ WORDS = (
     "networks import",
     "import models",
     "import networks",
+    "__main__",
 )
 SKIPPED = ("node_modules", "site-packages", "__pycache__", "venv", "env")
 

@@ -118,18 +118,21 @@ def _words(module: Module, tree: ast.AST, whole: bool) -> set[str]:
             stack.extend(node.bases if isinstance(node, ast.ClassDef) else node.args.defaults)
             continue
         if isinstance(node, ast.Attribute) and node.attr == NAMES:
-            found.update((NAMES,) if _names_code(module, node.value) else ())
+            found.update(_named(module, node.value))
         elif isinstance(node, ast.Name | ast.Attribute):
             found.add(name_of(node))
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BY_NAME:
             given = node.args[1] if len(node.args) > 1 else None
             of = node.args[0] if node.args and node.func.id in ("vars", "getattr") else None
-            word = str(given.value) if isinstance(given, ast.Constant) else NAMES
-            found.update((word,) if word != NAMES or of is None or _names_code(module, of) else ())
+            asked = {NAMES} if of is None else _named(module, of)
+            found.update({str(given.value)} if isinstance(given, ast.Constant) else asked)
         stack.extend(ast.iter_child_nodes(node))
     return found
 
 
-def _names_code(module: Module, of: ast.expr) -> bool:
-    """Whether what is asked for a name may hold functions or classes: a file, an object itself, no options."""
-    return not isinstance(of, ast.Name) or of.id in ("self", "cls") or isinstance(module.top(of.id), Namespace | Class)
+def _named(module: Module, of: ast.expr) -> set[str]:
+    """The names that may be asked of something: a file's, all of an object's, none of options'."""
+    found = module.top(of.id) if isinstance(of, ast.Name) and of.id not in ("self", "cls") else of
+    if isinstance(found, Namespace) and not found.module.stars:
+        return {*found.module.names}
+    return {NAMES} if isinstance(found, Namespace | Class | ast.expr) else set()

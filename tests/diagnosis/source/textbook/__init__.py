@@ -11,6 +11,7 @@ from tests.diagnosis.source.textbook import (
     settings,
     states,
     trained_in_eval,
+    unknown_links,
     values,
 )
 
@@ -25,5 +26,6 @@ KINDS = (
     settings,
     states,
     trained_in_eval,
+    unknown_links,
     values,
 )

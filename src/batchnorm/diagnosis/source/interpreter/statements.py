@@ -165,7 +165,7 @@ class Statements(Expressions):
         elif isinstance(target, ast.Subscript):
             base, key = self.ev(target.value), self.ev(target.slice)
             old = self.item(base, key)
-            if isinstance(old, Form) and old.live:
+            if isinstance(old, Form) and old.live and not self._rebinds(base, key, old):
                 self.assigned(node, old, value)
             elif isinstance(base, Obj):
                 if isinstance(key, Const):
@@ -173,6 +173,12 @@ class Statements(Expressions):
                     for option in options(value) if base.kind == "dict" else ():
                         base.attr(f"[{key.value}]").flows_from(option)
                 base.flows_from(value) if base.kind in ("list", "dict") else base.attr("[]").flows_from(value)
+
+    def _rebinds(self, base: Any, key: Any, old: Form) -> bool:
+        """Whether an element of a dict or list becomes another tensor, and the one it held stays as it is."""
+        if not isinstance(base, Obj) or base.kind == "state" or base.name == "_buffers":
+            return False
+        return isinstance(key, Const) or any(a.kind == "statistic" for a in old.terms)
 
     def bind_attribute(self, target: ast.Attribute, value: Any, node: ast.AST) -> None:
         """`x.name = value`."""

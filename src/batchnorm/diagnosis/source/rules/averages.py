@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.contents import LIKELY, YES
-from batchnorm.diagnosis.source.definitions import ClassInfo
+from batchnorm.diagnosis.source.definitions import ClassInfo, in_module
 from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import RECALIBRATES, last
@@ -92,8 +92,16 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
             "an average over parameters() leaves out the running statistics: the averaged model evaluates with those "
             "that it started with",
             "copy the buffers too: for a, b in zip(averaged.buffers(), model.buffers()): a.copy_(b)",
-            sure=level == YES,
+            sure=level == YES and _used(facts, owner),
         )
+
+
+def _used(facts: Facts, owner: Obj) -> bool:
+    """Whether an average may run forward with statistics of its own: nothing writes any, and not others alone run."""
+    if any(e.data["atom"].kind == "statistic" for e in facts.of("write")):
+        return False
+    run = [o for e in facts.of("forward") if not in_module(e.function) for o in (e.obj, *(c.obj for c in e.contexts))]
+    return owner.kind != "attribute" or not run or any(facts.same(o, owner) for o in run)
 
 
 def _averages(mixture: Mixture) -> bool:

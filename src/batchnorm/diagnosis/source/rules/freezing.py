@@ -150,12 +150,19 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
         layers = _trains_layers(facts, inside) if inside is not None and facts.is_layer(part) else 0
         if lightning or trains or layers:
             sure = reached == YES and (lightning or trains or layers == YES) and not _asked_for(facts, part)
+            sure &= not (_scale_alone(event) or any(facts.same(o, part) for o in thawed))
             yield _said(event, part.path, "", sure)
 
 
 def _asked_for(facts: Facts, part: Obj) -> bool:
     """Whether an option says that statistics move, where the weights alone of a batch norm layer are frozen."""
     return facts.is_layer(part) and any(facts.uses(m, *SWITCHES) for m in facts.modules)
+
+
+def _scale_alone(event: Event) -> bool:
+    """Whether a layer's weight is fixed and its bias is not, as at the end of a network for faces."""
+    scale = isinstance(event.node, ast.Assign) and spelled(event.node.targets[0]).endswith(".weight.requires_grad")
+    return scale and "bias.requires_grad" not in event.function.module.text
 
 
 def _reached(facts: Facts, event: Event, part: Obj | None) -> int:

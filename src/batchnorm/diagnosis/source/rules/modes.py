@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.contents import LIKELY, YES
-from batchnorm.diagnosis.source.definitions import in_module
+from batchnorm.diagnosis.source.definitions import FunctionInfo, in_module
 from batchnorm.diagnosis.source.facts import Facts, called, file_of, said
 from batchnorm.diagnosis.source.rules.averages import soft_copies
 from batchnorm.diagnosis.source.rules.forwards import (
@@ -56,7 +56,8 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             continue
         if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
-        always = all(o.mode.value == TRAIN for o in event.contexts)
+        known = level == YES and all(o.mode.value == TRAIN for o in event.contexts)
+        known = known and not (c.quiet or _asked(facts, c))
         since = f" (train() in {c.mode.place})" if c.mode.node is not None else ", as a new model is"
         call, function = c.at or (event.node, event.function)
         name = called(event)
@@ -68,8 +69,14 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             f"{name} is evaluated in train mode{since}: batch norm normalises with the batch and moves the running "
             "statistics",
             f"{owner}.eval() before, {owner}.train() after",
-            sure=level == YES and always and (_tests(facts, event) or (quiet and not may_load(facts, c))),
+            sure=known and (_tests(facts, event) or (quiet and not may_load(facts, c))),
         )
+
+
+def _asked(facts: Facts, c: Context) -> bool:
+    """Whether a file that trains nothing puts the model in train mode, which it does for the batch's statistics."""
+    puts = facts.set_to(TRAIN, "mode") if c.mode.node is None else ()
+    return any(facts.same(e.obj, c.obj) and not facts.steps(e.function.module) for e in puts)
 
 
 def unused(facts: Facts, event: Event, c: Context) -> bool:
@@ -115,6 +122,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
         if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
             continue
         name, by = called(event), evals.function or event.function
+        known = level == YES and not _apart(by, event.function)
         since = "from the second round on" if test is None else f"once {spelled(test)} has held"
         yield Said(
             by.module,
@@ -122,8 +130,14 @@ def never_back(facts: Facts) -> Iterator[Said]:
             f"this eval() is never followed by train(): {name} in line {event.line} of {file_of(event)} is trained in "
             f"eval mode {since}, and batch norm's statistics stop",
             f"{name}.train() after it, or before every step",
-            sure=level == YES and evals.sure and (test is None or _evaluates(facts, evals)),
+            sure=known and evals.sure and (test is None or _evaluates(facts, evals)),
         )
+
+
+def _apart(one: FunctionInfo, other: FunctionInfo) -> bool:
+    """Whether two functions are methods of classes that do not inherit from each other."""
+    owner, second = one.owner, other.owner
+    return owner is not None and second is not None and owner not in second.lineage and second not in owner.lineage
 
 
 def _evaluates(facts: Facts, evals: Mode) -> bool:
@@ -169,7 +183,7 @@ def second_network(facts: Facts) -> Iterator[Said]:
             continue
         if is_average(facts, c.obj) or facts.trains_part(c.obj) or c.layers is not None:
             continue
-        if any(facts.trains_whole(o) for o in owners(c.obj)):
+        if any(facts.trains_whole(o) for o in owners(c.obj)) or _trains_too(facts, event):
             continue
         named = teaches(event)
         taught = c.loaded and (c.no_grad is True or named)
@@ -189,6 +203,12 @@ def second_network(facts: Facts) -> Iterator[Said]:
             f"{name}.eval()",
             sure=level == YES and c.loaded,
         )
+
+
+def _trains_too(facts: Facts, event: Event) -> bool:
+    """Whether a forward without gradients stands beside one of the same network with them: what it trained so far."""
+    others = (e for e in facts.forwards_in(event.function) if called(e) == called(event))
+    return event.data["no_grad"] is True and any(e.data["no_grad"] is False for e in others)
 
 
 def _follows_in_train(facts: Facts) -> Iterator[Said]:

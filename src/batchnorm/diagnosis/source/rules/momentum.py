@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,13 +12,14 @@ from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import FLAX, KERAS, OTHER_LAYERS, is_torch_layer, last
 from batchnorm.diagnosis.source.syntax import reads, spelled, words
-from batchnorm.diagnosis.source.trace import Event
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Event
 from batchnorm.diagnosis.source.values import Const
 
 FREEZE = "batchnorm.freeze(model)"
 LARGE, CERTAIN = 0.5, 0.9  # a torch momentum that looks like another framework's, and one that can hardly be meant
 SMALL, CERTAIN_SMALL = 0.5, 0.2  # the same in Keras and Flax
 LARGEST_EPS = 0.05  # an eps beyond is no eps
+ARGUED = re.compile(r"#.*\bmomentum\b.*\b(prefer|rather than|instead of|on purpose|intended|deliberate)", re.IGNORECASE)
 
 
 class Numbers(NamedTuple):
@@ -70,7 +72,7 @@ def torch_momentum(facts: Facts) -> Iterator[Said]:
                 f"momentum={value:g} is the weight of the NEW batch in torch: the running statistics are nearly those "
                 f"of the last batch. Keras or Flax mean the weight of the old value, which would be {1 - value:g} here",
                 f"momentum={1 - value:g}",
-                sure=value >= CERTAIN,
+                sure=value >= CERTAIN and not _argued(layer) and not _still(facts),
             )
             break
     for event in facts.of("attribute"):
@@ -79,6 +81,16 @@ def torch_momentum(facts: Facts) -> Iterator[Said]:
                 yield said(
                     event, f"momentum={value:g} is the weight of the NEW batch in torch", f"{1 - value:g}", sure=False
                 )
+
+
+def _argued(layer: Numbers) -> bool:
+    """Whether a comment of the file says why the momentum is not the usual one."""
+    return bool(ARGUED.search(layer.event.function.module.text))
+
+
+def _still(facts: Facts) -> bool:
+    """Whether batch norm layers are put in eval, and nothing puts a model in train mode: momentum has no effect."""
+    return any(facts.set_to(EVAL, "layer mode")) and not any(facts.set_to(TRAIN, "mode", "layer mode"))
 
 
 def other_momentum(facts: Facts) -> Iterator[Said]:
@@ -91,7 +103,7 @@ def other_momentum(facts: Facts) -> Iterator[Said]:
                 "nearly those of the last "
                 f"batch. Torch means the weight of the new batch, which would be {1 - value:g} here",
                 f"momentum={1 - value:g}",
-                sure=value <= CERTAIN_SMALL,
+                sure=value <= CERTAIN_SMALL and not _argued(layer),
             )
             break
 
@@ -165,7 +177,9 @@ def frozen_by_momentum(facts: Facts) -> Iterator[Said]:
     )
     for layer in layers(facts):
         if layer.framework == "torch" and 0.0 in layer.momentum:
-            yield Said(layer.event.function.module, layer.call, message, FREEZE)
+            here = any(k.arg == "momentum" and isinstance(k.value, ast.Constant) for k in layer.call.keywords)
+            sure = here or not (any(layer.momentum) or layer.event.data["tests"])  # a test may leave the 0 out
+            yield said(layer.event, message, FREEZE, sure)
     for event in facts.of("attribute"):
         if event.data["name"] != "momentum" or event.obj is None or event.obj.kind not in ("batch norm",):
             continue
