@@ -232,17 +232,16 @@ def recalibrate(
     else:
         archive = load_archive(weights, key).fitted(state, weights.name)
         save_archive(archive.replaced(changed(state, archive.state)), out)
+    lost = [] if archive is None else archive.left_out_of(out)
     if as_json:
-        lost = [] if archive is None else archive.left_out_of(out)
         print(json.dumps(finite({**summary(result), "out": str(out), "left_out": lost}), indent=2))
     else:
         Console().print(result)
         if until is not None and not result.standard_error <= until:
             Console().print(f"The data ended before --until {until}: the worst error is {result.standard_error:.3g}.")
         made = "" if weights is not None else " (without --weights, so with the weights that the factory gave it)"
-        if archive is not None and archive.left_out_of(out):
-            listed = ", ".join(archive.left_out_of(out)[:6])
-            made = f" (what {weights} holds beside tensors and plain data is not in it: {listed})"
+        if lost:
+            made = f" (what {weights} holds beside tensors and plain data is not in it: {', '.join(lost[:6])})"
         Console().print(f"wrote {out}{made}", soft_wrap=True)
 
 

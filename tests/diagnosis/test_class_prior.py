@@ -30,15 +30,20 @@ def in_batches(x, y, size=50):
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
-def trained(x, y, steps=400):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)).train()
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+def fit(model, x, y, rate, steps, size):
+    """Train on batches that are drawn at random."""
+    optimizer = torch.optim.Adam(model.train().parameters(), rate)
     for _ in range(steps):
-        pick = torch.randint(len(x), (100,))
+        pick = torch.randint(len(x), (size,))
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[pick]), y[pick]).backward()
         optimizer.step()
+
+
+def trained(x, y, steps=400):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)).train()
+    fit(model, x, y, rate=0.01, steps=steps, size=100)
     batchnorm.recalibrate(model.eval(), x.split(100), progress=False)
     return model
 
@@ -122,12 +127,7 @@ def colour_network():
     )
     torch.manual_seed(0)
     x, y = hued(800, 0)
-    optimizer = torch.optim.Adam(model.train().parameters(), 0.02)
-    for _ in range(150):
-        pick = torch.randint(len(x), (64,))
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[pick]), y[pick]).backward()
-        optimizer.step()
+    fit(model, x, y, rate=0.02, steps=150, size=64)
     batchnorm.recalibrate(model.eval(), x.split(100), progress=False)
     return model, in_batches(x, y)
 
@@ -170,12 +170,7 @@ def test_a_quarter_turn_is_tried_after_the_orders_of_channels():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
     torch.manual_seed(0)
     x, y = cornered(800, 0)
-    optimizer = torch.optim.Adam(model.train().parameters(), 0.01)
-    for _ in range(60):
-        pick = torch.randint(len(x), (64,))
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[pick]), y[pick]).backward()
-        optimizer.step()
+    fit(model, x, y, rate=0.01, steps=60, size=64)
     batchnorm.recalibrate(model.eval(), x.split(100), progress=False)
     z, y = cornered(500, 1)
     lying = z.rot90(1, (2, 3))
@@ -215,12 +210,7 @@ def test_calls_of_one_layer_are_separated_as_it_is_printed():
 
     torch.manual_seed(0)
     model, (x, y) = Siamese(), drawn([1.0, 1.0, 1.0], 1200, 0)
-    optimizer = torch.optim.Adam(model.train().parameters(), 0.02)
-    for _ in range(200):
-        pick = torch.randint(len(x), (60,))
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[pick]), y[pick]).backward()
-        optimizer.step()
+    fit(model, x, y, rate=0.02, steps=200, size=60)
     loader = in_batches(x, y, 60)
     batchnorm.recalibrate(model.eval(), loader, progress=False)
     report = batchnorm.diagnose(model, loader, accuracy)

@@ -41,8 +41,9 @@ def call(
 
 
 def _call(model: nn.Module, batch: Any, forward_fn: Any, device: torch.device | None, channels_last: bool) -> Any:
-    batch = _own(batch)
+    # Copies, which models may change in place: the next pass begins with the same values.
     if forward_fn is not None and device is None:
+        batch = _copied(batch)
         return forward_fn(model, _last(batch) if channels_last else batch)
     if device is None:
         device = next((p.device for p in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
@@ -91,17 +92,17 @@ def _binds(names: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, An
     return True
 
 
-def _own(value: Any) -> Any:
-    """Copies of a batch's tensors, which models may change in place: the next pass begins with the same values."""
+def _copied(value: Any) -> Any:
+    """A batch with tensors of its own; other mappings than a dict stay what a forward_fn knows."""
     if isinstance(value, Tensor):
         return value.clone()
     if type(value) is dict:
-        return {key: _own(item) for key, item in value.items()}
-    return type(value)(map(_own, value)) if type(value) in (tuple, list) else value
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(map(_copied, value)) if type(value) in (tuple, list) else value
 
 
 def _to(value: Any, device: torch.device) -> Any:
-    return _mapped(value, lambda tensor: tensor.to(device))
+    return _mapped(value, lambda tensor: tensor.to(device, copy=True))
 
 
 def _last(value: Any) -> Any:

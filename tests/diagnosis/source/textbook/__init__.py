@@ -1,31 +1,19 @@
 """Textbook spellings of mistakes, and sound code that looks like them, for every kind in small programs."""
 
-from tests.diagnosis.source.textbook import (
-    constructors,
-    entry_points,
-    exports_and_constants,
-    followers,
-    held,
-    helpers,
-    own_modes,
-    settings,
-    states,
-    trained_in_eval,
-    unknown_links,
-    values,
-)
+from importlib import import_module
 
-KINDS = (
-    constructors,
-    entry_points,
-    exports_and_constants,
-    followers,
-    held,
-    helpers,
-    own_modes,
-    settings,
-    states,
-    trained_in_eval,
-    unknown_links,
-    values,
+NAMES = (
+    "constructors",
+    "entry_points",
+    "exports_and_constants",
+    "followers",
+    "held",
+    "helpers",
+    "own_modes",
+    "settings",
+    "states",
+    "trained_in_eval",
+    "unknown_links",
+    "values",
 )
+KINDS = tuple(import_module(f"{__name__}.{name}") for name in NAMES)
