@@ -66,7 +66,7 @@ class Facts(Objects):
 
     def trains(self, event: Event, at: Call | None = None) -> bool:
         """Whether the function of an event, or of a call, makes training steps; of a script's own code, the loops."""
-        function = event.function if at is None else at.function
+        function = function_of(event, at)
         if function.name == "training_step" or (at is not None and method_of(at.node) in self._backward):
             return True
         around = self.loops(event, at) if isinstance(function.node, ast.Module) else (function.node,)
@@ -133,6 +133,11 @@ class Facts(Objects):
             if isinstance(at, Obj) and isinstance(at.info, Event):
                 found.append(at.info)
         return found
+
+
+def function_of(event: Event, at: Call | None) -> FunctionInfo:
+    """Where a forward stands: in its own function, or in the one that calls a method which runs it."""
+    return event.function if at is None else at.function
 
 
 def adapts(info: ClassInfo) -> bool:

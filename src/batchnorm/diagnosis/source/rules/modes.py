@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.contents import LIKELY, YES
 from batchnorm.diagnosis.source.definitions import FunctionInfo, in_module
-from batchnorm.diagnosis.source.facts import Facts, called, file_of, said
+from batchnorm.diagnosis.source.facts import Facts, called, file_of, function_of, said
 from batchnorm.diagnosis.source.rules.averages import soft_copies
 from batchnorm.diagnosis.source.rules.forwards import (
     TEACHER,
@@ -82,7 +82,7 @@ def _asked(facts: Facts, c: Context) -> bool:
 def unused(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a forward over data is for its output alone: no loss of it is run backward, and nothing else takes it."""
     at = c.at if facts.fate(event).leaves else None  # where a method that returns it is called
-    function = event.function if at is None else at.function
+    function = function_of(event, at)
     loops = [n for n in facts.loops(event, at) if isinstance(n, ast.For | ast.While)]
     known = YES if not EVALUATES.search(function.name) else LIKELY
     if not loops or made_up(event) or (facts.has(c.obj) or 0) < known:
@@ -95,7 +95,7 @@ def unused(facts: Facts, event: Event, c: Context) -> bool:
 
 def _tests(facts: Facts, event: Event, at: Call | None = None) -> bool:
     """Whether a function, or a loop around, is named as a test is."""
-    function = event.function if at is None else at.function
+    function = function_of(event, at)
     over = {w for n in facts.loops(event, at) if isinstance(n, ast.For) for w in words(n.iter)}
     return any(EVALUATES.search(w.lower()) for w in (function.name, *over))
 
