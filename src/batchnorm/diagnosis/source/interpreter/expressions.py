@@ -136,7 +136,7 @@ class Expressions(Calls):
     def ev_Subscript(self, node: ast.Subscript) -> Any:
         base, key = self.ev(node.value), self.ev(node.slice)
         first = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) and node.slice.elts else node.slice
-        if isinstance(first, ast.Slice) and isinstance(base, Obj) and base.kind in SLICED:
+        if isinstance(first, ast.Slice) and all(isinstance(o, Obj) and o.kind in SLICED for o in options(base)):
             return base  # some of the elements, or of the samples of a batch, stand for all
         return self.item(base, key)
 
