@@ -33,6 +33,7 @@ from batchnorm.diagnosis.source.values import (
     Tuple,
     choice,
     options,
+    word,
 )
 
 SLICED = ("iteration", "list", "zip", "enumerate", "attribute")
@@ -137,7 +138,14 @@ class Expressions(Calls):
         base, key = self.ev(node.value), self.ev(node.slice)
         first = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) and node.slice.elts else node.slice
         if isinstance(first, ast.Slice) and isinstance(base, Obj) and base.kind in SLICED:
-            return base  # some of the elements, or of the samples of a batch, stand for all
+            cut = base.kind == "iteration" and first.upper is not None and first.lower is None
+            return self.some(base) if cut else base  # some of the elements, or of a batch's samples, stand for all
+        if isinstance(first, ast.Slice) and isinstance(base, Obj) and base.kind == "external":
+            key = Const(":")
+        name = word([key], 0) if isinstance(node.value, ast.Attribute) and node.value.attr == "_modules" else None
+        if name is not None and isinstance(base, Obj) and base.parent is not None:
+            base = base.parent
+            return self.read(base, name, node) if not name.isdecimal() else self.item(base, Const(int(name)))
         return self.item(base, key)
 
     def ev_BinOp(self, node: ast.BinOp) -> Any:
@@ -201,6 +209,8 @@ class Expressions(Calls):
             items.append(value)
         if len(items) > 64:
             return None
+        if isinstance(node, ast.List) and len(items) == 1 and isinstance(node.elts[0], ast.Starred):
+            return items[0]  # [*model.children()]
         if isinstance(node, ast.List):
             made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
             for at, item in enumerate(items):

@@ -22,12 +22,12 @@ def reaches(facts: Facts, event: Event, part: Obj, tests: Iterable[Test]) -> int
     own = _names(event.data["loops"])
     level, through, kept = YES, [], []
     for test in (p for t in tests for p in parts(t)):
-        used, words = variables(test.node), [*filter(None, strings(test.node))]
+        used, words = variables(test.node), [w for w in strings(test.node) if w.strip("._")]
         if used & own and not (used & set(KINDS)):
             (through if test.holds != _negative(test.node) else kept).extend(words)
             if not words and used - own and _by_name(event, used):
                 level = LIKELY
-        elif used and not (used & set(KINDS)) and not _about_norm(words):
+        elif used and not test.known and not (used & set(KINDS)) and not _about_norm(words):
             level = LIKELY
     if _about_norm(kept) or (through and not _about_norm(through) and not _named_part(facts, part, through)):
         return NO

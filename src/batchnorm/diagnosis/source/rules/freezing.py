@@ -6,15 +6,16 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.code_words import STEPS, Said
 from batchnorm.diagnosis.source.conditions import exclusive
 from batchnorm.diagnosis.source.contents import LIKELY, YES
 from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.facts import Facts, adapts, file_of, said
+from batchnorm.diagnosis.source.interpreter.containers import ITERATIONS
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.syntax import spelled, strings
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event, Test
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event, Freeze, Test
 from batchnorm.diagnosis.source.values import Const, Obj, canonical, options, within
 
 FREEZE = "batchnorm.freeze({})"
@@ -89,17 +90,47 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
                 continue
             if any(map(_no_rate, freeze.tests)):
                 continue
-            if any(o is part or (o.path == part.path and o.kind == part.kind) for o in thawed):
+            ends = any(_inside(facts, part, o) for o in thawed)
+            if _for_a_block(freeze) or (ends and not _lasts_for_steps(facts, frozen, freeze, event)):
                 continue
             if part is c.obj and id(node) not in partial and not _partly(facts, part, thawed):
                 continue
             reached = reaches(facts, frozen, part, freeze.tests)
             if not _selects(frozen) and reached and not trains_apart(facts, freeze.tests, event, c):
-                sure = level == reached == YES and not c.conditional and not _asked_for(facts, part)
+                sure = level == reached == YES and not (c.conditional or ends or _asked_for(facts, part))
+                if ends and not level == reached == YES:
+                    continue
                 where = f" (line {event.line} of {file_of(event)})"
                 call = freeze.call if HELPERS.search(freeze.function.name) else None
                 how = "requires_grad = False" + (f" in line {frozen.line} of {file_of(frozen)}" if call else "")
                 yield _said(frozen, part.path, where, sure, how, call)
+
+
+def _for_a_block(freeze: Freeze) -> bool:
+    """Whether weights are frozen for a `with` block."""
+    function = freeze.function if freeze.call is None else freeze.call.function
+    manager = function.owner is not None and function.owner.method("__exit__") is not None
+    return manager or any(isinstance(n, ast.Yield) for n in ast.walk(function.node))
+
+
+def _lasts_for_steps(facts: Facts, event: Event, freeze: Freeze, forward: Event) -> bool:
+    """Whether weights that are thawed later are frozen for several steps: not beside backward, in a round of a loop."""
+    loops = [n for n in facts.loops(event, freeze.call) if not _over_parameters(n)]
+    function = freeze.function if freeze.call is None else freeze.call.function
+    around = loops[-1] if loops else function.node
+    stack = [] if isinstance(around, ast.Module) else [*ast.iter_child_nodes(around)]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Attribute) and node.attr in STEPS:
+            return False
+        stack.extend(() if isinstance(node, ast.For | ast.While) else ast.iter_child_nodes(node))
+    return facts.uses(forward.function, "step")
+
+
+def _over_parameters(loop: ast.AST) -> bool:
+    """Whether a loop goes over parameters or modules."""
+    heads = [loop.iter] if isinstance(loop, ast.For) else [g.iter for g in getattr(loop, "generators", ())]
+    return any(isinstance(n, ast.Attribute) and n.attr in ITERATIONS for over in heads for n in ast.walk(over))
 
 
 def _no_rate(test: Test) -> bool:
@@ -251,10 +282,15 @@ def _selects(event: Event) -> bool:
 
 def _partly(facts: Facts, obj: Obj, thawed: list[Obj]) -> bool:
     """Whether a part of a frozen model is trained: a new head, or parameters that were thawed."""
-    if any(o is not obj and within(o, obj) for o in thawed):
-        return True
-    made = [a.info for a in facts.aliases(obj) for a in (a, *a.sources[:3]) if isinstance(a, Obj)]
-    if any(belongs(facts, c, o) for c in made if isinstance(c, ClassInfo) for o in thawed):
+    if any(o is not obj and _inside(facts, o, obj) for o in thawed):
         return True
     same = {id(o) for o in facts.aliases(obj)}
     return any(e.data["name"] in HEADS and id(canonical(e.obj)) in same for e in facts.of("attribute"))
+
+
+def _inside(facts: Facts, part: Obj, whole: Obj) -> bool:
+    """Whether an object is another one, or a part of it, by its path or by what its class holds."""
+    if within(part, whole) or (part.path == whole.path and part.kind == whole.kind):
+        return True
+    made = [a.info for a in facts.aliases(whole) for a in (a, *a.sources[:3]) if isinstance(a, Obj)]
+    return any(belongs(facts, c, part) for c in made if isinstance(c, ClassInfo))
