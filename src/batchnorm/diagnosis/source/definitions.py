@@ -71,6 +71,11 @@ class FunctionInfo:
         """Whether it is a static method."""
         return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in self.decorators)
 
+    @cached_property
+    def of_class(self) -> bool:
+        """Whether it is a class method."""
+        return any(isinstance(d, ast.Name) and d.id == "classmethod" for d in self.decorators)
+
     @property
     def decorators(self) -> list[ast.expr]:
         """Its decorators."""

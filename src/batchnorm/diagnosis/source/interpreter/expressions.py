@@ -249,9 +249,9 @@ class Expressions(Calls):
         self.tests.extend(tests)
         self.loop_nodes.append(node)
         values = [self.ev(r) for r in result]
-        self.loop_nodes.pop()
         if made is not None:
             self.collected(node, made, values)
+        self.loop_nodes.pop()
         del self.tests[len(self.tests) - len(tests) :]
         self.state.env = kept
         return values

@@ -67,6 +67,8 @@ class Outside(Summaries):
             self._exported(node, name, first if args else keywords.get("model"), keywords)
         if PASSES_THROUGH.fullmatch(name):
             return first if name != "set" else None
+        if name.endswith("__dict__.get"):
+            return External(name.removesuffix(".get"))
         if name in DICTS and isinstance(first, Obj) and first.kind == "iteration":
             return first
         if name in DICTS and (not args or self.entries(first)):

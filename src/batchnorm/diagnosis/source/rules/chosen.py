@@ -53,6 +53,11 @@ def _names(loops: Iterable[ast.AST]) -> set[str]:
     return {n.id for loop in loops for n in ast.walk(loop) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
+def asks_of(event: Event, test: Test) -> bool:
+    """Whether a test asks about what the loops around an event give."""
+    return not variables(test.node).isdisjoint(_names(event.data["loops"]))
+
+
 def _about_norm(words: Iterable[str]) -> bool:
     return any(n in word.lower() for word in words for n in NORM)
 

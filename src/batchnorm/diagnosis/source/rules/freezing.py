@@ -88,7 +88,7 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             frozen = events.get(id(node))
             if frozen is None or level not in (YES, LIKELY) or is_average(facts, part):
                 continue
-            if any(map(_no_rate, freeze.tests)):
+            if any(map(_no_rate, freeze.tests)) or _stopped(facts, frozen):
                 continue
             ends = any(_inside(facts, part, o) for o in thawed)
             if _for_a_block(freeze) or (ends and not _lasts_for_steps(facts, frozen, freeze, event)):
@@ -165,6 +165,8 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             continue
         if facts.uses(event.function, "eval", "no_grad") or part.kind == "self" or is_average(facts, part):
             continue
+        if _scale_alone(event):
+            continue
         reached = _reached(facts, event, part)
         if _selects(event) or not reached:
             continue
@@ -181,13 +183,25 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
         layers = _trains_layers(facts, inside) if inside is not None and facts.is_layer(part) else 0
         if lightning or trains or layers:
             sure = reached == YES and (lightning or trains or layers == YES) and not _asked_for(facts, part)
-            sure &= not (_scale_alone(event) or any(facts.same(o, part) for o in thawed))
+            sure &= not (_at_times(facts, part) or any(facts.same(o, part) for o in thawed))
             yield _said(event, part.path, "", sure)
 
 
 def _asked_for(facts: Facts, part: Obj) -> bool:
     """Whether an option says that statistics move, where the weights alone of a batch norm layer are frozen."""
     return facts.is_layer(part) and any(facts.uses(m, *SWITCHES) for m in facts.modules)
+
+
+def _at_times(facts: Facts, part: Obj) -> bool:
+    """Whether a part runs forward under conditions alone, as what only training uses."""
+    own = [e.data["conditional"] for e in facts.of("forward") if e.function.name in FORWARDS and facts.same(e.obj, part)]
+    return bool(own) and all(own)
+
+
+def _stopped(facts: Facts, event: Event) -> bool:
+    """Whether a function that freezes weights sets momentum 0 too."""
+    found = (e for e in facts.of("attribute") if e.data["name"] == "momentum" and e.function is event.function)
+    return any(isinstance(e.data["value"], Const) and not e.data["value"].value for e in found)
 
 
 def _scale_alone(event: Event) -> bool:
@@ -236,21 +250,27 @@ def _trains_layers(facts: Facts, owner: ClassInfo) -> int:
 def _without_gradients(facts: Facts) -> Iterator[Said]:
     """A pretrained part that its owner runs forward under no_grad, of an owner that trains."""
     running = [c.obj for _, c, _ in training_forwards(facts)]
+    loaded = [e.obj for e in facts.of("load")]
     for event in facts.of("forward"):
         owner, part = event.function.owner, event.obj
         if part is None or owner is None or not owner.is_module or event.function.name not in FORWARDS:
             continue
         if event.data["no_grad"] is not True or event.data["conditional"] or part.parent is not owner.self_obj:
             continue
-        if facts.has(part) != YES or not facts.pretrained(part) or is_average(facts, part) or teaches(event):
+        level = facts.has(part)
+        if level not in (YES, LIKELY) or is_average(facts, part) or teaches(event) or not _unset(facts, owner, part):
             continue
-        if _unset(facts, owner, part) and any(_may_be(facts, obj, owner, part) for obj in running):
-            yield _said(event, part.path, "", how="no_grad")
+        if not facts.pretrained(part) and not any(facts.holds(obj, owner) for obj in loaded):
+            continue
+        lightning = owner.method("training_step") is not None
+        if lightning or any(_may_be(facts, obj, owner, part) for obj in running):
+            yield _said(event, part.path, "", level == YES, how="no_grad")
 
 
 def _by_learning_rate(facts: Facts) -> Iterator[Said]:
     """Parameter groups with a learning rate of 0, of models that train in train mode."""
-    if not training_forwards(facts) or any(facts.set_to(EVAL, "layer mode")):
+    layers = any(facts.may_run(e.function) for e in facts.set_to(EVAL, "layer mode"))
+    if layers or not training_forwards(facts):
         return
     for module in facts.modules:
         for group in module.nodes if "params" in module.text and facts.speaks_near(module) else ():

@@ -8,6 +8,7 @@ from typing import Any
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.contents import YES
 from batchnorm.diagnosis.source.facts import Facts, called, file_of, said
+from batchnorm.diagnosis.source.rules.chosen import asks_of
 from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.rules.freezing import AFFINE
 from batchnorm.diagnosis.source.syntax import spelled, strings
@@ -73,7 +74,7 @@ def _named(facts: Facts, optimizer: Event) -> list[Obj]:
     found = []
     for owner in {id(e.obj): e.obj for e in facts.of("collect") if e.data["into"] in lists}.values():
         each = [e for e in facts.of("collect") if e.obj is owner]
-        asked = [[t for t in e.data["tests"] if _words(t)] for e in each]
+        asked = [[t for t in e.data["tests"] if _words(t) and asks_of(e, t)] for e in each]
         otherwise = {(id(t.node), t.holds) for tests in asked for t in tests}
         if all(asked) and not any((node, not holds) in otherwise for node, holds in otherwise):
             found.append(canonical(owner))
