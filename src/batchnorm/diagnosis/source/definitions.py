@@ -150,7 +150,9 @@ class ClassInfo:
             if pairs:
                 found[name] = Obj("dict", name, node=node)
                 for key, value in pairs:
-                    found[name].attr(f"[{key}]").flows_from(self.module.static(value))
+                    static = self.module.static(value)
+                    found[name].attr(f"[{key}]").flows_from(static)
+                    found[name].flows_from(static)
         return found
 
     @property

@@ -62,6 +62,93 @@ play(Net(), Net(), [])
 """
 SEQUENCE = "nn.Sequential(Net(), nn.ReLU(), nn.Linear(10, 2))"
 
+LIGHTNING = """\
+import pytorch_lightning as pl
+class Probe(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.body = Net()
+        self.top = nn.Linear(10, 2)
+    LOADS
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.body(x)
+        return self.top(x)
+    def training_step(self, batch, _):
+        x, y = batch
+        return F.cross_entropy(self(x), y)
+    def validation_step(self, batch, _):
+        x, y = batch
+        self.log('loss', F.cross_entropy(self(x), y))
+    def configure_optimizers(self):
+        return optim.SGD(self.top.parameters(), 0.1)
+pl.Trainer().fit(Probe(), [])
+"""
+CHOSEN = """\
+class Trunk(nn.Module):
+    @classmethod
+    def small(cls, width=8):
+        return cls(width)
+    def __init__(self, width):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(width)
+    def forward(self, x):
+        return self.bn(x)
+class Whole(nn.Module):
+    known = {'small': Trunk.small, 'plain': Trunk.small}
+    def __init__(self, kind):
+        super().__init__()
+        self.trunk = MADE
+        self.top = nn.Conv2d(8, 2, 1)
+    def forward(self, x):
+        return self.top(self.trunk(x))
+"""
+LISTS = """\
+ends, rest = [], []
+for name, p in net.named_parameters():
+    if SKIPPED:
+        print(name)
+    elif 'top' in name:
+        ends.append(p)
+    else:
+        rest.append(p)
+opt = optim.SGD([{'params': rest, 'lr': 0.01}, {'params': ends}], lr=0.1)"""
+FIRST_EPOCHS = """
+def main(train, test, path, still):
+    net = Stages()
+    net.load_state_dict(torch.load(path))
+    opt = optim.SGD(net.parameters(), 0.1)
+    for epoch in range(9):
+        if epoch < still:
+            net.stem.eval()
+            net.stem.requires_grad_(False)
+        else:
+            net.stem.train()
+            net.stem.requires_grad_(True)
+        fit(net, train, opt)
+        print(score(net, test))
+main([], [], 'net.pt', 3)
+"""
+
+
+def rate_of_zero(helper: str = "") -> str:
+    """A script that gives a part a learning rate of 0."""
+    groups = "[{'params': net.top.parameters()}, {'params': net.stem.parameters(), 'lr': 0.0}]"
+    return helper + frozen("").replace("[p for p in net.parameters() if p.requires_grad]", groups)
+
+
+def last_optimizer(lines: str) -> str:
+    """A script whose optimizer is made in lines."""
+    return frozen(lines).replace("    opt = optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1)\n", "")
+
+
+STILL = """\
+def still(net):
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eval()
+"""
+
 WRONG = {
     "BN406": [
         (frozen(each("child in list(net.children())[:2]", "child.requires_grad_(False)")), "warning"),
@@ -104,10 +191,30 @@ def nets(kind):
 """,
             "warning",
         ),
-    ]
+        (LIGHTNING.replace("LOADS", "def load(self, path):\n        self.load_state_dict(torch.load(path), strict=False)"), "warning"),
+        (CHOSEN.replace("MADE", "Trunk.small()") + frozen("net.trunk.requires_grad_(False)", made="Whole('small')"), "warning"),
+        (CHOSEN.replace("MADE", "self.known[kind](8)") + frozen("net.trunk.requires_grad_(False)", made="Whole('small')"), "warning"),
+        (rate_of_zero(), "note"),
+    ],
+    "BN407": [
+        (frozen("net.stem.requires_grad_(False)\nfor m in net.modules():\n    if isinstance(m, nn.BatchNorm2d):\n        m.momentum = 0.0"), "warning"),
+    ],
+    "BN408": [(STEPS + FIRST_EPOCHS, "warning")],
+    "BN430": [
+        (last_optimizer(LISTS.replace("SKIPPED", "'stem.0' in name or 'stem.norm' in name")), "note"),
+        (last_optimizer("opt = optim.SGD([p for n, p in net.named_parameters() if 'top' in n], 0.1)"), "warning"),
+    ],
 }  # fmt: skip
 
 RIGHT = [
+    LIGHTNING.replace("LOADS", ""),
+    LIGHTNING.replace("LOADS", "def train(self, mode=True):\n        super().train(mode); self.body.eval(); return self").replace("Probe()", "Probe.load_from_checkpoint('a')"),
+    CHOSEN.replace("MADE", "Trunk.small()") + frozen("net.top.requires_grad_(False)", made="Whole('small')"),
+    STEPS + FIRST_EPOCHS.replace("net.stem.eval()", "pass").replace("net.stem.requires_grad_(False)", "pass"),
+    last_optimizer("if __name__ == '__main__':\n    opt = optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1, 0.9)"),
+    last_optimizer(LISTS.replace("SKIPPED", "not p.requires_grad")),
+    last_optimizer(LISTS.replace("SKIPPED", "'top.bias' in name")),
+    rate_of_zero(STILL) + "still(Net())\n",
     frozen(each("p in itertools.chain(net.top.parameters(), net.top.parameters())")),
     frozen(each("part in [net.top, net.top]", "for p in part.parameters(): p.requires_grad = False")),
     frozen("for p in net[2].parameters(): p.requires_grad = False", made=SEQUENCE),

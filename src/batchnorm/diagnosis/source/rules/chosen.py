@@ -27,9 +27,9 @@ def reaches(facts: Facts, event: Event, part: Obj, tests: Iterable[Test]) -> int
             (through if test.holds != _negative(test.node) else kept).extend(words)
             if not words and used - own and _by_name(event, used):
                 level = LIKELY
-        elif used and not test.known and not (used & set(KINDS)) and not _about_norm(words):
+        elif used and not test.known and not (used & set(KINDS)) and not norms(words):
             level = LIKELY
-    if _about_norm(kept) or (through and not _about_norm(through) and not _named_part(facts, part, through)):
+    if norms(kept) or (through and not norms(through) and not _named_part(facts, part, through)):
         return NO
     return level
 
@@ -58,7 +58,8 @@ def asks_of(event: Event, test: Test) -> bool:
     return not variables(test.node).isdisjoint(_names(event.data["loops"]))
 
 
-def _about_norm(words: Iterable[str]) -> bool:
+def norms(words: Iterable[str]) -> bool:
+    """Whether one of the words is about norms."""
     return any(n in word.lower() for word in words for n in NORM)
 
 

@@ -14,7 +14,7 @@ from batchnorm.diagnosis.source.facts import Facts, adapts, file_of, said
 from batchnorm.diagnosis.source.interpreter.containers import ITERATIONS
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
-from batchnorm.diagnosis.source.syntax import spelled, strings
+from batchnorm.diagnosis.source.syntax import nodes_of, spelled, strings
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event, Freeze, Test
 from batchnorm.diagnosis.source.values import Const, Obj, canonical, options, within
 
@@ -93,6 +93,9 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             ends = any(_inside(facts, part, o) for o in thawed)
             if _for_a_block(freeze) or (ends and not _lasts_for_steps(facts, frozen, freeze, event)):
                 continue
+            evals = (e.obj for e in facts.set_to(EVAL, "mode") if e.function is freeze.function)
+            if any(part is o and o is not c.obj for o in evals):
+                continue  # BN408 speaks of it
             if part is c.obj and id(node) not in partial and not _partly(facts, part, thawed):
                 continue
             reached = reaches(facts, frozen, part, freeze.tests)
@@ -194,7 +197,9 @@ def _asked_for(facts: Facts, part: Obj) -> bool:
 
 def _at_times(facts: Facts, part: Obj) -> bool:
     """Whether a part runs forward under conditions alone, as what only training uses."""
-    own = [e.data["conditional"] for e in facts.of("forward") if e.function.name in FORWARDS and facts.same(e.obj, part)]
+    own = [
+        e.data["conditional"] for e in facts.of("forward") if e.function.name in FORWARDS and facts.same(e.obj, part)
+    ]
     return bool(own) and all(own)
 
 
@@ -277,7 +282,8 @@ def _by_learning_rate(facts: Facts) -> Iterator[Said]:
             keys = map(ast.unparse, filter(None, group.keys)) if isinstance(group, ast.Dict) else ()
             given = dict(zip(keys, getattr(group, "values", ()), strict=False))
             rate = given.get("'lr'")
-            if "'params'" in given and isinstance(rate, ast.Constant) and rate.value == 0:
+            functions = (f for f in module.functions if f.name and group in nodes_of(f.node)) if rate else ()
+            if "'params'" in given and _is_zero(rate) and all(map(facts.may_run, functions)):
                 yield Said(
                     module,
                     group,
@@ -286,6 +292,10 @@ def _by_learning_rate(facts: Facts) -> Iterator[Said]:
                     FREEZE.format("part"),
                     sure=False,
                 )
+
+
+def _is_zero(rate: ast.expr | None) -> bool:
+    return isinstance(rate, ast.Constant) and rate.value == 0
 
 
 def _may_be(facts: Facts, obj: Obj | None, owner: ClassInfo | None, part: Obj) -> bool:
