@@ -84,6 +84,14 @@ class Probe(pl.LightningModule):
         return optim.SGD(self.top.parameters(), 0.1)
 pl.Trainer().fit(Probe(), [])
 """
+STEPWISE_PROBE = (
+    LIGHTNING.replace("LOADS", "def load(self, path):\n        self.body.load_state_dict(torch.load(path))")
+    .replace("with torch.no_grad():\n            x = self.body(x)\n        ", "")
+    .replace(
+        "        x, y = batch\n        return",
+        "        x, y = batch\n        with torch.no_grad():\n            x = self.body(x)\n        return",
+    )
+)
 CHOSEN = """\
 class Trunk(nn.Module):
     @classmethod
@@ -191,6 +199,7 @@ def nets(kind):
 """,
             "warning",
         ),
+        (STEPWISE_PROBE, "warning"),
         (LIGHTNING.replace("LOADS", "def load(self, path):\n        self.load_state_dict(torch.load(path), strict=False)"), "warning"),
         (CHOSEN.replace("MADE", "Trunk.small()") + frozen("net.trunk.requires_grad_(False)", made="Whole('small')"), "warning"),
         (CHOSEN.replace("MADE", "self.known[kind](8)") + frozen("net.trunk.requires_grad_(False)", made="Whole('small')"), "warning"),
@@ -201,12 +210,14 @@ def nets(kind):
     ],
     "BN408": [(STEPS + FIRST_EPOCHS, "warning")],
     "BN430": [
+        (last_optimizer("opt = optim.SGD([{'params': net.head.parameters(), 'lr': 0.1}], 0.1)").replace("self.top", "self.head"), "warning"),
         (last_optimizer(LISTS.replace("SKIPPED", "'stem.0' in name or 'stem.norm' in name")), "note"),
         (last_optimizer("opt = optim.SGD([p for n, p in net.named_parameters() if 'top' in n], 0.1)"), "warning"),
     ],
 }  # fmt: skip
 
 RIGHT = [
+    last_optimizer("opt = optim.SGD([{'params': net.head.parameters()}, {'params': net.trunk.parameters()}, {'params': net.stem.parameters()}], 0.1)").replace("self.top", "self.head"),
     LIGHTNING.replace("LOADS", ""),
     LIGHTNING.replace("LOADS", "def train(self, mode=True):\n        super().train(mode); self.body.eval(); return self").replace("Probe()", "Probe.load_from_checkpoint('a')"),
     CHOSEN.replace("MADE", "Trunk.small()") + frozen("net.top.requires_grad_(False)", made="Whole('small')"),

@@ -258,7 +258,12 @@ def _without_gradients(facts: Facts) -> Iterator[Said]:
     loaded = [e.obj for e in facts.of("load")]
     for event in facts.of("forward"):
         owner, part = event.function.owner, event.obj
-        if part is None or owner is None or not owner.is_module or event.function.name not in FORWARDS:
+        if (
+            part is None
+            or owner is None
+            or not owner.is_module
+            or event.function.name not in (*FORWARDS, "training_step")
+        ):
             continue
         if event.data["no_grad"] is not True or event.data["conditional"] or part.parent is not owner.self_obj:
             continue

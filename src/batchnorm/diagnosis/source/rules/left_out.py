@@ -57,9 +57,8 @@ def left_out(facts: Facts) -> Iterator[Said]:
 
 def _heads(optimizer: Event, new: dict[int, Any]) -> list[Obj]:
     """The models of which an optimizer was given the head's parameters alone; `new`: heads that were put in."""
-    value = optimizer.data["args"][0] if optimizer.data["args"] else optimizer.data["keywords"].get("params")
     found = []
-    for option in options(value):
+    for option in _groups(optimizer):
         owner = option.info[0] if isinstance(option, Obj) and option.kind == "iteration" else None
         if isinstance(owner, Obj) and id(owner) in new:
             found.append(new[id(owner)])
@@ -110,6 +109,18 @@ def _passed_over(facts: Facts) -> Iterator[Said]:
                     f"batchnorm.freeze({called(forward)})",
                     sure=False,
                 )
+
+
+def _groups(optimizer: Event) -> Iterator[Any]:
+    """What an optimizer was given, of groups their parameters."""
+    value = optimizer.data["args"][0] if optimizer.data["args"] else optimizer.data["keywords"].get("params")
+    for option in options(value):
+        of_dicts = isinstance(option, Obj) and option.kind == "list" and option.sources
+        dicts = [o for o in option.sources if isinstance(o, Obj) and o.kind == "dict"] if of_dicts else []
+        if dicts and len(dicts) == len(option.sources):
+            yield from (p for group in dicts for p in group.attr("[params]").sources)
+        else:
+            yield option
 
 
 def _given(optimizer: Event) -> Iterator[Any]:
