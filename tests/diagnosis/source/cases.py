@@ -65,9 +65,9 @@ CASES = {
     "BN407": ([
         "nn.BatchNorm2d(3, momentum=0)",
         "nn.BatchNorm2d(3, 1e-5, 0.0)",
-        "for m in net.modules():\n    if isinstance(m, nn.BatchNorm2d):\n        m.momentum = 0.0",
-        "def off(m):\n    if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):\n        m.momentum = 0\nnet.apply(off)",
-        "FROZEN = 0.0\nfor m in net.modules():\n    if type(m) == nn.BatchNorm2d:\n        m.momentum = FROZEN",
+        ("for m in net.modules():\n    if isinstance(m, nn.BatchNorm2d):\n        m.momentum = 0.0", "note"),
+        ("def off(m):\n    if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):\n        m.momentum = 0\nnet.apply(off)", "note"),
+        ("FROZEN = 0.0\nfor m in net.modules():\n    if type(m) == nn.BatchNorm2d:\n        m.momentum = FROZEN", "note"),
         NET + "Net(m=0.0)",
     ], [
         "nn.BatchNorm2d(3, momentum=None)",

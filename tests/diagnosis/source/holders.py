@@ -47,6 +47,8 @@ class Average(Server):
         self.model = Net()
     def run(self):
         self.aggregate([User(self.model) for i in range(3)])
+        self.model.eval()
+        self.model(x)
 Average().run()
 """
 BUFFERS = "for a, b in zip(self.model.buffers(), user.model.buffers()):\n                a.copy_(b)"

@@ -107,8 +107,8 @@ CASES = {
             "self.shadow[name] -= (1 - self.decay) * (self.shadow[name] - param.data)",
             "self.shadow[name].lerp_(param.data, 1 - self.decay)",
         )),
-        ("state = copy.deepcopy(net).state_dict()\nfor name, p in net.named_parameters():\n    state[name].mul_(0.9).add_(p.data, alpha=0.1)", "warning"),
-        "def accumulate(a, b, decay=0.999):\n    pa, pb = dict(a.named_parameters()), dict(b.named_parameters())\n    for k in pa.keys():\n        pa[k].data.mul_(decay).add_(pb[k].data, alpha=1 - decay)\naverage = Net()\naccumulate(average, net)",
+        ("state = copy.deepcopy(net).state_dict()\nfor name, p in net.named_parameters():\n    state[name].mul_(0.9).add_(p.data, alpha=0.1)", "note"),
+        "def accumulate(a, b, decay=0.999):\n    pa, pb = dict(a.named_parameters()), dict(b.named_parameters())\n    for k in pa.keys():\n        pa[k].data.mul_(decay).add_(pb[k].data, alpha=1 - decay)\naverage = Net()\naccumulate(average, net)\naverage.eval()\naverage(x)",
     ], [
         SHADOW.replace("MIX", "self.shadow[name] = 0.9 * self.shadow[name] + 0.1 * param.data").replace("    def register", "    def buffers(self):\n        return list(self.model.buffers())\n    def register"),
         "for name, p in net.named_parameters():\n    momentum[name] = 0.9 * momentum[name] + p.grad",

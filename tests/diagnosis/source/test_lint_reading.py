@@ -141,6 +141,7 @@ def test_a_configuration_that_is_wrong_is_named(tmp_path, text, sentence):
 
 FIXED = [
     ("nn.BatchNorm2d(8, 0.8)\n", "nn.BatchNorm2d(8, momentum=0.2)\n"),
+    ("nn.BatchNorm2d(8, 0.8)\n" * 2, "nn.BatchNorm2d(8, momentum=0.2)\n" * 2),
     ("nn.BatchNorm2d(8, 0.1)\n", "nn.BatchNorm2d(8, momentum=0.1)\n"),
     ("momentum = f()\nnn.BatchNorm2d(8, momentum)\n", "momentum = f()\nnn.BatchNorm2d(8, momentum=momentum)\n"),
     ("x = 'ä', nn.BatchNorm2d(8, 0.9)\n", "x = 'ä', nn.BatchNorm2d(8, momentum=0.1)\n"),
@@ -157,7 +158,7 @@ FIXED = [
 @pytest.mark.parametrize(("wrong", "right"), FIXED)
 def test_a_certain_fix_is_applied_and_leaves_nothing_to_find(wrong, right):
     text = "import torch\nfrom torch import nn\n" + wrong
-    edits = [f.edit for f in located({"a.py": text}) if f.edit is not None]
+    edits = [edit for f in located({"a.py": text}) for edit in f.edits]
     if right is None:
         assert edits == []
         return

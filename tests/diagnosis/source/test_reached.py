@@ -1,4 +1,4 @@
-"""A finding counts for less where no program of the files reaches its code, or where one fact is likely alone."""
+"""Nothing is said of code that no program of the files reaches, and less where one fact is likely alone."""
 
 import pytest
 
@@ -43,10 +43,18 @@ def test_code_that_a_program_reaches_keeps_its_warning(program):
         "from net import Net\nclass Old:\n    def run(self):\n        Net()\ndef main():\n    pass\n" + STEP + MAIN,
         "from net import Net\nclass New:\n    def old(self):\n        Net()\ndef main():\n    New()\n" + STEP + MAIN,
         "import net\ndef main(args):\n    print(args.__dict__)\n" + STEP + MAIN,
+        "import net\nfrom other import Net\ndef main():\n    Net()\n" + STEP + MAIN,  # another one of that name
     ],
 )
-def test_code_that_no_program_reaches_is_a_note(program):
-    assert severities({"net.py": LAYER, "run.py": program}) == ["note"]
+def test_nothing_is_said_of_code_that_no_program_reaches(program):
+    other = "from torch import nn\nclass Net(nn.Module):\n    pass\n"
+    assert severities({"net.py": LAYER, "run.py": program, "other.py": other}) == []
+
+
+def test_a_name_may_mean_what_a_file_of_its_imports_brings():
+    program = "import models\ndef main():\n    models.Net()\n" + STEP + MAIN
+    files = {"models/__init__.py": "from .net import *\n", "models/net.py": LAYER, "run.py": program}
+    assert severities(files) == ["warning"]
 
 
 def test_a_program_that_does_not_train_is_not_the_only_one():
@@ -55,21 +63,21 @@ def test_a_program_that_does_not_train_is_not_the_only_one():
     assert severities({"net.py": LAYER, "run.py": program, "train.py": train}) == ["warning"]
 
 
-def test_what_a_unit_test_makes_is_a_note():
+def test_nothing_is_said_of_what_a_unit_test_makes():
     text = LAYER + "def test_it():\n    assert Net()\n"
-    assert severities({"test_net.py": text}) == ["note"]
+    assert severities({"test_net.py": text}) == []
     assert severities({"net_test.py": text}) == ["warning"]
 
 
 @pytest.mark.parametrize(
-    ("call", "severity"),
-    [("Net()", "note"), ("Net(bn=True)", "warning"), ("Net(True)", "warning"), ("Net(*given)", "warning")],
+    ("call", "said"),
+    [("Net()", []), ("Net(bn=True)", ["warning"]), ("Net(True)", ["warning"]), ("Net(*given)", ["warning"])],
 )
-def test_a_branch_that_a_default_excludes_is_a_note(call, severity):
+def test_nothing_is_said_of_a_branch_that_a_default_excludes(call, said):
     text = LAYER.replace("self):\n        super", "self, bn=False):\n        super", 1)
     text = text.replace("        self.bn =", "        if bn:\n            self.bn =")
     program = f"from net import Net\ndef main(given):\n    {call}\n" + STEP + MAIN
-    assert severities({"net.py": text, "run.py": program}) == [severity]
+    assert severities({"net.py": text, "run.py": program}) == said
 
 
 def test_a_note_where_one_of_the_models_has_no_batch_norm():
@@ -91,3 +99,13 @@ def test_a_rule_gives_one_note_and_names_the_other_places():
     (note,) = located({"a.py": twice, "b.py": text, "c.py": text})
     assert (note.path, note.line, note.finding.severity) == ("/program/a.py", 5, "note")
     assert note.finding.message.endswith("(also in /program/b.py:5, /program/c.py:5)")
+
+
+def test_a_rule_gives_one_warning_a_file_and_names_the_other_lines():
+    more = "        self.bn2 = nn.BatchNorm2d(8, momentum=0.9)\n        self.bn3 = nn.BatchNorm2d(8, momentum=0.95)\n"
+    twice = LAYER.replace("    def forward", more + "    def forward")
+    first, other, second = located({"a.py": twice, "b.py": LAYER})
+    assert (first.path, first.line, first.finding.severity) == ("/program/a.py", 5, "warning")
+    assert first.finding.message.endswith("(also in line 6)")
+    assert (other.line, "(also" in other.finding.message) == (7, False)
+    assert (second.path, "(also" in second.finding.message) == ("/program/b.py", False)

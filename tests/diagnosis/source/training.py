@@ -90,7 +90,7 @@ CASES = {
         FIT + "class Frozen(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.bn = nn.BatchNorm2d(3)\n        self.freeze()\n    def train(self, mode=True):\n        super().train(mode)\n        self.freeze()\n    def freeze(self):\n        for m in self.modules():\n            if isinstance(m, nn.BatchNorm2d):\n                m.eval()\n    def forward(self, x):\n        return self.bn(x)\nfit(Frozen(), loader, optimizer)",
     ]),
     "BN413": ([
-        "def merge(net, others):\n    for p in net.parameters():\n        p.data.zero_()\n    for other in others:\n        for a, b in zip(net.parameters(), other.parameters()):\n            a.data += b.data / len(others)\nmerge(Net(), [Net(), Net()])",
+        "def merge(net, others):\n    for p in net.parameters():\n        p.data.zero_()\n    for other in others:\n        for a, b in zip(net.parameters(), other.parameters()):\n            a.data += b.data / len(others)\nmean = Net()\nmerge(mean, [Net(), Net()])\nmean.eval()\nmean(x)",
     ], []),
     "BN426": ([
         FIT + SMALL + "fit(Net(), loader, optimizer)",
@@ -116,7 +116,7 @@ CASES = {
         PENALTY + "critic = Net()\ncritic.train()\nfor x in loader:\n    (10 * penalty(critic, x, y)).backward()",
         "class Gan:\n    def __init__(self):\n        self.critic = Net()\n    def penalty(self, x):\n        score = self.critic(x).view(-1)\n        return torch.autograd.grad(score, x, torch.ones_like(score), True, create_graph=True)[0].norm()",
         "from torch import autograd\ncritic = nn.Sequential(nn.Conv2d(3, 1, 3), nn.BatchNorm2d(1))\nx.requires_grad_()\nautograd.grad(critic(x).sum(), x, create_graph=True)[0].square().sum().backward()",
-        "critic = Net()\ny, classes = critic(x)\ngrads = torch.autograd.grad(outputs=[y.sum()], inputs=[x], create_graph=True)",
+        "critic = Net()\ny, classes = critic(x)\ngrads = torch.autograd.grad(outputs=[y.sum()], inputs=[x], create_graph=True)\n(grads[0].norm(2, 1) - 1).pow(2).mean().backward()",
     ], [
         PENALTY.replace(", create_graph=True", "") + "penalty(Net().eval(), x, y)",
         PENALTY + "penalty(Net().eval(), x, y)",

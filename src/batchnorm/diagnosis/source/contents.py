@@ -189,6 +189,7 @@ class _Scan:
         self.defaults: dict[str, Any] = {}
         self.held: list[str] = []  # the attribute that each layer, found in the class itself, is in
         self.attribute = ""
+        self.others: set[str] = set()  # parameters that are another normalization by default
 
     def used(self) -> bool:
         """Whether any attribute that holds a layer is read anywhere in the file."""
@@ -202,8 +203,15 @@ class _Scan:
 
     def function(self, info: FunctionInfo) -> None:
         self.defaults = {n: v for n, v in {**info.literals, **self.given}.items() if v is not UNKNOWN}
-        for part in (*info.defaults.values(), *info.body):
+        own = {n: d for n, d in info.defaults.items() if (n, UNKNOWN) not in self.given.items()}
+        self.others = {n for n, d in own.items() if self._no_layer(d)}
+        for part in (*own.values(), *info.body):
             self.visit(part, YES, "")
+
+    def _no_layer(self, default: ast.expr) -> bool:
+        """Whether a parameter is another normalization by default, which is handed on under the same name."""
+        value = self._static(default) if isinstance(default, ast.Name | ast.Attribute) else None
+        return isinstance(value, External) and value.name.startswith("torch.nn.") and not is_layer(value.name)
 
     def visit(self, node: ast.AST, certain: int, name: str) -> None:
         stack = [(node, certain, name)]
@@ -233,6 +241,8 @@ class _Scan:
                         continue
                 stack.append((node.value, certain, name))
                 continue
+            if isinstance(node, ast.Attribute) and node.attr.startswith("convert_"):
+                continue  # of what is there
             if isinstance(node, ast.Name | ast.Attribute):
                 self._name(node, certain, name)
                 if isinstance(node, ast.Attribute):
@@ -292,7 +302,9 @@ class _Scan:
             elif made_by(value.name, None):
                 self.level = max(self.level, certain)
         elif isinstance(value, Class | Function) and value.info is not self.root:
-            self._made_by(value.info, certain)
+            init = value.info.method("__init__") if isinstance(value, Class) else value.info
+            others = self.others & {*init.defaults} if init is not None else set()
+            self._made_by(value.info, certain, frozenset((n, UNKNOWN) for n in others))
 
     def _static(self, node: ast.Name | ast.Attribute) -> Any:
         return None if of_self(node) else self.module.static(node)
@@ -307,6 +319,8 @@ def inflow(obj: Obj, depth: int = 0) -> list[Any]:
             if isinstance(source, Tuple) and obj.name[:1] == "[":
                 at = obj.name[1:-1]
                 found.extend(source.items[int(at) : int(at) + 1] if at.isdecimal() else () if at else source.items)
+            elif isinstance(source, Obj) and source.kind == "wrapper" and obj.name == "module":
+                found.append(source.info)
             elif isinstance(source, Obj) and obj.name in source.attrs:
                 found.append(source.attrs[obj.name])
             elif isinstance(source, Obj) and source.kind in ("list", "dict") and obj.name == "[]":

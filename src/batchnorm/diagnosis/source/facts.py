@@ -16,8 +16,9 @@ from batchnorm.diagnosis.source.objects import Objects, classes_of
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.syntax import method_of, name_of, nodes_of, spelled
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Context, Event, Mode
-from batchnorm.diagnosis.source.values import External, Obj, options, owners
+from batchnorm.diagnosis.source.values import Const, External, Obj, options, owners
 
+STEERING = ("momentum", "track_running_stats")
 PLAIN = frozenset(("object", "ABC", "Protocol", "Generic"))  # bases that see to no mode
 
 
@@ -31,9 +32,9 @@ class Facts(Objects):
 
     @cached_property
     def _managers(self) -> set[int]:
-        """Classes whose own methods put parts of their objects into a mode, by id."""
-        events = self.of("mode", "layer mode")
-        return {id(e.function.owner) for e in events if in_module(e.function) and e.function.name in self._run}
+        """Classes whose own methods put parts of their objects into a mode, by id; themselves, where a forward does."""
+        events = (e for e in self.of("mode", "layer mode") if in_module(e.function) and e.function.name in self._run)
+        return {id(e.function.owner) for e in events if not _fits(e)}
 
     def manages(self, obj: Obj) -> bool:
         """Whether an object sees to its own modes: a wrapper for adaptation, a model that freezes layers."""
@@ -56,6 +57,13 @@ class Facts(Objects):
         loaded = any(self.same(e.obj, obj) for e in self.of("load"))
         quiet = event.data["no_grad"]
         return [Context(obj, Mode(TRAIN), None, quiet, False, False, False, (), None, loaded, event.function)]
+
+    @cached_property
+    def steers_statistics(self) -> bool:
+        """Whether the program says which forwards move statistics: by momentum, or by whether they are tracked."""
+        layers = (e for e in self.of("attribute") if e.obj is not None and e.obj.kind in ("batch norm", "layer"))
+        tracked = (e.data["keywords"].get("track_running_stats") for e in self.of("layer"))
+        return any(e.data["name"] in STEERING for e in layers) or any(t == Const(False) for t in tracked)
 
     def evaluated(self, obj: Obj | None, called: bool = False) -> bool:
         """Whether anything, or code that is called, puts an object, or what it is a part of, in eval."""
@@ -133,6 +141,12 @@ class Facts(Objects):
             if isinstance(at, Obj) and isinstance(at.info, Event):
                 found.append(at.info)
         return found
+
+
+def _fits(event: Event) -> bool:
+    """Whether a mode is a whole model's, set by a method such as `fit` or `predict`, and not by its forward."""
+    whole = event.kind == "mode" and event.obj is not None and event.obj.kind in ("self", "parameter", "global")
+    return whole and event.function.name not in ("forward", "__call__", "train", "eval", "__init__")
 
 
 def function_of(event: Event, at: Call | None) -> FunctionInfo:

@@ -176,8 +176,8 @@ def lint(path: str | Path | Sequence[str | Path], *, select: Iterable[str] = (),
             _take(file, project, evidence, alone=len(paths) == 1 and paths[0].is_file())
         located = check(project, config, evidence.failed)
     for found in located:
-        if found.edit is not None and found.path not in evidence.unreadable:
-            evidence.edits.setdefault(found.path, []).append(found.edit)
+        if found.edits and found.path not in evidence.unreadable:
+            evidence.edits.setdefault(found.path, []).extend(found.edits)
     evidence.texts = {path: _text(path) for path in evidence.edits}
     order = ("error", "warning", "note")
     findings: list[Finding] = [found.finding for found in located]

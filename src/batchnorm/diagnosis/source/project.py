@@ -80,7 +80,7 @@ class Project:
             found = [m.name for m in (self.find(i, module) for i in module.imports) if m is not None]
             if module.path.endswith("__init__.py"):
                 found += [other for other in self.modules if name == "__init__" or other.startswith(f"{name}.")]
-            if "import_module(" in module.text or "__import__(" in module.text:
+            if any(f"{how}(" in module.text for how in ("import_module", "__import__", "execfile")):
                 found += self.modules  # by names that are not known
             for other in found:
                 group[of(other)] = of(name)

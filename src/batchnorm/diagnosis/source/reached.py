@@ -1,20 +1,24 @@
-"""Which functions and classes a run of the linted files' programs reaches, by the names that reached code uses."""
+"""Which functions and classes a run of the linted files' programs reaches: what the names in reached code mean."""
 
 from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from batchnorm.diagnosis.source.definitions import Class, ClassInfo, Function, FunctionInfo, Module, Namespace
-from batchnorm.diagnosis.source.syntax import name_of
+from batchnorm.diagnosis.source.names import last
 from batchnorm.diagnosis.source.values import External
 
+Info = FunctionInfo | ClassInfo | Module
 NO_PROGRAM = ("setup.py", "conf.py", "conftest.py")
-BY_NAME = ("globals", "eval", "exec", "locals", "vars", "getattr")  # what finds a function or class by its name
-NAMES = "__dict__"  # stands for all of them among the words
-BY_FILE = frozenset(("import_module", "__import__", "getmembers", "instantiate", "locate", "spec_from_file_location"))
+OWN_NAMES = ("globals", "eval", "exec", "locals", "vars")  # what finds a function or class of the file by its name
+BY_FILE = frozenset(
+    ("import_module", "__import__", "execfile", "getmembers", "instantiate", "locate", "spec_from_file_location")
+)
 RUN_BY_TORCH = ("forward", "train", "eval", "state_dict", "load_state_dict", "extra_repr")
+DEEPEST_STAR = 3
 OWN_BASES = ("torch.nn.", "torch.utils.data.", "object", "abc.", "ABC")
 
 
@@ -22,18 +26,18 @@ class Reached:
     """Everything is reached in a library, which has no program; in others, what the programs name."""
 
     def __init__(self, modules: list[Module]) -> None:
-        self.words: set[str] = set()
+        self._attributes: set[str] = set()
         self._done: set[int] = set()
-        self._waiting: dict[str, list[FunctionInfo | ClassInfo]] = defaultdict(list)
-        self._inside: list[Module] = []
+        self._waiting: dict[str, list[FunctionInfo]] = defaultdict(list)
+        self._any_method = False
         self._all = modules
         imported = {m for module in modules for m in _imports(module)}
         programs = [m for m in modules if m.file not in NO_PROGRAM and _runs(m, m in imported)]
-        self._queue: list[FunctionInfo | ClassInfo | Module] = [*programs]
+        self._queue: list[Info] = [*programs]
         while self._queue:
             self._take(self._queue.pop())
         trains = any("backward" in m.text for m in modules)
-        self.library = not programs or (trains and "backward" not in self.words)
+        self.library = not programs or (trains and "backward" not in self._attributes)
 
     def __contains__(self, info: FunctionInfo) -> bool:
         """Whether a function, or a file's own code, is reached."""
@@ -41,7 +45,7 @@ class Reached:
             info = info.outer
         return self.library or id(info.node) in self._done
 
-    def _take(self, info: FunctionInfo | ClassInfo | Module) -> None:
+    def _take(self, info: Info) -> None:
         module, node = (info, info.tree) if isinstance(info, Module) else (info.module, info.node)
         if id(node) in self._done:
             return
@@ -50,32 +54,79 @@ class Reached:
             self._enter(info)
         elif isinstance(info, ClassInfo):
             self._members(info)
-        for word in _words(module, node, whole=isinstance(info, FunctionInfo)) - self.words:
-            self.words.add(word)
-            self._queue.extend(self._waiting.pop(word, ()))
-            if word == NAMES or word in BY_FILE:
-                self._queue.extend(self._all if word in BY_FILE else ())
-                self._queue.extend(i for m in self._inside for i in (*m.classes, *m.functions))
+        for inner in _nodes(node, whole=isinstance(info, FunctionInfo)):
+            if isinstance(inner, ast.Name):
+                self._name(module, inner.id)
+            elif isinstance(inner, ast.Attribute):
+                self._attribute(module, inner)
+            elif isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name):
+                self._by_name(module, inner, inner.func.id)
 
-    def _wait(self, name: str, info: FunctionInfo | ClassInfo, now: bool) -> None:
-        if now or name in self.words or not self.words.isdisjoint((NAMES, *BY_FILE)):
-            self._queue.append(info)
-        else:
-            self._waiting[name].append(info)
+    def _name(self, module: Module, name: str) -> None:
+        if name in BY_FILE:
+            self._queue.extend(i for m in self._all for i in (m, *m.classes, *m.functions))
+        self._meant(module.top(name))
+
+    def _attribute(self, module: Module, node: ast.Attribute) -> None:
+        if node.attr == "__dict__":
+            self._names_of(module, node.value)
+        elif node.attr in BY_FILE:
+            self._name(module, node.attr)
+        elif node.attr not in self._attributes:
+            self._attributes.add(node.attr)
+            self._queue.extend(self._waiting.pop(node.attr, ()))
+        first: ast.expr = node
+        while isinstance(first, ast.Attribute):
+            first = first.value
+        if isinstance(first, ast.Name) and isinstance(module.top(first.id), Namespace | External | Class):
+            self._meant(module.static(node))
+
+    def _by_name(self, module: Module, call: ast.Call, function: str) -> None:
+        """`globals()[name]`, `getattr(models, name)`."""
+        if function in OWN_NAMES and not (function == "vars" and call.args):
+            self._all_of(module)
+        elif function in ("getattr", "vars") and call.args:
+            given = call.args[1] if len(call.args) > 1 else None
+            if isinstance(given, ast.Constant):
+                self._attribute(module, ast.Attribute(call.args[0], str(given.value)))
+            else:
+                self._names_of(module, call.args[0])
+
+    def _names_of(self, module: Module, of: ast.expr) -> None:
+        """All that may be asked of something by its name: of a file all that it names, of an object all methods."""
+        own = isinstance(of, ast.Name) and of.id in ("self", "cls")
+        found = None if own else module.static(of)
+        if isinstance(found, Namespace):
+            self._all_of(found.module)
+        elif not isinstance(of, ast.Name) or own or isinstance(found, Class):
+            self._any_method = True
+            self._queue.extend(m for waiting in self._waiting.values() for m in waiting)
+
+    def _all_of(self, module: Module, depth: int = 0) -> None:
+        """Everything that a file defines or imports."""
+        self._queue.extend((*module.classes, *module.functions))
+        self._meant(*map(module.top, [*module.names]))
+        stars = (module.project.find(base, module) for base in module.stars) if depth < DEEPEST_STAR else ()
+        for star in stars:
+            self._all_of(star, depth + 1) if star is not None and star is not module else None
+
+    def _meant(self, *values: Any) -> None:
+        for value in values:
+            if isinstance(value, Class | Function):
+                self._queue.append(value.info)
+            elif isinstance(value, Namespace):
+                self._queue.append(value.module)
+            elif isinstance(value, External) and "." in value.name:  # perhaps of a file that imports do not find
+                found = (i for m in self._all for i in (*m.classes, *m.functions[1:]) if i.name == last(value.name))
+                self._queue.extend(i for i in found if isinstance(i, ClassInfo) or i.owner is None)
 
     def _enter(self, module: Module) -> None:
-        self._inside.append(module)
         self._queue.extend(_imports(module))
-        for info in module.classes:
-            self._wait(info.name, info, bool(info.node.decorator_list))
-        for name in [*module.names]:
-            found = module.top(name)
-            if isinstance(found, Class | Function) and found.info.name != name:  # imported under another name
-                self._wait(name, found.info, False)
+        self._queue.extend(c for c in module.classes if c.node.decorator_list)
         for info in module.functions[1:]:
-            if info.outer is module.body and info.owner is None:
-                tests = info.name.startswith("test_") and module.file.startswith("test")
-                self._wait(info.name, info, tests or bool(info.decorators))
+            tests = info.name.startswith("test_") and module.file.startswith("test")
+            if info.outer is module.body and info.owner is None and (tests or info.decorators):
+                self._queue.append(info)
 
     def _members(self, info: ClassInfo) -> None:
         bases = [a.name for a in info.ancestors() if isinstance(a, External)]
@@ -83,7 +134,10 @@ class Reached:
         self._queue.extend(info.lineage[1:])
         for name, method in info.methods.items():
             now = hooks or name in RUN_BY_TORCH or name[:2] == "__" or name.startswith("test")
-            self._wait(name, method, now)
+            if now or self._any_method or name in self._attributes:
+                self._queue.append(method)
+            else:
+                self._waiting[name].append(method)
 
 
 def _imports(module: Module) -> Iterator[Module]:
@@ -108,31 +162,14 @@ def _called(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name)
 
 
-def _words(module: Module, tree: ast.AST, whole: bool) -> set[str]:
-    """The names and attributes that code uses; of a class or a file without its functions' bodies."""
-    found, stack = set[str](), [*ast.iter_child_nodes(tree)]
+def _nodes(tree: ast.AST, whole: bool) -> Iterable[ast.AST]:
+    """The code of a function; of a class or a file without its functions' bodies."""
+    stack = [*ast.iter_child_nodes(tree)]
     while stack:
         node = stack.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not whole:
             stack.extend(node.decorator_list)
             stack.extend(node.bases if isinstance(node, ast.ClassDef) else node.args.defaults)
             continue
-        if isinstance(node, ast.Attribute) and node.attr == NAMES:
-            found.update(_named(module, node.value))
-        elif isinstance(node, ast.Name | ast.Attribute):
-            found.add(name_of(node))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BY_NAME:
-            given = node.args[1] if len(node.args) > 1 else None
-            of = node.args[0] if node.args and node.func.id in ("vars", "getattr") else None
-            asked = {NAMES} if of is None else _named(module, of)
-            found.update({str(given.value)} if isinstance(given, ast.Constant) else asked)
+        yield node
         stack.extend(ast.iter_child_nodes(node))
-    return found
-
-
-def _named(module: Module, of: ast.expr) -> set[str]:
-    """The names that may be asked of something: a file's, all of an object's, none of options'."""
-    found = module.top(of.id) if isinstance(of, ast.Name) and of.id not in ("self", "cls") else of
-    if isinstance(found, Namespace) and not found.module.stars:
-        return {*found.module.names}
-    return {NAMES} if isinstance(found, Namespace | Class | ast.expr) else set()

@@ -85,7 +85,7 @@ class Probe(pl.LightningModule):
 pl.Trainer().fit(Probe(), [])
 """
 STEPWISE_PROBE = (
-    LIGHTNING.replace("LOADS", "def load(self, path):\n        self.body.load_state_dict(torch.load(path))")
+    LIGHTNING.replace("LOADS", "def load(self, path):\n        self.load_state_dict(torch.load(path))")
     .replace("with torch.no_grad():\n            x = self.body(x)\n        ", "")
     .replace(
         "        x, y = batch\n        return",
@@ -206,7 +206,7 @@ def nets(kind):
         (rate_of_zero(), "note"),
     ],
     "BN407": [
-        (frozen("net.stem.requires_grad_(False)\nfor m in net.modules():\n    if isinstance(m, nn.BatchNorm2d):\n        m.momentum = 0.0"), "warning"),
+        (frozen("net.stem.requires_grad_(False)\nfor m in net.modules():\n    if isinstance(m, nn.BatchNorm2d):\n        m.momentum = 0.0"), "note"),
     ],
     "BN408": [(STEPS + FIRST_EPOCHS, "warning")],
     "BN430": [

@@ -25,15 +25,7 @@ WRONG = {
         ),
     ],
     "BN403": [
-        ("# a momentum of 0.95 is preferred here\nbn = nn.BatchNorm2d(8, momentum=0.95)\n", "note"),
-        ("# momentum should be large rather than 0.1\nbn = nn.BatchNorm2d(8, momentum=0.9)\n", "note"),
         ("# momentum as it is in the paper\nbn = nn.BatchNorm2d(8, momentum=0.9)\n", "warning"),
-        ("bn = nn.BatchNorm2d(8, momentum=0.9)\n" + LAYERS + "Net().apply(still)\n", "note"),
-        (
-            "class Unused(nn.Module):\n    def __init__(self):\n        self.bn = nn.BatchNorm2d(8, momentum=0.9)\n"
-            + MAIN,
-            "note",
-        ),
     ],
     "BN407": [
         (
@@ -54,6 +46,10 @@ block = Block(8, False, 0)
     ],
 }
 RIGHT = [
+    "# a momentum of 0.95 is preferred here\nbn = nn.BatchNorm2d(8, momentum=0.95)\n",
+    "# momentum should be large rather than 0.1\nbn = nn.BatchNorm2d(8, momentum=0.9)\n",
+    "bn = nn.BatchNorm2d(8, momentum=0.9)\n" + LAYERS + "Net().apply(still)\n",
+    "class Unused(nn.Module):\n    def __init__(self):\n        self.bn = nn.BatchNorm2d(8, momentum=0.9)\n" + MAIN,
     """\
 def convert(old):
     new = {}

@@ -12,6 +12,8 @@ from batchnorm.diagnosis.source.interpreter.walk import OPAQUE, Walk
 from batchnorm.diagnosis.source.trace import EVAL, SWITCHED, TRAIN, UNKNOWN, Context, Freeze, Mode
 from batchnorm.diagnosis.source.values import MODELS, Obj, canonical, objects_in, owners, within
 
+CONTAINERS = ("torch.nn.Sequential", "torch.nn.ModuleList")
+
 
 class Modes(Walk):
     """Modes of objects."""
@@ -169,6 +171,11 @@ class Modes(Walk):
                         self._undone(part, obj, mode)
                         self.state.modes[part] = mode
                         self.set_parts(part, mode, depth + 1)
+        held = obj.sources if obj.kind == "external" and obj.info[0] in CONTAINERS else ()
+        for part in (canonical(o) for value in held for o in objects_in(value)):
+            if part is not obj and part.kind in MODELS:
+                self.state.modes[part] = mode
+                self.set_parts(part, mode, depth + 1)
 
     def set_layers(self, owner: Any, mode: str, node: ast.AST, layer: Obj) -> None:
         """A mode for batch norm layers alone."""

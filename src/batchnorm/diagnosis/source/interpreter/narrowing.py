@@ -11,7 +11,7 @@ from batchnorm.diagnosis.source.definitions import Class
 from batchnorm.diagnosis.source.interpreter.containers import Containers
 from batchnorm.diagnosis.source.names import WITHOUT_GRADIENTS, is_layer, last
 from batchnorm.diagnosis.source.syntax import calls_by_name, name_of
-from batchnorm.diagnosis.source.values import ClassName, Const, External, Obj, options
+from batchnorm.diagnosis.source.values import ClassName, Const, External, Obj, choice, options
 
 RANKS = re.compile(
     r"(local_|global_|get_)?rank|is_(local_)?main_process|main_process|is_(master|main|rank_zero|primary)"
@@ -33,12 +33,14 @@ class Narrowing(Containers):
             return (found, {}) if isinstance(test.op, ast.And) or len(found) == 1 else ({}, {})
         name = self._tested_layer(test)
         value = self.state.env.get(name) if name is not None else None
-        if name is None or not isinstance(value, Obj):
+        if name is None or not any(isinstance(o, Obj) for o in options(value)):
             return {}, {}
+        return {name: choice([self._layer(test, name, o) for o in options(value) if isinstance(o, Obj)])}, {}
+
+    def _layer(self, test: ast.AST, name: str, value: Obj) -> Obj:
         owner = value.info if value.kind == "layer" else value
         parent = owner if isinstance(owner, Obj) else None
-        key = (id(test), id(value))
-        return {name: self.program.obj(key, lambda: Obj("batch norm", name, parent=parent, info=value))}, {}
+        return self.program.obj((id(test), id(value)), lambda: Obj("batch norm", name, parent=parent, info=value))
 
     def _tested_layer(self, test: ast.AST) -> str | None:
         """The name that a test finds to be batch norm, by its class or by its class's name."""

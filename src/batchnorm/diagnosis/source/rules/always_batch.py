@@ -30,7 +30,7 @@ def ignores_eval(facts: Facts) -> Iterator[Said]:
     for event in facts.of("outside"):
         keywords, args = event.data["keywords"], event.data["args"]
         torch = event.data["name"] in FUNCTIONS
-        if (not torch and not TF.search(event.data["name"])) or _asks(event):
+        if (not torch and not TF.search(event.data["name"])) or _asks(event) or facts.uses(event.function, "cond"):
             continue
         given = [keywords.get(w, args[at] if torch and 0 <= at < len(args) else None) for w, at in SWITCH.items()]
         if Const(True) not in given:

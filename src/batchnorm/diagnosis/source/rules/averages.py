@@ -77,6 +77,8 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
         if level not in (YES, LIKELY):
             continue
         functions.add(id(event.function))
+        if not shadow and not _used(facts, owner):
+            continue
         if shadow:
             yield said(
                 event,
@@ -92,7 +94,7 @@ def parameters_only(facts: Facts) -> Iterator[Said]:
             "an average over parameters() leaves out the running statistics: the averaged model evaluates with those "
             "that it started with",
             "copy the buffers too: for a, b in zip(averaged.buffers(), model.buffers()): a.copy_(b)",
-            sure=level == YES and _used(facts, owner),
+            sure=level == YES and facts.evaluated(owner),
         )
 
 
@@ -279,7 +281,7 @@ def level_of(facts: Facts, event: Event) -> int | None:
     best = max((level or 0 for level in levels), default=0)
     if best or (levels and None not in levels):
         return best or None
-    spoken = facts.uses(event.function, "state_dict", "deepcopy", "load_state_dict") or bool(levels)
+    spoken = facts.uses(event.function, "state_dict", "deepcopy") or bool(levels)
     if spoken and facts.speaks_near(event.function.module):
         return YES if levels or facts.uses(event.function, "deepcopy") else LIKELY
     return None

@@ -26,7 +26,8 @@ def two_loaders(facts: Facts) -> Iterator[Said]:
     found: dict[tuple[int, int], dict[int, Event]] = defaultdict(dict)
     for event, c, _ in training_forwards(facts):
         loops = [n for n in event.data["loops"] if isinstance(n, ast.For | ast.While)]
-        if (c.layers is None or c.layers.value != EVAL) and (loops or event.function.name):
+        made = loops and any(n is c.obj.node for n in ast.walk(loops[-1]))  # for a step, and thrown away
+        if (c.layers is None or c.layers.value != EVAL) and (loops or event.function.name) and not made:
             found[id(loops[-1] if loops else event.function), id(c.obj)][id(event.node)] = event
     for forwards in found.values():
         first, *others = forwards.values()

@@ -11,7 +11,7 @@ from batchnorm.diagnosis.source.contents import LIKELY, NO, YES
 from batchnorm.diagnosis.source.definitions import in_module
 from batchnorm.diagnosis.source.facts import Facts, adapts, called, file_of
 from batchnorm.diagnosis.source.rules.averages import averaged
-from batchnorm.diagnosis.source.syntax import variables
+from batchnorm.diagnosis.source.syntax import nodes_of, variables
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Context, Event
 from batchnorm.diagnosis.source.values import Obj, owners
 
@@ -21,7 +21,7 @@ NOISE = re.compile(
 )
 TAKES_DATA = re.compile(r"encoder|classif|feature|extract|backbone|embed|relation")
 MADE_UP = re.compile(
-    r"torch\.(rand|randn|ones|zeros|empty|full|randint)|np\.random|dummy|example|fake|^inp?$|test_input"
+    r"torch\.(rand|randn|ones|zeros|empty|full|randint)|(np|numpy)\.(random|ones|zeros)|dummy|example|fake|^inp?$|test_input"
 )
 SERVES = re.compile(r"(^|_)(test|predict|infer|inference|generate|sample|synthesi[sz]e|evaluate|reconstruct)(_|s?$)")
 PREDICTS = re.compile(r"predict|infer|inference|act|classify|(choose|select|get)_action|embeddings?$")
@@ -124,16 +124,30 @@ def measures(facts: Facts, event: Event, c: Context) -> bool:
     """Whether the forward, its caller or what set its mode is there to measure statistics."""
     if any(facts.measures(f) for f in (event.function, c.function, c.mode.function) if f is not None and f.name):
         return True
-    return c.no_grad is True and c.mode.node is not None and not made_up(event) and _thrown_away(event)
+    if made_up(event) or c.mode.node is None:
+        return False
+    return (c.no_grad is True and _thrown_away(event)) or (c.no_grad is not True and _never_read(event))
 
 
 def _thrown_away(event: Event) -> bool:
     """Whether a loop over data drops the output, `model(x)` or `_ = model(x)`: the statistics are what it is for."""
     loop = next((n for n in reversed(event.data["loops"]) if isinstance(n, ast.For)), None)
-    return loop is not None and any(
+    return loop is not None and _dropped(loop, event, {"_"})
+
+
+def _never_read(event: Event) -> bool:
+    """Whether a forward with gradients has an output that its function does not read, and so is for the statistics."""
+    read = {n.id for n in nodes_of(event.function.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    stored = {n.id for n in nodes_of(event.function.node) if isinstance(n, ast.Name)} - read
+    return bool(event.function.name) and _dropped(event.function.node, event, stored)
+
+
+def _dropped(within: ast.AST, event: Event, names: set[str]) -> bool:
+    """Whether an output goes nowhere, or into these names."""
+    return any(
         isinstance(node, ast.Expr)
-        or (isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id == "_" for t in node.targets))
-        for node in ast.walk(loop)
+        or (isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id in names for t in node.targets))
+        for node in ast.walk(within)
         if isinstance(node, ast.Expr | ast.Assign) and node.value is event.node
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.facts import Facts, called, said
 from batchnorm.diagnosis.source.syntax import reads, variables
-from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event
+from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Call, Event
 from batchnorm.diagnosis.source.values import Const
 
 
@@ -21,7 +21,10 @@ def through_batch_norm(facts: Facts) -> Iterator[Said]:
         outputs = given.get("outputs", event.data["args"][0] if event.data["args"] else None)
         for forward in facts.forwards_of(outputs):
             names = set[str]().union(*map(_names, forward.node.args))
-            if not _certain(facts, forward) or not _names(_inputs(event.node)) & names:
+            fate = facts.fate(event, Call(event.node, event.function))
+            if not _certain(facts, forward) or not (fate.trains or fate.leaves):
+                continue
+            if not _names(_inputs(event.node)) & names:
                 continue
             name = called(forward)
             yield said(

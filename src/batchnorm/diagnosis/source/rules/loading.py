@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.diagnosis.source.code_words import Said
-from batchnorm.diagnosis.source.contents import LIKELY, YES
-from batchnorm.diagnosis.source.definitions import Function, Module
+from batchnorm.diagnosis.source.contents import LIKELY, NO, YES
+from batchnorm.diagnosis.source.definitions import Function, FunctionInfo, Module
 from batchnorm.diagnosis.source.facts import Facts, said
 from batchnorm.diagnosis.source.rules.averages import BUFFERS
 from batchnorm.diagnosis.source.rules.forwards import forwards
-from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, reads, spelled, strings
+from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, nodes_of, reads, spelled, strings
 from batchnorm.diagnosis.source.trace import TRAIN
 from batchnorm.diagnosis.source.values import Const, Form, Obj, canonical, objects_in, options
 
@@ -28,8 +28,9 @@ def filtered_statistics(facts: Facts) -> Iterator[Said]:
             yield _left_out(event.function.module, event.node, _loaded(facts, event.obj))
     for module in facts.modules:
         for function in module.functions if "running" in module.text and "torch" in module.text else ():
-            if facts.uses(function, "load_state_dict", "load", "save", "copy_"):
-                loops = [n for n in ast.walk(function.node) if isinstance(n, ast.For) and _drops(n)]
+            if facts.uses(function, "load_state_dict", "load", "save", "copy_") and not _has_none(facts, function):
+                loops = [n for n in nodes_of(function.node) if isinstance(n, ast.For) and _drops(n)]
+                loops = [n for n in loops if facts.function_at(module, n) is function]
                 sure = bool(loops) and any(isinstance(n, ast.Call) and _not_strict(n) for n in ast.walk(function.node))
                 if sure or not facts.uses(function, "load_state_dict"):  # else torch refuses what is missing
                     yield from (_left_out(module, loop, sure) for loop in loops)
@@ -38,6 +39,12 @@ def filtered_statistics(facts: Facts) -> Iterator[Said]:
             continue
         if any(facts.has(o) == YES for a in event.data["args"][:2] for o in _parameters_of(a)):
             yield _left_out(event.function.module, event.node, True)
+
+
+def _has_none(facts: Facts, function: FunctionInfo) -> bool:
+    """Whether a function loads states into models without batch norm alone."""
+    levels = [facts.has(e.obj) for e in facts.of("load") if e.function is function]
+    return NO in levels and not any(levels)
 
 
 def _left_out(module: Module, node: ast.AST, sure: bool) -> Said:
@@ -71,8 +78,11 @@ def _drops(loop: ast.For) -> bool:
     everything = [*ast.walk(loop)]
     tests = [(n.test, n.body, n.orelse) for n in everything if isinstance(n, ast.If)]
     chosen = [t for n in ast.walk(loop.iter) if isinstance(n, ast.comprehension) for t in n.ifs]
+    wanted = [b for t, b, _ in tests if not set(strings(t)).isdisjoint(LOST) and not [*_dropped(t)]]
+    if any(_takes(_inside(body), over) for body in wanted):
+        return False  # they are taken in another branch: of another network, under other names
     for test, body, otherwise in (*tests, *((t, loop.body, []) for t in chosen)):
-        inside = [n for statement in body for n in ast.walk(statement)]
+        inside = _inside(body)
         kept = set(_dropped(test))
         named = not (set(strings(test)) - kept).isdisjoint(LOST)
         if named and any(isinstance(n, ast.Delete) or calls_by_name(n, "pop") for n in inside):
@@ -82,6 +92,10 @@ def _drops(loop: ast.For) -> bool:
         if not kept.isdisjoint(LOST) and not otherwise and _takes(inside, over):
             return True
     return False
+
+
+def _inside(body: list[ast.stmt]) -> list[ast.AST]:
+    return [n for statement in body for n in ast.walk(statement)]
 
 
 def _takes(nodes: list[ast.AST], over: set[str]) -> bool:

@@ -48,6 +48,8 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
             continue  # to learn the shape of an output
         if facts.uses(event.function, "training") and not in_module(event.function):
             continue  # it asks for the mode
+        if c.quiet or _asked(facts, c) or (c.mode.node is None and facts.evaluated(c.obj, called=True)):
+            continue
         used = serves(facts, event, c)
         here = c.mode.function is event.function and c.mode.node is not None and not used
         quiet = (c.no_grad is True or used or infers(facts, event, c)) and not here and not facts.trains(event)
@@ -57,7 +59,6 @@ def evaluates_in_train(facts: Facts) -> Iterator[Said]:
         if c.mode.node is None and max(facts.has(c.obj) or 0, facts.has(event.obj) or 0) == 0:
             continue
         known = level == YES and all(o.mode.value == TRAIN for o in event.contexts)
-        known = known and not (c.quiet or _asked(facts, c))
         since = f" (train() in {c.mode.place})" if c.mode.node is not None else ", as a new model is"
         call, function = c.at or (event.node, event.function)
         name = called(event)
@@ -119,10 +120,11 @@ def never_back(facts: Facts) -> Iterator[Said]:
         if TRAIN not in before or (test is not None and (_once(test) or not (c.mode.sure and evals.sure))):
             continue  # what was put in eval as one of two models goes back as one
         fate = facts.fate(event)
-        if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves):
+        if not facts.trains(event) or fate.asks or not (fate.trains or fate.leaves) or not evals.sure:
             continue
         name, by = called(event), evals.function or event.function
-        known = level == YES and not _apart(by, event.function)
+        if _apart(by, event.function) or not (test is None or _evaluates(facts, evals)):
+            continue
         since = "from the second round on" if test is None else f"once {spelled(test)} has held"
         yield Said(
             by.module,
@@ -130,7 +132,7 @@ def never_back(facts: Facts) -> Iterator[Said]:
             f"this eval() is never followed by train(): {name} in line {event.line} of {file_of(event)} is trained in "
             f"eval mode {since}, and batch norm's statistics stop",
             f"{name}.train() after it, or before every step",
-            sure=known and evals.sure and (test is None or _evaluates(facts, evals)),
+            sure=level == YES,
         )
 
 

@@ -58,6 +58,8 @@ def layers(facts: Facts) -> Iterator[Numbers]:
 def torch_momentum(facts: Facts) -> Iterator[Said]:
     """BN403: a momentum of 0.5 or more in torch; 1, which few-shot code means, is a note."""
     for layer in layers(facts):
+        if _argued(layer) or _still(facts):
+            continue
         if layer.framework == "torch" and 1.0 in layer.momentum:
             yield said(
                 layer.event,
@@ -72,7 +74,7 @@ def torch_momentum(facts: Facts) -> Iterator[Said]:
                 f"momentum={value:g} is the weight of the NEW batch in torch: the running statistics are nearly those "
                 f"of the last batch. Keras or Flax mean the weight of the old value, which would be {1 - value:g} here",
                 f"momentum={1 - value:g}",
-                sure=value >= CERTAIN and not _argued(layer) and not _still(facts),
+                sure=value >= CERTAIN,
             )
             break
     for event in facts.of("attribute"):
@@ -96,14 +98,15 @@ def _still(facts: Facts) -> bool:
 def other_momentum(facts: Facts) -> Iterator[Said]:
     """BN404: a momentum of 0.5 or less in Keras or Flax."""
     for layer in layers(facts):
-        for value in {v for v in layer.momentum if 0 <= v <= SMALL} if layer.framework in ("Keras", "Flax") else ():
+        other = layer.framework in ("Keras", "Flax") and not _argued(layer)
+        for value in {v for v in layer.momentum if 0 <= v <= SMALL} if other else ():
             yield said(
                 layer.event,
                 f"momentum={value:g} is the weight of the OLD value in {layer.framework}: the moving statistics are "
                 "nearly those of the last "
                 f"batch. Torch means the weight of the new batch, which would be {1 - value:g} here",
                 f"momentum={1 - value:g}",
-                sure=value <= CERTAIN_SMALL and not _argued(layer),
+                sure=value <= CERTAIN_SMALL,
             )
             break
 
@@ -178,8 +181,8 @@ def frozen_by_momentum(facts: Facts) -> Iterator[Said]:
     for layer in layers(facts):
         if layer.framework == "torch" and 0.0 in layer.momentum:
             here = any(k.arg == "momentum" and isinstance(k.value, ast.Constant) for k in layer.call.keywords)
-            sure = here or not (any(layer.momentum) or layer.event.data["tests"])  # a test may leave the 0 out
-            yield said(layer.event, message, FREEZE, sure)
+            if here or not any(layer.momentum):  # of several numbers, 0 may be for layers that are left out
+                yield said(layer.event, message, FREEZE, sure=here or not layer.event.data["tests"])
     for event in facts.of("attribute"):
         if event.data["name"] != "momentum" or event.obj is None or event.obj.kind not in ("batch norm",):
             continue
@@ -190,4 +193,4 @@ def frozen_by_momentum(facts: Facts) -> Iterator[Said]:
         others = [e for e in others if "momentum" in e.data["name"]]
         restored = any(e.data["name"] != "momentum" or facts.numbers(e.data["value"]) != [0.0] for e in others)
         if not restored and not reads(event.function.node, "momentum"):
-            yield Said(event.function.module, event.node, message, FREEZE)
+            yield said(event, message, FREEZE, sure=False)

@@ -10,6 +10,7 @@ from batchnorm.diagnosis.source.contents import YES
 from batchnorm.diagnosis.source.facts import Facts, called, file_of
 from batchnorm.diagnosis.source.rules.forwards import training_forwards
 from batchnorm.diagnosis.source.rules.loaders import Loader, loaders_of
+from batchnorm.diagnosis.source.rules.modes import EVALUATES
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event, Test
 from batchnorm.diagnosis.source.values import Const, Obj
 
@@ -24,7 +25,7 @@ def small_batches(facts: Facts) -> Iterator[Said]:
             continue
         given = [(found, found.sizes(facts)) for found in loaders_of(facts, event)]
         for loader, sizes in given:
-            if not sizes or max(sizes) > SMALL:
+            if not sizes or max(sizes) > SMALL or _evaluates(loader.event):
                 continue
             larger = [o for o, s in given if not s or max(s) > max(sizes)]
             if larger and c.mode.value == SWITCHED:
@@ -56,6 +57,11 @@ def small_batches(facts: Facts) -> Iterator[Said]:
                 and facts.always_has(c.obj)
                 and facts.evaluated(c.obj),
             )
+
+
+def _evaluates(loader: Event) -> bool:
+    """Whether a loader is made where nothing is trained, by the name of the function or of the file."""
+    return any(EVALUATES.search(name.lower()) for name in (loader.function.name, loader.function.module.file))
 
 
 def _alternatives(one: Loader, other: Loader) -> bool:

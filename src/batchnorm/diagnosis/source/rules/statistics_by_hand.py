@@ -25,7 +25,7 @@ def changes_nothing(facts: Facts) -> Iterator[Said]:
             continue
         forms = [now for now, _, _ in event.data["values"]]
         mixed = any(f.mixed for f in forms)
-        if not mixed and any(f.converted for f in forms):
+        if not mixed and (any(f.converted for f in forms) or _moved(event.node)):
             continue  # another dtype or device
         after_eval = any(mode is not None and mode.value == EVAL for _, _, mode in event.data["values"])
         what = "mixed with themselves: m * r + (1 - m) * r is r" if mixed else "written with their own values"
@@ -36,6 +36,12 @@ def changes_nothing(facts: Facts) -> Iterator[Said]:
             f"delete the line: a forward in train mode moves them, {RECALIBRATE} measures them anew",
             edit=_without(event.node),
         )
+
+
+def _moved(node: ast.AST) -> bool:
+    """Whether a statement takes what it writes from one device to another, and does not calculate."""
+    value = node.value if isinstance(node, ast.Assign) else None
+    return isinstance(value, ast.Call) and method_of(value) in ("cpu", "cuda", "to", "pin_memory", "contiguous")
 
 
 def _is_itself(form: Form, atom: Atom) -> bool:

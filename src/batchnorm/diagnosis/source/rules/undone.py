@@ -123,8 +123,8 @@ def _undone(event: Event) -> Iterator[Said]:
 
 def _again(facts: Facts, event: Event) -> bool:
     """Whether the layers are put in eval again after a train()."""
-    here = (e for e in facts.set_to(EVAL, "layer mode") if e.obj is event.obj and e.function is event.function)
-    return any(e.line > event.line for e in here)
+    here = [e for e in facts.set_to(EVAL, "layer mode") if e.function is event.function and e.line > event.line]
+    return any(e.obj is event.obj or e.node is event.data["frozen"].node for e in here)
 
 
 def _part_trains_again(facts: Facts) -> Iterator[Said]:
@@ -156,7 +156,7 @@ def never_applied(facts: Facts) -> Iterator[Said]:
         if not FREEZES.search(function.name) or function.node is None:
             continue
         hidden = _hidden_by(function)
-        if hidden is None and function.name in facts.mentioned:
+        if hidden is None and (function.name in facts.mentioned or function in facts.reached):
             continue
         why = "is never called" if hidden is None else f"is hidden by the attribute of line {hidden.lineno}"
         yield Said(
@@ -209,5 +209,5 @@ def _freezes(facts: Facts) -> bool:
         alive = not function.name or (function.name in facts.called and _hidden_by(function) is None)
         if layers and function.module in used and alive:
             return True
-    defined = {f.name for m in facts.modules for f in m.functions}
-    return any(BY_OTHERS.search(name) for name in facts.called - defined) or not facts.mentioned.isdisjoint(FREEZERS)
+    others = any(BY_OTHERS.search(name) for name in facts.called - facts.defined)
+    return others or not facts.mentioned.isdisjoint(FREEZERS)

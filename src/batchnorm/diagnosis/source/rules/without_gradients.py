@@ -43,7 +43,7 @@ HOOKS = re.compile(r"on_(train_batch|before_zero_grad|before_optimizer|after_bac
 
 def moves_without_gradients(facts: Facts) -> Iterator[Said]:
     """BN412: a forward in train mode that no weight is trained by, or a summary of a trained model."""
-    for event, c, level in forwards(facts):
+    for event, c, _ in forwards(facts):
         if c.mode.value != TRAIN or c.second or c.layers is not None:
             continue
         if event.function.owner is not None and facts.only_constructs(event.function):
@@ -51,10 +51,11 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
             continue
         if measures(facts, event, c) or generates(event) or _restored(facts, event):
             continue
+        if not {"training", "is_training", "train", "is_train"}.isdisjoint(event.function.params):
+            continue  # its callers say which mode it is for
         if is_average(facts, c.obj) and not facts.fate(event).asks:
             continue
         here = c.mode.function is event.function and c.mode.node is not None
-        trains = facts.trains(event)
         what = "runs forward under no_grad in train mode" if c.no_grad is True and here else _aside(facts, event, c)
         if what:
             name = called(event)
@@ -67,7 +68,7 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
                 (given or event).node,
                 f"{subject} {what}{since}: it moves the running statistics",
                 f"with batchnorm.pause({name}): ..., or {name}.eval()",
-                sure=level == YES and not trains and c.no_grad is True and here,
+                sure=False,
             )
     yield from _in_hooks(facts)
     yield from _perturbed(facts)
@@ -79,6 +80,7 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
                     "a summary runs the model forward in train mode on random numbers: it moves the running "
                     "statistics that were loaded",
                     f"{spelled(event.node.args[0])}.eval() before",
+                    sure=False,
                 )
                 break
 
@@ -175,7 +177,7 @@ def _in_hooks(facts: Facts) -> Iterator[Said]:
                 f"{called(event)} runs forward under no_grad in the train mode of the step that {event.function.name} "
                 "belongs to: it moves the running statistics",
                 f"{top.name}.eval() before, {top.name}.train() after",
-                sure=facts.has(obj) == YES,
+                sure=False,
             )
 
 
