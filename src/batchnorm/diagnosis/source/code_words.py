@@ -146,7 +146,8 @@ class CodeWords:
         """The names of methods that the linted files call, or that torch does."""
         return self.called | {"__init__", "forward", "train", "eval"}
 
-    def _may_run(self, function: FunctionInfo) -> bool:
+    def may_run(self, function: FunctionInfo) -> bool:
+        """Whether something calls a function of that name."""
         return not function.name or function.name in self._run
 
     @cached_property

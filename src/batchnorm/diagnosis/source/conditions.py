@@ -23,14 +23,14 @@ class Claim(NamedTuple):
 
 def parts(test: Test) -> Iterator[Test]:
     """The conditions that all hold where a test does, without `not`."""
-    node, holds = test
+    node, holds, known = test
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        yield from parts(Test(node.operand, not holds))
+        yield from parts(Test(node.operand, not holds, known))
     elif isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And) == holds:
         for value in node.values:
-            yield from parts(Test(value, holds))
+            yield from parts(Test(value, holds, known))
     else:
-        yield Test(node, holds)
+        yield test
 
 
 def claims(tests: Iterable[Test]) -> list[Claim]:
@@ -75,7 +75,7 @@ def passed(tests: Iterable[Test], given: dict[str, Any]) -> list[Test] | None:
         if known is False:
             return None
         if known is None:
-            left.append(Test(_Renamed(given).visit(copy.deepcopy(test.node)), test.holds))
+            left.append(test._replace(node=_Renamed(given).visit(copy.deepcopy(test.node))))
     return left
 
 
@@ -98,7 +98,7 @@ def _decided(claim: Claim, given: dict[str, Any]) -> bool | None:
 
 
 def _claim(test: Test) -> Claim:
-    node, holds = test
+    node, holds = test.node, test.holds
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.comparators[0], ast.Constant):
         op, value = node.ops[0], node.comparators[0].value
         if isinstance(op, ast.Eq | ast.Is | ast.NotEq | ast.IsNot):

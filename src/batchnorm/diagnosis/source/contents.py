@@ -272,8 +272,15 @@ class _Scan:
             return False
         given = _switches(node, value.info)
         if given:
-            self.take(self.contents.scan(value.info, given), certain)
+            self._made_by(value.info, certain, given)
         return bool(given)
+
+    def _made_by(self, info: ClassInfo | FunctionInfo, certain: int, given: frozenset[Any] = frozenset()) -> None:
+        """What a class or a function makes; of a class method, what its class does too."""
+        owner = info.owner if isinstance(info, FunctionInfo) and info.of_class else None
+        self.take(self.contents.scan(info, given), certain)
+        if owner is not None and owner is not self.root:
+            self.take(self.contents.scan(owner), certain)
 
     def visit_in(self, node: ast.AST, certain: int, attribute: str) -> None:
         """What an attribute of self holds."""
@@ -297,7 +304,7 @@ class _Scan:
         elif isinstance(value, Class | Function) and value.info is not self.root:
             init = value.info.method("__init__") if isinstance(value, Class) else value.info
             others = self.others & {*init.defaults} if init is not None else set()
-            self.take(self.contents.scan(value.info, frozenset((n, UNKNOWN) for n in others)), certain)
+            self._made_by(value.info, certain, frozenset((n, UNKNOWN) for n in others))
 
     def _static(self, node: ast.Name | ast.Attribute) -> Any:
         return None if of_self(node) else self.module.static(node)

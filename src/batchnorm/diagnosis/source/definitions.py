@@ -81,6 +81,11 @@ class FunctionInfo:
                 return of.id
         return None
 
+    @cached_property
+    def of_class(self) -> bool:
+        """Whether it is a class method."""
+        return any(isinstance(d, ast.Name) and d.id == "classmethod" for d in self.decorators)
+
     @property
     def decorators(self) -> list[ast.expr]:
         """Its decorators."""
@@ -155,7 +160,9 @@ class ClassInfo:
             if pairs:
                 found[name] = Obj("dict", name, node=node)
                 for key, value in pairs:
-                    found[name].attr(f"[{key}]").flows_from(self.module.static(value))
+                    static = self.module.static(value)
+                    found[name].attr(f"[{key}]").flows_from(static)
+                    found[name].flows_from(static)
         return found
 
     @property

@@ -79,7 +79,7 @@ class Facts(Objects):
         """Whether anything, or code that is called, puts an object, or what it is a part of, in eval."""
         around = [o for at in owners(obj) for o in self.aliases(at)]
         own = {*owners(obj), *(o.info for o in around if o.kind == "wrapper")} if called else {*around}
-        evals = (e for e in self.set_to(EVAL, "mode", "layer mode") if not called or self._may_run(e.function))
+        evals = (e for e in self.set_to(EVAL, "mode", "layer mode") if not called or self.may_run(e.function))
         return any(not own.isdisjoint(self.aliases(e.obj)) for e in evals)
 
     def trains(self, event: Event, at: Call | None = None) -> bool:

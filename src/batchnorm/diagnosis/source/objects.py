@@ -84,8 +84,11 @@ class Objects(CodeWords):
         for info in (c for alias in self.aliases(obj) for c in classes_of(alias, 3)):
             if owner in info.lineage:
                 return True
-            slots = (s for a in info.lineage for s in a.self_obj.attrs.values())
-            if depth < DEEPEST_PART and any(self.holds(slot, owner, depth + 1) for slot in list(slots)[:24]):
+            slots = [s for a in info.lineage for s in a.self_obj.attrs.values()]
+            made = (o.info for s in slots for o in s.sources if isinstance(o, Obj) and o.kind == "instance")
+            if depth < DEEPEST_PART and any(isinstance(c, ClassInfo) and owner in c.lineage for c in made):
+                return True
+            if depth < DEEPEST_PART and any(self.holds(slot, owner, depth + 1) for slot in slots[:24]):
                 return True
         return False
 

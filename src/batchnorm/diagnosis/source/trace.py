@@ -21,6 +21,7 @@ class Test(NamedTuple):
 
     node: ast.expr
     holds: bool
+    known: bool = False  # by a constant of the code
 
 
 class Mode(NamedTuple):

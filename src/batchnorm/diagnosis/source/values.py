@@ -131,6 +131,7 @@ class Form:
     mixed: bool = False
     converted: bool = False
     divided: bool = False
+    others: tuple[Form, ...] = ()  # a loop's parameters of other models than the first
 
 
 def number(value: Any) -> float | None:

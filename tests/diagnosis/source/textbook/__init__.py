@@ -7,6 +7,7 @@ NAMES = (
     "entry_points",
     "exports_and_constants",
     "followers",
+    "frozen",
     "held",
     "helpers",
     "own_modes",

@@ -96,8 +96,12 @@ class Calls(Methods):
             return self.invoke(node, target.target, [*target.args, *args], {**dict(target.keywords), **keywords})
         if isinstance(target, External):
             return self.outside(node, target.name, args, keywords)
+        if isinstance(target, Obj) and self.info.of_class and target.kind == "self" and target.info is self.info.owner:
+            return self.construct(node, target.info, args, keywords)
         if isinstance(target, Obj):
-            named = self._named_by(target)
+            named = [n for n in self._named_by(target) if _takes(n, node)]
+            own = [n for n in named if isinstance(n, Class | Function)]
+            named = own if own and keywords else named
             if not named:
                 return self.forward(node, target, [*args, *keywords.values()])
             if len(named) <= MOST_NAMED:
@@ -246,6 +250,20 @@ class Calls(Methods):
         held = (base, *(c.self_obj for c in self.classes_of(base)))
         known = any(name in o.attrs and o.attrs[name].sources for o in held)
         return known and base.kind in ("parameter", "attribute", "global", "instance", "copy")
+
+
+def _takes(target: Any, call: ast.Call) -> bool:
+    """Whether a function or class has parameters for a call's arguments."""
+    info = target.info if isinstance(target, Class | Function) else None
+    info = info.method("__init__") if isinstance(info, ClassInfo) else info
+    names = {k.arg for k in call.keywords}
+    if info is None or None in names or any(isinstance(a, ast.Starred) for a in call.args):
+        return True
+    known, first = info.arguments, info.owner is not None and not info.static
+    places, given = info.positional[first:], len(call.args)
+    enough = given + len(names) >= len(places) - len(known.defaults)
+    named = known.kwarg is not None or names <= {*places, *(a.arg for a in known.kwonlyargs)}
+    return enough and named and (known.vararg is not None or given <= len(places))
 
 
 def _called_by(decorator: ast.expr) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from typing import Any
 
 from batchnorm.diagnosis.source.contents import inflow
@@ -69,6 +70,8 @@ class Containers(Modes):
                 return known
             if isinstance(key.value, int) and base.kind == "iteration":
                 return self.element(base)
+            if base.kind == "external" and last(base.info[0]) == "Sequential":
+                return self._part(base, key.value)
             slot = base.attrs.get(f"[{key.value}]")
             if slot is not None and base.kind == "dict":
                 return slot.sources[0] if len(slot.sources) == 1 else slot
@@ -78,8 +81,20 @@ class Containers(Modes):
                 return found
         if isinstance(key, Const):
             return base.attr(f"[{key.value}]")
+        if base.kind == "iteration":
+            return self.element(self.some(base))
         slot = base.attr("[]")
         for source in base.sources[:8] if base.kind in ("list", "dict") else ():
+            slot.flows_from(source)
+        return slot
+
+    def _part(self, sequence: Obj, at: Any) -> Obj:
+        """A part of torch's Sequential by its place, or several of them."""
+        slot = sequence.attr(f"[{at}]")
+        given = getattr(sequence.node, "args", [])
+        plain = len(given) == len(sequence.sources) and not any(isinstance(a, ast.Starred) for a in given)
+        one = isinstance(at, int) and plain and -len(given) <= at < len(given)
+        for source in [sequence.sources[at]] if one else sequence.sources:
             slot.flows_from(source)
         return slot
 
@@ -123,7 +138,7 @@ class Containers(Modes):
 
     def together(self, node: ast.AST, values: list[Any]) -> Obj:
         """A list of what several lists, or iterations over parameters, have."""
-        made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
+        made = self.program.obj((node, "list"), lambda: Obj("list", "joined", node=node))
         for option in (o for value in values for o in options(value)):
             made.flows_from(option)
         return made
@@ -133,9 +148,7 @@ class Containers(Modes):
         if isinstance(value, Tuple):
             return choice(list(value.items))
         if isinstance(value, Choice):
-            found = [self.element(v) for v in value.options]
-            # Of the parameters of one of several models: those of the first stand for all.
-            return found[0] if found and all(isinstance(f, Form) for f in found) else choice(found)
+            return self._one_of([self.element(v) for v in value.options])
         if not isinstance(value, Obj):
             return None
         if value.kind == "external" and last(value.info[0]) == "ModuleList" and value.sources:
@@ -154,6 +167,9 @@ class Containers(Modes):
             return self.element(copied)
         if value.kind == "state":
             return self.program.obj((id(value), "key"), lambda: Obj("key", "key", info=value))
+        if value.name == "joined":
+            inside = [self.element(s) if isinstance(s, Obj) and s.kind in ELEMENTS else s for s in value.sources]
+            return self._one_of(inside)
         if value.kind in ("list", "dict"):
             return choice(list(value.sources)) if value.kind == "list" else None
         if value.kind in ("attribute", "parameter", "global"):
@@ -161,6 +177,16 @@ class Containers(Modes):
             if len(held) == 1:
                 return self.element(held[0])
         return value.attr("[]")
+
+    def _one_of(self, found: list[Any]) -> Any:
+        """One of several elements; of the parameters of several models, those of the first stand for all."""
+        forms = [f for f in found if isinstance(f, Form)]
+        return replace(forms[0], others=tuple(forms[1:])) if forms and len(forms) == len(found) else choice(found)
+
+    def some(self, iteration: Obj) -> Obj:
+        """The first of the parameters, children or modules that an iteration gives."""
+        key, given = (id(iteration), "some"), {"some": Const(True)}
+        return self.program.obj(key, lambda: replace(iteration, attrs={}, sources=[], given=given))
 
     def _holds_models(self, owner: Obj) -> bool:
         """Whether a name stands for a dict of objects."""
@@ -191,10 +217,10 @@ class Containers(Modes):
             pair = Tuple((key, value if isinstance(value, Obj) else entry))
             return {"keys": key, "items": pair, "values": value}[how]
         if "modules" in how or "children" in how:
-            layer = made(
-                (id(iteration.node), id(owner), "layer"), lambda: Obj("layer", "m", info=owner, node=iteration.node)
-            )
+            key, some = (id(iteration.node), id(owner), "layer", *iteration.given), iteration.given
+            layer = made(key, lambda: Obj("layer", "m", info=owner, node=iteration.node, given=some))
             return Tuple((ClassName(layer), layer)) if how.startswith("named") else layer
         kind = "buffer" if "buffers" in how else "parameter"
-        form = Form({Atom(kind, canonical(owner) if isinstance(owner, Obj) else owner, ""): {(): 1.0}}, live=True)
+        name = "some" if iteration.given else ""
+        form = Form({Atom(kind, canonical(owner) if isinstance(owner, Obj) else owner, name): {(): 1.0}}, live=True)
         return Tuple((ClassName(iteration), form)) if how.startswith("named") else form

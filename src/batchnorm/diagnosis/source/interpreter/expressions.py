@@ -33,6 +33,7 @@ from batchnorm.diagnosis.source.values import (
     Tuple,
     choice,
     options,
+    word,
 )
 
 SLICED = ("iteration", "list", "zip", "enumerate", "attribute")
@@ -136,8 +137,16 @@ class Expressions(Calls):
     def ev_Subscript(self, node: ast.Subscript) -> Any:
         base, key = self.ev(node.value), self.ev(node.slice)
         first = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) and node.slice.elts else node.slice
-        if isinstance(first, ast.Slice) and all(isinstance(o, Obj) and o.kind in SLICED for o in options(base)):
-            return base  # some of the elements, or of the samples of a batch, stand for all
+        if isinstance(first, ast.Slice) and base is not None and all(map(_sliced, options(base))):
+            cut = first.upper is not None and first.lower is None
+            # Some of the elements, or of a batch's samples, stand for all.
+            return choice([self.some(o) if cut and o.kind == "iteration" else o for o in options(base)])
+        if isinstance(first, ast.Slice) and isinstance(base, Obj) and base.kind == "external":
+            key = Const(":")
+        name = word([key], 0) if isinstance(node.value, ast.Attribute) and node.value.attr == "_modules" else None
+        if name is not None and isinstance(base, Obj) and base.parent is not None:
+            base = base.parent
+            return self.read(base, name, node) if not name.isdecimal() else self.item(base, Const(int(name)))
         return self.item(base, key)
 
     def ev_BinOp(self, node: ast.BinOp) -> Any:
@@ -201,6 +210,8 @@ class Expressions(Calls):
             items.append(value)
         if len(items) > 64:
             return None
+        if isinstance(node, ast.List) and len(items) == 1 and isinstance(node.elts[0], ast.Starred):
+            return items[0]  # [*model.children()]
         if isinstance(node, ast.List):
             made = self.program.obj((node, "list"), lambda: Obj("list", "list", node=node))
             for at, item in enumerate(items):
@@ -239,9 +250,9 @@ class Expressions(Calls):
         self.tests.extend(tests)
         self.loop_nodes.append(node)
         values = [self.ev(r) for r in result]
-        self.loop_nodes.pop()
         if made is not None:
             self.collected(node, made, values)
+        self.loop_nodes.pop()
         del self.tests[len(self.tests) - len(tests) :]
         self.state.env = kept
         return values
@@ -286,3 +297,7 @@ class Expressions(Calls):
 def _acts(node: ast.IfExp) -> bool:
     """Whether a branch of a conditional expression may set a mode."""
     return any(isinstance(n, ast.Attribute) and n.attr in ("train", "eval") for n in ast.walk(node))
+
+
+def _sliced(value: Any) -> bool:
+    return isinstance(value, Obj) and value.kind in SLICED

@@ -23,7 +23,16 @@ from batchnorm.diagnosis.source.trace import (
     Use,
     freeze,
 )
-from batchnorm.diagnosis.source.values import VOLATILE, Const, Form, Obj, canonical, objects_in, options
+from batchnorm.diagnosis.source.values import (
+    VOLATILE,
+    ClassName,
+    Const,
+    Form,
+    Obj,
+    canonical,
+    objects_in,
+    options,
+)
 
 MOST_INPUTS = 8  # of a forward
 MEASURED = "running statistics"  # where an object's heap says whether they were reset
@@ -54,11 +63,15 @@ class Forwards(Narrowing):
 
     def gradients(self, target: Any, value: Any, node: ast.AST) -> None:
         """`requires_grad = False` on a parameter, a layer or a model."""
-        flag = self._flag(node)
-        off = flag is not None or (isinstance(value, Const) and value.value is False)
+        flag, asked = self._flag(node), self._asked(node, value)
+        off = flag is not None or asked is not None or (isinstance(value, Const) and value.value in (False, 0))
         owners = objects_in(target)
         if isinstance(target, Form):
-            owners = [a.owner for a in target.terms if a.kind in ("parameter", "element") and isinstance(a.owner, Obj)]
+            atoms = [a for form in (target, *target.others) for a in form.terms]
+            owners = [a.owner for a in atoms if a.kind in ("parameter", "element") and isinstance(a.owner, Obj)]
+            partly = asked is not None or any(a.name == "some" for a in atoms)
+        else:
+            partly = asked is not None
         for owner in owners:
             if owner.kind == "attribute" and owner.name == "bias":
                 continue  # alone, as under a classifier that wants centred features
@@ -70,14 +83,19 @@ class Forwards(Narrowing):
             if child:
                 if not self._whole_child(owner_model, target):
                     continue
+                partly |= bool(owner_model.given)
                 owner_model = canonical(owner_model.info)
             loop = self.loop_nodes[-1] if self.loop_nodes else None
             if off:
-                chosen = loop is not None and any(t.node in ast.walk(loop) for t in self.tests[-1:])
-                tests = (*self.tests, *self.skipped, *([flag] if flag is not None else []))
+                within = set(map(id, ast.walk(loop))) if loop is not None else set()
+                chosen = partly or any(id(t.node) in within for t in (*self.tests[-1:], *self.skipped))
+                tests = (*self.tests, *self.skipped, *(asked or ()), *([flag] if flag is not None else []))
                 event = self.event("freeze", node, owner_model, layer=layer, loop=loop, tests=tests, flag=flag)
                 event.data["partial"] = event.data.get("partial", False) or chosen or (child and bool(self.tests))
                 self.froze({owner_model: Freeze(node, self.info, tests, flag=flag)})
+                for at in within if isinstance(target, Form) else ():  # all were let through before, one by one
+                    if self.program.events.pop(("thaw", at, id(owner_model)), None) is not None:
+                        self.summary.thawed.discard(owner_model)
             elif child and owner_model in self.state.frozen and not isinstance(value, Const):
                 pass  # some of the parts, if the caller says so
             elif loop is not None and self.tests and self._frozen_here(owner_model, loop):
@@ -94,6 +112,19 @@ class Forwards(Narrowing):
         own = isinstance(name, ast.Name) and (name.id in self.info.params or name.id in self.info.closure)
         return Test(given, False) if own and isinstance(given, ast.expr) else None
 
+    def _asked(self, node: ast.AST, value: Any) -> list[Test] | None:
+        """`p.requires_grad = "head" in name`: what holds where it is frozen; None where that is no question."""
+        given = node.args[0] if isinstance(node, ast.Call) and node.args else getattr(node, "value", None)
+        if not isinstance(given, ast.expr):
+            return None
+        if any(isinstance(self.state.env.get(n), ClassName) for n in variables(given)):
+            if isinstance(given, ast.IfExp):
+                return [Test(given.test, isinstance(given.body, ast.Constant) and not given.body.value)]
+            return [Test(given, False)]
+        inside = (n for loop in self.loop_nodes[-1:] for n in ast.walk(loop) if isinstance(n, ast.Name))
+        turned = isinstance(given, ast.Name) and any(n.id == given.id and isinstance(n.ctx, ast.Store) for n in inside)
+        return [] if turned and {Const(False), Const(True)} == set(options(value)) else None
+
     def froze(self, frozen: dict[Obj, Freeze]) -> None:
         """Freezes; conditions that an object is made under too are none for it."""
         for obj, new in frozen.items():
@@ -106,10 +137,11 @@ class Forwards(Narrowing):
 
     def _whole_child(self, layer: Obj, target: Any) -> bool:
         """Whether a loop over children() freezes all that is in a child, chosen by its place or name."""
-        if not isinstance(target, Form) or not all(a.owner is layer for a in target.terms):
+        if isinstance(target, Form) and not all(a.owner is layer for a in target.terms):
             return False
         by_class = not variables(*(t.node for t in self.tests)).isdisjoint(("isinstance", "type"))
-        return isinstance(layer.info, Obj) and "children" in method_of(layer.node) and not by_class
+        whole = "children" in method_of(layer.node) or bool(layer.given)
+        return isinstance(layer.info, Obj) and whole and not by_class
 
     def _frozen_here(self, owner: Obj, loop: ast.AST) -> bool:
         """Whether a loop freezes all parameters first and then thaws some of them."""

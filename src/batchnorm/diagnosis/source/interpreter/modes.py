@@ -146,7 +146,7 @@ class Modes(Walk):
 
     def _undone(self, part: Obj, obj: Obj, mode: Mode) -> None:
         """A part that was put in eval where its owner was made, or together with its weights, trains again."""
-        frozen = self.state.modes[part]
+        frozen = _evals(self.state.modes[part])
         if mode.value != TRAIN or mode.node is None or frozen.value != EVAL or frozen.function is None:
             return
         owner = frozen.function.owner
@@ -157,7 +157,7 @@ class Modes(Walk):
     def undo(self, obj: Obj, mode: Mode) -> None:
         """What a train() inside a function undoes, where the function leaves another mode behind."""
         for part, held in list(self.state.modes.items()):
-            if held.value == EVAL and part is not obj and self.inside(part, obj):
+            if _evals(held).value == EVAL and part is not obj and self.inside(part, obj):
                 self._undone(part, obj, mode)
 
     def set_parts(self, obj: Obj, mode: Mode, depth: int = 0) -> None:
@@ -194,3 +194,8 @@ class Modes(Walk):
             model = obj.kind != "self" or (isinstance(obj.info, ClassInfo) and obj.info.is_module)
             if obj.kind not in OPAQUE and model and (obj in self.state.modes or obj.kind in MODELS):
                 self.state.modes[obj] = Mode(UNKNOWN)
+
+
+def _evals(mode: Mode) -> Mode:
+    """The eval() of one of two branches, or the mode."""
+    return mode if mode.lapse is None else mode.lapse

@@ -67,6 +67,8 @@ class Outside(Summaries):
             self._exported(node, name, first if args else keywords.get("model"), keywords)
         if PASSES_THROUGH.fullmatch(name):
             return first if name != "set" else None
+        if name.endswith("__dict__.get"):
+            return External(name.removesuffix(".get"))
         if name in DICTS and isinstance(first, Obj) and first.kind == "iteration":
             return first
         if name in DICTS and (not args or self.entries(first)):
@@ -102,8 +104,9 @@ class Outside(Summaries):
             self.event("checkpoint", node, None, what=first)
             return None
         attribute = word(args, 1)
-        if name == "getattr" and attribute is not None:
-            return self.read(first, attribute, node)
+        names = [n.value for n in options(args[1]) if isinstance(n, Const)] if name == "getattr" and args[1:] else []
+        if any(isinstance(n, str) for n in names):
+            return choice([self.read(first, n, node) for n in names if isinstance(n, str)])
         if name == "getattr" and len(args) >= 2 and (named := self.named_in(first)) is not None:
             return named
         if name == "globals":
@@ -162,12 +165,11 @@ class Outside(Summaries):
         """The classes and functions at the top of a file, as a dict."""
         made = self.program.obj((id(module), "names"), lambda: Obj("dict", module.name))
         starred = [found for base in module.stars if (found := self.program.project.find(base, module)) is not None]
-        for of in (module, *starred):
-            for name in of.names:
-                value = of.top(name)
-                made_outside = isinstance(value, External) and FACTORIES.match(value.name)
-                if (isinstance(value, Class | Function) or made_outside) and name[:1] != "_":
-                    made.flows_from(value)
+        values = (of.top(name) for of in (module, *starred) for name in of.names if name[:1] != "_")
+        held = [v for v in values if isinstance(v, Class | Function | External)]
+        for value in sorted(held, key=lambda v: not (isinstance(v, Class) and v.info.is_module)):
+            if not isinstance(value, External) or FACTORIES.match(value.name):
+                made.flows_from(value)
         return made
 
     def _unknown(self, args: list[Any], keywords: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ class Statements(Expressions):
             self.flush()
             if isinstance(statement, ast.If) and not statement.orelse:
                 last, otherwise = statement.body[-1], Test(statement.test, False)
-                self.skipped.extend([otherwise] if isinstance(last, ast.Continue) else [])
+                self.skipped.extend([otherwise] if isinstance(last, ast.Continue | ast.Break) else [])
                 self.returned.extend([otherwise] if isinstance(last, ast.Return) else [])
         del self.skipped[skipped:], self.returned[returned:]
 
@@ -246,7 +246,8 @@ class Statements(Expressions):
         rank = self.about_rank(node.test)
         script = _is_script(node.test)
         self.conditions += not script
-        self.tests.append(Test(node.test, True))
+        constant = isinstance(tested, Const)
+        self.tests.append(Test(node.test, True, constant and bool(tested.value)))
         self.ranks += rank
         self.state = before.copy()
         self.state.env.update(narrowed)
@@ -256,7 +257,7 @@ class Statements(Expressions):
         self.ranks -= rank
         self.state = before.copy()
         self.state.env.update(otherwise)
-        self.tests[-1] = Test(node.test, False)
+        self.tests[-1] = Test(node.test, False, constant and not tested.value)
         self.block(node.orelse)
         self.restore_narrowed(self.state, otherwise, before)
         self.tests.pop()

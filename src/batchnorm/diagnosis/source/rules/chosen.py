@@ -22,14 +22,14 @@ def reaches(facts: Facts, event: Event, part: Obj, tests: Iterable[Test]) -> int
     own = _names(event.data["loops"])
     level, through, kept = YES, [], []
     for test in (p for t in tests for p in parts(t)):
-        used, words = variables(test.node), [*filter(None, strings(test.node))]
+        used, words = variables(test.node), [w for w in strings(test.node) if w.strip("._")]
         if used & own and not (used & set(KINDS)):
             (through if test.holds != _negative(test.node) else kept).extend(words)
             if not words and used - own and _by_name(event, used):
                 level = LIKELY
-        elif used and not (used & set(KINDS)) and not _about_norm(words):
+        elif used and not test.known and not (used & set(KINDS)) and not norms(words):
             level = LIKELY
-    if _about_norm(kept) or (through and not _about_norm(through) and not _named_part(facts, part, through)):
+    if norms(kept) or (through and not norms(through) and not _named_part(facts, part, through)):
         return NO
     return level
 
@@ -53,7 +53,13 @@ def _names(loops: Iterable[ast.AST]) -> set[str]:
     return {n.id for loop in loops for n in ast.walk(loop) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
-def _about_norm(words: Iterable[str]) -> bool:
+def asks_of(event: Event, test: Test) -> bool:
+    """Whether a test asks about what the loops around an event give."""
+    return not variables(test.node).isdisjoint(_names(event.data["loops"]))
+
+
+def norms(words: Iterable[str]) -> bool:
+    """Whether one of the words is about norms."""
     return any(n in word.lower() for word in words for n in NORM)
 
 

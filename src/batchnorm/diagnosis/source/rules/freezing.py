@@ -6,15 +6,16 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.code_words import Said
+from batchnorm.diagnosis.source.code_words import STEPS, Said
 from batchnorm.diagnosis.source.conditions import exclusive
 from batchnorm.diagnosis.source.contents import LIKELY, YES
 from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.facts import Facts, adapts, file_of, said
+from batchnorm.diagnosis.source.interpreter.containers import ITERATIONS
 from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
-from batchnorm.diagnosis.source.syntax import spelled, strings
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event, Test
+from batchnorm.diagnosis.source.syntax import nodes_of, spelled, strings
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event, Freeze, Test
 from batchnorm.diagnosis.source.values import Const, Obj, canonical, options, within
 
 FREEZE = "batchnorm.freeze({})"
@@ -87,19 +88,52 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             frozen = events.get(id(node))
             if frozen is None or level not in (YES, LIKELY) or is_average(facts, part):
                 continue
-            if any(map(_no_rate, freeze.tests)):
+            if any(map(_no_rate, freeze.tests)) or _stopped(facts, frozen):
                 continue
-            if any(o is part or (o.path == part.path and o.kind == part.kind) for o in thawed):
+            ends = any(_inside(facts, part, o) for o in thawed)
+            if _for_a_block(freeze) or (ends and not _lasts_for_steps(facts, frozen, freeze, event)):
                 continue
+            evals = (e.obj for e in facts.set_to(EVAL, "mode") if e.function is freeze.function)
+            if any(part is o and o is not c.obj for o in evals):
+                continue  # BN408 speaks of it
             if part is c.obj and id(node) not in partial and not _partly(facts, part, thawed):
                 continue
             reached = reaches(facts, frozen, part, freeze.tests)
             if not _selects(frozen) and reached and not trains_apart(facts, freeze.tests, event, c):
-                sure = level == reached == YES and not c.conditional and not _asked_for(facts, part)
+                sure = level == reached == YES and not (c.conditional or ends or _asked_for(facts, part))
+                if ends and not level == reached == YES:
+                    continue
                 where = f" (line {event.line} of {file_of(event)})"
                 call = freeze.call if HELPERS.search(freeze.function.name) else None
                 how = "requires_grad = False" + (f" in line {frozen.line} of {file_of(frozen)}" if call else "")
                 yield _said(frozen, part.path, where, sure, how, call)
+
+
+def _for_a_block(freeze: Freeze) -> bool:
+    """Whether weights are frozen for a `with` block."""
+    function = freeze.function if freeze.call is None else freeze.call.function
+    manager = function.owner is not None and function.owner.method("__exit__") is not None
+    return manager or any(isinstance(n, ast.Yield) for n in ast.walk(function.node))
+
+
+def _lasts_for_steps(facts: Facts, event: Event, freeze: Freeze, forward: Event) -> bool:
+    """Whether weights that are thawed later are frozen for several steps: not beside backward, in a round of a loop."""
+    loops = [n for n in facts.loops(event, freeze.call) if not _over_parameters(n)]
+    function = freeze.function if freeze.call is None else freeze.call.function
+    around = loops[-1] if loops else function.node
+    stack = [] if isinstance(around, ast.Module) else [*ast.iter_child_nodes(around)]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Attribute) and node.attr in STEPS:
+            return False
+        stack.extend(() if isinstance(node, ast.For | ast.While) else ast.iter_child_nodes(node))
+    return facts.uses(forward.function, "step")
+
+
+def _over_parameters(loop: ast.AST) -> bool:
+    """Whether a loop goes over parameters or modules."""
+    heads = [loop.iter] if isinstance(loop, ast.For) else [g.iter for g in getattr(loop, "generators", ())]
+    return any(isinstance(n, ast.Attribute) and n.attr in ITERATIONS for over in heads for n in ast.walk(over))
 
 
 def _no_rate(test: Test) -> bool:
@@ -134,6 +168,8 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             continue
         if facts.uses(event.function, "eval", "no_grad") or part.kind == "self" or is_average(facts, part):
             continue
+        if _scale_alone(event):
+            continue
         reached = _reached(facts, event, part)
         if _selects(event) or not reached:
             continue
@@ -150,13 +186,27 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
         layers = _trains_layers(facts, inside) if inside is not None and facts.is_layer(part) else 0
         if lightning or trains or layers:
             sure = reached == YES and (lightning or trains or layers == YES) and not _asked_for(facts, part)
-            sure &= not (_scale_alone(event) or any(facts.same(o, part) for o in thawed))
+            sure &= not (_at_times(facts, part) or any(facts.same(o, part) for o in thawed))
             yield _said(event, part.path, "", sure)
 
 
 def _asked_for(facts: Facts, part: Obj) -> bool:
     """Whether an option says that statistics move, where the weights alone of a batch norm layer are frozen."""
     return facts.is_layer(part) and any(facts.uses(m, *SWITCHES) for m in facts.modules)
+
+
+def _at_times(facts: Facts, part: Obj) -> bool:
+    """Whether a part runs forward under conditions alone, as what only training uses."""
+    own = [
+        e.data["conditional"] for e in facts.of("forward") if e.function.name in FORWARDS and facts.same(e.obj, part)
+    ]
+    return bool(own) and all(own)
+
+
+def _stopped(facts: Facts, event: Event) -> bool:
+    """Whether a function that freezes weights sets momentum 0 too."""
+    found = (e for e in facts.of("attribute") if e.data["name"] == "momentum" and e.function is event.function)
+    return any(isinstance(e.data["value"], Const) and not e.data["value"].value for e in found)
 
 
 def _scale_alone(event: Event) -> bool:
@@ -205,28 +255,40 @@ def _trains_layers(facts: Facts, owner: ClassInfo) -> int:
 def _without_gradients(facts: Facts) -> Iterator[Said]:
     """A pretrained part that its owner runs forward under no_grad, of an owner that trains."""
     running = [c.obj for _, c, _ in training_forwards(facts)]
+    loaded = [e.obj for e in facts.of("load")]
     for event in facts.of("forward"):
         owner, part = event.function.owner, event.obj
-        if part is None or owner is None or not owner.is_module or event.function.name not in FORWARDS:
+        if (
+            part is None
+            or owner is None
+            or not owner.is_module
+            or event.function.name not in (*FORWARDS, "training_step")
+        ):
             continue
         if event.data["no_grad"] is not True or event.data["conditional"] or part.parent is not owner.self_obj:
             continue
-        if facts.has(part) != YES or not facts.pretrained(part) or is_average(facts, part) or teaches(event):
+        level = facts.has(part)
+        if level not in (YES, LIKELY) or is_average(facts, part) or teaches(event) or not _unset(facts, owner, part):
             continue
-        if _unset(facts, owner, part) and any(_may_be(facts, obj, owner, part) for obj in running):
-            yield _said(event, part.path, "", how="no_grad")
+        if not facts.pretrained(part) and not any(facts.holds(obj, owner) for obj in loaded):
+            continue
+        lightning = owner.method("training_step") is not None
+        if lightning or any(_may_be(facts, obj, owner, part) for obj in running):
+            yield _said(event, part.path, "", level == YES, how="no_grad")
 
 
 def _by_learning_rate(facts: Facts) -> Iterator[Said]:
     """Parameter groups with a learning rate of 0, of models that train in train mode."""
-    if not training_forwards(facts) or any(facts.set_to(EVAL, "layer mode")):
+    layers = any(facts.may_run(e.function) for e in facts.set_to(EVAL, "layer mode"))
+    if layers or not training_forwards(facts):
         return
     for module in facts.modules:
         for group in module.nodes if "params" in module.text and facts.speaks_near(module) else ():
             keys = map(ast.unparse, filter(None, group.keys)) if isinstance(group, ast.Dict) else ()
             given = dict(zip(keys, getattr(group, "values", ()), strict=False))
             rate = given.get("'lr'")
-            if "'params'" in given and isinstance(rate, ast.Constant) and rate.value == 0:
+            functions = (f for f in module.functions if f.name and group in nodes_of(f.node)) if rate else ()
+            if "'params'" in given and _is_zero(rate) and all(map(facts.may_run, functions)):
                 yield Said(
                     module,
                     group,
@@ -235,6 +297,10 @@ def _by_learning_rate(facts: Facts) -> Iterator[Said]:
                     FREEZE.format("part"),
                     sure=False,
                 )
+
+
+def _is_zero(rate: ast.expr | None) -> bool:
+    return isinstance(rate, ast.Constant) and rate.value == 0
 
 
 def _may_be(facts: Facts, obj: Obj | None, owner: ClassInfo | None, part: Obj) -> bool:
@@ -251,10 +317,15 @@ def _selects(event: Event) -> bool:
 
 def _partly(facts: Facts, obj: Obj, thawed: list[Obj]) -> bool:
     """Whether a part of a frozen model is trained: a new head, or parameters that were thawed."""
-    if any(o is not obj and within(o, obj) for o in thawed):
-        return True
-    made = [a.info for a in facts.aliases(obj) for a in (a, *a.sources[:3]) if isinstance(a, Obj)]
-    if any(belongs(facts, c, o) for c in made if isinstance(c, ClassInfo) for o in thawed):
+    if any(o is not obj and _inside(facts, o, obj) for o in thawed):
         return True
     same = {id(o) for o in facts.aliases(obj)}
     return any(e.data["name"] in HEADS and id(canonical(e.obj)) in same for e in facts.of("attribute"))
+
+
+def _inside(facts: Facts, part: Obj, whole: Obj) -> bool:
+    """Whether an object is another one, or a part of it, by its path or by what its class holds."""
+    if within(part, whole) or (part.path == whole.path and part.kind == whole.kind):
+        return True
+    made = [a.info for a in facts.aliases(whole) for a in (a, *a.sources[:3]) if isinstance(a, Obj)]
+    return any(belongs(facts, c, part) for c in made if isinstance(c, ClassInfo))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.contents import YES
 from batchnorm.diagnosis.source.facts import Facts, called, file_of, said
-from batchnorm.diagnosis.source.rules.forwards import forwards
+from batchnorm.diagnosis.source.rules.chosen import asks_of, norms
+from batchnorm.diagnosis.source.rules.forwards import forwards, training_forwards
 from batchnorm.diagnosis.source.rules.freezing import AFFINE
-from batchnorm.diagnosis.source.syntax import spelled, strings
+from batchnorm.diagnosis.source.syntax import name_of, spelled, strings, variables
 from batchnorm.diagnosis.source.trace import SWITCHED, TRAIN, Event, Test
 from batchnorm.diagnosis.source.values import Obj, canonical, options
 
@@ -19,6 +22,7 @@ HEADS = ("fc", "classifier", "head", "last_linear", "_fc", "fc2", "logits", "las
 
 def left_out(facts: Facts) -> Iterator[Said]:
     """BN430: `Adam(model.fc.parameters())`: the rest is fixed, and its running statistics move."""
+    yield from _passed_over(facts)
     new = {
         id(o): canonical(e.obj)
         for e in facts.of("attribute")
@@ -53,9 +57,8 @@ def left_out(facts: Facts) -> Iterator[Said]:
 
 def _heads(optimizer: Event, new: dict[int, Any]) -> list[Obj]:
     """The models of which an optimizer was given the head's parameters alone; `new`: heads that were put in."""
-    value = optimizer.data["args"][0] if optimizer.data["args"] else optimizer.data["keywords"].get("params")
     found = []
-    for option in options(value):
+    for option in _groups(optimizer):
         owner = option.info[0] if isinstance(option, Obj) and option.kind == "iteration" else None
         if isinstance(owner, Obj) and id(owner) in new:
             found.append(new[id(owner)])
@@ -73,11 +76,61 @@ def _named(facts: Facts, optimizer: Event) -> list[Obj]:
     found = []
     for owner in {id(e.obj): e.obj for e in facts.of("collect") if e.data["into"] in lists}.values():
         each = [e for e in facts.of("collect") if e.obj is owner]
-        asked = [[t for t in e.data["tests"] if _words(t)] for e in each]
+        asked = [[t for t in e.data["tests"] if _words(t) and asks_of(e, t)] for e in each]
         otherwise = {(id(t.node), t.holds) for tests in asked for t in tests}
         if all(asked) and not any((node, not holds) in otherwise for node, holds in otherwise):
             found.append(canonical(owner))
     return found
+
+
+def _passed_over(facts: Facts) -> Iterator[Said]:
+    """Parameters that a loop over names puts into none of the optimizer's lists: `if "stem.bn1" in name: pass`."""
+    loops: dict[int, list[Event]] = defaultdict(list)
+    for event in facts.of("collect"):
+        if event.data["loops"] and isinstance(event.data["loops"][-1], ast.For):
+            loops[id(event.obj)].append(event)
+    given = [id(o) for e in facts.optimizers for o in _given(e)] if loops else []
+    for events in loops.values():
+        owner, loop = events[0].obj, events[0].data["loops"][-1]
+        if any(e.data["loops"][-1] is not loop or id(e.data["into"]) not in given for e in events):
+            continue
+        for branch in (n for n in ast.walk(loop) if isinstance(n, ast.If) and strings(n.test)):
+            taken = {name_of(n) for statement in branch.body for n in ast.walk(statement)}
+            trained = (e for e, c, _ in training_forwards(facts) if c.loaded and facts.same(c.obj, owner))
+            idle = branch.orelse and taken <= {"", "print", *variables(loop.target)} and norms(strings(branch.test))
+            forward = next(trained, None) if idle else None
+            if forward is not None:
+                yield Said(
+                    events[0].function.module,
+                    branch,
+                    f"parameters with {spelled(branch.test)} are in none of the optimizer's lists: they are fixed, but "
+                    f"the running statistics move in every forward in train mode (line {forward.line} of "
+                    f"{file_of(forward)})",
+                    f"batchnorm.freeze({called(forward)})",
+                    sure=False,
+                )
+
+
+def _groups(optimizer: Event) -> Iterator[Any]:
+    """What an optimizer was given, of groups their parameters."""
+    value = optimizer.data["args"][0] if optimizer.data["args"] else optimizer.data["keywords"].get("params")
+    for option in options(value):
+        of_dicts = isinstance(option, Obj) and option.kind == "list" and option.sources
+        dicts = [o for o in option.sources if isinstance(o, Obj) and o.kind == "dict"] if of_dicts else []
+        if dicts and len(dicts) == len(option.sources):
+            yield from (p for group in dicts for p in group.attr("[params]").sources)
+        else:
+            yield option
+
+
+def _given(optimizer: Event) -> Iterator[Any]:
+    """The lists that an optimizer was given, in dicts too."""
+    stack = [*optimizer.data["args"][:1], *filter(None, [optimizer.data["keywords"].get("params")])]
+    for _ in range(32):
+        for option in options(stack.pop()) if stack else ():
+            if isinstance(option, Obj) and option.kind in ("list", "dict"):
+                yield option
+                stack.extend(option.sources)
 
 
 def _words(test: Test) -> list[str]:
