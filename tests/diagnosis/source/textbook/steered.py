@@ -109,6 +109,32 @@ def load(net):
 load(Net())
 """
 
+ATTACK = """\
+class Attack(nn.Module):
+    def __init__(self, steps=10):
+        super().__init__()
+        self.steps = steps
+    def forward(self, model, x, y):
+        MODE
+        x = x.clone().requires_grad_()
+        for _ in range(self.steps):
+            gradient = torch.autograd.grad(F.cross_entropy(model(x), y), [x])[0]
+            x = (x + 0.01 * gradient.sign()).detach().requires_grad_()
+        BACK
+        return x
+
+net, attack = Net(), Attack()
+optimizer = optim.SGD(net.parameters(), 0.1)
+for epoch in range(3):
+    net.train()
+    for x, y in DataLoader([], 8, drop_last=True):
+        loss = F.cross_entropy(net(attack(net, x, y)), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+net.eval()
+"""
+
 WRONG = {
     "BN418": [
         (OWN_FIT.replace("MODEL", "model = self.train()").replace("BACK", "pass"), "warning"),
@@ -119,11 +145,15 @@ WRONG = {
         (FEATURES.replace("MODE", ""), "warning"),
         (STYLE.replace("NORM", "nn.BatchNorm2d"), "warning"),
     ],
-    "BN412": [(GUESSES.replace("STEER", "").replace("QUIET", "pass"), "note")],
+    "BN412": [
+        (GUESSES.replace("STEER", "").replace("QUIET", "pass"), "note"),
+        (ATTACK.replace("MODE", "pass").replace("BACK", "pass"), "note"),
+    ],
     "BN420": [(KEYS.replace("OTHER", "pass"), "warning")],
 }
 
 RIGHT = [
+    ATTACK.replace("MODE", "model.eval()").replace("BACK", "model.train()"),
     OWN_FIT.replace("MODEL", "model = self.train()").replace("BACK", "model.train()"),
     PARTS.replace("MODE", "model.eval()"),
     PARTS.replace("MODE", "body.eval()\nhead.eval()"),

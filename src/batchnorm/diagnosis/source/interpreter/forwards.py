@@ -10,6 +10,7 @@ from batchnorm.diagnosis.source import tensors
 from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.interpreter.narrowing import Narrowing
 from batchnorm.diagnosis.source.interpreter.walk import OPAQUE
+from batchnorm.diagnosis.source.names import made_by
 from batchnorm.diagnosis.source.syntax import method_of, variables
 from batchnorm.diagnosis.source.trace import (
     EVAL,
@@ -177,9 +178,20 @@ class Forwards(Narrowing):
         if mode is None or mode.value != EVAL:
             self.state.version += 1
         self.summary.moves = True
+        self.given_models(node, obj, args)
         output = self.program.obj((node, "output"), lambda: Obj("output", "output", node=node))
         output.info = event  # of this round
         return output
+
+    def given_models(self, node: ast.Call, obj: Obj, args: list[Any]) -> None:
+        """A module whose forward is given other models, an attack or a loss: what it does with them."""
+        info = self.class_of(obj) if obj.kind != "self" else None
+        method = info.method("forward") if info is not None and info.is_module else None
+        if method is not None and any(self._is_model(canonical(o)) for a in args for o in objects_in(a)):
+            self.apply(node, method, obj, args, {})
+
+    def _is_model(self, obj: Obj) -> bool:
+        return any(c.is_module for c in self.classes_of(obj)) or (obj.kind == "external" and bool(made_by(*obj.info)))
 
     def happens(self, event: Event, obj: Obj) -> Mode | None:
         """An event whose meaning depends on the mode of an object, which is returned."""

@@ -51,4 +51,4 @@ def _shown(facts: Facts, event: Event, saved: set[int]) -> bool:
         return True
     if SHOWS.search(event.function.name.lower()) and not (facts.trains(event) or fate.trains or fate.leaves):
         return True
-    return id(event) in saved and bool(event.function.name) and not facts.trains(event)
+    return id(event) in saved and not (fate.trains or fate.leaves or fate.feeds)
