@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-from batchnorm.diagnosis.source.syntax import nodes_of
+from batchnorm.diagnosis.source.syntax import name_of, nodes_of
 from batchnorm.diagnosis.source.values import STATISTICS, Const, External, Obj
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
@@ -70,6 +70,16 @@ class FunctionInfo:
     def static(self) -> bool:
         """Whether it is a static method."""
         return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in self.decorators)
+
+    @cached_property
+    def makes_by_name(self) -> str | None:
+        """The parameter that is a module, of which it returns what has a name: `return getattr(module, name)(...)`."""
+        for node in nodes_of(self.node):
+            made = node.value.func if isinstance(node, ast.Return) and isinstance(node.value, ast.Call) else None
+            of = made.args[0] if isinstance(made, ast.Call) and name_of(made.func) == "getattr" and made.args else None
+            if isinstance(of, ast.Name) and of.id in self.positional:
+                return of.id
+        return None
 
     @cached_property
     def of_class(self) -> bool:
@@ -232,7 +242,7 @@ class Module:
                 self.names[alias.asname or name] = (name, "")
                 self.imports.append(alias.name)
             return
-        base = "." * node.level + (node.module or "")
+        base = _origin(node)
         self.imports.append(base)
         self.imports += [f"{base}{'' if base.endswith('.') else '.'}{alias.name}" for alias in node.names]
         for alias in node.names:
@@ -240,6 +250,10 @@ class Module:
                 self.stars.append(base)
             else:
                 self.names[alias.asname or alias.name] = (base, alias.name)
+
+    def imported_from(self, node: ast.ImportFrom, name: str) -> Any:
+        """What one import brings, where several bring the same name."""
+        return self._imported(_origin(node), name)
 
     def top(self, name: str) -> Any:
         """What a name at the top of the module means: a class, a function, a module, a constant, an outside name."""
@@ -348,6 +362,10 @@ class Module:
         if isinstance(node, ast.Attribute):
             return member(self.static(node.value), node.attr)
         return None
+
+
+def _origin(node: ast.ImportFrom) -> str:
+    return "." * node.level + (node.module or "")
 
 
 def in_module(function: FunctionInfo) -> bool:

@@ -52,7 +52,7 @@ class Facts(Objects):
         trainer = "LightningModule" in bases and event.function.name == "training_step"
         if not trainer and (owner.is_module or not bases <= PLAIN or self.has(obj) != YES):
             return []
-        if any(self.uses_in(c, "eval", "freeze") for c in kin) or self.evaluated(obj):
+        if any(self._may_evaluate(c) for c in kin) or self.evaluated(obj):
             return []
         loaded = any(self.same(e.obj, obj) for e in self.of("load"))
         quiet = event.data["no_grad"]
@@ -66,6 +66,16 @@ class Facts(Objects):
         values = [e.data["value"] for e in layers if e.data["name"] in STEERING]
         once = len({number(v) for v in values}) == 1 and number(values[0])  # where the network is made
         return (bool(values) and not once) or any(t == Const(False) for t in tracked)
+
+    def _may_evaluate(self, owner: ClassInfo) -> bool:
+        """Whether a class puts in eval, or freezes, what is not known."""
+        calls = (n for n in nodes_of(owner.node) if isinstance(n, ast.Call) and method_of(n) == "eval")
+        return self.uses_in(owner, "freeze") or not self._evals.issuperset(map(id, calls))
+
+    @cached_property
+    def _evals(self) -> frozenset[int]:
+        """The calls of eval() on what is known, by id."""
+        return frozenset(id(e.node) for e in self.set_to(EVAL, "mode", "layer mode") if e.obj is not None)
 
     def evaluated(self, obj: Obj | None, called: bool = False) -> bool:
         """Whether anything, or code that is called, puts an object, or what it is a part of, in eval."""

@@ -51,6 +51,7 @@ WORDS = (
     "import models",
     "import networks",
     "__main__",
+    "getattr(module",
 )
 SKIPPED = ("node_modules", "site-packages", "__pycache__", "venv", "env")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from batchnorm.diagnosis.source.definitions import Class, ClassInfo, Function, FunctionInfo, Module, Namespace
 from batchnorm.diagnosis.source.names import last
+from batchnorm.diagnosis.source.syntax import name_of
 from batchnorm.diagnosis.source.values import External
 
 Info = FunctionInfo | ClassInfo | Module
@@ -61,6 +62,8 @@ class Reached:
                 self._attribute(module, inner)
             elif isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name):
                 self._by_name(module, inner, inner.func.id)
+            elif isinstance(inner, ast.ImportFrom) and isinstance(info, FunctionInfo):  # branches may import other ones
+                self._meant(*(module.imported_from(inner, alias.name) for alias in inner.names))
 
     def _name(self, module: Module, name: str) -> None:
         if name in BY_FILE:
@@ -152,14 +155,26 @@ def _imports(module: Module) -> Iterator[Module]:
 
 def _runs(module: Module, imported: bool) -> bool:
     """Whether a file is a program, or a test: it has a part for being run, or does something and nothing imports it."""
-    body = module.tree.body
-    guarded = any(isinstance(n, ast.If) and "__name__" in ast.unparse(n.test) for n in body)
-    acts = any(isinstance(n, ast.For | ast.While | ast.With) or _called(n) for n in body)
-    return guarded or module.file.startswith("test_") or (acts and not imported)
+    guarded = any(isinstance(n, ast.If) and "__name__" in ast.unparse(n.test) for n in module.tree.body)
+    return guarded or module.file.startswith("test_") or (not imported and any(map(_acts, _at_top(module.tree.body))))
 
 
-def _called(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name)
+def _at_top(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """A file's own statements, those under conditions too."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try):
+            yield from _at_top([*statement.body, *statement.orelse])
+
+
+def _acts(node: ast.stmt) -> bool:
+    """Whether a statement does something: a loop, a call of a function, of a method of what the file made."""
+    if isinstance(node, ast.For | ast.While | ast.With):
+        return True
+    call = getattr(node, "value", None)
+    if not isinstance(call, ast.Call):
+        return False
+    return name_of(call.func) == "parse_args" or (isinstance(node, ast.Expr) and isinstance(call.func, ast.Name))
 
 
 def _nodes(tree: ast.AST, whole: bool) -> Iterable[ast.AST]:

@@ -218,7 +218,7 @@ class Calls(Methods):
             return self.invoke(node, held, args, keywords)
         outside = MAY_SWITCH.fullmatch(name) and not getattr(held, "sources", held)  # a method of a base from outside
         if isinstance(held, Obj) and held is not base and held.kind not in ("list", "dict") and not outside:
-            return self.forward(node, held, [*args, *keywords.values()])
+            return self.invoke(node, held, args, keywords)
         if name[:1] != "_" and self._callable_part(base, name):
             return self.forward(node, base.attr(name), [*args, *keywords.values()])
         if name in ("resize_", "resize_as_"):

@@ -137,9 +137,10 @@ class Expressions(Calls):
     def ev_Subscript(self, node: ast.Subscript) -> Any:
         base, key = self.ev(node.value), self.ev(node.slice)
         first = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) and node.slice.elts else node.slice
-        if isinstance(first, ast.Slice) and isinstance(base, Obj) and base.kind in SLICED:
-            cut = base.kind == "iteration" and first.upper is not None and first.lower is None
-            return self.some(base) if cut else base  # some of the elements, or of a batch's samples, stand for all
+        if isinstance(first, ast.Slice) and base is not None and all(map(_sliced, options(base))):
+            cut = first.upper is not None and first.lower is None
+            # Some of the elements, or of a batch's samples, stand for all.
+            return choice([self.some(o) if cut and o.kind == "iteration" else o for o in options(base)])
         if isinstance(first, ast.Slice) and isinstance(base, Obj) and base.kind == "external":
             key = Const(":")
         name = word([key], 0) if isinstance(node.value, ast.Attribute) and node.value.attr == "_modules" else None
@@ -296,3 +297,7 @@ class Expressions(Calls):
 def _acts(node: ast.IfExp) -> bool:
     """Whether a branch of a conditional expression may set a mode."""
     return any(isinstance(n, ast.Attribute) and n.attr in ("train", "eval") for n in ast.walk(node))
+
+
+def _sliced(value: Any) -> bool:
+    return isinstance(value, Obj) and value.kind in SLICED

@@ -107,11 +107,8 @@ class Outside(Summaries):
         names = [getattr(o, "value", None) for o in options(args[1])] if name == "getattr" and args[1:] else []
         if names and all(isinstance(n, str) for n in names):
             return choice([self.read(first, str(n), node) for n in names])
-        if name == "getattr" and len(args) >= 2:
-            if isinstance(first, Namespace):
-                return self.item(self.names_of(first.module), None)
-            if isinstance(first, External) and FACTORIES.match(first.name):
-                return External(f"{first.name}.__dict__")
+        if name == "getattr" and len(args) >= 2 and (named := self.named_in(first)) is not None:
+            return named
         if name == "globals":
             return self.names_of(self.info.module)
         if name == "eval" and first is not None and not isinstance(first, Const):
@@ -155,6 +152,14 @@ class Outside(Summaries):
         for obj in {id(o): o for o in map(canonical, objects_in(model)) if o.kind not in OPAQUE}.values():
             event = self.event("export", node, obj, name=name, keywords=keywords)
             self.happens(event, obj)
+
+    def named_in(self, module: Any) -> Any:
+        """What a name that is not known may stand for in a file, or in a well-known module."""
+        if isinstance(module, Namespace):
+            return self.item(self.names_of(module.module), None)
+        if isinstance(module, External) and FACTORIES.match(module.name):
+            return External(f"{module.name}.__dict__")
+        return External("torch.optim.Optimizer") if module == External("torch.optim") else None
 
     def names_of(self, module: Module) -> Obj:
         """The classes and functions at the top of a file, as a dict."""

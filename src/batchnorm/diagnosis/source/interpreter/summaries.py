@@ -29,6 +29,8 @@ class Summaries(Forwards):
     ) -> Any:
         """Call a function: its arguments flow into its parameters, and its summary happens here."""
         bound = self.bound(info, owner, args, keywords)
+        if info.makes_by_name is not None and (named := self.named_in(bound.get(info.makes_by_name))) is not None:
+            return self.invoke(node, named, args[len(bound) :], {})
         for name, value in bound.items():
             slot = info.params.get(name)
             if slot is None:

@@ -189,7 +189,8 @@ def second_network(facts: Facts) -> Iterator[Said]:
             continue
         named = teaches(event)
         taught = c.loaded and (c.no_grad is True or named)
-        taught |= named and c.no_grad is True and c.obj.kind in ("instance", "external", "result")
+        made = any(o.kind in ("instance", "external", "result") for o in facts.aliases(c.obj))
+        taught |= named and c.no_grad is True and made
         apart = c.loaded and (facts.knows_trained or any(part is c.obj for part, _ in c.frozen))
         apart = apart and not in_module(event.function) and not averages and facts.trains_beside(event)
         taught |= apart and not facts.measures(event.function)

@@ -11,7 +11,10 @@ from batchnorm.diagnosis.source.facts import Facts, called, said
 from batchnorm.diagnosis.source.rules.forwards import forwards, generates, infers, inputs, is_average, measures, serves
 from batchnorm.diagnosis.source.trace import TRAIN, Event
 
-SHOWS = re.compile(r"(save|show|plot|draw|log|write|vis\w*)_\w*(img|image|sample|fake|result|grid|pic|figure)")
+SHOWS = re.compile(
+    r"(save|show|plot|draw|log|write|vis\w*)_\w*(img|image|sample|fake|result|grid|pic|figure)|"
+    r"(^|_)(fid|inception|valid\w*|evaluat\w*|test|metrics?|scores?)(_|$)"
+)
 SAVES = re.compile(r"(^|\.)(save_image|make_grid|imsave|imshow|add_images?|imwrite|toimage)$")
 
 
