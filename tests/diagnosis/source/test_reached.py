@@ -80,6 +80,58 @@ def test_nothing_is_said_of_a_branch_that_a_default_excludes(call, said):
     assert severities({"net.py": text, "run.py": program}) == said
 
 
+def test_nothing_is_said_of_what_no_call_switches_on():
+    """Of functions that hand on a parameter, which nothing gives another value than its default."""
+    layer = LAYER.replace("self):\n        super", "self, bn=False):\n        super", 1)
+    layer = layer.replace("nn.BatchNorm2d(8, momentum=0.9)", "nn.BatchNorm2d(8, momentum=0.9) if bn else None")
+    block = "from net import Net\ndef block(bn=False):\n    return [Net(bn=bn), Net(bn)]\n"
+    program = "from block import block\ndef main():\n    block(CALL)\n" + STEP + MAIN
+    files = {"net.py": layer, "block.py": block}
+    assert severities(files | {"run.py": program.replace("CALL", "")}) == []
+    assert severities(files | {"run.py": program.replace("CALL", "False")}) == []
+    assert severities(files | {"run.py": program.replace("CALL", "bn=True")}) == ["warning"]
+    assert severities(files | {"run.py": program.replace("CALL", "args.bn")}) == ["warning"]
+    heir = "from net import Net\nclass Own(Net):\n    def __init__(self):\n        super().__init__(True)\n"
+    assert severities(files | {"run.py": heir + program.replace("CALL", "")}) == ["warning"]
+
+
+def test_a_file_beside_a_program_that_nothing_imports_is_not_run():
+    program = "def main():\n    model = build()\n    step = SGD(model.parameters())\n" + STEP + MAIN
+    assert severities({"models/net.py": LAYER, "models/run.py": program}) == []
+    assert severities({"other/net.py": LAYER, "models/run.py": program}) == ["warning"]
+    assert severities(
+        {"net.py": LAYER, "run.py": program.replace("    model", "    execfile('net.py')\n    model")}
+    ) == ["warning"]
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        "if args.train:\n    for x in y:\n        train()\n",
+        "args = parser.parse_args()\n",
+        "try:\n    train()\nexcept KeyboardInterrupt:\n    pass\n",
+        "with open('a') as file:\n    train()\n",
+    ],
+)
+def test_a_script_is_a_program_by_what_it_does(acts):
+    script = "from net import Net\ndef train():\n    Net()\n" + STEP + acts
+    assert severities({"net.py": LAYER, "run.py": script.replace("args = parser", "train()\nargs = parser")}) == [
+        "warning"
+    ]
+
+
+def test_a_name_is_looked_up_where_it_stands():
+    """Of two files with a class of one name; of imports in branches; of all names of a file."""
+    other = LAYER.replace("momentum=0.9", "momentum=0.95")
+    files = {"net.py": LAYER, "other.py": other}
+    program = "def main(name):\n    IMPORT\n    Net()\n" + STEP + MAIN
+    both = "if name:\n        from net import Net\n    else:\n        from other import Net"
+    assert len(located(files | {"run.py": program.replace("IMPORT", "from net import Net")})) == 1
+    assert len(located(files | {"run.py": program.replace("IMPORT", both)})) == 2
+    stars = "from net import *\nfrom other import *\ndef main(name):\n    eval(name)()\n" + STEP + MAIN
+    assert len(located(files | {"run.py": stars})) == 2
+
+
 def test_a_note_where_one_of_the_models_has_no_batch_norm():
     text = LAYER.replace(", momentum=0.9", "") + (
         "class Plain(nn.Module):\n    def __init__(self):\n        super().__init__()\n"

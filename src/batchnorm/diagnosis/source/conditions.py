@@ -61,8 +61,9 @@ def around(tree: ast.AST, node: ast.AST) -> list[Test] | None:
     for child in ast.iter_child_nodes(tree):
         found = [] if child is node else around(child, node)
         if found is not None:
-            under = isinstance(tree, ast.If) and child is not tree.test
-            return [Test(tree.test, child in tree.body), *found] if under and isinstance(tree, ast.If) else found
+            if not isinstance(tree, ast.If | ast.IfExp) or child is tree.test:
+                return found
+            return [Test(tree.test, child is tree.body if isinstance(tree, ast.IfExp) else child in tree.body), *found]
     return None
 
 

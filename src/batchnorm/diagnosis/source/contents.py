@@ -14,6 +14,7 @@ from batchnorm.diagnosis.source.names import DROPOUT, is_layer, last, made_by
 from batchnorm.diagnosis.source.syntax import name_of, of_self
 from batchnorm.diagnosis.source.values import Choice, External, Obj, Partial, Tuple
 
+Scanned = dict[tuple[int, frozenset[tuple[str, Any]]], tuple[int, bool, list[tuple[ast.AST, str]]]]
 YES, LIKELY, NO = 2, 1, 0
 DEEPEST = 24
 UNKNOWN = "an argument that is no literal"
@@ -24,8 +25,8 @@ NOT_CONTENT = ("isinstance", "issubclass", "type", "hasattr")
 class Contents:
     """Answers, each worked out once."""
 
-    def __init__(self) -> None:
-        self._scanned: dict[tuple[int, frozenset[tuple[str, Any]]], tuple[int, bool, list[tuple[ast.AST, str]]]] = {}
+    def __init__(self, scanned: Scanned | None = None) -> None:
+        self._scanned: Scanned = {} if scanned is None else scanned  # of bodies, which no flow changes
         self._level: dict[int, int | None] = {}
 
     def contains(self, value: Any, depth: int = 0) -> int | None:

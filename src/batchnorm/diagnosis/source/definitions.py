@@ -74,7 +74,7 @@ class FunctionInfo:
     @cached_property
     def makes_by_name(self) -> str | None:
         """The parameter that is a module, of which it returns what has a name: `return getattr(module, name)(...)`."""
-        for node in nodes_of(self.node):
+        for node in nodes_of(self.node) if "getattr(" in self.module.text else ():
             made = node.value.func if isinstance(node, ast.Return) and isinstance(node.value, ast.Call) else None
             of = made.args[0] if isinstance(made, ast.Call) and name_of(made.func) == "getattr" and made.args else None
             if isinstance(of, ast.Name) and of.id in self.positional:

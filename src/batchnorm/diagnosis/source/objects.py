@@ -29,9 +29,10 @@ class Objects(CodeWords):
 
     def __init__(self, project: Project) -> None:
         super().__init__([*project.modules.values()])
-        self.contents = Contents()
         self._kinds: dict[str, list[Event]] = defaultdict(list)
-        for event in Program(project, Interpreter).run():
+        program = Program(project, Interpreter)
+        self.contents = Contents(program.scanned)
+        for event in program.run():
             self._kinds[event.kind].append(event)
         self._known: dict[Any, list[Obj]] = {}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 from batchnorm.diagnosis.source.definitions import Class, ClassInfo, Function, FunctionInfo, Module, Namespace
 from batchnorm.diagnosis.source.names import last
-from batchnorm.diagnosis.source.syntax import name_of
+from batchnorm.diagnosis.source.syntax import name_of, nodes_of
 from batchnorm.diagnosis.source.values import External
 
 Info = FunctionInfo | ClassInfo | Module
@@ -55,7 +56,7 @@ class Reached:
             self._enter(info)
         elif isinstance(info, ClassInfo):
             self._members(info)
-        for inner in _nodes(node, whole=isinstance(info, FunctionInfo)):
+        for inner in nodes_of(node) if isinstance(info, FunctionInfo) else _outside_functions(node):
             if isinstance(inner, ast.Name):
                 self._name(module, inner.id)
             elif isinstance(inner, ast.Attribute):
@@ -120,8 +121,16 @@ class Reached:
             elif isinstance(value, Namespace):
                 self._queue.append(value.module)
             elif isinstance(value, External) and "." in value.name:  # perhaps of a file that imports do not find
-                found = (i for m in self._all for i in (*m.classes, *m.functions[1:]) if i.name == last(value.name))
-                self._queue.extend(i for i in found if isinstance(i, ClassInfo) or i.owner is None)
+                self._queue.extend(self._by_last.get(last(value.name), ()))
+
+    @cached_property
+    def _by_last(self) -> dict[str, list[Info]]:
+        """The classes and functions at the top of all files, by their names."""
+        found = defaultdict[str, list[Info]](list)
+        for module in self._all:
+            for info in (*module.classes, *(f for f in module.functions[1:] if f.owner is None)):
+                found[info.name].append(info)
+        return found
 
     def _enter(self, module: Module) -> None:
         self._queue.extend(_imports(module))
@@ -177,12 +186,12 @@ def _acts(node: ast.stmt) -> bool:
     return name_of(call.func) == "parse_args" or (isinstance(node, ast.Expr) and isinstance(call.func, ast.Name))
 
 
-def _nodes(tree: ast.AST, whole: bool) -> Iterable[ast.AST]:
-    """The code of a function; of a class or a file without its functions' bodies."""
+def _outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
+    """The code of a class or a file without its functions' bodies."""
     stack = [*ast.iter_child_nodes(tree)]
     while stack:
         node = stack.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not whole:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             stack.extend(node.decorator_list)
             stack.extend(node.bases if isinstance(node, ast.ClassDef) else node.args.defaults)
             continue

@@ -13,6 +13,7 @@ NAMES = (
     "own_modes",
     "settings",
     "states",
+    "steered",
     "trained_in_eval",
     "unknown_links",
     "values",

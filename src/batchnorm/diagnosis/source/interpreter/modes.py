@@ -119,7 +119,7 @@ class Modes(Walk):
     def _around(self, obj: Obj, mode: Mode) -> None:
         """The layers of an object that has none of its own, and holds another one, are in the other one's mode."""
         owner = self.held.get(obj)
-        if owner is None or not isinstance(owner.info, ClassInfo) or Contents().scan(owner.info)[0]:
+        if owner is None or not isinstance(owner.info, ClassInfo) or Contents(self.program.scanned).scan(owner.info)[0]:
             return
         if mode.value == EVAL and owner not in self.state.layers:
             self.state.layers[owner] = Mode(UNKNOWN, mode.node, mode.function)
@@ -134,7 +134,7 @@ class Modes(Walk):
         around = [o for o, mode in modes if mode is not None and mode.value == EVAL]
         if not around or self.layers_mode(made) is not None:
             return
-        contents = Contents()  # of now: what flows where is not known in the first round
+        contents = Contents(self.program.scanned)  # of now: what flows where is not known in the first round
         own = isinstance(made.info, ClassInfo) and contents.scan(made.info)[0]
         if not own and not any(contents.contains(o) for o, _ in modes if o not in around):
             self.state.layers[made] = Mode(UNKNOWN, node, self.info)

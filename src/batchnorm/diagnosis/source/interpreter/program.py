@@ -10,6 +10,7 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
+from batchnorm.diagnosis.source.contents import Scanned
 from batchnorm.diagnosis.source.definitions import ClassInfo, FunctionInfo
 from batchnorm.diagnosis.source.project import Project
 from batchnorm.diagnosis.source.trace import Event, Summary
@@ -28,6 +29,7 @@ class Program:
         self.summaries: dict[int, Summary] = {}
         self.busy: set[int] = set()
         self.made: dict[tuple[Any, ...], Obj] = {}
+        self.scanned: Scanned = {}
         self.resets = any("reset_running_stats" in m.text for m in project.modules.values())
         self.classes: dict[Obj, tuple[int, list[ClassInfo]]] = {}  # by the flows known then
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.contents import YES
 from batchnorm.diagnosis.source.facts import Facts, called, said
-from batchnorm.diagnosis.source.rules.forwards import inputs, training_forwards
+from batchnorm.diagnosis.source.rules.forwards import for_a_step, inputs, training_forwards
 from batchnorm.diagnosis.source.rules.loaders import loaders_of
 from batchnorm.diagnosis.source.trace import EVAL, Event
 
@@ -26,8 +26,7 @@ def two_loaders(facts: Facts) -> Iterator[Said]:
     found: dict[tuple[int, int], dict[int, Event]] = defaultdict(dict)
     for event, c, _ in training_forwards(facts):
         loops = [n for n in event.data["loops"] if isinstance(n, ast.For | ast.While)]
-        made = loops and any(n is c.obj.node for n in ast.walk(loops[-1]))  # for a step, and thrown away
-        if (c.layers is None or c.layers.value != EVAL) and (loops or event.function.name) and not made:
+        if (c.layers is None or c.layers.value != EVAL) and (loops or event.function.name) and not for_a_step(event, c):
             found[id(loops[-1] if loops else event.function), id(c.obj)][id(event.node)] = event
     for forwards in found.values():
         first, *others = forwards.values()

@@ -73,6 +73,12 @@ def training_forwards(facts: Facts, managed: bool = False) -> list[tuple[Event, 
     return facts.once(f"training forwards {managed}", found)
 
 
+def for_a_step(event: Event, c: Context) -> bool:
+    """Whether a model is made anew in each round of a loop, and its statistics are thrown away with it."""
+    loop = event.data["loops"][-1] if event.data["loops"] else None
+    return loop is not None and any(n is c.obj.node for n in ast.walk(loop))
+
+
 def infers(facts: Facts, event: Event, c: Context) -> bool:
     """Whether a loaded model runs on data in files that train nothing, in the mode that it was made in."""
     if not c.loaded or c.mode.node is not None or facts.has(c.obj) != YES:

@@ -203,7 +203,7 @@ def belongs(facts: Facts, owner: ClassInfo | None, part: Obj | None) -> bool:
 def _unset(facts: Facts, owner: ClassInfo, part: Obj) -> bool:
     """Whether nothing in the program sees to the mode of a model's part."""
     put = any(e.obj is not None and within(e.obj, part) for e in facts.of("mode", "layer mode"))
-    put |= any(e.function.owner is owner and facts.same(e.obj, part) for e in facts.set_to(EVAL, "mode"))
+    put |= any(facts.same(e.obj, part) for e in facts.set_to(EVAL, "mode"))
     return not put and owner.method("train") is None
 
 

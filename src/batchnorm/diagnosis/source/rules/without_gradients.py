@@ -13,6 +13,7 @@ from batchnorm.diagnosis.source.contents import YES
 from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.facts import Facts, called, said
 from batchnorm.diagnosis.source.rules.forwards import (
+    for_a_step,
     forwards,
     generates,
     is_average,
@@ -49,7 +50,7 @@ def moves_without_gradients(facts: Facts) -> Iterator[Said]:
         if event.function.owner is not None and facts.only_constructs(event.function):
             yield from _probes(facts, event, c)
             continue
-        if measures(facts, event, c) or generates(event) or _restored(facts, event):
+        if measures(facts, event, c) or generates(event) or _restored(facts, event) or for_a_step(event, c):
             continue
         if not {"training", "is_training", "train", "is_train"}.isdisjoint(event.function.params):
             continue  # its callers say which mode it is for
