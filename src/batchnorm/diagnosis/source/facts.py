@@ -16,7 +16,7 @@ from batchnorm.diagnosis.source.objects import Objects, classes_of
 from batchnorm.diagnosis.source.outputs import Fate, Outputs
 from batchnorm.diagnosis.source.syntax import method_of, name_of, nodes_of, spelled
 from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Context, Event, Mode
-from batchnorm.diagnosis.source.values import Const, External, Obj, options, owners
+from batchnorm.diagnosis.source.values import Const, External, Obj, number, options, owners
 
 STEERING = ("momentum", "track_running_stats")
 PLAIN = frozenset(("object", "ABC", "Protocol", "Generic"))  # bases that see to no mode
@@ -63,7 +63,9 @@ class Facts(Objects):
         """Whether the program says which forwards move statistics: by momentum, or by whether they are tracked."""
         layers = (e for e in self.of("attribute") if e.obj is not None and e.obj.kind in ("batch norm", "layer"))
         tracked = (e.data["keywords"].get("track_running_stats") for e in self.of("layer"))
-        return any(e.data["name"] in STEERING for e in layers) or any(t == Const(False) for t in tracked)
+        values = [e.data["value"] for e in layers if e.data["name"] in STEERING]
+        once = len({number(v) for v in values}) == 1 and number(values[0])  # where the network is made
+        return (bool(values) and not once) or any(t == Const(False) for t in tracked)
 
     def _may_evaluate(self, owner: ClassInfo) -> bool:
         """Whether a class puts in eval, or freezes, what is not known."""

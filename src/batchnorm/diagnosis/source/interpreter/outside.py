@@ -104,9 +104,9 @@ class Outside(Summaries):
             self.event("checkpoint", node, None, what=first)
             return None
         attribute = word(args, 1)
-        names = [n.value for n in options(args[1]) if isinstance(n, Const)] if name == "getattr" and args[1:] else []
-        if any(isinstance(n, str) for n in names):
-            return choice([self.read(first, n, node) for n in names if isinstance(n, str)])
+        names = [getattr(o, "value", None) for o in options(args[1])] if name == "getattr" and args[1:] else []
+        if names and all(isinstance(n, str) for n in names):
+            return choice([self.read(first, str(n), node) for n in names])
         if name == "getattr" and len(args) >= 2 and (named := self.named_in(first)) is not None:
             return named
         if name == "globals":

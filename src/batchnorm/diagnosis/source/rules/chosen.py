@@ -1,16 +1,18 @@
-"""Which part of a model a freeze reaches, by the tests on names and on options that it is under."""
+"""Which part of a model a freeze reaches, by the tests that it is under, and how long it lasts."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
 
+from batchnorm.diagnosis.source.code_words import STEPS
 from batchnorm.diagnosis.source.conditions import exclusive, implied, parts
 from batchnorm.diagnosis.source.contents import LIKELY, NO, PARTS, YES
 from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.facts import Facts
+from batchnorm.diagnosis.source.interpreter.containers import ITERATIONS
 from batchnorm.diagnosis.source.syntax import strings, variables
-from batchnorm.diagnosis.source.trace import EVAL, Context, Event, Test
+from batchnorm.diagnosis.source.trace import EVAL, Context, Event, Freeze, Test
 from batchnorm.diagnosis.source.values import Obj, within
 
 NORM = ("bn", "norm")
@@ -46,6 +48,33 @@ def trains_apart(facts: Facts, freeze: Iterable[Test], event: Event, c: Context)
         return True
     evals = [e.obj for e in modes if e.data["mode"] == EVAL and implied(e.data["tests"], freeze)]
     return any(o is not None and (within(o, c.obj) or facts.same(o, c.obj)) for o in evals)
+
+
+def for_a_block(freeze: Freeze) -> bool:
+    """Whether weights are frozen for a `with` block."""
+    function = freeze.function if freeze.call is None else freeze.call.function
+    manager = function.owner is not None and function.owner.method("__exit__") is not None
+    return manager or any(isinstance(n, ast.Yield) for n in ast.walk(function.node))
+
+
+def lasts_for_steps(facts: Facts, event: Event, freeze: Freeze, forward: Event) -> bool:
+    """Whether weights that are thawed later are frozen for several steps: not beside backward, in a round of a loop."""
+    loops = [n for n in facts.loops(event, freeze.call) if not _over_parameters(n)]
+    function = freeze.function if freeze.call is None else freeze.call.function
+    around = loops[-1] if loops else function.node
+    stack = [] if isinstance(around, ast.Module) else [*ast.iter_child_nodes(around)]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Attribute) and node.attr in STEPS:
+            return False
+        stack.extend(() if isinstance(node, ast.For | ast.While) else ast.iter_child_nodes(node))
+    return facts.uses(forward.function, "step")
+
+
+def _over_parameters(loop: ast.AST) -> bool:
+    """Whether a loop goes over parameters or modules."""
+    heads = [loop.iter] if isinstance(loop, ast.For) else [g.iter for g in getattr(loop, "generators", ())]
+    return any(isinstance(n, ast.Attribute) and n.attr in ITERATIONS for over in heads for n in ast.walk(over))
 
 
 def _names(loops: Iterable[ast.AST]) -> set[str]:

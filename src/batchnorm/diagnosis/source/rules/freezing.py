@@ -6,16 +6,15 @@ import ast
 import re
 from collections.abc import Iterator
 
-from batchnorm.diagnosis.source.code_words import STEPS, Said
+from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.conditions import exclusive
 from batchnorm.diagnosis.source.contents import LIKELY, YES
 from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.facts import Facts, adapts, file_of, said
-from batchnorm.diagnosis.source.interpreter.containers import ITERATIONS
-from batchnorm.diagnosis.source.rules.chosen import reaches, trains_apart
+from batchnorm.diagnosis.source.rules.chosen import for_a_block, lasts_for_steps, reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
-from batchnorm.diagnosis.source.syntax import nodes_of, spelled, strings
-from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event, Freeze, Test
+from batchnorm.diagnosis.source.syntax import spelled, strings
+from batchnorm.diagnosis.source.trace import EVAL, TRAIN, Call, Event, Test
 from batchnorm.diagnosis.source.values import Const, Obj, canonical, options, within
 
 FREEZE = "batchnorm.freeze({})"
@@ -91,7 +90,7 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             if any(map(_no_rate, freeze.tests)) or _stopped(facts, frozen):
                 continue
             ends = any(_inside(facts, part, o) for o in thawed)
-            if _for_a_block(freeze) or (ends and not _lasts_for_steps(facts, frozen, freeze, event)):
+            if for_a_block(freeze) or (ends and not lasts_for_steps(facts, frozen, freeze, event)):
                 continue
             evals = (e.obj for e in facts.set_to(EVAL, "mode") if e.function is freeze.function)
             if any(part is o and o is not c.obj for o in evals):
@@ -107,33 +106,6 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
                 call = freeze.call if HELPERS.search(freeze.function.name) else None
                 how = "requires_grad = False" + (f" in line {frozen.line} of {file_of(frozen)}" if call else "")
                 yield _said(frozen, part.path, where, sure, how, call)
-
-
-def _for_a_block(freeze: Freeze) -> bool:
-    """Whether weights are frozen for a `with` block."""
-    function = freeze.function if freeze.call is None else freeze.call.function
-    manager = function.owner is not None and function.owner.method("__exit__") is not None
-    return manager or any(isinstance(n, ast.Yield) for n in ast.walk(function.node))
-
-
-def _lasts_for_steps(facts: Facts, event: Event, freeze: Freeze, forward: Event) -> bool:
-    """Whether weights that are thawed later are frozen for several steps: not beside backward, in a round of a loop."""
-    loops = [n for n in facts.loops(event, freeze.call) if not _over_parameters(n)]
-    function = freeze.function if freeze.call is None else freeze.call.function
-    around = loops[-1] if loops else function.node
-    stack = [] if isinstance(around, ast.Module) else [*ast.iter_child_nodes(around)]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, ast.Attribute) and node.attr in STEPS:
-            return False
-        stack.extend(() if isinstance(node, ast.For | ast.While) else ast.iter_child_nodes(node))
-    return facts.uses(forward.function, "step")
-
-
-def _over_parameters(loop: ast.AST) -> bool:
-    """Whether a loop goes over parameters or modules."""
-    heads = [loop.iter] if isinstance(loop, ast.For) else [g.iter for g in getattr(loop, "generators", ())]
-    return any(isinstance(n, ast.Attribute) and n.attr in ITERATIONS for over in heads for n in ast.walk(over))
 
 
 def _no_rate(test: Test) -> bool:
@@ -287,8 +259,9 @@ def _by_learning_rate(facts: Facts) -> Iterator[Said]:
             keys = map(ast.unparse, filter(None, group.keys)) if isinstance(group, ast.Dict) else ()
             given = dict(zip(keys, getattr(group, "values", ()), strict=False))
             rate = given.get("'lr'")
-            functions = (f for f in module.functions if f.name and group in nodes_of(f.node)) if rate else ()
-            if "'params'" in given and _is_zero(rate) and all(map(facts.may_run, functions)):
+            if "'params'" not in given or not isinstance(rate, ast.Constant) or rate.value != 0:
+                continue
+            if facts.may_run(facts.function_at(module, group)):
                 yield Said(
                     module,
                     group,
@@ -297,10 +270,6 @@ def _by_learning_rate(facts: Facts) -> Iterator[Said]:
                     FREEZE.format("part"),
                     sure=False,
                 )
-
-
-def _is_zero(rate: ast.expr | None) -> bool:
-    return isinstance(rate, ast.Constant) and rate.value == 0
 
 
 def _may_be(facts: Facts, obj: Obj | None, owner: ClassInfo | None, part: Obj) -> bool:
