@@ -43,7 +43,9 @@ def forwards(facts: Facts, managed: bool = False) -> list[tuple[Event, Context, 
 def _forwards(facts: Facts, managed: bool) -> Iterator[tuple[Event, Context, int]]:
     for event in facts.of("forward"):
         owner = event.function.owner
-        if owner is not None and ((owner.is_module and event.function.name in FORWARDS) or adapts(owner)):
+        given = event.obj is not None and event.obj.kind == "parameter"  # as to an attack, or to a loss
+        inside = owner is not None and owner.is_module and event.function.name in FORWARDS and not given
+        if owner is not None and (inside or adapts(owner)):
             continue
         for context in event.contexts or facts.as_made(event):
             level = max(facts.likely(context.obj), facts.has(event.obj) or 0)
