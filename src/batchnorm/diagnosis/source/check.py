@@ -8,6 +8,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from batchnorm.diagnosis.findings import Finding, Severity
@@ -92,9 +93,7 @@ class _Part:
         self.said: list[tuple[str, Said]] = []
         facts, broken = _or_error(lambda: Facts(project)), dict[str, Exception]()
         for code in rules:
-            look = LOOKS[code][1]
-            first = lambda code=code, look=look: _first(facts, code, look(facts))  # noqa: E731
-            found = facts if isinstance(facts, Exception) else _or_error(first)
+            found = facts if isinstance(facts, Exception) else _or_error(partial(_first, facts, code))
             if isinstance(found, Exception):
                 broken[code] = found
             else:
@@ -132,10 +131,10 @@ def _or_error(work: Callable[[], T]) -> T | Exception:
         return error
 
 
-def _first(facts: Facts, code: str, said: Iterable[Said]) -> list[Said]:
-    """Of what is said of a place, the first, as far as it is certain."""
+def _first(facts: Facts, code: str) -> list[Said]:
+    """Of what a rule says of a place, the first, as far as it is certain."""
     first: dict[int, Said] = {}
-    for s in said:
+    for s in LOOKS[code][1](facts):
         if (found := _weighed(facts, code, s)) is not None:
             first.setdefault(id(s.node), found)
     return list(first.values())

@@ -118,7 +118,6 @@ WRONG = {
         ),
         (frozen("net.encoder.requires_grad = False"), "warning"),
         (AFFINE_ALONE % "", "warning"),
-        (AFFINE_ALONE % "\n        print(args.freeze_bn)", "note"),
         (frozen("net.encoder.bn.requires_grad = False"), "warning"),
         (
             """\
@@ -188,6 +187,7 @@ def main(loader):
 }
 
 RIGHT = [
+    AFFINE_ALONE % "\n        print(args.freeze_bn)",  # an option says that statistics move
     frozen("freeze(net.head)", "def freeze(part):\n    for p in part.parameters():\n        p.requires_grad = False\n"),
     frozen("net.head.requires_grad = False"),
     frozen("net.encoder.name = 'frozen'"),

@@ -171,7 +171,8 @@ class Modes(Walk):
                         self._undone(part, obj, mode)
                         self.state.modes[part] = mode
                         self.set_parts(part, mode, depth + 1)
-        held = obj.sources if obj.kind == "external" and obj.info[0] in CONTAINERS else ()
+        info: Any = obj.info
+        held = obj.sources if obj.kind == "external" and info[0] in CONTAINERS else ()
         for part in (canonical(o) for value in held for o in objects_in(value)):
             if part is not obj and part.kind in MODELS:
                 self.state.modes[part] = mode

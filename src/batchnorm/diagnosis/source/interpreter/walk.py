@@ -47,6 +47,20 @@ class Walk:
         """`base.name`."""
         raise NotImplementedError
 
+    def invoke(self, node: ast.Call, target: Any, args: list[Any], keywords: dict[str, Any]) -> Any:
+        """Call a value."""
+        raise NotImplementedError
+
+    def apply(
+        self, node: ast.Call, info: FunctionInfo, owner: Obj | None, args: list[Any], keywords: dict[str, Any]
+    ) -> Any:
+        """Call a function of the linted files."""
+        raise NotImplementedError
+
+    def named_in(self, module: Any) -> Any:
+        """What a name that is not known may stand for in a file."""
+        raise NotImplementedError
+
     def bind(self, target: ast.AST, value: Any, node: ast.AST) -> None:
         """Give a name, an attribute, an element or several of them a value."""
         raise NotImplementedError

@@ -85,7 +85,7 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             node = freeze.node
             level = facts.has(part) if part.kind != "batch norm" else YES
             frozen = events.get(id(node))
-            if frozen is None or level not in (YES, LIKELY) or is_average(facts, part):
+            if frozen is None or level not in (YES, LIKELY) or is_average(facts, part) or _asked_for(facts, part):
                 continue
             if any(map(_no_rate, freeze.tests)) or _stopped(facts, frozen):
                 continue
@@ -99,7 +99,7 @@ def _in_a_training_step(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
                 continue
             reached = reaches(facts, frozen, part, freeze.tests)
             if not _selects(frozen) and reached and not trains_apart(facts, freeze.tests, event, c):
-                sure = level == reached == YES and not (c.conditional or ends or _asked_for(facts, part))
+                sure = level == reached == YES and not (c.conditional or ends)
                 if ends and not level == reached == YES:
                     continue
                 where = f" (line {event.line} of {file_of(event)})"
@@ -140,7 +140,7 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             continue
         if facts.uses(event.function, "eval", "no_grad") or part.kind == "self" or is_average(facts, part):
             continue
-        if _scale_alone(event):
+        if _scale_alone(event) or _asked_for(facts, part):
             continue
         reached = _reached(facts, event, part)
         if _selects(event) or not reached:
@@ -157,7 +157,7 @@ def _where_it_is_made(facts: Facts, thawed: list[Obj]) -> Iterator[Said]:
             trains = any(c.obj.kind in MADE and facts.holds(c.obj, inside) for _, c, _ in training_forwards(facts))
         layers = _trains_layers(facts, inside) if inside is not None and facts.is_layer(part) else 0
         if lightning or trains or layers:
-            sure = reached == YES and (lightning or trains or layers == YES) and not _asked_for(facts, part)
+            sure = reached == YES and (lightning or trains or layers == YES)
             sure &= not (_at_times(facts, part) or any(facts.same(o, part) for o in thawed))
             yield _said(event, part.path, "", sure)
 
