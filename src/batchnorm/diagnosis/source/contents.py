@@ -231,6 +231,8 @@ class _Scan:
                 continue
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in NOT_CONTENT:
                 continue
+            if isinstance(node, ast.Call) and name_of(node.func) in ("eval", "globals") and not _literal(node):
+                self._any_class(certain)
             if isinstance(node, ast.ExceptHandler):
                 certain = min(certain, LIKELY)
             if isinstance(node, ast.Assign) and len(node.targets) == 1:
@@ -282,6 +284,14 @@ class _Scan:
         self.take(self.contents.scan(info, given), certain)
         if owner is not None and owner is not self.root:
             self.take(self.contents.scan(owner), certain)
+
+    def _any_class(self, certain: int) -> None:
+        """Layers by names of a configuration: any class that the file knows, if it is a module."""
+        stars = (self.module.project.find(base, self.module) for base in self.module.stars)
+        for module in (self.module, *filter(None, stars)):
+            for value in map(module.top, [*module.names]):
+                if isinstance(value, Class) and value.info.is_module and value.info is not self.root:
+                    self.take(self.contents.scan(value.info), min(certain, LIKELY))
 
     def visit_in(self, node: ast.AST, certain: int, attribute: str) -> None:
         """What an attribute of self holds."""
@@ -344,6 +354,10 @@ def _made_outside(obj: Obj, depth: int = 0) -> list[Obj]:
         return [obj] if made_by(*obj.info) else []
     inner = [obj.info] if obj.kind == "wrapper" else inflow(obj) if depth < 4 else []
     return [found for o in inner if isinstance(o, Obj) for found in _made_outside(o, depth + 1)]
+
+
+def _literal(call: ast.Call) -> bool:
+    return bool(call.args) and isinstance(call.args[0], ast.Constant)
 
 
 def _worst(levels: list[int | None]) -> int | None:
