@@ -9,10 +9,10 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
-from batchnorm.diagnosis.source.conditions import around, decided
 from batchnorm.diagnosis.source.definitions import ClassInfo, FunctionInfo, Module
 from batchnorm.diagnosis.source.fixes import Edit
 from batchnorm.diagnosis.source.names import RECALIBRATES
+from batchnorm.diagnosis.source.parameters import Parameters, function_at
 from batchnorm.diagnosis.source.reached import Reached
 from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, name_of, nodes_of, strings, variables
 
@@ -32,7 +32,6 @@ MEASURES = (
     "standing_statistics",
 )
 ADAPTS = re.compile(r"calib|adapt|update_(bn|batch_?norm)|bn_update|recompute|standing|swap_bn|refresh")
-MOST_CALLS = 4  # of functions that hand on a parameter
 STEPS = frozenset(("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler"))
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
 
@@ -231,56 +230,20 @@ class CodeWords:
 
     def reaches(self, found: Said) -> bool:
         """Whether a program, and no test of one, runs the code of a finding."""
-        inside = self.function_at(found.module, found.node)
+        inside = function_at(found.module, found.node)
         tests = found.module.file.startswith("test_") and (
             "unittest" in found.module.text or "assert" in found.module.text
         )
-        return not tests and inside in self.reached and (self.reached.library or not self._left_out(inside, found.node))
+        return (
+            not tests
+            and inside in self.reached
+            and (self.reached.library or not self.parameters.exclude(inside, found.node))
+        )
 
-    def function_at(self, module: Module, node: ast.AST) -> FunctionInfo:
-        """The function that a place is in, or the file's own code."""
-        inside = module.body
-        for function in module.functions:
-            start = getattr(function.node, "lineno", 0)
-            if start <= getattr(node, "lineno", 0) <= getattr(function.node, "end_lineno", 0):
-                inside = max(inside, function, key=lambda f: getattr(f.node, "lineno", 0))
-        return inside
-
-    def _left_out(self, function: FunctionInfo, node: ast.AST) -> bool:
-        """Whether a place is in a branch that a parameter's default excludes, and no call gives another value."""
-        tests = around(function.node, node) if function.literals else []
-        default = {n: v for n, v in function.literals.items() if tests and not self._given(function, n)}
-        return any(decided(test, default) is False for test in tests or ())
-
-    def _given(self, function: FunctionInfo, name: str, depth: int = 0) -> bool:
-        """Whether any call may give a parameter a value."""
-        owner = function.owner if function.name == "__init__" else None
-        heirs = () if owner is None else owner.heirs
-        at = function.positional.index(name) - (function.owner is not None) if name in function.positional else 99
-        for module in self.modules:
-            for call in (n for n in module.nodes if isinstance(n, ast.Call)):
-                called = name_of(call.func)
-                mine = called == (function.name if owner is None else owner.name)
-                mine |= called == "__init__" and bool(heirs) and self.function_at(module, call).owner in heirs
-                if called in self.defined and not mine:
-                    continue
-                value = next((k.value for k in call.keywords if k.arg == name), None)
-                if value is None and mine:
-                    if any(isinstance(a, ast.Starred) for a in call.args) or None in [k.arg for k in call.keywords]:
-                        return True
-                    value = call.args[at] if len(call.args) > at else None
-                if value is not None and not self._repeats(module, call, value, function.literals[name], depth):
-                    return True
-        return False
-
-    def _repeats(self, module: Module, call: ast.Call, value: ast.expr, default: Any, depth: int) -> bool:
-        """Whether a call gives what the default is: as a literal, or as a parameter with no other value."""
-        if isinstance(value, ast.Constant):
-            return value.value == default
-        holder = self.function_at(module, call) if isinstance(value, ast.Name) and depth < MOST_CALLS else None
-        if holder is None or not isinstance(value, ast.Name) or holder.literals.get(value.id, ...) != default:
-            return False
-        return not self._given(holder, value.id, depth + 1)
+    @cached_property
+    def parameters(self) -> Parameters:
+        """The literal values of parameters."""
+        return Parameters(self.modules)
 
     @cached_property
     def reached(self) -> Reached:

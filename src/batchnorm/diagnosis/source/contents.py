@@ -17,7 +17,7 @@ from batchnorm.diagnosis.source.values import Choice, External, Obj, Partial, Tu
 Scanned = dict[tuple[int, frozenset[tuple[str, Any]]], tuple[int, bool, list[tuple[ast.AST, str]]]]
 YES, LIKELY, NO = 2, 1, 0
 DEEPEST = 24
-UNKNOWN = "an argument that is no literal"
+UNKNOWN, OTHER = "an argument that is no literal", "another normalization"
 PARTS = ("layer1", "layer2", "layer3", "layer4", "features", "backbone", "encoder", "bn1")  # of well-known models
 NOT_CONTENT = ("isinstance", "issubclass", "type", "hasattr")
 
@@ -108,7 +108,10 @@ class Contents:
     def _constructed(self, obj: Obj) -> frozenset[tuple[str, Any]]:
         """What the call that made an instance says of its constructor's parameters."""
         init = obj.info.methods.get("__init__") if obj.kind == "instance" else None
-        return _switches(obj.node, init, 1) if init is not None and isinstance(obj.node, ast.Call) else frozenset()
+        given = _switches(obj.node, init, 1) if init is not None and isinstance(obj.node, ast.Call) else frozenset()
+        if (UNKNOWN in dict(given).values()) and any(map(_is_other, obj.sources)):
+            given = frozenset((name, OTHER if value == UNKNOWN else value) for name, value in given)
+        return given
 
     def _switched_off(self, obj: Obj) -> bool:
         """Whether a function that can make batch norm layers was told not to, by a literal switch."""
@@ -204,15 +207,16 @@ class _Scan:
 
     def function(self, info: FunctionInfo) -> None:
         self.defaults = {n: v for n, v in {**info.literals, **self.given}.items() if v is not UNKNOWN}
-        own = {n: d for n, d in info.defaults.items() if (n, UNKNOWN) not in self.given.items()}
+        own = {n: d for n, d in info.defaults.items() if self.given.get(n) != OTHER}
         self.others = {n for n, d in own.items() if self._no_layer(d)}
-        for part in (*own.values(), *info.body):
+        for name, default in own.items():
+            self.visit(default, YES if self.given.get(name) != UNKNOWN else LIKELY, "")
+        for part in info.body:
             self.visit(part, YES, "")
 
     def _no_layer(self, default: ast.expr) -> bool:
         """Whether a parameter is another normalization by default, which is handed on under the same name."""
-        value = self._static(default) if isinstance(default, ast.Name | ast.Attribute) else None
-        return isinstance(value, External) and value.name.startswith("torch.nn.") and not is_layer(value.name)
+        return _is_other(self._static(default) if isinstance(default, ast.Name | ast.Attribute) else None)
 
     def visit(self, node: ast.AST, certain: int, name: str) -> None:
         stack = [(node, certain, name)]
@@ -269,11 +273,13 @@ class _Scan:
             stack.extend((child, certain, name) for child in ast.iter_child_nodes(node))
 
     def _call(self, node: ast.Call, certain: int) -> bool:
-        """A call of a function of the linted files, with the literal switches that it is given."""
+        """A call of a function or a class of the linted files, with the literal switches that it is given."""
         value = self._static(node.func) if isinstance(node.func, ast.Name | ast.Attribute) else None
-        if not isinstance(value, Function) or value.info is self.root:
+        if not isinstance(value, Function | Class) or value.info is self.root:
             return False
-        given = _switches(node, value.info)
+        bound = isinstance(value, Class)
+        init = value.info.method("__init__") if isinstance(value, Class) else value.info
+        given = _switches(node, init, int(bound), self.given) if init is not None else None
         if given:
             self._made_by(value.info, certain, given)
         return bool(given)
@@ -315,7 +321,7 @@ class _Scan:
         elif isinstance(value, Class | Function) and value.info is not self.root:
             init = value.info.method("__init__") if isinstance(value, Class) else value.info
             others = self.others & {*init.defaults} if init is not None else set()
-            self._made_by(value.info, certain, frozenset((n, UNKNOWN) for n in others))
+            self._made_by(value.info, certain, frozenset((n, OTHER) for n in others))
 
     def _static(self, node: ast.Name | ast.Attribute) -> Any:
         return None if of_self(node) else self.module.static(node)
@@ -356,6 +362,15 @@ def _made_outside(obj: Obj, depth: int = 0) -> list[Obj]:
     return [found for o in inner if isinstance(o, Obj) for found in _made_outside(o, depth + 1)]
 
 
+def _is_other(value: Any) -> bool:
+    """Whether an argument is another normalization, also as a parameter's default."""
+    if isinstance(value, Obj) and value.kind == "parameter" and isinstance(value.info, FunctionInfo):
+        default = value.info.defaults.get(value.name)
+        found = [*value.sources, *([value.info.module.static(default)] if default is not None else [])]
+        return bool(found) and all(map(_is_other, found))
+    return isinstance(value, External) and value.name.startswith("torch.nn.") and not is_layer(value.name)
+
+
 def _literal(call: ast.Call) -> bool:
     return bool(call.args) and isinstance(call.args[0], ast.Constant)
 
@@ -368,15 +383,21 @@ def _best(levels: list[int | None]) -> int | None:
     return max((level for level in levels if level is not None), default=None)
 
 
-def _switches(call: ast.Call, info: FunctionInfo, bound: int = 0) -> frozenset[tuple[str, Any]]:
-    """The literal switches and words of a call's parameters, defaults included; UNKNOWN where one is given another."""
+def _switches(
+    call: ast.Call, info: FunctionInfo, bound: int = 0, here: dict[str, Any] | None = None
+) -> frozenset[tuple[str, Any]]:
+    """The literal switches and words of a call's parameters, defaults included; UNKNOWN where one is given another.
+
+    What a parameter of the caller is, `here` says.
+    """
     names = info.positional[bound:]
     found: dict[str, Any] = {n: v for n, v in info.literals.items() if v is None or isinstance(v, bool | str)}
     if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
         return frozenset((name, UNKNOWN) for name in found)
     for name, value in (*zip(names, call.args, strict=False), *((k.arg or "", k.value) for k in call.keywords)):
-        known = isinstance(value, ast.Constant) and (value.value is None or isinstance(value.value, bool | str))
-        found[name] = value.value if isinstance(value, ast.Constant) and known else UNKNOWN
+        said = value.value if isinstance(value, ast.Constant) else UNKNOWN
+        said = here.get(value.id, UNKNOWN) if here and isinstance(value, ast.Name) else said
+        found[name] = said if said is None or isinstance(said, bool | str) else UNKNOWN
     return frozenset(found.items())
 
 

@@ -52,6 +52,7 @@ WORDS = (
     "import networks",
     "__main__",
     "getattr(module",
+    "rainer import",
 )
 SKIPPED = ("node_modules", "site-packages", "__pycache__", "venv", "env")
 

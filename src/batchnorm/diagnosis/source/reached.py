@@ -165,7 +165,8 @@ def _imports(module: Module) -> Iterator[Module]:
 def _runs(module: Module, imported: bool) -> bool:
     """Whether a file is a program, or a test: it has a part for being run, or does something and nothing imports it."""
     guarded = any(isinstance(n, ast.If) and "__name__" in ast.unparse(n.test) for n in module.tree.body)
-    return guarded or module.file.startswith("test_") or (not imported and any(map(_acts, _at_top(module.tree.body))))
+    acts = not imported and any(_acts(module, n) for n in _at_top(module.tree.body))
+    return guarded or module.file.startswith("test_") or acts
 
 
 def _at_top(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -176,14 +177,19 @@ def _at_top(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield from _at_top([*statement.body, *statement.orelse])
 
 
-def _acts(node: ast.stmt) -> bool:
+def _acts(module: Module, node: ast.stmt) -> bool:
     """Whether a statement does something: a loop, a call of a function, of a method of what the file made."""
     if isinstance(node, ast.For | ast.While | ast.With):
         return True
     call = getattr(node, "value", None)
     if not isinstance(call, ast.Call):
         return False
-    return name_of(call.func) == "parse_args" or (isinstance(node, ast.Expr) and isinstance(call.func, ast.Name))
+    of = call.func.value if isinstance(call.func, ast.Attribute) else None
+    made = module.assigned.get(of.id, []) if isinstance(of, ast.Name) else []
+    own = any(isinstance(m, ast.Call) and isinstance(module.static(m.func), Class) for m in made)
+    return name_of(call.func) == "parse_args" or (
+        isinstance(node, ast.Expr) and (own or isinstance(call.func, ast.Name))
+    )
 
 
 def _outside_functions(tree: ast.AST) -> Iterator[ast.AST]:

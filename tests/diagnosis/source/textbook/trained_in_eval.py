@@ -210,6 +210,27 @@ def main(train, val):
 }
 RIGHT = [
     """\
+class Solver:
+    def __init__(self, model, optimizer):
+        self.model, self.optimizer = model, optimizer
+    def train(self, loader, test):
+        for epoch in range(3):
+            self.model.train()
+            self.run(loader)
+            self.model.eval()
+            self.run(test, evaluates=True)
+    def run(self, loader, evaluates=False):
+        for x, y in loader:
+            loss = F.cross_entropy(self.model(x), y)
+            if not evaluates:
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+
+net = Net()
+Solver(net, optim.SGD(net.parameters(), 0.1)).train(DataLoader([], 8, drop_last=True), DataLoader([], 8))
+""",
+    """\
 def main(train, val):
     net = Net()
     opt = optim.Adam(net.parameters())

@@ -11,6 +11,7 @@ from batchnorm.diagnosis.source.conditions import exclusive
 from batchnorm.diagnosis.source.contents import LIKELY, YES
 from batchnorm.diagnosis.source.definitions import ClassInfo
 from batchnorm.diagnosis.source.facts import Facts, adapts, file_of, said
+from batchnorm.diagnosis.source.parameters import function_at
 from batchnorm.diagnosis.source.rules.chosen import for_a_block, lasts_for_steps, reaches, trains_apart
 from batchnorm.diagnosis.source.rules.forwards import FORWARDS, is_average, teaches, training_forwards
 from batchnorm.diagnosis.source.syntax import spelled, strings
@@ -261,7 +262,7 @@ def _by_learning_rate(facts: Facts) -> Iterator[Said]:
             rate = given.get("'lr'")
             if "'params'" not in given or not isinstance(rate, ast.Constant) or rate.value != 0:
                 continue
-            if facts.may_run(facts.function_at(module, group)):
+            if facts.may_run(function_at(module, group)):
                 yield Said(
                     module,
                     group,

@@ -44,7 +44,7 @@ def by_name(facts: Facts) -> Iterator[Said]:
     for event in facts.of("name"):
         word, of = event.data["word"], event.data["of"]
         line = event.function.module.text.splitlines()[event.line - 1]
-        if word not in WORDS or not isinstance(of, Obj) or "isinstance(" in line:
+        if word not in WORDS or not isinstance(of, Obj) or "isinstance(" in line or "type(" in line:
             continue
         owner = of.info[0] if of.kind == "iteration" else of.info if of.kind == "layer" else None
         names = facts.contents.layer_names(owner)

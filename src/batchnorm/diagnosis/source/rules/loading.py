@@ -10,6 +10,7 @@ from batchnorm.diagnosis.source.code_words import Said
 from batchnorm.diagnosis.source.contents import LIKELY, NO, YES
 from batchnorm.diagnosis.source.definitions import Function, FunctionInfo, Module
 from batchnorm.diagnosis.source.facts import Facts, said
+from batchnorm.diagnosis.source.parameters import function_at
 from batchnorm.diagnosis.source.rules.averages import BUFFERS
 from batchnorm.diagnosis.source.rules.forwards import forwards
 from batchnorm.diagnosis.source.syntax import calls_by_name, method_of, nodes_of, reads, spelled, strings
@@ -30,7 +31,7 @@ def filtered_statistics(facts: Facts) -> Iterator[Said]:
         for function in module.functions if "running" in module.text and "torch" in module.text else ():
             if facts.uses(function, "load_state_dict", "load", "save", "copy_") and not _has_none(facts, function):
                 loops = [n for n in nodes_of(function.node) if isinstance(n, ast.For) and _drops(n)]
-                loops = [n for n in loops if facts.function_at(module, n) is function]
+                loops = [n for n in loops if function_at(module, n) is function]
                 sure = bool(loops) and any(isinstance(n, ast.Call) and _not_strict(n) for n in ast.walk(function.node))
                 if sure or not facts.uses(function, "load_state_dict"):  # else torch refuses what is missing
                     yield from (_left_out(module, loop, sure) for loop in loops)

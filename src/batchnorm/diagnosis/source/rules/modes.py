@@ -105,9 +105,11 @@ def never_back(facts: Facts) -> Iterator[Said]:
     """BN418: trained in train mode in the first round of a loop, and in eval mode from the second on."""
     yield from _never_trained(facts)
     first: dict[tuple[int, int], set[str]] = {}
+    called_first: dict[tuple[int, int | None], set[str]] = {}
     for event, c, _ in forwards(facts):
         if not c.second:
             first.setdefault((id(event.node), id(c.obj)), set()).add(c.mode.value)
+            called_first.setdefault((id(event.node), _by(c)), set()).add(c.mode.value)
     for event, c, level in forwards(facts):
         evals = c.mode if c.mode.value == EVAL else c.mode.lapse
         if evals is None or evals.node is None or not c.second or c.no_grad is not False or c.layers is not None:
@@ -115,6 +117,8 @@ def never_back(facts: Facts) -> Iterator[Said]:
         test = c.mode.test if evals is not c.mode else None
         same = facts.aliases(c.obj) if evals is not c.mode else (c.obj,)
         before = set[str]().union(*(first.get((id(event.node), id(o)), ()) for o in same))
+        if TRAIN not in called_first.get((id(event.node), _by(c)), (TRAIN,)):
+            continue
         if c.obj.kind in SLOTS and c.function is event.function:
             before |= {o.mode.value for o in event.contexts if o.function is not c.function}
         if TRAIN not in before or (test is not None and (_once(test) or not (c.mode.sure and evals.sure))):
@@ -134,6 +138,11 @@ def never_back(facts: Facts) -> Iterator[Said]:
             f"{name}.train() after it, or before every step",
             sure=level == YES,
         )
+
+
+def _by(c: Context) -> int | None:
+    """The call that a situation comes from: one function may run an epoch of training, and of evaluation."""
+    return None if c.call is None else id(c.call.node)
 
 
 def _apart(one: FunctionInfo, other: FunctionInfo) -> bool:
