@@ -144,6 +144,8 @@ def _weighed(facts: Facts, code: str, found: Said) -> Said | None:
     """A finding in code that runs; less sure by a step where the program sees to which forwards move statistics."""
     if code != "BN431" and not facts.reaches(found):  # which speaks of what nothing calls
         return None
+    if code in MOVES and facts.argued(found):
+        return None
     if code in MOVES and facts.steers_statistics:
         return found._replace(sure=False) if found.sure else None
     return found

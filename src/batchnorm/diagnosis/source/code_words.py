@@ -32,6 +32,12 @@ MEASURES = (
     "standing_statistics",
 )
 ADAPTS = re.compile(r"calib|adapt|update_(bn|batch_?norm)|bn_update|recompute|standing|swap_bn|refresh")
+ARGUED = re.compile(
+    r"(eval\(\)|eval mode|batch ?norm\w*|\bbn\b|norm layers?)"
+    r".{0,100}\b(not|\w+n't|should|on purpose|intend\w*|instead)\b",
+    re.IGNORECASE,
+)
+MOST_ABOVE = 40  # lines
 STEPS = frozenset(("backward", "zero_grad", "manual_backward", "minimize", "optimize_parameters", "autograd", "scaler"))
 ARGUMENTS = ("args", "opt", "opts", "options", "flags", "FLAGS", "hparams", "arg", "parse_args", "cfg", "config")
 
@@ -239,6 +245,13 @@ class CodeWords:
             and inside in self.reached
             and (self.reached.library or not self.parameters.exclude(inside, found.node))
         )
+
+    def argued(self, found: Said) -> bool:
+        """Whether a comment of the function, above a place, says why the mode is as it is."""
+        function = function_at(found.module, found.node)
+        first, here = getattr(function.node, "lineno", 1), getattr(found.node, "lineno", 1)
+        lines = found.module.text.splitlines()[max(first, here - MOST_ABOVE) - 1 : here]
+        return bool(ARGUED.search(" ".join(line.partition("#")[2] for line in lines)))
 
     @cached_property
     def parameters(self) -> Parameters:

@@ -156,6 +156,9 @@ RIGHT = [
     ATTACK.replace("MODE", "model.eval()").replace("BACK", "model.train()"),
     OWN_FIT.replace("MODEL", "model = self.train()").replace("BACK", "model.train()"),
     PARTS.replace("MODE", "model.eval()"),
+    PARTS.replace("MODE", "model.train()").replace(
+        "    with torch", "    # Batch norm should use the statistics of these samples.\n    with torch"
+    ),
     PARTS.replace("MODE", "body.eval()\nhead.eval()"),
     FEATURES.replace("MODE", "net.eval()"),
     STYLE.replace("NORM", "nn.InstanceNorm2d"),
