@@ -9,6 +9,14 @@ from batchnorm.diagnosis.source.parameters import Parameters, function_at
 from batchnorm.diagnosis.source.project import Project
 
 LAYER = "class Layer(Module):\n    def __init__(self, c, bn=False):\n        self.bn = Norm(c) if bn else None\n"
+NET = "class Net:\n    def __init__(self, bn=False):\n        self.use = bn\n        Layer(3, self.use)\n"
+CHOICE = """\
+def norm(c, kind=None):
+    if kind is None:
+        return 1
+    elif kind == 'batch':
+        return Norm(c)
+"""
 
 
 def read(text, **others):
@@ -63,8 +71,7 @@ def test_all_calls_are_known(calls, known):
         "build(Layer)\n",
         "from functools import partial\npartial(Layer, bn=True)\n",
         "def make(bn=False):\n    bn = read()\n    return Layer(3, bn)\nmake()\n",
-        "class Net:\n    def __init__(self, bn=False):\n        self.use = bn\n        Layer(3, self.use)\n"
-        "    def switch(self):\n        self.use = True\nNet()\n",
+        NET + "    def switch(self):\n        self.use = True\nNet()\n",
         "\n".join(f"Layer(3, {number})" for number in range(5)),
     ],
 )
@@ -101,8 +108,7 @@ def test_a_branch_that_no_value_lets_in(calls, excluded):
 
 
 def test_a_word_decides_a_branch():
-    text = "def norm(c, kind=None):\n    if kind is None:\n        return 1\n    elif kind == 'batch':\n        return Norm(c)\n"
     for call, excluded in (("norm(3)", True), ("norm(3, 'layer')", True), ("norm(3, 'batch')", False)):
-        modules = read(text + call)
+        modules = read(CHOICE + call)
         node = next(n for n in ast.walk(modules[0].tree) if isinstance(n, ast.Call) and ast.unparse(n) == "Norm(c)")
         assert Parameters(modules).exclude(function_at(modules[0], node), node) is excluded
