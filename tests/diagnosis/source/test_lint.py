@@ -141,6 +141,19 @@ def test_the_largest_momentum_is_written(tmp_path):
     assert report.evidence.edits
 
 
+def test_each_place_of_a_finding_can_be_read(tmp_path):
+    text = "from torch import nn\na = nn.BatchNorm2d(8, 0.8)\nb = 1\nc = nn.BatchNorm2d(8, 0.8)\n"
+    (tmp_path / "a.py").write_text(text)
+    report = lint(tmp_path)
+    assert [f.layer for f in report.findings] == [f"{tmp_path}/a.py:2"]
+    assert report.to_dict()["also"] == {f"{tmp_path}/a.py:2 BN417": [f"{tmp_path}/a.py:4"]}
+    found = list(Plugin(ast.parse(text), text.splitlines(keepends=True)).run())
+    assert [(line, said.split(";")[0]) for line, _, said, _ in found] == [
+        (n, found[0][2].split(";")[0]) for n in (2, 4)
+    ]
+    assert "also" not in found[0][2]
+
+
 def test_flake8_plugin_gives_lines_and_texts():
     text = "import torch\ntorch.nn.BatchNorm2d(3, momentum=0.9)\n"
     (line, column, message, kind), *rest = Plugin(ast.parse(text), text.splitlines(keepends=True)).run()

@@ -35,11 +35,13 @@ DEEPEST = 12_000  # frames: each level of nested code and calls takes a few
 
 
 class Located(NamedTuple):
-    """A finding with its file, line and edit."""
+    """A finding with its file and line, what is said of each place, the other places, and the edits."""
 
     finding: Finding
     path: str
     line: int
+    text: str
+    others: tuple[tuple[str, int], ...] = ()
     edits: tuple[Edit, ...] = ()
 
 
@@ -75,9 +77,10 @@ def _located(code: str, severity: Severity, places: dict[tuple[str, int], Said])
     more = f" (also in line{'s' * (len(near) > 1)} {_some(near)})" if near else ""
     more += f" (also in {_some(far)})" if far else ""
     said = places[path, line]
-    message = f"{'maybe: ' * (severity == 'note')}{said.message}{more}"
+    text = f"{'maybe: ' * (severity == 'note')}{said.message}"
     edits = tuple(s.edit for s in places.values() if s.edit is not None) if severity == "warning" else ()
-    return Located(Finding(code, severity, f"{path}:{line}", message, said.fix), path, line, edits)
+    found = Finding(code, severity, f"{path}:{line}", text + more, said.fix)
+    return Located(found, path, line, text, tuple(others), edits)
 
 
 def _some(places: list[str]) -> str:

@@ -26,6 +26,7 @@ class Plugin:
         """Line, column, text and class, as flake8 wants them."""
         failed: dict[str, str] = {}
         for found in check(self.project, failed=failed):
-            yield found.line, 0, f"{found.finding.code} {found.finding.message}; {found.finding.fix}", type(self)
+            for _, line in ((found.path, found.line), *found.others):
+                yield line, 0, f"{found.finding.code} {found.text}; {found.finding.fix}", type(self)
         for why in failed.values():
             yield 1, 0, f"BN400 not checked: {why}", type(self)

@@ -59,12 +59,13 @@ SKIPPED = ("node_modules", "site-packages", "__pycache__", "venv", "env")
 
 @dataclass
 class SourceEvidence:
-    """The files read, lines each, those that could not be read whole, where rules failed, and the edits of fixes."""
+    """The files read, lines each, those not read whole, where rules failed, other places of findings, and edits."""
 
     path: Path
     files: dict[str, int] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    also: dict[str, list[str]] = field(default_factory=dict)  # the other places of a finding, by its own and its code
     edits: dict[str, list[Edit]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -126,6 +127,7 @@ class SourceSubject:
             "lines": sum(e.files.values()),
             "unreadable": e.unreadable,
             "failed": e.failed,
+            "also": e.also,
             "fixable": {path: len(edits) for path, edits in e.edits.items()},
         }
 
@@ -178,6 +180,8 @@ def lint(path: str | Path | Sequence[str | Path], *, select: Iterable[str] = (),
             _take(file, project, evidence, alone=len(paths) == 1 and paths[0].is_file())
         located = check(project, config, evidence.failed)
     for found in located:
+        if found.others:
+            evidence.also[f"{found.path}:{found.line} {found.finding.code}"] = [f"{p}:{n}" for p, n in found.others]
         if found.edits and found.path not in evidence.unreadable:
             evidence.edits.setdefault(found.path, []).extend(found.edits)
     evidence.texts = {path: _text(path) for path in evidence.edits}
