@@ -51,6 +51,13 @@ def test_nothing_is_said_of_code_that_no_program_reaches(program):
     assert severities({"net.py": LAYER, "run.py": program, "other.py": other}) == []
 
 
+def test_a_library_with_tests_is_a_library():
+    test = "import pool\ndef test_it():\n    pool.step().backward()\n"
+    files = {"net.py": LAYER, "pool.py": "import net\ndef step():\n    return 1\n", "test_net.py": test}
+    assert severities(files) == ["warning"]
+    assert severities(files | {"run.py": "import pool\nif __name__ == '__main__':\n    pool.step().backward()\n"}) == []
+
+
 def test_a_name_may_mean_what_a_file_of_its_imports_brings():
     program = "import models\ndef main():\n    models.Net()\n" + STEP + MAIN
     files = {"models/__init__.py": "from .net import *\n", "models/net.py": LAYER, "run.py": program}

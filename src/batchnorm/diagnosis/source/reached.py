@@ -25,7 +25,7 @@ OWN_BASES = ("torch.nn.", "torch.utils.data.", "object", "abc.", "ABC")
 
 
 class Reached:
-    """Everything is reached in a library, which has no program; in others, what the programs name."""
+    """Everything is reached in a library, which has no program but its tests; in others, what the programs name."""
 
     def __init__(self, modules: list[Module]) -> None:
         self._attributes: set[str] = set()
@@ -39,7 +39,8 @@ class Reached:
         while self._queue:
             self._take(self._queue.pop())
         trains = any("backward" in m.text for m in modules)
-        self.library = not programs or (trains and "backward" not in self._attributes)
+        alone = all(m.file.startswith("test_") for m in programs)
+        self.library = alone or (trains and "backward" not in self._attributes)
 
     def __contains__(self, info: FunctionInfo) -> bool:
         """Whether a function, or a file's own code, is reached."""
