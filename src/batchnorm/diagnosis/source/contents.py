@@ -28,6 +28,7 @@ class Contents:
     def __init__(self, scanned: Scanned | None = None) -> None:
         self._scanned: Scanned = {} if scanned is None else scanned  # of bodies, which no flow changes
         self._level: dict[int, int | None] = {}
+        self._least: dict[int, int | None] = {}
 
     def contains(self, value: Any, depth: int = 0) -> int | None:
         """The level of a value."""
@@ -54,17 +55,20 @@ class Contents:
             self._level[id(obj)] = self._work_out(obj, depth)
         return self._level[id(obj)]
 
-    def least(self, value: Any, depth: int = 0) -> int | None:
+    def least(self, value: Any) -> int | None:
         """The level of a value in the worst case: of several models that a name may stand for, the least."""
         if isinstance(value, Choice):
-            return _worst([self.least(v, depth + 1) for v in value.options])
-        if isinstance(value, Obj) and depth < DEEPEST // 2:
-            if value.kind == "wrapper":
-                return self.least(value.info, depth + 1)
-            if value.kind in ("parameter", "attribute", "global", "copy") or (value.kind == "result" and value.info):
-                found = [self.least(s, depth + 1) for s in inflow(value) if s is not value]
-                return _worst([self.contains(value), *found])
-        return self.contains(value)
+            return _worst([self.least(v) for v in value.options])
+        if not isinstance(value, Obj):
+            return self.contains(value)
+        if id(value) not in self._least:
+            self._least[id(value)] = None  # while it is worked out
+            slot = value.kind in ("parameter", "attribute", "global", "copy")
+            several = inflow(value) if slot or (value.kind == "result" and value.info) else []
+            several = [value.info] if value.kind == "wrapper" else [s for s in several if s is not value]
+            own = [] if value.kind == "wrapper" else [self.contains(value)]
+            self._least[id(value)] = _worst([*own, *map(self.least, several)])
+        return self._least[id(value)]
 
     def _work_out(self, obj: Obj, depth: int) -> int | None:
         if obj.kind == "batch norm":
