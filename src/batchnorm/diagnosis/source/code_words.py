@@ -121,11 +121,6 @@ class CodeWords:
         return bool(calls) and calls <= made
 
     @cached_property
-    def defined(self) -> frozenset[str]:
-        """The names of all functions, methods and classes of the linted files."""
-        return frozenset(i.name for m in self.modules for i in (*m.functions, *m.classes))
-
-    @cached_property
     def called(self) -> frozenset[str]:
         """The names of all functions and methods that the linted files call."""
         return frozenset(name_of(n.func) for m in self.modules for n in m.nodes if isinstance(n, ast.Call))

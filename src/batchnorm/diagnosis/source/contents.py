@@ -63,11 +63,12 @@ class Contents:
             return self.contains(value)
         if id(value) not in self._least:
             self._least[id(value)] = None  # while it is worked out
-            slot = value.kind in ("parameter", "attribute", "global", "copy")
-            several = inflow(value) if slot or (value.kind == "result" and value.info) else []
-            several = [value.info] if value.kind == "wrapper" else [s for s in several if s is not value]
-            own = [] if value.kind == "wrapper" else [self.contains(value)]
-            self._least[id(value)] = _worst([*own, *map(self.least, several)])
+            own, several = self.contains(value) if value.kind != "wrapper" else None, [value.info]
+            if value.kind != "wrapper":
+                slot = value.kind in ("parameter", "attribute", "global", "copy")
+                held = inflow(value) if slot or (value.kind == "result" and value.info) else []
+                several = [s for s in held if s is not value]
+            self._least[id(value)] = _worst([own, *map(self.least, several)])
         return self._least[id(value)]
 
     def _work_out(self, obj: Obj, depth: int) -> int | None:
@@ -297,8 +298,7 @@ class _Scan:
 
     def _any_class(self, certain: int) -> None:
         """Layers by names of a configuration: any class that the file knows, if it is a module."""
-        stars = (self.module.project.find(base, self.module) for base in self.module.stars)
-        for module in (self.module, *filter(None, stars)):
+        for module in (self.module, *self.module.starred):
             for value in map(module.top, [*module.names]):
                 if isinstance(value, Class) and value.info.is_module and value.info is not self.root:
                     self.take(self.contents.scan(value.info), min(certain, LIKELY))

@@ -69,7 +69,7 @@ class FunctionInfo:
     @cached_property
     def static(self) -> bool:
         """Whether it is a static method."""
-        return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in self.decorators)
+        return self._decorated("staticmethod")
 
     @cached_property
     def makes_by_name(self) -> str | None:
@@ -84,7 +84,10 @@ class FunctionInfo:
     @cached_property
     def of_class(self) -> bool:
         """Whether it is a class method."""
-        return any(isinstance(d, ast.Name) and d.id == "classmethod" for d in self.decorators)
+        return self._decorated("classmethod")
+
+    def _decorated(self, by: str) -> bool:
+        return any(isinstance(d, ast.Name) and d.id == by for d in self.decorators)
 
     @property
     def decorators(self) -> list[ast.expr]:
@@ -315,8 +318,12 @@ class Module:
                 found.add(value.module)
             elif isinstance(value, Class | Function):
                 found.add(value.info.module)
-        found.update(m for base in self.stars if (m := self.project.find(base, self)) is not None)
-        return found - {self}
+        return {*found, *self.starred} - {self}
+
+    @property
+    def starred(self) -> list[Module]:
+        """The files of which it imports all names."""
+        return [m for base in self.stars if (m := self.project.find(base, self)) is not None]
 
     @property
     def is_test(self) -> bool:

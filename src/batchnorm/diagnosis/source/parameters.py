@@ -62,8 +62,10 @@ class Parameters:
             return None
         default = frozenset((function.literals[name],)) if name in function.literals else None
         at = function.positional.index(name) - (function.owner is not None) if name in function.positional else 99
-        found = set[Any]() if default is None or [*self._calls_of(function, names)] else {*default}
-        for module, call in self._calls_of(function, names):
+        found, calls = set[Any](), [*self._calls_of(function, names)]
+        if not calls:
+            return default
+        for module, call in calls:
             if any(isinstance(a, ast.Starred) for a in call.args) or None in [k.arg for k in call.keywords]:
                 return None
             given = next((k.value for k in call.keywords if k.arg == name), call.args[at] if call.args[at:] else None)
@@ -71,7 +73,7 @@ class Parameters:
             if values is None:
                 return None
             found |= values
-        return frozenset(found) if found and len(found) <= MOST_VALUES else None
+        return frozenset(found) if len(found) <= MOST_VALUES else None
 
     def _calls_of(self, function: FunctionInfo, names: Iterable[str]) -> Iterator[tuple[Module, ast.Call]]:
         for name in names:
@@ -93,7 +95,7 @@ class Parameters:
         if node.id in (*holder.positional, *(a.arg for a in holder.arguments.kwonlyargs)):
             again = (n for n in nodes_of(holder.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
             return None if any(n.id == node.id for n in again) else self.values(holder, node.id, depth + 1)
-        held = None if isinstance(module.top(node.id), type(None)) else module.static(node)
+        held = module.static(node)
         return frozenset((held.value,)) if isinstance(held, Const) else None
 
     def _of_attribute(self, holder: FunctionInfo, name: str, depth: int) -> Literals:

@@ -111,9 +111,8 @@ class Reached:
         """Everything that a file defines or imports."""
         self._queue.extend((*module.classes, *module.functions))
         self._meant(*map(module.top, [*module.names]))
-        stars = (module.project.find(base, module) for base in module.stars) if depth < DEEPEST_STAR else ()
-        for star in stars:
-            self._all_of(star, depth + 1) if star is not None and star is not module else None
+        for star in module.starred if depth < DEEPEST_STAR else ():
+            self._all_of(star, depth + 1)
 
     def _meant(self, *values: Any) -> None:
         for value in values:

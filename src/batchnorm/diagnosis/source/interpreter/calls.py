@@ -96,8 +96,6 @@ class Calls(Methods):
             return self.invoke(node, target.target, [*target.args, *args], {**dict(target.keywords), **keywords})
         if isinstance(target, External):
             return self.outside(node, target.name, args, keywords)
-        if isinstance(target, Obj) and self.info.of_class and target.kind == "self" and target.info is self.info.owner:
-            return self.construct(node, target.info, args, keywords)
         if isinstance(target, Obj):
             named = [n for n in self._named_by(target) if _takes(n, node)]
             own = [n for n in named if isinstance(n, Class | Function)]

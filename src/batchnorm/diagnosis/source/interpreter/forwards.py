@@ -66,13 +66,11 @@ class Forwards(Narrowing):
         """`requires_grad = False` on a parameter, a layer or a model."""
         flag, asked = self._flag(node), self._asked(node, value)
         off = flag is not None or asked is not None or (isinstance(value, Const) and value.value in (False, 0))
-        owners = objects_in(target)
+        owners, partly = objects_in(target), asked is not None
         if isinstance(target, Form):
             atoms = [a for form in (target, *target.others) for a in form.terms]
             owners = [a.owner for a in atoms if a.kind in ("parameter", "element") and isinstance(a.owner, Obj)]
-            partly = asked is not None or any(a.name == "some" for a in atoms)
-        else:
-            partly = asked is not None
+            partly |= any(a.name == "some" for a in atoms)
         for owner in owners:
             if owner.kind == "attribute" and owner.name == "bias":
                 continue  # alone, as under a classifier that wants centred features

@@ -44,7 +44,7 @@ class Interpreter(Statements):
         others = [a.arg for a in (*args.kwonlyargs, args.vararg, args.kwarg) if a is not None]
         for at, name in enumerate((*info.positional, *others)):
             if at == 0 and info.owner is not None and info.positional and not info.static:
-                self.state.env[name] = Class(info.owner) if name == "cls" else info.owner.self_obj
+                self.state.env[name] = Class(info.owner) if info.of_class or name == "cls" else info.owner.self_obj
                 continue
             if name not in info.params:
                 info.params[name] = Obj("parameter", name, info=info)

@@ -164,8 +164,7 @@ class Outside(Summaries):
     def names_of(self, module: Module) -> Obj:
         """The classes and functions at the top of a file, as a dict."""
         made = self.program.obj((id(module), "names"), lambda: Obj("dict", module.name))
-        starred = [found for base in module.stars if (found := self.program.project.find(base, module)) is not None]
-        values = (of.top(name) for of in (module, *starred) for name in of.names if name[:1] != "_")
+        values = (of.top(name) for of in (module, *module.starred) for name in of.names if name[:1] != "_")
         held = [v for v in values if isinstance(v, Class | Function | External)]
         for value in sorted(held, key=lambda v: not (isinstance(v, Class) and v.info.is_module)):
             if not isinstance(value, External) or FACTORIES.match(value.name):

@@ -209,5 +209,6 @@ def _freezes(facts: Facts) -> bool:
         alive = not function.name or (function.name in facts.called and _hidden_by(function) is None)
         if layers and function.module in used and alive:
             return True
-    others = any(BY_OTHERS.search(name) for name in facts.called - facts.defined)
+    defined = {i.name for m in facts.modules for i in (*m.functions, *m.classes)}
+    others = any(BY_OTHERS.search(name) for name in facts.called - defined)
     return others or not facts.mentioned.isdisjoint(FREEZERS)
